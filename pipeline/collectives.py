@@ -1,0 +1,145 @@
+"""Sums, gathers and exchanges over the workers of a run; every one is the identity in a single process.
+
+Gradient convention: :func:`all_sum` adds up the gradients of all workers in its backward pass. A loss computed
+from global sums is the same number on every worker, so after the sum each worker holds W times the gradient of
+that loss, and the average that DistributedDataParallel takes brings it out exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+_alone = False
+
+
+def world_size() -> int:
+    """Number of workers (1 when no process group runs)."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """This worker's number, 0 to W-1."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process counts as the only worker: for work on data that every worker holds whole."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+class RowRange(NamedTuple):
+    """The contiguous rows [start, stop) of a global array of `total` rows that one worker owns."""
+
+    start: int
+    stop: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Own rows times W over all rows: the factor that makes an average over workers a mean over rows."""
+        return (self.stop - self.start) * world_size() / self.total
+
+
+def row_range(total: int, of_rank: int | None = None) -> RowRange:
+    """Rows of a global array that a worker owns: contiguous, in rank order, sizes apart by one at most."""
+    workers, r = world_size(), rank() if of_rank is None else of_rank
+    return RowRange(total * r // workers, total * (r + 1) // workers, total)
+
+
+def equal_rows(count: int) -> RowRange:
+    """This worker's rows of a global batch of which every worker has `count`, in rank order."""
+    return RowRange(count * rank(), count * (rank() + 1), count * world_size())
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over the workers, differentiable; the backward pass sums the workers' gradients."""
+    return cast(Tensor, _AllSum.apply(x)) if world_size() > 1 else x
+
+
+def all_stack(x: Tensor) -> Tensor:
+    """The workers' tensors `x`, all of one shape, stacked in rank order: (W, *x.shape). No gradient."""
+    if world_size() == 1:
+        return x[None]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of all workers in rank order, on every worker; the numbers of rows may differ. No gradient."""
+    counts = all_stack(torch.tensor(len(x), device=x.device))
+    padded = x.new_zeros((int(counts.max()), *x.shape[1:]))
+    padded[: len(x)] = x
+    return torch.cat([part[:n] for part, n in zip(all_stack(padded), counts.tolist(), strict=True)])
+
+
+def from_rank_zero(x: Tensor) -> Tensor:
+    """Rank 0's value of `x` on every worker; `x` has the same shape everywhere. No gradient."""
+    if world_size() > 1:
+        x = x.contiguous()
+        dist.broadcast(x, src=0)
+    return x
+
+
+def send_rows_home(rows: Tensor, index: Tensor, total: int) -> Tensor:
+    """Rows that lie on any worker, moved to the worker that owns their index.
+
+    Parameters
+    ----------
+    rows : Tensor (n_local, D)
+    index : Tensor (n_local,) int64
+        Over all workers, each of 0..total-1 exactly once.
+    total : int
+
+    Returns
+    -------
+    Tensor (row_range(total) rows, D)
+        This worker's rows in the order of their index; independent of where they came from.
+    """
+    own = row_range(total)
+    if world_size() > 1:
+        starts = torch.tensor([row_range(total, r).start for r in range(world_size())], device=index.device)
+        owner = torch.bucketize(index, starts, right=True) - 1
+        order = torch.argsort(owner, stable=True)
+        send = torch.bincount(owner, minlength=world_size())
+        receive = torch.empty_like(send)
+        dist.all_to_all_single(receive, send)
+        index, rows = (_exchange(x[order], send.tolist(), receive.tolist()) for x in (index, rows))
+    home = rows.new_empty((own.stop - own.start, *rows.shape[1:]))
+    if len(rows) != len(home):
+        raise ValueError(f"{len(rows)} rows arrived for the {len(home)} of {own}; each index must come exactly once")
+    home[index - own.start] = rows
+    return home
+
+
+def _exchange(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    dist.all_to_all_single(out, x.contiguous(), receive, send)
+    return out

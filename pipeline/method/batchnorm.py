@@ -1,0 +1,131 @@
+"""BatchNorm with the statistics of the global batch, on any backend, CPU included.
+
+torch's SyncBatchNorm refuses CPU tensors; this one needs only an all-reduce. It can also take several stacked
+batches at once (`blocks`), each normalised by its own statistics: DigPro's two views go through a network in one
+call and one collective, with the numbers of two calls in a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.collectives import all_stack, all_sum
+
+
+class _Normalize(torch.autograd.Function):
+    """y = (x - mean) / std * weight + bias with the mean and variance of each block over all workers.
+
+    x is (V, B, C, L): V blocks of B rows, C channels, L positions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:  # type: ignore[override]
+        mean, var, count = _global_moments(x)
+        inv_std = torch.rsqrt(var + eps)
+        scale = inv_std * weight
+        y = torch.addcmul(_per_channel(bias - mean * scale, x), x, _per_channel(scale, x))
+        ctx.save_for_backward(x, weight, mean, inv_std, count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean, inv_std, count = ctx.saved_tensors
+        dy_sum, dy_xhat = _backward_sums(dy, x, mean, inv_std)
+        total = all_sum(torch.stack([dy_sum, dy_xhat])) / count
+        scale = inv_std * weight
+        slope = -scale * inv_std * total[1]
+        offset = -scale * total[0] - slope * mean
+        dx = torch.addcmul(_per_channel(offset, x), dy, _per_channel(scale, x)).addcmul_(x, _per_channel(slope, x))
+        return dx, dy_xhat.sum(0), dy_sum.sum(0), None
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """(V, C) statistics, shaped to broadcast over (V, B, C, L) in its precision."""
+    return values[:, None, :, None].to(like.dtype)
+
+
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (V, C) over rows, positions and workers, and the number of values behind them.
+
+    Workers' moments are merged by Chan's formula: summing squares instead would cancel in float32.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    moments = [torch.batch_norm_update_stats(block.to(wide), None, None, 0.0) for block in x]
+    mean, var = (torch.stack(m) for m in zip(*moments, strict=True))
+    counts = torch.full_like(mean, x.shape[1] * x.shape[3])
+    means, variances, counts = all_stack(torch.stack([mean, var, counts])).unbind(1)
+    count = counts.sum(0)
+    mean = (means * counts).sum(0) / count
+    var = ((variances + (means - mean) ** 2) * counts).sum(0) / count
+    return mean, var, count
+
+
+def _backward_sums(dy: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Per block and channel: sum of dy, and of dy times the normalised x, over this worker's rows."""
+    wide = mean.dtype
+    dy_sum = dy.sum(dim=(1, 3), dtype=wide)
+    dy_x = (dy * x).sum(dim=(1, 3), dtype=wide)
+    return dy_sum, (dy_x - mean * dy_sum) * inv_std
+
+
+class GlobalBatchNorm(nn.Module):
+    """Batch normalisation over the batches of all workers, for inputs (V*B, C) or (V*B, C, H, W).
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    blocks : int
+        V: in training the input is V stacked batches of equal length, each normalised by its own statistics, and
+        the running statistics move V times, in order.
+
+    Names, defaults and running statistics (unbiased variance) are those of torch.nn.BatchNorm1d and 2d.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, *, blocks: int = 1, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.blocks, self.eps, self.momentum = blocks, eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; ValueError when the rows do not divide into blocks or a block has a single value."""
+        if not self.training:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if len(x) % self.blocks:
+            raise ValueError(f"{len(x)} rows do not divide into {self.blocks} blocks of equal length")
+        stacked = x.view(self.blocks, len(x) // self.blocks, x.shape[1], -1)
+        y, mean, var, count = cast(tuple[Tensor, ...], _Normalize.apply(stacked, self.weight, self.bias, self.eps))
+        self._move_running(mean, var * (count / (count - 1)))
+        return y.view_as(x)
+
+    @torch.no_grad()
+    def _move_running(self, mean: Tensor, var: Tensor) -> None:
+        for block_mean, block_var in zip(mean, var, strict=True):
+            self.running_mean.lerp_(block_mean, self.momentum)
+            self.running_var.lerp_(block_var, self.momentum)
+
+
+def use_global_batchnorm(module: nn.Module, blocks: int = 1) -> nn.Module:
+    """Replace every torch BatchNorm inside `module` by a GlobalBatchNorm with the same weights and statistics."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm = GlobalBatchNorm(child.num_features, blocks=blocks, eps=child.eps, momentum=child.momentum or 0.1)
+            state = child.state_dict()
+            state.pop("num_batches_tracked")
+            norm.load_state_dict(state)
+            setattr(module, name, norm.to(child.weight.dtype))
+        else:
+            use_global_batchnorm(child, blocks)
+    return module

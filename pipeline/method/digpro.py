@@ -1,0 +1,207 @@
+"""DigPro's M-step: two views and pseudo-labels in, the three losses out (arXiv 2401.13581, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.clustering.kmeans import spherical_kmeans
+from pipeline.collectives import RowRange, alone, equal_rows, from_rank_zero
+from pipeline.method.batchnorm import use_global_batchnorm
+from pipeline.method.groups import FeatureBank, MomentumGroups
+from pipeline.method.losses import group_loss, instance_loss, prototype_loss, unit
+from pipeline.method.network import OnlineTarget
+
+
+@dataclass(frozen=True)
+class DigProSettings:
+    """Numbers of the method; the defaults are the paper's, `reference_*` restore what the reference code does.
+
+    Attributes
+    ----------
+    num_clusters : int
+        K, of pseudo-labels and of groups.
+    reference_lead_momentum : float or None
+        The reference moves the target a first time before the forward pass, by a fixed 0.99; here it moves once.
+    reference_empty_logit : float
+        Logit of empty prototypes; the reference has -10, which leaves them in the denominator.
+    reference_raw_groups : bool
+        Mix raw instead of unit features into the groups.
+    """
+
+    num_clusters: int
+    instance_weight: float = 1.0
+    prototype_weight: float = 0.1
+    group_weight: float = 0.3
+    prototype_temperature: float = 0.5
+    group_temperature: float = 0.1
+    group_momentum: float = 0.99
+    bank_size: int = 2560
+    reference_lead_momentum: float | None = None
+    reference_empty_logit: float = float("-inf")
+    reference_raw_groups: bool = False
+
+
+class StepLosses(NamedTuple):
+    """Losses of one step; their averages over the workers are the losses of the global batch."""
+
+    instance: Tensor
+    prototype: Tensor
+    group: Tensor
+    total: Tensor
+
+
+class DigPro(nn.Module):
+    """The online and target networks, the predictor, the groups and the bank.
+
+    Parameters
+    ----------
+    encoder, projector : nn.Module
+        (B, 3, H, W) -> (B, size) -> (B, D). Their BatchNorms become global-batch ones.
+    predictor : nn.Module
+        (B, D) -> (B, D).
+    feature_size : int
+        D.
+    settings : DigProSettings
+    autocast : torch.dtype or None
+        Precision of the networks' forward passes; losses and groups stay in the precision of the weights.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module,
+        feature_size: int,
+        settings: DigProSettings,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.autocast = settings, autocast
+        self.networks = OnlineTarget(encoder, projector)
+        self.predictor = use_global_batchnorm(predictor, blocks=4)
+        self.groups = MomentumGroups(
+            settings.num_clusters,
+            feature_size,
+            momentum=settings.group_momentum,
+            raw_updates=settings.reference_raw_groups,
+        )
+        self.bank = FeatureBank(settings.bank_size, feature_size)
+
+    def forward(
+        self,
+        view_a: Tensor,
+        view_b: Tensor,
+        labels: Tensor,
+        *,
+        target_momentum: float,
+        noise: Tensor | None = None,
+        warmup: bool = False,
+        group_centers: Tensor | None = None,
+        rows: RowRange | None = None,
+    ) -> StepLosses:
+        """Losses of one step, whose only side effects are on target, groups, bank and BatchNorm statistics.
+
+        Parameters
+        ----------
+        view_a, view_b : Tensor (B, 3, H, W)
+            Two views of this worker's images.
+        labels : Tensor (B,) int64
+            Pseudo-labels of the images.
+        target_momentum : float
+            Of this step's move of the target; it happens after the losses, before the optimizer's step.
+        noise : Tensor (2, B, D), optional
+            Added to the online features of each view before the predictor's instance branch.
+        warmup : bool
+            Leave the prototype loss out (it is 0).
+        group_centers : Tensor (K, D), optional
+            Reset the groups to these before the step.
+        rows : RowRange, optional
+            This worker's rows of the global batch; equal shares in rank order when absent.
+        """
+        own = rows or equal_rows(len(view_a))
+        if group_centers is not None:
+            self.groups.reset(group_centers)
+        elif self.settings.reference_lead_momentum is not None:
+            self.networks.follow(self.settings.reference_lead_momentum)
+        online = self._features(self.networks.online, view_a, view_b)
+        with torch.no_grad():
+            target = self._features(self.networks.target, view_b, view_a)
+        clean, noisy = self._predictions(online, noise)
+        with torch.autocast(view_a.device.type, enabled=False):
+            passes = zip(online, target, clean, noisy, strict=True)
+            losses = [self._pass(*features, None if warmup else labels) for features in passes]
+            for features in online:
+                self.bank.push(unit(features), own)
+        self.networks.follow(target_momentum)
+        return self._mean_over_passes(losses, own.share)
+
+    def _features(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+        """Features (2, B, D) of two views, in the precision of the weights."""
+        with self._mixed_precision(first.device):
+            features = network(torch.cat([first, second]))
+        return features.to(self.groups.features.dtype).unflatten(0, (2, -1))
+
+    def _predictions(self, online: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Predictions (2, B, D) of each view's features, without and with the latent noise."""
+        noisy = online if noise is None else online + noise
+        with self._mixed_precision(online.device):
+            predictions = self.predictor(torch.stack([online, noisy], dim=1).flatten(0, 2))
+        predictions = predictions.to(online.dtype).view(2, 2, *online.shape[1:])
+        return predictions[:, 0], predictions[:, 1]
+
+    def _pass(self, online: Tensor, target: Tensor, clean: Tensor, noisy: Tensor, labels: Tensor | None) -> Tensor:
+        """Instance, prototype and group loss (3,) of one view against the other's target features; moves the groups.
+
+        The order matters: the target's group is looked up before the groups move, the contrast is with the moved ones.
+        """
+        s = self.settings
+        assignment = self.groups.assign(target)
+        moved = self.groups.update(online)
+        grouping = group_loss(clean, moved, assignment, s.group_temperature)
+        if labels is None:
+            aggregation = online.new_zeros(())
+        else:
+            aggregation = prototype_loss(
+                online,
+                target,
+                labels,
+                s.num_clusters,
+                s.prototype_temperature,
+                empty_logit=s.reference_empty_logit,
+            )
+        return torch.stack([instance_loss(noisy, target), aggregation, grouping])
+
+    def _mean_over_passes(self, losses: list[Tensor], share: float) -> StepLosses:
+        """The two passes' mean; batch means are weighed so that their average over workers is the global mean."""
+        instance, prototype, group = torch.stack(losses).mean(dim=0)
+        instance, group = share * instance, share * group
+        s = self.settings
+        total = s.instance_weight * instance + s.prototype_weight * prototype + s.group_weight * group
+        return StepLosses(instance, prototype, group, total)
+
+    def bank_centers(self, seed: int) -> Tensor | None:
+        """Centres (K, D) to reset the groups to, equal on every worker; None while the bank has fewer than K rows."""
+        rows, num_groups = self.bank.gather(), len(self.groups.features)
+        if len(rows) < num_groups:
+            return None
+        with alone():
+            centers = spherical_kmeans(rows, num_groups, restarts=1, seed=seed).centers
+        return from_rank_zero(centers)  # workers on unlike machines may differ in the last bit
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features of the target network (B, D), in evaluation mode: what pseudo-labels are made of."""
+        target = self.networks.target
+        was_training = target.training
+        target.eval()
+        with torch.no_grad(), self._mixed_precision(images.device):
+            features = target(images)
+        target.train(was_training)
+        return unit(features.to(self.groups.features.dtype))
+
+    def _mixed_precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None)

@@ -1,0 +1,109 @@
+"""Dynamic grouping: K momentum groups that follow the online features, and the bank behind their resets.
+
+DigPro section 3.2, after SMoG (arXiv 2207.06167): groups move with every batch, so that contrast happens between
+an image and groups, not between images.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.collectives import RowRange, all_sum
+from pipeline.method.losses import unit
+
+
+class MomentumGroups(nn.Module):
+    """K group features (K, D), equal on every worker.
+
+    Parameters
+    ----------
+    num_groups, feature_size : int
+        K and D.
+    momentum : float
+        Part of a group that one update keeps.
+    raw_updates : bool
+        Mix features into the groups as they are, not on the unit sphere: the reference code's way, in which the
+        step of a group grows with the projector's scale.
+    """
+
+    features: Tensor
+
+    def __init__(
+        self, num_groups: int, feature_size: int, *, momentum: float = 0.99, raw_updates: bool = False
+    ) -> None:
+        super().__init__()
+        self.momentum, self.raw_updates = momentum, raw_updates
+        self.register_buffer("features", unit(torch.randn(num_groups, feature_size)))
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Tensor:
+        """The group (B,) of largest cosine for each row of features (B, D); the lowest index on ties."""
+        return (unit(features) @ unit(self.features).T).argmax(dim=1)
+
+    def update(self, features: Tensor) -> Tensor:
+        """Move each group towards the mean of its members in the global batch; groups without members stay.
+
+        Parameters
+        ----------
+        features : Tensor (B, D)
+            This worker's online features.
+
+        Returns
+        -------
+        Tensor (K, D)
+            The new groups, with the gradient of the update back to the features; kept here without it.
+        """
+        mixed = features if self.raw_updates else unit(features)
+        members = F.one_hot(self.assign(features), len(self.features)).to(mixed.dtype)
+        sums = all_sum(members.T @ torch.cat([mixed, torch.ones_like(mixed[:, :1])], dim=1))
+        means, count = sums[:, :-1] / sums[:, -1:].clamp(min=1), sums[:, -1:].detach()
+        moved = self.momentum * self.features + (1 - self.momentum) * means
+        groups = torch.where(count > 0, moved, self.features)
+        self.features = groups.detach()
+        return groups
+
+    @torch.no_grad()
+    def reset(self, centers: Tensor) -> None:
+        """Put the groups at the directions of centers (K, D); ValueError when the shape is another."""
+        if centers.shape != self.features.shape:
+            raise ValueError(f"centers are {tuple(centers.shape)}; the groups need {tuple(self.features.shape)}")
+        self.features = unit(centers).to(self.features)
+
+
+class FeatureBank(nn.Module):
+    """The last `size` unit features of the global batches, spread over the workers.
+
+    Row p of the stream lies at position p modulo size. A worker writes its own rows and zeros where the others'
+    lie, so that the sum over workers is the whole bank, and no batch has to be gathered.
+    """
+
+    rows: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int, feature_size: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, feature_size))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, features: Tensor, own: RowRange) -> None:
+        """Append the unit features of this worker's rows `own` of a global batch: features (own rows, D)."""
+        kept = max(own.total - len(self.rows), 0)  # of a batch larger than the bank, only the end would survive
+        positions = torch.arange(kept, own.total, device=self.rows.device)
+        self.rows[(self.pushed + positions) % len(self.rows)] = 0
+        mine = positions[max(own.start - kept, 0) : max(own.stop - kept, 0)]
+        self.rows[(self.pushed + mine) % len(self.rows)] = features[len(features) - len(mine) :].to(self.rows)
+        self.pushed += own.total
+
+    @torch.no_grad()
+    def gather(self) -> Tensor:
+        """The bank's rows (n, D), oldest first, equal on every worker; n = size once it is full."""
+        rows, pushed = all_sum(self.rows), int(self.pushed)
+        return torch.roll(rows, -(pushed % len(rows)), dims=0) if pushed >= len(rows) else rows[:pushed]
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Tensor]:
+        """The whole bank, whatever the number of workers: what a checkpoint keeps."""
+        return {"rows": all_sum(self.rows), "pushed": self.pushed.clone()}

@@ -1,0 +1,81 @@
+"""The three losses of DigPro: pure functions of features, in the precision of their input.
+
+`unit(x)` is a row over its length. Predictions come from the online network (with predictor), targets from the
+momentum network of the other view; targets carry no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.collectives import all_sum
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of x (..., D) on the unit sphere; a zero row stays zero."""
+    return F.normalize(x, dim=-1, eps=1e-12)
+
+
+def instance_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Minus twice the mean cosine of predictions (B, D) and targets (B, D): -2 at best (BYOL, without its constant)."""
+    return -2 * F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+
+
+def group_loss(prediction: Tensor, groups: Tensor, assignment: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy of each prediction against all groups (synchronous momentum grouping, SMoG).
+
+    Parameters
+    ----------
+    prediction : Tensor (B, D)
+    groups : Tensor (K, D)
+        Any length of rows; a gradient flows to them where they carry one.
+    assignment : Tensor (B,) int64
+        The group that the other view's target feature belongs to.
+    temperature : float
+    """
+    logits = unit(prediction) @ unit(groups).T / temperature
+    return F.cross_entropy(logits, assignment)
+
+
+def prototype_loss(
+    online: Tensor,
+    target: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    temperature: float = 0.5,
+    *,
+    empty_logit: float = float("-inf"),
+) -> Tensor:
+    """Contrast of the clusters' prototypes over the global batch: each near its momentum twin, far from the others.
+
+    Parameters
+    ----------
+    online : Tensor (B, D)
+        Projections of the online network, any length of rows.
+    target : Tensor (B, D)
+        Projections of the target network, any length of rows.
+    labels : Tensor (B,) int64 or (B, num_clusters) float
+        Pseudo-labels of the rows, hard or soft.
+    num_clusters : int
+    temperature : float
+    empty_logit : float
+        Logit of clusters without members in the global batch: -inf leaves them out; the reference code has -10.
+
+    Returns
+    -------
+    Tensor ()
+        Mean over the clusters present, the same number on every worker.
+    """
+    hard = labels.dim() == 1
+    weights = F.one_hot(labels, num_clusters).to(online.dtype) if hard else labels.to(online.dtype)
+    features = torch.cat([unit(online), unit(target.detach()), torch.ones_like(online[:, :1])], dim=1)
+    sums = all_sum(weights.T @ features)
+    q, k, count = unit(sums[:, : online.shape[1]]), unit(sums[:, online.shape[1] : -1]), sums[:, -1].detach()
+    own = (q * k).sum(dim=1)
+    logits = torch.diagonal_scatter(q @ q.T, own) / temperature
+    present = count > 0
+    logits = logits.masked_fill(~present, empty_logit)
+    loss = torch.logsumexp(logits, dim=1) - own / temperature
+    return torch.where(present, loss, 0).sum() / present.sum()

@@ -1,0 +1,84 @@
+"""Every collective: value and gradient on two workers against one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline import collectives as c
+from tests.conftest import Workers
+
+
+def _sum_and_gradient(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.tensor([1.0, 2.0]) * (rank + 1)
+    x.requires_grad_()
+    total = c.all_sum(x)
+    (total**2).sum().backward()
+    return total.detach(), x.grad
+
+
+def test_all_sum_adds_values_and_gradients(pair: Workers) -> None:
+    for total, gradient in pair.run(_sum_and_gradient):
+        assert total.tolist() == [3.0, 6.0]
+        assert gradient.tolist() == [12.0, 24.0]  # 2 * total, once from each worker's loss
+
+
+def test_all_sum_is_the_identity_in_one_process() -> None:
+    x = torch.ones(3, requires_grad=True)
+    assert c.all_sum(x) is x
+
+
+def _gather(rank: int) -> torch.Tensor:
+    return c.gather_rows(torch.arange(2 + rank)[:, None] + 10 * rank)
+
+
+def test_gather_rows_takes_unequal_numbers_of_rows(pair: Workers) -> None:
+    for rows in pair.run(_gather):
+        assert rows[:, 0].tolist() == [0, 1, 10, 11, 12]
+
+
+def _home(rank: int, index: torch.Tensor) -> torch.Tensor:
+    mine = index[rank::2] if rank else torch.cat([index[0::2]])
+    return c.send_rows_home(mine[:, None].double() * 10, mine, len(index))
+
+
+@pytest.mark.parametrize("total", [1, 5, 12])
+def test_rows_come_home_from_anywhere(pair: Workers, total: int) -> None:
+    index = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat(pair.run(_home, index))
+    assert rows[:, 0].tolist() == [10.0 * i for i in range(total)]
+
+
+def test_a_lost_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="2 rows arrived for the 3"):
+        c.send_rows_home(torch.zeros(2, 1), torch.tensor([0, 2]), 3)
+
+
+def _ranges(rank: int) -> tuple[c.RowRange, float]:
+    own = c.row_range(5)
+    return own, own.share
+
+
+def test_row_ranges_cover_all_rows_and_shares_average_to_one(pair: Workers) -> None:
+    (first, share_0), (second, share_1) = pair.run(_ranges)
+    assert (first.start, first.stop, second.start, second.stop) == (0, 2, 2, 5)
+    assert (share_0 + share_1) / 2 == pytest.approx(1)
+
+
+def _alone(rank: int) -> tuple[int, int, float]:
+    with c.alone():
+        inside = (c.world_size(), c.rank(), float(c.all_sum(torch.tensor(1.0))))
+    assert c.world_size() == 2
+    return inside
+
+
+def test_alone_counts_one_worker(pair: Workers) -> None:
+    assert pair.run(_alone) == [(1, 0, 1.0)] * 2
+
+
+def _from_zero(rank: int) -> float:
+    return float(c.from_rank_zero(torch.tensor(rank + 5.0)))
+
+
+def test_rank_zero_speaks_for_all(pair: Workers) -> None:
+    assert pair.run(_from_zero) == [5.0, 5.0]
