@@ -181,3 +181,104 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("pipeline.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(source: str | Path = "digits", overrides: list[str] | None = None) -> RunConfig:
+    """A preset (by name) or a YAML file (by path), with dotted overrides on top.
+
+    Parameters
+    ----------
+    source : str or Path
+        A name of :func:`preset_names`, or the path of a file ending in .yaml or .yml.
+    overrides : list of str
+        Each "section.key=value"; the value is read as YAML, so `null`, `true`, `[0.2, 1]` mean what they say.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown preset, an unreadable file, an unknown key (with the nearest known one) or a bad value.
+    """
+    values = _read_yaml(source)
+    for override in overrides or []:
+        _set(values, override)
+    return parse_config(values, str(source))
+
+
+def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
+    """Validate plain values; ConfigError lists every fault with its dotted key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(e)}" for e in error.errors())
+        raise ConfigError(f"configuration {origin!r} cannot be used:\n{faults}") from None
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    if str(source).endswith((".yaml", ".yml")):
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f"there is no configuration file {str(path)!r}")
+        text = path.read_text()
+    elif source in preset_names():
+        text = resources.files("pipeline.presets").joinpath(f"{source}.yaml").read_text()
+    else:
+        raise ConfigError(f"unknown preset {str(source)!r}{_nearest(str(source), preset_names())}, or give a .yaml file")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {str(source)!r} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {str(source)!r} holds {values!r}; it must be a mapping of sections")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} has no '='; write section.key=value, for example optim.lr=0.1")
+    *sections, key = dotted.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+    values[key] = yaml.safe_load(text)
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as a sentence with the dotted key, the value and what to do."""
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{dotted}: unknown key{_nearest(location[-1], _keys_beside(location))}"
+    if error["type"] == "missing":
+        return f"{dotted}: a value is needed; give one with --set {dotted}=..."
+    return f"{dotted or 'settings'}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for section in location[:-1]:
+        annotation = model.model_fields[section].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(known)})"
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Eight characters that change with every setting that changes the result, and with no other.
+
+    Where a run is stored or tracked and on how many workers it runs are not part of it.
+    """
+    relevant = config.model_dump(mode="json", exclude={"name", "storage", "resources", "tracking", "checkpoint"})
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,31 @@
+# Each target does all the set-up it needs; the environment is made once and again when its inputs change.
+VENV := .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+
+.PHONY: help demo test check benchmark clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/ready ## cluster scikit-learn's digits with two workers, and show where the results are
+	$(VENV)/bin/digpro train --preset digits
+
+test: check ## lint, types and all tests
+	$(PY) -m pytest
+
+check: $(VENV)/ready ## lint and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+benchmark: $(VENV)/ready ## speed of the pipeline against the bare step
+	$(PY) benchmarks/pipeline.py
+
+clean: ## remove the environment; data and runs stay
+	rm -rf $(VENV)

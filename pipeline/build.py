@@ -1,0 +1,113 @@
+"""From a configuration to the objects of the method, which know nothing of configurations."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import SGD
+
+from pipeline.config import ConfigError, RunConfig
+from pipeline.data.shards import Manifest
+from pipeline.data.views import TwoViews
+from pipeline.method.digpro import DigPro, DigProSettings
+from pipeline.method.encoder import build_encoder, build_head, build_predictor
+from pipeline.method.optimizer import build_optimizer
+from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
+
+
+def cluster_count(config: RunConfig, manifest: Manifest) -> int:
+    """K: as configured, or the number of classes that the manifest names.
+
+    Raises
+    ------
+    ConfigError
+        When neither says, or K exceeds the number of images.
+    """
+    clusters = config.method.num_clusters or len(manifest.class_names)
+    if clusters < 2:
+        raise ConfigError(
+            f"method.num_clusters is not set and the data set at {config.data.path} names "
+            f"{len(manifest.class_names)} classes; set method.num_clusters"
+        )
+    if clusters > manifest.num_images:
+        raise ConfigError(
+            f"method.num_clusters={clusters} exceeds the {manifest.num_images} images of {config.data.path}; lower it"
+        )
+    return clusters
+
+
+def steps_per_epoch(config: RunConfig, manifest: Manifest) -> int:
+    """Whole global batches in an epoch; ConfigError when there is none."""
+    steps = manifest.num_images // config.optim.batch_size
+    if steps == 0:
+        raise ConfigError(
+            f"optim.batch_size={config.optim.batch_size} exceeds the {manifest.num_images} images of "
+            f"{config.data.path}; lower it"
+        )
+    return steps
+
+
+def model_for(config: RunConfig, num_clusters: int, device: torch.device) -> DigPro:
+    """A fresh model with the weights of the run's seed, on a device."""
+    torch.manual_seed(config.seed)
+    m, s = config.method, config.model
+    encoder, size = build_encoder(s.encoder, small_stem=s.small_stem)
+    settings = DigProSettings(
+        num_clusters=num_clusters,
+        instance_weight=m.instance_weight,
+        prototype_weight=m.prototype_weight,
+        group_weight=m.group_weight,
+        prototype_temperature=m.prototype_temperature,
+        group_temperature=m.group_temperature,
+        group_momentum=m.group_momentum,
+        bank_size=m.bank_size,
+        reference_lead_momentum=0.99 if m.reference_double_momentum else None,
+        reference_empty_logit=-10.0 if m.reference_empty_logit else float("-inf"),
+        reference_raw_groups=m.reference_raw_groups,
+    )
+    projector = build_head(size, s.projector_hidden, s.feature_size)
+    predictor = build_predictor(s.feature_size, s.predictor_hidden)
+    precision = autocast_dtype(config, device)
+    return DigPro(encoder, projector, predictor, s.feature_size, settings, autocast=precision).to(device)
+
+
+def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where asked for, or where `auto` finds a GPU that has it; None is float32."""
+    if config.optim.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if config.optim.precision == "bfloat16" else None
+
+
+def optimizer_for(config: RunConfig, model: DigPro) -> SGD:
+    """SGD as configured; the rates of a step come from the schedules."""
+    o = config.optim
+    return build_optimizer(
+        model,
+        lr=scaled_lr(o.lr, o.batch_size),
+        momentum=o.momentum,
+        weight_decay=o.weight_decay,
+        decay_bias_and_norm=o.decay_bias_and_norm,
+    )
+
+
+def schedules_for(config: RunConfig, steps: int) -> Schedules:
+    """Schedules of the whole run, `steps` to an epoch."""
+    o, m = config.optim, config.method
+    lr = scaled_lr(o.lr, o.batch_size)
+    return build_schedules(
+        lr,
+        epochs=o.epochs,
+        steps_per_epoch=steps,
+        warmup_epochs=o.warmup_epochs,
+        final_lr=lr * o.final_lr_fraction,
+        predictor_lr_factor=o.predictor_lr_factor,
+        fixed_predictor_lr=o.fixed_predictor_lr,
+        target_momentum=m.target_momentum,
+        increase_momentum=m.increase_momentum,
+        reference_long_cosine=m.reference_long_cosine,
+    )
+
+
+def views_for(config: RunConfig, manifest: Manifest) -> TwoViews:
+    """The augmentation, normalised by the data set's own statistics; a constant channel is only centred."""
+    std = [s if s > 0 else 1.0 for s in manifest.statistics.std]
+    return TwoViews(config.views, manifest.statistics.mean, std, config.seed)

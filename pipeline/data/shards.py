@@ -1,0 +1,237 @@
+"""The shard contract: Parquet files in the Hugging Face image layout, and the manifest beside them.
+
+A data set is a folder (local, or any pyarrow filesystem URI) of ``shard-*.parquet`` files and one
+``manifest.json``. The manifest is written last, so a folder that has one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+WORK_FOLDER = "_ingest"  # unfinished ingests keep their parts here
+QUARANTINE_CAP = 100  # entries repeated in the manifest; the file named by QUARANTINE has them all
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+COLUMNS = {"image": IMAGE_TYPE, "label": pa.int64(), "index": pa.int64()}
+
+
+class DataError(ValueError):
+    """A source, folder or shard that cannot be used; the message names it and the remedy."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(_Record):
+    """One Parquet file: ``rows`` images with the indices ``first_index .. first_index + rows - 1``."""
+
+    file: str
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1, description="size of the file")
+    first_index: int = Field(ge=0)
+
+
+class Quarantined(_Record):
+    """Something in the source that could not be ingested."""
+
+    path: str = Field(description="where it stood in the source")
+    reason: str
+    rows: int = Field(default=1, ge=1, description="images lost with it, as far as the source still tells")
+
+
+class ImageStatistics(_Record):
+    """Pixel statistics in 0..1 (RGB) over ``sampled`` images, each weighing the same; sizes over all images."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sampled: int = Field(ge=1)
+    min_width: int = Field(ge=1)
+    max_width: int = Field(ge=1)
+    min_height: int = Field(ge=1)
+    max_height: int = Field(ge=1)
+
+    @property
+    def common_size(self) -> tuple[int, int] | None:
+        """(width, height) when every image has the same, else None."""
+        same = self.min_width == self.max_width and self.min_height == self.max_height
+        return (self.min_width, self.min_height) if same else None
+
+
+class SourceInfo(_Record):
+    """What was ingested; ``digest`` changes with the source's files, labels or class names."""
+
+    source: str
+    kind: str
+    digest: str
+
+
+class Manifest(_Record):
+    """All that readers need to know of a data set without opening its shards."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    num_images: int = Field(ge=0)
+    class_names: list[str] = Field(description="empty when the source names no classes")
+    statistics: ImageStatistics
+    source: SourceInfo
+    shards: list[Shard]
+    quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
+    quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
+
+    def write(self, folder: str) -> None:
+        """Write ``manifest.json`` into `folder`, whole or not at all."""
+        fs, root = filesystem(folder)
+        write_atomically(fs, f"{root}/{MANIFEST}", self.model_dump_json(indent=1).encode())
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a local path or pyarrow URI (``s3://``, ``gs://``, ``file://`` ...), and the path in it.
+
+    Local paths come back absolute, because Ray workers run in other folders than the driver.
+    """
+    if not path:
+        raise DataError("the path is empty; give a folder, a file or a URI")
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    try:
+        fs, inner = pafs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        remedy = "give a local path or a URI such as s3://bucket/folder"
+        raise DataError(f"{path} is no usable filesystem URI ({error}); {remedy}") from error
+    return fs, inner.rstrip("/")
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every process: URIs as they are, local ones from the root."""
+    return path if "://" in path else filesystem(path)[1]
+
+
+def write_atomically(fs: pafs.FileSystem, path: str, data: bytes) -> None:
+    """Write `data` under a temporary name and move it to `path`, so that a kill leaves the old file or the new."""
+    temporary = f"{path}.tmp"
+    with fs.open_output_stream(temporary) as stream:
+        stream.write(data)
+    fs.move(temporary, path)
+
+
+def shard_schema(class_names: Sequence[str]) -> pa.Schema:
+    """The schema of a shard, with the metadata by which Hugging Face ``datasets`` decodes it."""
+    label = {"_type": "ClassLabel", "names": list(class_names)} if class_names else {"_type": "Value", "dtype": "int64"}
+    features = {"image": {"_type": "Image"}, "label": label, "index": {"_type": "Value", "dtype": "int64"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema(list(COLUMNS.items()), metadata=metadata)
+
+
+def read_manifest(folder: str) -> Manifest:
+    """Read the manifest of `folder`.
+
+    Raises
+    ------
+    DataError
+        When it is missing (never ingested, or interrupted), unreadable, damaged or of another schema version.
+    """
+    fs, root = filesystem(folder)
+    try:
+        with fs.open_input_file(f"{root}/{MANIFEST}") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        raise DataError(_why_no_manifest(fs, root, folder)) from None
+    except OSError as error:
+        raise DataError(f"cannot read {folder}/{MANIFEST}: {error}") from error
+    return _parse_manifest(raw, folder)
+
+
+def _why_no_manifest(fs: pafs.FileSystem, root: str, folder: str) -> str:
+    if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
+        return f"{folder} holds an unfinished ingest; run the same `digpro ingest` again, it goes on from there"
+    return f"{folder} holds no {MANIFEST}; fill it with `digpro ingest SOURCE {folder}`"
+
+
+def _parse_manifest(raw: bytes, folder: str) -> Manifest:
+    remedy = "delete the folder and ingest the source again"
+    try:
+        version = json.loads(raw)["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}/{MANIFEST} is damaged ({error!r}); {remedy}") from None
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{folder}/{MANIFEST} has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise DataError(f"{folder}/{MANIFEST} is damaged ({error}); {remedy}") from None
+
+
+def validate_shards(folder: str) -> Manifest:
+    """Check every shard of `folder` against its manifest: existence, columns, types, rows, indices, size.
+
+    Reads footers and the index column only, so the cost does not grow with the size of the images.
+
+    Raises
+    ------
+    DataError
+        Naming the first bad file and what is wrong with it.
+    """
+    manifest = read_manifest(folder)
+    _check_totals(manifest, folder)
+    fs, root = filesystem(folder)
+    with ThreadPoolExecutor(8) as pool:  # remote footers are latency, not work
+        problems = pool.map(lambda shard: _shard_problem(fs, f"{root}/{shard.file}", shard), manifest.shards)
+        for shard, problem in zip(manifest.shards, problems, strict=True):
+            if problem:
+                raise DataError(f"{folder}/{shard.file}: {problem}; delete the folder and ingest the source again")
+    return manifest
+
+
+def _check_totals(manifest: Manifest, folder: str) -> None:
+    if manifest.num_images == 0:
+        raise DataError(f"{folder} holds zero images; ingest a source that has some")
+    expected = 0
+    for shard in manifest.shards:
+        if shard.first_index != expected:
+            raise DataError(f"{folder}/{MANIFEST}: {shard.file} starts at index {shard.first_index}, not {expected}")
+        expected += shard.rows
+    if expected != manifest.num_images:
+        raise DataError(f"{folder}/{MANIFEST}: num_images is {manifest.num_images} but the shards sum to {expected}")
+
+
+def _shard_problem(fs: pafs.FileSystem, path: str, shard: Shard) -> str | None:
+    info = fs.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        return "the shard is missing"
+    try:
+        with fs.open_input_file(path) as file:
+            problem = _content_problem(pq.ParquetFile(file, page_checksum_verification=True), shard)
+    except (pa.ArrowException, OSError) as error:
+        return f"unreadable, {info.size} of {shard.bytes} bytes are there ({error})"
+    if not problem and info.size != shard.bytes:
+        return f"has {info.size} bytes but the manifest says {shard.bytes}"
+    return problem
+
+
+def _content_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+    schema = file.schema_arrow
+    for name, kind in COLUMNS.items():
+        if name not in schema.names:
+            return f"column {name!r} is missing, it has {schema.names}"
+        if schema.field(name).type != kind:
+            return f"column {name!r} is {schema.field(name).type}, not {kind}"
+    if file.metadata.num_rows != shard.rows:
+        return f"has {file.metadata.num_rows} rows but the manifest says {shard.rows}"
+    index = file.read(columns=["index"]).column("index").to_numpy()
+    wrong = np.flatnonzero(index != np.arange(shard.first_index, shard.first_index + shard.rows))
+    if wrong.size:
+        return f"row {wrong[0]} has index {index[wrong[0]]}, not {shard.first_index + wrong[0]}"
+    return None

@@ -1,0 +1,85 @@
+"""Evaluate a finished run on any shards: assignments for every image, and scores where classes are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.clustering.scores import clustering_scores
+from pipeline.config import ConfigError, RunConfig
+from pipeline.data.read import read_labels
+from pipeline.data.shards import Manifest, absolute, read_manifest
+from pipeline.data.stream import decoded
+from pipeline.inference.assign import assign
+from pipeline.training.checkpoint import newest_in
+from pipeline.training.estep import size_health
+from pipeline.training.outcome import ASSIGNMENTS, environment_facts
+from pipeline.training.run_folder import IDENTITY, SUMMARY, RunFolder
+
+
+def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[str, Any]:
+    """Assign all images of a data set by the newest checkpoint of a run. Ray must be connected.
+
+    Parameters
+    ----------
+    run : str
+        Folder of the run.
+    data : str, optional
+        Folder of shards; the run's own when absent.
+    out : str, optional
+        Folder to write to; `evaluation` in the run's folder when absent.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in summary.json of the output folder.
+
+    Raises
+    ------
+    ConfigError
+        When `run` is no run's folder, or holds no readable checkpoint.
+    DataError
+        When `data` is no folder of shards.
+    """
+    folder = RunFolder.at(absolute(run))
+    identity, values = folder.read(IDENTITY), newest_in(folder.path)
+    if identity is None or values is None:
+        raise ConfigError(f"{run} holds no run with a checkpoint; give the folder that `digpro train` printed")
+    trained, manifest = RunConfig.model_validate(identity["config"]), Manifest.model_validate(identity["manifest"])
+    path = absolute(data) if data else trained.data.path
+    target = RunFolder.at(absolute(out) if out else f"{folder.path}/evaluation")
+    config = trained.model_copy(update={"data": trained.data.model_copy(update={"path": path})})
+    images = decoded(config, read_manifest(path))
+    table = _collect(assign(images, trained, manifest, values).iter_batches(batch_format="numpy"), read_labels(path))
+    with target.open_output(ASSIGNMENTS) as stream:
+        pq.write_table(table, stream)
+    summary = _summarise(table, folder, path, target, len(values["centers"]))
+    target.write(SUMMARY, summary)
+    return summary
+
+
+def _collect(batches: Any, labels: np.ndarray[Any, Any] | None) -> pa.Table:
+    """Assignments by index, with the classes where they are known."""
+    parts = list(batches)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(columns["index"])
+    columns = {name: values[order] for name, values in columns.items()}
+    return pa.table(columns | ({} if labels is None else {"label": labels}))
+
+
+def _summarise(table: pa.Table, run: RunFolder, data: str, target: RunFolder, clusters: int) -> dict[str, Any]:
+    found = table.column("cluster").to_numpy()
+    known = "label" in table.column_names
+    return {
+        "run": run.name,
+        "data": data,
+        "images": len(found),
+        "scores": clustering_scores(table.column("label").to_numpy(), found) if known else {},
+        "health": size_health(torch.from_numpy(found.copy()), clusters),
+        "outputs": {"summary": f"{target.path}/{SUMMARY}", "assignments": f"{target.path}/{ASSIGNMENTS}"},
+        **environment_facts(),
+    }

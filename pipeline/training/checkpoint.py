@@ -1,0 +1,156 @@
+"""Everything the next step depends on, saved by rank 0 and loaded by all, on any number of workers and any device.
+
+No random state is among it: every random choice is keyed by (seed, epoch, image index). Files hold tensors and plain
+values only and are read with `weights_only=True`, so that loading one runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.train import Checkpoint, Result
+from torch import Tensor
+from torch.optim import SGD
+
+from pipeline.collectives import all_sum, rank, world_size
+from pipeline.config import RunConfig
+from pipeline.data.shards import filesystem
+from pipeline.method.digpro import DigPro
+from pipeline.training.estep import PseudoLabels
+
+STATE, ABOUT = "state.pt", "about.json"
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names it and what is wrong."""
+
+
+@dataclass
+class TrainState:
+    """What changes during a run.
+
+    Attributes
+    ----------
+    epoch : int
+        Finished epochs.
+    step : int
+        Steps done in the epoch under way.
+    loss_sums : Tensor (4,)
+        Sums of this worker's losses over these steps.
+    pseudo : PseudoLabels or None
+        None before the first E-step.
+    history : list of dict
+        Metrics of every finished epoch, the initial E-step's first.
+    """
+
+    model: DigPro
+    optimizer: SGD
+    loss_sums: Tensor
+    epoch: int = 0
+    step: int = 0
+    pseudo: PseudoLabels | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save(state: TrainState, config: RunConfig, folder: Path) -> None:
+    """Write the state into an empty folder. All workers call it, rank 0 writes.
+
+    What is spread over the workers (the bank, the loss sums) is summed first, so that the file is whole.
+    """
+    assert state.pseudo is not None
+    values = {
+        "model": {k: v for k, v in state.model.state_dict().items() if not k.startswith("bank.")},
+        "bank": state.model.bank.state(),
+        "optimizer": state.optimizer.state_dict(),
+        "loss_sums": all_sum(state.loss_sums) / world_size(),
+        "labels": state.pseudo.labels,
+        "centers": state.pseudo.centers,
+        "epoch": state.epoch,
+        "step": state.step,
+        "history": state.history,
+    }
+    if rank() == 0:
+        torch.save(values, folder / STATE)
+        about = {
+            "format": FORMAT,
+            "sha256": _digest(folder / STATE),
+            "epoch": state.epoch,
+            "step": state.step,
+            "workers": world_size(),
+            "versions": {name: version(name) for name in ("torch", "torchvision", "ray")},
+            "config": config.model_dump(mode="json"),
+        }
+        (folder / ABOUT).write_text(json.dumps(about, indent=1))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The values of a checkpoint on the CPU, once its checksum has been found right.
+
+    Raises
+    ------
+    CheckpointError
+        When a file is missing, damaged or of another format.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        digest = _digest(folder / STATE)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder} is incomplete: {error}") from None
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {folder} has format {about.get('format')}, this version reads {FORMAT}")
+    if about.get("sha256") != digest:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE} does not match its checksum")
+    return torch.load(folder / STATE, map_location="cpu", weights_only=True) | {"config": about["config"]}
+
+
+def restore(state: TrainState, values: dict[str, Any]) -> None:
+    """Put a checkpoint's values into a freshly built state, on its device and for this number of workers."""
+    device = state.model.groups.features.device
+    bank = values["bank"] if rank() == 0 else {**values["bank"], "rows": torch.zeros_like(values["bank"]["rows"])}
+    state.model.load_state_dict(values["model"] | {f"bank.{name}": value for name, value in bank.items()})
+    state.optimizer.load_state_dict(values["optimizer"])
+    state.loss_sums = values["loss_sums"].to(device)
+    state.pseudo = PseudoLabels(values["labels"].to(device), values["centers"].to(device))
+    state.epoch, state.step = values["epoch"], values["step"]
+    state.history = values["history"]
+
+
+def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
+    """Values of the first sound checkpoint, newest first; a damaged one is named in the log and passed over."""
+    for checkpoint in checkpoints:
+        try:
+            with checkpoint.as_directory() as folder:
+                return read(Path(folder))
+        except (CheckpointError, OSError) as error:
+            log.warning("%s; trying the one before it", error)
+    return None
+
+
+def newest_in(run_folder: str) -> dict[str, Any] | None:
+    """Values of the newest sound checkpoint that Ray Train registered in a run's folder; None without one."""
+    files, root = filesystem(run_folder)
+    try:
+        result = Result.from_path(root, storage_filesystem=files)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return read_newest(newest_first(result))
+
+
+def newest_first(result: Result) -> list[Checkpoint]:
+    """The checkpoints that a run kept, the latest first."""
+    return [checkpoint for checkpoint, _ in reversed(result.best_checkpoints or [])]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

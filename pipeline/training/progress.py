@@ -1,0 +1,119 @@
+"""What a run says of itself while it runs: to MLflow, and to the person at the driver's terminal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from pipeline.config import RunConfig
+from pipeline.tracking import RunWriter
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 5.0  # a line this often is enough for a person
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 leaves its news and the driver fetches them; it works on any cluster, without shared files."""
+
+    def __init__(self) -> None:
+        self.news: list[dict[str, Any]] = []
+
+    def post(self, item: dict[str, Any]) -> None:
+        """Leave one item."""
+        self.news.append(item)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All items since the last call."""
+        taken, self.news = self.news, []
+        return taken
+
+
+class Reporter:
+    """The worker's side: rank 0 has one that writes, the others a silent one."""
+
+    def __init__(self, writer: RunWriter | None = None, board: Any = None) -> None:
+        self.writer, self.board, self.stack = writer, board, ExitStack()
+
+    def __enter__(self) -> Reporter:
+        if self.writer is not None:
+            self.stack.enter_context(self.writer)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stack.__exit__(kind, error, tb)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Send an epoch's metrics out."""
+        if self.writer is not None:
+            self.writer.log(metrics, step=int(metrics["epoch"]))
+        self._post({"metrics": dict(metrics)})
+
+    def say(self, text: str) -> None:
+        """Tell the person at the driver."""
+        self._post({"say": text})
+
+    def _post(self, item: dict[str, Any]) -> None:
+        if self.board is not None:
+            self.board.post.remote(item)
+
+
+class ProgressPrinter:
+    """The driver's side: a thread that turns the board's news into lines, with throughput and the time left."""
+
+    def __init__(self, board: Any, config: RunConfig, images_per_epoch: int, say: Callable[[str], None]) -> None:
+        self.board, self.config, self.images, self.say = board, config, images_per_epoch, say
+        self.last_line, self.seconds = 0.0, 0.0
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> ProgressPrinter:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self.thread.join(10)
+
+    def _run(self) -> None:
+        while not self.stopping.wait(POLL_SECONDS):
+            self._print_news()
+        self._print_news()
+
+    def _print_news(self) -> None:
+        try:
+            news = ray.get(self.board.take.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            return  # the cluster is busy or going down: progress is not worth an error
+        for item in news:
+            if "say" in item:
+                self.say(item["say"])
+            else:
+                self._line(item["metrics"])
+
+    def _line(self, metrics: dict[str, float]) -> None:
+        epoch, epochs = int(metrics["epoch"]), self.config.optim.epochs
+        seconds = metrics["seconds_epoch"]
+        if epoch:  # the first page holds the initial E-step only
+            self.seconds = seconds if not self.seconds else 0.8 * self.seconds + 0.2 * seconds
+        if time.monotonic() - self.last_line < LINE_SECONDS and epoch < epochs:
+            return
+        self.last_line = time.monotonic()
+        self.say(progress_line(metrics, epochs, self.images / self.seconds if self.seconds else 0, self.seconds))
+
+
+def progress_line(metrics: dict[str, float], epochs: int, images_per_second: float, epoch_seconds: float) -> str:
+    """One line of progress, for example `epoch  12/80  loss -1.623  acc 0.861  1,420 images/s  1:32 left`."""
+    epoch = int(metrics["epoch"])
+    parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}"]
+    parts += [f"{name} {metrics[name]:.3f}" for name in ("loss", "acc", "nmi", "label_churn") if name in metrics]
+    if epoch:
+        left = int((epochs - epoch) * epoch_seconds)
+        parts += [f"{images_per_second:,.0f} images/s", f"{left // 60}:{left % 60:02d} left"]
+    return "  ".join(parts)

@@ -1,0 +1,119 @@
+"""The driver's side of a run: configuration in, a finished run out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
+
+from pipeline.build import steps_per_epoch
+from pipeline.cluster import connect
+from pipeline.config import RunConfig, fingerprint
+from pipeline.data.ingest import ingest
+from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, read_manifest
+from pipeline.data.stream import build_datasets, choose_mode
+from pipeline.tracking import RunRef, open_run
+from pipeline.training.outcome import write_outcome
+from pipeline.training.preflight import check_run, check_storage, worker_resources
+from pipeline.training.progress import Board, ProgressPrinter
+from pipeline.training.run_folder import IDENTITY, SUMMARY, RunFolder
+from pipeline.training.worker import train_worker
+
+Say = Callable[[str], None]
+
+
+def train(config: RunConfig, *, label: str = "run", say: Say = print) -> dict[str, Any]:
+    """Train to the end, or go on where an earlier call with the same configuration stopped.
+
+    Parameters
+    ----------
+    config : RunConfig
+    label : str
+        First part of the run's name where the configuration gives none: usually the preset.
+    say : callable
+        Takes the lines of progress.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in summary.json of the run's folder.
+
+    Raises
+    ------
+    ConfigError
+        For what can be known beforehand; nothing has been started then.
+    ray.train.TrainingFailedError
+        When workers failed more often than resources.max_failures.
+    """
+    config = located(config, label)
+    check_storage(config.storage)
+    folder = RunFolder.claim(config)
+    if (summary := folder.read(SUMMARY)) is not None:
+        say(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
+        return summary
+    connect()
+    manifest = available_data(config, say)
+    check_run(config, manifest)
+    mode, reason = choose_mode(config, manifest)
+    say(f"run {config.name}: {manifest.num_images:,} images, {mode} ({reason})")
+    tracking = open_run(config, config.storage, folder.name, (folder.read(IDENTITY) or {}).get("mlflow_run"), {})
+    folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=manifest.model_dump(mode="json"))
+    result = fit(config, manifest, mode, folder, tracking, say)
+    return write_outcome(config, manifest, folder, result, tracking)
+
+
+def located(config: RunConfig, label: str) -> RunConfig:
+    """The configuration with a name, and with paths that mean the same in every process."""
+    return config.model_copy(
+        update={
+            "name": config.name or f"{label}-{fingerprint(config)}",
+            "storage": absolute(config.storage),
+            "data": config.data.model_copy(update={"path": absolute(config.data.path)}),
+        }
+    )
+
+
+def available_data(config: RunConfig, say: Say) -> Manifest:
+    """The manifest of the run's data set, which is ingested first when it is not there and its source is known."""
+    files, root = filesystem(config.data.path)
+    if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+        say(f"ingesting {config.data.source} into {config.data.path}")
+        return ingest(config.data.source, config.data.path)
+    return read_manifest(config.data.path)
+
+
+def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
+    """Run the workers to the end, and print their progress meanwhile."""
+    resources = worker_resources(config, mode)
+    board = Board.remote()
+    datasets, data_config = build_datasets(config, manifest, mode, folder.path)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "manifest": manifest.model_dump(mode="json"),
+            "mode": mode,
+            "tracking": tracking,
+            "board": board,
+        },
+        datasets=datasets,
+        dataset_config=data_config,
+        scaling_config=ScalingConfig(
+            num_workers=config.resources.workers,
+            use_gpu=resources.gpus,
+            resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpus else {}),
+        ),
+        run_config=RayRunConfig(
+            name=folder.name,
+            storage_path=folder.storage_root,
+            storage_filesystem=folder.files,
+            failure_config=FailureConfig(max_failures=config.resources.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+        ),
+    )
+    images = steps_per_epoch(config, manifest) * config.optim.batch_size
+    with ProgressPrinter(board, config, images, say):
+        return trainer.fit()

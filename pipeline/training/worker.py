@@ -1,0 +1,217 @@
+"""What each Ray Train worker runs: the EM loop, top to bottom."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint
+from ray.train.torch import get_device
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.build import cluster_count, model_for, optimizer_for, schedules_for, steps_per_epoch, views_for
+from pipeline.clustering.scores import clustering_scores
+from pipeline.collectives import all_sum, rank, world_size
+from pipeline.config import RunConfig
+from pipeline.data.read import read_labels
+from pipeline.data.shards import Manifest
+from pipeline.data.stream import Batch, Images, worker_images
+from pipeline.data.views import TwoViews
+from pipeline.keyed_random import normal
+from pipeline.method.optimizer import set_learning_rates
+from pipeline.method.schedules import Schedules
+from pipeline.training.checkpoint import TrainState, read_newest, restore, save
+from pipeline.training.estep import all_features, estimate, rank_spread
+from pipeline.training.ledger import Ledger
+from pipeline.training.progress import Reporter
+from pipeline.training.run_folder import RunFolder
+from pipeline.tracking import RunWriter
+
+LOSSES = ("loss_instance", "loss_prototype", "loss_group", "loss")
+NOISE_STREAMS = (2, 3)  # the views draw from streams 0 and 1
+
+
+class Diverged(RuntimeError):
+    """Losses that are no longer finite."""
+
+
+@dataclass
+class Run:
+    """All that one worker holds."""
+
+    config: RunConfig
+    manifest: Manifest
+    images: Images
+    views: TwoViews
+    labels: Tensor | None
+    """True classes (N,), on rank 0 of a labelled set."""
+    state: TrainState
+    step_model: nn.Module
+    schedules: Schedules
+    steps: int
+    """Per epoch."""
+    ledger: Ledger
+    reporter: Reporter
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Run or resume one training run; returns the last epoch's metrics.
+
+    `job` is what `pipeline.training.trainer` hands over: the configuration and manifest as plain values, the data
+    mode, and where to report to.
+    """
+    run = build_run(job)
+    with run.reporter:
+        if not resume(run):
+            run_estep(run)
+            finish_epoch(run)
+        while run.state.epoch < run.config.optim.epochs:
+            train_epoch(run)
+            if run.state.epoch % run.config.estep.every == 0 or run.state.epoch == run.config.optim.epochs:
+                run_estep(run)
+            finish_epoch(run)
+    return run.state.history[-1]
+
+
+def build_run(job: dict[str, Any]) -> Run:
+    """Model, data and bookkeeping of this worker."""
+    config, manifest = RunConfig.model_validate(job["config"]), Manifest.model_validate(job["manifest"])
+    device = get_device()
+    model = model_for(config, cluster_count(config, manifest), device)
+    steps = steps_per_epoch(config, manifest)
+    return Run(
+        config=config,
+        manifest=manifest,
+        images=worker_images(job["mode"], config, manifest, device),
+        views=views_for(config, manifest),
+        labels=read_labels(config.data.path) if rank() == 0 else None,
+        state=TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), device=device)),
+        step_model=DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model,
+        schedules=schedules_for(config, steps),
+        steps=steps,
+        ledger=Ledger(),
+        reporter=Reporter(open_writer(job, config), job["board"]) if rank() == 0 else Reporter(),
+    )
+
+
+def open_writer(job: dict[str, Any], config: RunConfig) -> RunWriter:
+    """MLflow's writer of this run."""
+    assert config.name is not None
+    spool = RunFolder(config.storage, config.name).spool
+    return RunWriter(job["tracking"], spool, system_metrics=config.tracking.system_metrics)
+
+
+def resume(run: Run) -> bool:
+    """Continue from the newest sound checkpoint of this run; False when there is none."""
+    reported = ray.train.get_all_reported_checkpoints()
+    newest_first = [report.checkpoint for report in reversed(reported)]
+    values = read_newest(newest_first)
+    if values is not None:
+        restore(run.state, values)
+        run.reporter.say(f"resumed after epoch {run.state.epoch}, step {run.state.step}")
+    return values is not None
+
+
+def train_epoch(run: Run) -> None:
+    """The M-step: one pass over the images, or the rest of one that was interrupted."""
+    run.step_model.train()
+    batches = run.images.epoch(run.state.epoch, run.state.step)
+    for batch in run.ledger.timed(batches):
+        with run.ledger.time("step"):
+            train_step(run, batch)
+        every = run.config.checkpoint.every_steps
+        if every and run.state.step % every == 0 and run.state.step < run.steps:
+            report(run, {"epoch": run.state.epoch, "step": run.state.step}, save_state=True)
+    run.state.epoch, run.state.step = run.state.epoch + 1, 0
+
+
+def train_step(run: Run, batch: Batch) -> None:
+    """Views, losses, gradients, one move of the optimizer."""
+    state, method = run.state, run.config.method
+    at = state.epoch * run.steps + state.step
+    warmup = state.epoch < run.config.optim.warmup_epochs
+    assert state.pseudo is not None
+    set_learning_rates(state.optimizer, float(run.schedules.lr[at]), float(run.schedules.predictor_lr[at]))
+    losses = run.step_model(
+        *run.views(batch.images, batch.index, state.epoch),
+        state.pseudo.labels[batch.index],
+        target_momentum=float(run.schedules.target_momentum[at]),
+        noise=None if warmup else latent_noise(run, batch.index),
+        warmup=warmup,
+        group_centers=group_reset(run, at + 1) if method.group_weight else None,
+        rows=batch.rows,
+    )
+    state.optimizer.zero_grad()
+    losses.total.backward()
+    state.optimizer.step()
+    state.loss_sums += torch.stack(losses).detach()
+    state.step += 1
+
+
+def latent_noise(run: Run, index: Tensor) -> Tensor | None:
+    """Noise (2, B, D) on the online features of both views, each image's own; None when it is switched off."""
+    scale, size = run.config.method.latent_noise, run.config.model.feature_size
+    if scale == 0:
+        return None
+    draws = [normal(run.config.seed, run.state.epoch, index, stream, size) for stream in NOISE_STREAMS]
+    return scale * torch.stack(draws)
+
+
+def group_reset(run: Run, iteration: int) -> Tensor | None:
+    """Centres for the periodic reset of the groups, in iterations 2, 3, ... that are multiples of its period."""
+    model = run.state.model
+    period = run.config.method.reset_every or len(model.groups.features)
+    return model.bank_centers(seed=iteration) if iteration > 1 and iteration % period == 0 else None
+
+
+def run_estep(run: Run) -> None:
+    """New pseudo-labels; their health, and on labelled sets their scores, become metrics of the epoch."""
+    state, clusters = run.state, len(run.state.model.groups.features)
+    with run.ledger.time("estep"):
+        features = all_features(state.model, run.images, run.views, run.manifest.num_images)
+        state.pseudo, health = estimate(features, clusters, run.config.estep, run.config.seed, state.pseudo)
+    with run.ledger.time("evaluate"):
+        scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
+    spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
+    state.history.append({"epoch": state.epoch, **health, **spread, **scores})
+
+
+def finish_epoch(run: Run) -> None:
+    """Complete the epoch's metrics, send them out, and save when it is time."""
+    state, config = run.state, run.config
+    if state.history[-1]["epoch"] != state.epoch:  # an epoch without E-step
+        state.history.append({"epoch": state.epoch})
+    metrics = state.history[-1]
+    if state.epoch:
+        metrics |= mean_losses(run)
+        metrics["lr"] = float(run.schedules.lr[state.epoch * run.steps - 1])
+    metrics |= {f"seconds_{entry}": seconds for entry, seconds in run.ledger.close().items()}
+    if state.epoch:
+        metrics["images_per_second"] = run.steps * config.optim.batch_size / metrics["seconds_epoch"]
+    run.reporter.epoch(metrics)
+    last = state.epoch == config.optim.epochs
+    report(run, metrics, save_state=last or state.epoch % config.checkpoint.every_epochs == 0)
+
+
+def mean_losses(run: Run) -> dict[str, float]:
+    """Means over the epoch and the workers; Diverged when one is not finite."""
+    means = all_sum(run.state.loss_sums) / (run.steps * world_size())
+    run.state.loss_sums = torch.zeros_like(run.state.loss_sums)
+    losses = dict(zip(LOSSES, means.tolist(), strict=True))
+    if not bool(torch.isfinite(means).all()):
+        raise Diverged(f"losses of epoch {run.state.epoch} are not finite ({losses}); lower optim.lr, or use float32")
+    return losses
+
+
+def report(run: Run, metrics: dict[str, Any], *, save_state: bool) -> None:
+    """Hand the metrics, and with `save_state` a checkpoint, to Ray Train; a barrier over the workers."""
+    with run.ledger.time("checkpoint"), tempfile.TemporaryDirectory() as folder:
+        if save_state:
+            save(run.state, run.config, Path(folder))
+        checkpoint = Checkpoint.from_directory(folder) if save_state and rank() == 0 else None
+        ray.train.report(metrics, checkpoint=checkpoint)
