@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
+from pipeline.collectives import world_size
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.data.views import TwoViews
@@ -68,6 +73,18 @@ def model_for(config: RunConfig, num_clusters: int, device: torch.device) -> Dig
     predictor = build_predictor(s.feature_size, s.predictor_hidden)
     precision = autocast_dtype(config, device)
     return DigPro(encoder, projector, predictor, s.feature_size, settings, autocast=precision).to(device)
+
+
+def data_parallel(model: DigPro) -> nn.Module:
+    """The model under DistributedDataParallel; itself when there is one worker.
+
+    Buffers stay out of DDP's hands: BatchNorm's are equal anyway, and each worker keeps its own part of the bank.
+    """
+    if world_size() == 1:
+        return model
+    with warnings.catch_warnings():  # the flag is deprecated since torch 2.14, without a replacement that does the same
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:

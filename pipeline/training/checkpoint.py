@@ -45,8 +45,8 @@ class TrainState:
         Finished epochs.
     step : int
         Steps done in the epoch under way.
-    loss_sums : Tensor (4,)
-        Sums of this worker's losses over these steps.
+    loss_sums : Tensor (4,) float64
+        Sums of this worker's losses over these steps; wide enough that the order of adding does not show.
     pseudo : PseudoLabels or None
         None before the first E-step.
     history : list of dict
@@ -72,7 +72,7 @@ def save(state: TrainState, config: RunConfig, folder: Path) -> None:
         "model": {k: v for k, v in state.model.state_dict().items() if not k.startswith("bank.")},
         "bank": state.model.bank.state(),
         "optimizer": state.optimizer.state_dict(),
-        "loss_sums": all_sum(state.loss_sums) / world_size(),
+        "loss_sums": all_sum(state.loss_sums),
         "labels": state.pseudo.labels,
         "centers": state.pseudo.centers,
         "epoch": state.epoch,
@@ -116,10 +116,11 @@ def read(folder: Path) -> dict[str, Any]:
 def restore(state: TrainState, values: dict[str, Any]) -> None:
     """Put a checkpoint's values into a freshly built state, on its device and for this number of workers."""
     device = state.model.groups.features.device
-    bank = values["bank"] if rank() == 0 else {**values["bank"], "rows": torch.zeros_like(values["bank"]["rows"])}
-    state.model.load_state_dict(values["model"] | {f"bank.{name}": value for name, value in bank.items()})
+    mine = 1 if rank() == 0 else 0  # what was summed over the workers goes to rank 0 whole
+    bank = {"bank.rows": values["bank"]["rows"] * mine, "bank.pushed": values["bank"]["pushed"]}
+    state.model.load_state_dict(values["model"] | bank)
     state.optimizer.load_state_dict(values["optimizer"])
-    state.loss_sums = values["loss_sums"].to(device)
+    state.loss_sums = values["loss_sums"].to(device) * mine
     state.pseudo = PseudoLabels(values["labels"].to(device), values["centers"].to(device))
     state.epoch, state.step = values["epoch"], values["step"]
     state.history = values["history"]

@@ -10,6 +10,7 @@ import ray
 from pipeline.build import cluster_count, steps_per_epoch
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.shards import Manifest, filesystem
+from pipeline.data.stream import choose_mode
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def check_storage(path: str) -> None:
             stream.write(b"digpro")
         files.delete_file(probe)
     except OSError as error:
-        raise ConfigError(f"storage={path!r} cannot be written ({error}); set storage to a folder or URI that can") from None
+        raise ConfigError(
+            f"storage={path!r} cannot be written ({error}); set storage to a folder or URI that can"
+        ) from None
 
 
 def check_run(config: RunConfig, manifest: Manifest) -> None:
@@ -40,6 +43,12 @@ def check_run(config: RunConfig, manifest: Manifest) -> None:
     workers, batch = config.resources.workers, config.optim.batch_size
     if batch < 2 * workers:
         raise ConfigError(f"optim.batch_size={batch} leaves less than 2 images to each of {workers} workers; raise it")
+    mode, _ = choose_mode(config, manifest)
+    if mode == "streaming" and batch % workers:
+        raise ConfigError(
+            f"optim.batch_size={batch} does not divide by resources.workers={workers}, as {mode} mode needs it to; "
+            f"take {batch - batch % workers}, or set data.mode=resident"
+        )
 
 
 def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
@@ -55,14 +64,17 @@ def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
     asked, cluster = config.resources, ray.cluster_resources()
     total, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
     if asked.gpus is True and gpus < asked.workers:
-        raise ConfigError(f"{asked.workers} workers need a GPU each and the cluster has {gpus:g}; lower resources.workers")
-    cpus = asked.cpus_per_worker or _fair_share(total, asked.workers)
-    spare = total - cpus * asked.workers
-    if spare < (1 if mode == "streaming" else 0):
         raise ConfigError(
-            f"{asked.workers} workers of {cpus:g} CPUs leave {spare:g} of the cluster's {total:g} and {mode} mode needs "
-            f"{'one for Ray Data' if mode == 'streaming' else 'none to be missing'}; "
-            "lower resources.workers or resources.cpus_per_worker, or set data.mode=resident"
+            f"resources.gpus=true asks a GPU for each of {asked.workers} workers and the cluster has {gpus:g}; "
+            "lower resources.workers, or set resources.gpus=auto"
+        )
+    cpus = asked.cpus_per_worker or _fair_share(total, asked.workers)
+    for_data = 1 if mode == "streaming" else 0
+    if cpus * asked.workers + for_data > total:
+        also, instead = (" and one for Ray Data", ", or set data.mode=resident") if for_data else ("", "")
+        raise ConfigError(
+            f"{asked.workers} workers of {cpus:g} CPUs{also} take more than the cluster's {total:g} CPUs; "
+            f"lower resources.workers or resources.cpus_per_worker{instead}"
         )
     return WorkerResources(cpus, asked.gpus is True or (asked.gpus == "auto" and gpus >= asked.workers))
 

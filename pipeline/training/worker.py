@@ -12,9 +12,16 @@ import torch
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.build import cluster_count, model_for, optimizer_for, schedules_for, steps_per_epoch, views_for
+from pipeline.build import (
+    cluster_count,
+    data_parallel,
+    model_for,
+    optimizer_for,
+    schedules_for,
+    steps_per_epoch,
+    views_for,
+)
 from pipeline.clustering.scores import clustering_scores
 from pipeline.collectives import all_sum, rank, world_size
 from pipeline.config import RunConfig
@@ -90,8 +97,8 @@ def build_run(job: dict[str, Any]) -> Run:
         images=worker_images(job["mode"], config, manifest, device),
         views=views_for(config, manifest),
         labels=read_labels(config.data.path) if rank() == 0 else None,
-        state=TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), device=device)),
-        step_model=DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model,
+        state=TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), dtype=torch.float64, device=device)),
+        step_model=data_parallel(model),
         schedules=schedules_for(config, steps),
         steps=steps,
         ledger=Ledger(),
@@ -202,7 +209,7 @@ def mean_losses(run: Run) -> dict[str, float]:
     """Means over the epoch and the workers; Diverged when one is not finite."""
     means = all_sum(run.state.loss_sums) / (run.steps * world_size())
     run.state.loss_sums = torch.zeros_like(run.state.loss_sums)
-    losses = dict(zip(LOSSES, means.tolist(), strict=True))
+    losses = dict(zip(LOSSES, means.float().tolist(), strict=True))
     if not bool(torch.isfinite(means).all()):
         raise Diverged(f"losses of epoch {run.state.epoch} are not finite ({losses}); lower optim.lr, or use float32")
     return losses

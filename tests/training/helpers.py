@@ -1,0 +1,110 @@
+"""A small run without Ray: digits in memory, the real step and E-step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.build import data_parallel, model_for, optimizer_for, schedules_for, views_for
+from pipeline.collectives import row_range
+from pipeline.config import RunConfig, load_config
+from pipeline.data.decode import decode_table
+from pipeline.data.ingest import ingest
+from pipeline.data.read import read_sample
+from pipeline.data.shards import Manifest
+from pipeline.data.stream import Batch
+from pipeline.data.views import TwoViews
+from pipeline.training.checkpoint import TrainState
+from pipeline.training.ledger import Ledger
+from pipeline.training.progress import Reporter
+from pipeline.training.worker import LOSSES, Run
+
+IMAGES, STEPS = 200, 4
+SMALL = [
+    "optim.epochs=4",
+    "optim.warmup_epochs=1",
+    "optim.batch_size=48",
+    "method.bank_size=64",
+    "method.prototype_weight=0.5",
+    "model.projector_hidden=32",
+    "model.predictor_hidden=32",
+    "model.feature_size=16",
+]
+
+
+class MemoryImages:
+    """Resident images without Ray Data."""
+
+    def __init__(self, images: Tensor, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(epoch))
+        rows = row_range(self.batch_size)
+        for step in range(first_step, len(order) // self.batch_size):
+            index = order[step * self.batch_size :][rows.start : rows.stop]
+            yield Batch(self.images[index], index, rows)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = torch.arange(len(self.images))[row_range(len(self.images)).start : row_range(len(self.images)).stop]
+        for index in mine.split(50):
+            yield self.images[index], index
+
+
+def digits(folder: Path) -> tuple[Tensor, Manifest]:
+    """The first images of digits as uint8 (n, 16, 16, 3), and their manifest."""
+    manifest = ingest("digits", str(folder))
+    images = decode_table(read_sample(str(folder), manifest, 10**6), 16)["image"]
+    return torch.from_numpy(images[:IMAGES]), manifest.model_copy(update={"num_images": IMAGES})
+
+
+class DoubleViews:
+    """Views in float64, where the number of workers changes rounding only far below what a test looks at."""
+
+    def __init__(self, views: TwoViews) -> None:
+        self.views = views
+
+    def __call__(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        first, second = self.views(images, index, epoch)
+        return first.double(), second.double()
+
+    def plain(self, images: Tensor) -> Tensor:
+        return self.views.plain(images).double()
+
+
+def small_run(images: Tensor, manifest: Manifest, *, double: bool = False) -> Run:
+    """A run of this process (with the process group's other ones, if there are)."""
+    config: RunConfig = load_config("digits", SMALL)
+    model = model_for(config, 10, torch.device("cpu"))
+    model = model.double() if double else model
+    views = views_for(config, manifest)
+    state = TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), dtype=torch.float64))
+    return Run(
+        config=config,
+        manifest=manifest,
+        images=MemoryImages(images, config.optim.batch_size),
+        views=DoubleViews(views) if double else views,
+        labels=None,
+        state=state,
+        step_model=data_parallel(model),
+        schedules=schedules_for(config, STEPS),
+        steps=STEPS,
+        ledger=Ledger(),
+        reporter=Reporter(),
+    )
+
+
+def snapshot(run: Run) -> dict[str, Any]:
+    """Everything that has to be equal between two runs."""
+    state = run.state
+    assert state.pseudo is not None
+    return {
+        **{name: value.clone() for name, value in state.model.state_dict().items() if name != "bank.rows"},
+        "bank": state.model.bank.gather(),
+        "labels": state.pseudo.labels.clone(),
+        "centers": state.pseudo.centers.clone(),
+    }

@@ -1,0 +1,81 @@
+"""The E-step: the same labels for every number of workers, and health figures that mean what they say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.data.shards import Manifest
+from pipeline.training.estep import PseudoLabels, all_features, estimate, rank_spread, size_health
+from tests.conftest import Workers, assert_close
+from tests.training.helpers import IMAGES, digits, small_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
+    return digits(tmp_path_factory.mktemp("digits"))
+
+
+def _estep(rank: int, data: tuple[Tensor, Manifest], reverse: bool) -> tuple[Tensor, PseudoLabels, dict[str, float]]:
+    run = small_run(*data)
+    if reverse:  # images arrive on the wrong workers, as in streaming mode
+        numbers = torch.arange(IMAGES).flip(0)
+        rows = numbers[rank * 77 : IMAGES if rank else 77]
+        run.images.blocks = lambda: iter([(run.images.images[rows], rows)])
+    features = all_features(run.state.model, run.images, run.views, IMAGES)
+    return features, *estimate(features, 10, run.config.estep, 0, None)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_workers_agree_with_one_process(pair: Workers, data: tuple[Tensor, Manifest], reverse: bool) -> None:
+    features, pseudo, health = _estep(0, data, False)
+    answers = pair.run(_estep, data, reverse)
+    assert_close(torch.cat([part for part, _, _ in answers]), features, rtol=1e-5)
+    for _, found, found_health in answers:
+        assert found.labels.equal(pseudo.labels)
+        assert found_health == pytest.approx(health, rel=1e-4)
+
+
+def test_sizes_and_their_entropy() -> None:
+    health = size_health(torch.tensor([0, 0, 0, 1]), 3)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(3)
+    assert health == pytest.approx(
+        {"cluster_smallest": 0, "cluster_largest": 3, "clusters_empty": 1, "size_entropy": entropy}
+    )
+
+
+def test_churn_counts_images_not_cluster_numbers() -> None:
+    features = torch.nn.functional.one_hot(torch.tensor([0] * 6 + [1] * 6), 4).float()
+    settings = small_run_settings()
+    first, health = estimate(features, 2, settings, 0, None)
+    assert "label_churn" not in health
+    swapped = PseudoLabels(1 - first.labels, first.centers.flip(0))
+    assert estimate(features, 2, settings, 0, swapped)[1]["label_churn"] == pytest.approx(0)
+    moved = PseudoLabels(torch.cat([1 - first.labels[:3], first.labels[3:]]), first.centers)
+    assert estimate(features, 2, settings, 0, moved)[1]["label_churn"] == pytest.approx(0.25)
+
+
+def small_run_settings():  # noqa: ANN201
+    from pipeline.config import EStepConfig
+
+    return EStepConfig(restarts=2)
+
+
+def test_spread_is_one_on_an_even_sphere_and_zero_when_collapsed() -> None:
+    sphere = torch.nn.functional.normalize(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    settings = small_run_settings()
+    assert estimate(sphere, 2, settings, 0, None)[1]["feature_spread"] == pytest.approx(1, abs=0.01)
+    same = torch.ones(50, 4) / 2
+    assert estimate(same, 2, settings, 0, None)[1]["feature_spread"] == pytest.approx(0, abs=1e-3)
+
+
+def _spread(rank: int) -> tuple[float, float]:
+    return rank_spread(torch.ones(3)), rank_spread(torch.tensor([1.0, 1.0 + rank / 4]))
+
+
+def test_rank_spread_sees_any_difference(pair: Workers) -> None:
+    assert pair.run(_spread) == [(0.0, 0.25)] * 2
