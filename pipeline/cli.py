@@ -1,8 +1,7 @@
-"""digpro: the command line. Each command parses, calls one function, and says where its results are."""
+"""The command line: each command parses, calls one function, and says where its results are."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,24 +11,57 @@ from rich.console import Console
 
 from pipeline.cluster import connect
 from pipeline.config import ConfigError, load_config, preset_names
-from pipeline.data.shards import DataError
+from pipeline.data.shards import SUMMARY, DataError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
+
+Start with `digpro train`: it clusters 1,797 handwritten digits in minutes and prints where its pictures are.
+For images of your own, run `digpro ingest`, then `digpro train` with a preset and `--set data.path=...`.
+
+Ray runs on this machine, or on the cluster that RAY_ADDRESS names.
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=OVERVIEW,
+)
 console = Console(highlight=False, soft_wrap=True)
 
-PresetOption = Annotated[str, typer.Option("--preset", "-p", help="a preset's name, or the path of a .yaml file")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="override a setting; repeatable")
+PresetOption = Annotated[
+    str,
+    typer.Option("--preset", "-p", metavar="NAME|FILE", help="A preset (see `digpro presets`), or a .yaml file."),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in optim.lr=0.1; may be given several times."
+    ),
+]
+INGEST_SOURCES = """Where the images come from: `digits` (the demo);
+`imagefolder:PATH`, image files, whose folders are the classes;
+`parquet:PATH`, Parquet files with an image column, as Hugging Face has them;
+`webdataset:PATTERN`, tar files; `torchvision:NAME:PATH`, a torchvision data set on disk;
+or a plain path, whose kind is detected."""
 
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(help="digits, imagefolder:PATH, parquet:PATH, webdataset:PATH, ...")],
-    out: Annotated[str, typer.Argument(help="folder or URI for shards and manifest")],
-    rows_per_shard: Annotated[int, typer.Option(min=1)] = 5000,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES)],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI.")],
+    rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
 ) -> None:
-    """Turn images of any common form into Parquet shards with a manifest. A killed ingest goes on when run again."""
+    """Turn images of any common form into shards with a manifest.
+
+    An ingest that was killed goes on when it is run again. Images that cannot be read are left out, counted,
+    and listed with the reason in quarantine.jsonl.
+
+    \b
+    Example:
+      digpro ingest imagefolder:photos data/photos
+    """
     from pipeline.data.ingest import ingest as run_ingest
 
     connect()
@@ -38,12 +70,19 @@ def ingest(
         f"{manifest.num_images:,} images in {len(manifest.shards)} shards, "
         f"{len(manifest.class_names)} classes, {manifest.quarantined_count} images quarantined"
     )
-    console.print(f"summary:     {out}/summary.json")
+    console.print(f"summary:     {out}/{SUMMARY}")
 
 
 @app.command()
 def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
-    """Cluster a data set. The same command goes on where an interrupted run stopped."""
+    """Cluster a data set.
+
+    The same command goes on where an interrupted run stopped, and shows the result of a finished one.
+
+    \b
+    Example:
+      digpro train --preset digits --set optim.epochs=20 --set resources.workers=1
+    """
     from pipeline.training.trainer import train as run_training
 
     config = load_config(preset, settings)
@@ -53,24 +92,38 @@ def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="folder of a finished run, as `digpro train` prints it")],
-    data: Annotated[str | None, typer.Option(help="folder of shards; the run's own by default")] = None,
-    out: Annotated[str | None, typer.Option(help="folder for assignments and summary; in the run's by default")] = None,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Shards to assign.  [default: those of the run]")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/evaluation]")
+    ] = None,
 ) -> None:
-    """Assign every image of a data set to its cluster, and score the clusters where classes are known."""
+    """Assign every image of a data set to its cluster.
+
+    The newest checkpoint of the run is used. Where classes are known, the clusters are scored against them.
+
+    \b
+    Example:
+      digpro evaluate runs/digits-0123abcd --data data/other-digits
+    """
     from pipeline.inference.evaluate import evaluate as run_evaluation
 
-    connect()
     _print_result(run_evaluation(run, data, out))
 
 
 @app.command()
-def presets(name: Annotated[str | None, typer.Argument(help="show this one with all its settings")] = None) -> None:
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="Show this one with all its settings.")
+    ] = None,
+) -> None:
     """List the presets, or show one in full."""
     if name is None:
         console.print("\n".join(preset_names()))
     else:
-        console.print(yaml.safe_dump(load_config(name).model_dump(mode="json"), sort_keys=False))
+        console.print(yaml.safe_dump(load_config(name).model_dump(mode="json"), sort_keys=False), end="", markup=False)
 
 
 def _ingest_progress(done: int, total: int, images: int) -> None:
@@ -87,10 +140,14 @@ def _print_result(summary: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point: what a user can mend is one message and exit status 2, not a traceback."""
     try:
-        app()
+        app(prog_name="digpro")
     except (ConfigError, DataError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from the last checkpoint")
+        Console(stderr=True).print("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -9,14 +9,33 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from functools import reduce
 from importlib import resources
+from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-Probability = float
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+# Settings, and beginnings of settings, that say where and how a run is done, and not what comes out of it.
+CIRCUMSTANCES = (
+    "name",
+    "storage",
+    "data.path",
+    "data.source",
+    "data.mode",
+    "data.resident_limit_gb",
+    "data.shuffle_buffer",
+    "estep.batch_size",
+    "checkpoint.",
+    "resources.",
+    "tracking.",
+)
 
 
 class ConfigError(ValueError):
@@ -24,99 +43,111 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and unknown keys are errors."""
+    """Base of every section: immutable, unknown keys are errors, and so are infinities and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class DataConfig(Section):
     """Where the images are and how they reach the workers."""
 
-    path: str = Field(description="folder of shards with a manifest.json, as `digpro ingest` writes it")
+    path: str = Field(description="folder of shards with a manifest.json, as `digpro ingest` writes it; or its URI")
     source: str | None = Field(
         None, description="what to ingest into `path` when it holds no manifest yet (see `digpro ingest --help`)"
     )
     image_size: int = Field(32, ge=4, description="images are decoded to image_size x image_size pixels")
     mode: Literal["auto", "resident", "streaming"] = Field(
-        "auto", description="resident: every worker holds the decoded set; streaming: Ray Data feeds each epoch"
+        "auto",
+        description="resident: every worker holds the decoded set; streaming: Ray Data feeds each epoch; "
+        "auto chooses by resident_limit_gb",
     )
-    resident_limit_gb: float = Field(4.0, gt=0, description="largest decoded set per worker that `auto` keeps resident")
+    resident_limit_gb: float = Field(
+        4.0, gt=0, description="largest decoded set per worker, in GiB, that `auto` keeps resident"
+    )
     shuffle_buffer: int = Field(8192, ge=0, description="streaming: images in each worker's local shuffle buffer")
 
 
 class ViewsConfig(Section):
-    """Random augmentation of one view; the defaults are the reference's SimCLR set (ALGORITHM section 2)."""
+    """Random augmentation of one view; the defaults are the reference code's, which are SimCLR's without blur."""
 
     size: int = Field(32, ge=4, description="side of the square view in pixels")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop over the image's area")
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of the crop")
     rotation: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees, drawn in +-rotation")
-    horizontal_flip: Probability = Field(0.5, ge=0, le=1)
-    vertical_flip: Probability = Field(0.0, ge=0, le=1)
-    jitter: Probability = Field(0.8, ge=0, le=1, description="probability of the colour jitter")
-    brightness: float = Field(0.4, ge=0, le=1)
-    contrast: float = Field(0.4, ge=0, le=1)
-    saturation: float = Field(0.4, ge=0, le=1)
-    hue: float = Field(0.1, ge=0, le=0.5, description="largest hue shift, as a part of the colour circle")
-    grayscale: Probability = Field(0.2, ge=0, le=1)
-    blur: Probability = Field(0.0, ge=0, le=1)
-    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="pixels of the view")
+    horizontal_flip: Probability = Field(0.5, description="probability; 0 where left and right matter (digits)")
+    vertical_flip: Probability = Field(0.0, description="probability; 0.5 suits images from above")
+    jitter: Probability = Field(0.8, description="probability of the colour jitter")
+    brightness: Probability = Field(0.4, description="jitter: factor drawn in 1 +- brightness")
+    contrast: Probability = Field(0.4, description="jitter: factor drawn in 1 +- contrast")
+    saturation: Probability = Field(0.4, description="jitter: factor drawn in 1 +- saturation")
+    hue: float = Field(0.1, ge=0, le=0.5, description="jitter: largest hue shift, as a part of the colour circle")
+    grayscale: Probability = Field(0.2, description="probability")
+    blur: Probability = Field(0.0, description="probability of gaussian blur; the reference has it off")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="range of the blur, in pixels of the view")
 
     @model_validator(mode="after")
     def _ranges(self) -> ViewsConfig:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f"{name} is {low, high}; give (low, high) with 0 < low <= high")
+                raise ValueError(f"{name} is {[low, high]}; give [low, high] with 0 < low <= high")
         if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale is {self.crop_scale}; a crop cannot exceed the image, keep it <= 1")
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; a crop cannot exceed the image, keep it <= 1")
         return self
 
 
 class ModelConfig(Section):
-    """The two networks (ALGORITHM section 1)."""
+    """The networks; sizes are the reference code's."""
 
-    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = "resnet18"
+    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = Field(
+        "resnet18", description="tiny: four convolutions, for images of about 16 pixels; else torchvision's, untrained"
+    )
     small_stem: bool = Field(True, description="3x3 stride-1 stem without max-pool, for images up to about 64 pixels")
-    projector_hidden: int = Field(4096, ge=1)
-    feature_size: int = Field(256, ge=2)
-    predictor_hidden: int = Field(4096, ge=1)
+    projector_hidden: int = Field(4096, ge=1, description="width of the projector's hidden layer")
+    feature_size: int = Field(256, ge=2, description="D: length of the features that are clustered")
+    predictor_hidden: int = Field(4096, ge=1, description="width of the predictor's hidden layer")
 
 
 class MethodConfig(Section):
-    """DigPro's own settings. The four `reference_*` switches restore what the reference code does."""
+    """DigPro's own settings (arXiv 2401.13581). The `reference_*` switches restore what the reference code does."""
 
     num_clusters: int | None = Field(None, ge=2, description="K; null takes the number of classes of the manifest")
-    instance_weight: float = Field(1.0, ge=0)
-    prototype_weight: float = Field(0.1, ge=0, description="off during warm-up")
-    group_weight: float = Field(0.3, ge=0)
-    prototype_temperature: float = Field(0.5, gt=0)
-    group_temperature: float = Field(0.1, gt=0)
-    group_momentum: float = Field(0.99, ge=0, lt=1)
+    instance_weight: float = Field(1.0, ge=0, description="of the instance loss")
+    prototype_weight: float = Field(0.1, ge=0, description="of the prototype loss; it is off during warm-up")
+    group_weight: float = Field(0.3, ge=0, description="of the group loss")
+    prototype_temperature: float = Field(0.5, gt=0, description="T: lower separates prototypes more sharply")
+    group_temperature: float = Field(0.1, gt=0, description="tau: lower makes the choice of a group sharper")
+    group_momentum: float = Field(0.99, ge=0, lt=1, description="beta: part of a group that an update keeps")
     reset_every: int | None = Field(None, ge=1, description="steps between group resets; null means K steps")
     bank_size: int = Field(2560, ge=1, description="rows of the feature bank behind the resets")
-    latent_noise: float = Field(0.001, ge=0, description="standard deviation, off during warm-up")
-    target_momentum: float = Field(0.996, ge=0, le=1)
+    latent_noise: float = Field(
+        0.001, ge=0, description="standard deviation of the noise on online features; off during warm-up"
+    )
+    target_momentum: Probability = Field(0.996, description="part of the target network that a step keeps")
     increase_momentum: bool = Field(False, description="cosine from target_momentum to 1 over the run")
     reference_double_momentum: bool = Field(False, description="move the target a first time, by 0.99, each step")
     reference_raw_groups: bool = Field(False, description="mix raw instead of unit features into the groups")
     reference_empty_logit: bool = Field(False, description="mask empty prototypes with -10 instead of -inf")
-    reference_long_cosine: bool = Field(False, description="cosine over all epochs, so that the lr never reaches its end")
+    reference_long_cosine: bool = Field(
+        False, description="cosine over all epochs after the warm-up, so that the rate never reaches its end"
+    )
 
 
 class OptimConfig(Section):
-    """Optimiser and schedules (ALGORITHM sections 5 and 6)."""
+    """Optimiser and schedules; the defaults are the reference code's."""
 
-    epochs: int = Field(1000, ge=1)
-    warmup_epochs: int = Field(50, ge=0)
+    epochs: int = Field(1000, ge=1, description="passes over the images")
+    warmup_epochs: int = Field(
+        50, ge=0, description="first epochs: rising rate, neither prototype loss nor latent noise"
+    )
     batch_size: int = Field(256, ge=2, description="images per step over all workers")
     lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
-    final_lr_fraction: float = Field(0.0, ge=0, le=1)
-    predictor_lr_factor: float = Field(10.0, gt=0)
-    fixed_predictor_lr: bool = False
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    decay_bias_and_norm: bool = Field(True, description="the reference decays every tensor")
+    final_lr_fraction: Probability = Field(0.0, description="rate of the last step over the highest rate")
+    predictor_lr_factor: float = Field(10.0, gt=0, description="the predictor learns this many times faster")
+    fixed_predictor_lr: bool = Field(False, description="the predictor's rate is the highest rate all along instead")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    decay_bias_and_norm: bool = Field(True, description="as in the reference, which decays every tensor")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of the networks; auto is bfloat16 on GPUs that have it, else float32"
     )
@@ -131,20 +162,20 @@ class OptimConfig(Section):
 
 
 class EStepConfig(Section):
-    """Pseudo-labels by spherical k-means on the target's features (ALGORITHM section 4)."""
+    """Pseudo-labels by spherical k-means on the target network's features."""
 
     every: int = Field(1, ge=1, description="epochs between E-steps")
     batch_size: int = Field(512, ge=1, description="images per worker and forward pass")
-    restarts: int = Field(10, ge=1)
-    max_iter: int = Field(300, ge=1)
-    tol: float = Field(1e-4, ge=0)
+    restarts: int = Field(10, ge=1, description="starts of k-means; the lowest inertia wins")
+    max_iter: int = Field(300, ge=1, description="iterations of a start at most")
+    tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
     warm_start: bool = Field(False, description="add the last centres as one more start")
 
 
 class CheckpointConfig(Section):
     """When the state is saved, and how many saves are kept."""
 
-    every_epochs: int = Field(1, ge=1)
+    every_epochs: int = Field(1, ge=1, description="epochs between saves; the last epoch is always saved")
     every_steps: int | None = Field(None, ge=1, description="also inside an epoch, for epochs of hours")
     keep: int = Field(2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it")
 
@@ -152,8 +183,10 @@ class CheckpointConfig(Section):
 class ResourcesConfig(Section):
     """What the run asks of the Ray cluster."""
 
-    workers: int = Field(2, ge=1)
-    gpus: bool | Literal["auto"] = Field("auto", description="one GPU per worker; auto takes them when there are enough")
+    workers: int = Field(2, ge=1, description="processes that train together")
+    gpus: Literal[True, False, "auto"] = Field(
+        "auto", description="one GPU per worker; auto takes them when there are enough"
+    )
     cpus_per_worker: float | None = Field(None, gt=0, description="null leaves at least one CPU to Ray Data")
     max_failures: int = Field(3, ge=0, description="worker-group restarts before the run gives up")
 
@@ -162,16 +195,20 @@ class TrackingConfig(Section):
     """MLflow."""
 
     uri: str | None = Field(None, description="any MLflow URI; null is an SQLite file in the storage folder")
-    experiment: str = "digpro"
-    system_metrics: bool = True
+    experiment: str = Field("digpro", description="MLflow experiment that the run appears in")
+    system_metrics: bool = Field(True, description="also record CPU, memory and GPU use")
 
 
 class RunConfig(Section):
     """All of one training run."""
 
-    name: str | None = Field(None, description="identity of the run; null derives it from preset and settings")
+    name: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*$",  # it becomes the name of a folder
+        description="identity of the run; null derives it from preset, data folder and settings",
+    )
     storage: str = Field("runs", description="folder or pyarrow filesystem URI under which runs are kept")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of every random choice of the run")
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
@@ -185,7 +222,8 @@ class RunConfig(Section):
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("pipeline.presets").iterdir() if p.name.endswith(".yaml"))
+    files = (file.name for file in resources.files("pipeline.presets").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def load_config(source: str | Path = "digits", overrides: list[str] | None = None) -> RunConfig:
@@ -214,7 +252,7 @@ def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = "\n".join(f"  {_explain(e)}" for e in error.errors())
+        faults = "\n".join(f"  {fault}" for fault in dict.fromkeys(_explain(e) for e in error.errors()))
         raise ConfigError(f"configuration {origin!r} cannot be used:\n{faults}") from None
 
 
@@ -222,51 +260,83 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     if str(source).endswith((".yaml", ".yml")):
         path = Path(source)
         if not path.is_file():
-            raise ConfigError(f"there is no configuration file {str(path)!r}")
-        text = path.read_text()
+            raise ConfigError(f"there is no configuration file {str(path)!r}; give the path of one, or a preset's name")
+        text = path.read_text(encoding="utf-8", errors="replace")
     elif source in preset_names():
         text = resources.files("pipeline.presets").joinpath(f"{source}.yaml").read_text()
     else:
-        raise ConfigError(f"unknown preset {str(source)!r}{_nearest(str(source), preset_names())}, or give a .yaml file")
+        hint = _nearest(str(source), preset_names())
+        raise ConfigError(f"unknown preset {str(source)!r}{hint}; give one of these, or a path that ends in .yaml")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {str(source)!r} is not YAML: {error}") from None
+        raise ConfigError(f"configuration {str(source)!r} is not YAML: {error}; correct it there") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {str(source)!r} holds {values!r}; it must be a mapping of sections")
+        remedy = "write sections with keys, such as data: {path: my-shards}"
+        raise ConfigError(f"configuration {str(source)!r} holds {values!r}, which is no mapping; {remedy}")
     return values
 
 
 def _set(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override {override!r} has no '='; write section.key=value, for example optim.lr=0.1")
     *sections, key = dotted.strip().split(".")
+    if not equals or not all((*sections, key)):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value, for example optim.lr=0.1")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
-    values[key] = yaml.safe_load(text)
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section; end the key there")
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
 
 
 def _explain(error: Any) -> str:
     """One pydantic error as a sentence with the dotted key, the value and what to do."""
     location = [str(part) for part in error["loc"]]
-    dotted = ".".join(location)
+    dotted, value = ".".join(location), error["input"]
     if error["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{_nearest(location[-1], _keys_beside(location))}"
-    if error["type"] == "missing":
-        return f"{dotted}: a value is needed; give one with --set {dotted}=..."
-    return f"{dotted or 'settings'}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+    if error["type"] == "model_type":
+        return f"{dotted}: is a section, not a value (got {value!r}); {_how_to_give(dotted)}"
+    field = _field(location)
+    if error["type"] == "missing" and field in (None, dotted):
+        return f"{dotted}: a value is needed; {_how_to_give(dotted)}"
+    if field is None:  # a rule over several keys, whose message has their values
+        return f"{dotted}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{field}: {error['msg']} (got {value!r}). It is: {settings_table()[field].description}"
+
+
+def _how_to_give(dotted: str) -> str:
+    example = f"{dotted}.path" if dotted == "data" else f"{dotted}.KEY" if dotted in _SECTIONS else dotted
+    return f"give one with --set {example}=..."
+
+
+def _field(location: list[str]) -> str | None:
+    """The dotted key of the setting that an error lies in, without pydantic's parts below it; None for a section."""
+    known = settings_table()
+    return next((dotted for n in (1, 2) if (dotted := ".".join(location[:n])) in known), None)
+
+
+def settings_table() -> dict[str, FieldInfo]:
+    """Every setting by its dotted key, in the order of the models."""
+    table: dict[str, FieldInfo] = {}
+    for name, field in RunConfig.model_fields.items():
+        section = _SECTIONS.get(name)
+        table |= {f"{name}.{key}": f for key, f in section.model_fields.items()} if section else {name: field}
+    return table
 
 
 def _keys_beside(location: list[str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for section in location[:-1]:
-        annotation = model.model_fields[section].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
-    return list(model.model_fields)
+    return list((_SECTIONS[location[0]] if len(location) > 1 else RunConfig).model_fields)
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -275,10 +345,18 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"{hint} (known: {', '.join(known)})"
 
 
-def fingerprint(config: RunConfig) -> str:
-    """Eight characters that change with every setting that changes the result, and with no other.
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted key and value of the settings that decide the result: runs on the same images that share them are one.
 
-    Where a run is stored or tracked and on how many workers it runs are not part of it.
+    Where images, runs and records lie, how the images travel, and on how many workers it runs are not among them.
     """
-    relevant = config.model_dump(mode="json", exclude={"name", "storage", "resources", "tracking", "checkpoint"})
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:8]
+    values = config.model_dump(mode="json")
+    keys = [key for key in settings_table() if not key.startswith(CIRCUMSTANCES)]
+    return {key: reduce(getitem, key.split("."), values) for key in keys}
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Eight characters that change with every setting that decides the result, and with the data folder's name."""
+    folder = config.data.path.rstrip("/").rpartition("/")[2]  # not where it lies: moving it changes nothing
+    values = {"images": folder, **result_settings(config)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -21,9 +21,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipeline import tracking
 from pipeline.config import ConfigError, DataConfig, OptimConfig, RunConfig, TrackingConfig
 from pipeline.tracking import RunRef, RunWriter, deliver, flatten, log_final_model, open_run
+from pipeline.tracking import writer as writer_module
+from pipeline.tracking.store import tracking_uri
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused at once
 
@@ -126,9 +127,9 @@ def test_uri_that_cannot_work_is_refused(uri: str | None, storage_dir: str, reme
 
 def test_relative_database_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking._tracking_uri("sqlite:///a/b.db", "s3://bucket") == f"sqlite:///{tmp_path}/a/b.db"
-    assert tracking._tracking_uri(None, "runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking._tracking_uri(None, f"file://{tmp_path}/my%20runs") == f"sqlite:///{tmp_path}/my runs/mlflow.db"
+    assert tracking_uri("sqlite:///a/b.db", "s3://bucket") == f"sqlite:///{tmp_path}/a/b.db"
+    assert tracking_uri(None, "runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri(None, f"file://{tmp_path}/my%20runs") == f"sqlite:///{tmp_path}/my runs/mlflow.db"
 
 
 def test_metrics_files_and_status_arrive(ref: RunRef, spool: Path, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_server_that_goes_away_and_returns(
     ref: RunRef, spool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="pipeline.tracking")
-    monkeypatch.setattr(tracking, "SEND_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
     writer = RunWriter(ref, spool)
     writer.log({"loss": 0.0}, 0)
     with monkeypatch.context() as broken:
@@ -229,7 +230,7 @@ def test_server_that_goes_away_and_returns(
     writer.log({"loss": 5.0}, 5)
     assert [step for step, _ in history(ref, "loss")] == [0, 1, 2, 3, 4, 5]
     assert on_disk(spool) == []
-    ours = [record.message for record in caplog.records if record.name == "pipeline.tracking"]
+    ours = [record.message for record in caplog.records if record.name == "pipeline.tracking.writer"]
     assert [message.split(",")[0] for message in ours] == ["MLflow is away", "MLflow is back"]
 
 
@@ -252,7 +253,7 @@ def test_tries_become_rare_while_the_server_is_away(ref: RunRef, spool: Path, mo
 def test_lost_reply_does_not_double_points(
     ref: RunRef, spool: Path, monkeypatch: pytest.MonkeyPatch, by_another_process: bool
 ) -> None:
-    monkeypatch.setattr(tracking, "SEND_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
     send = MlflowClient.log_batch
 
     def lost_reply(self: MlflowClient, *args: Any, **kwargs: Any) -> NoReturn:
@@ -421,10 +422,11 @@ def start_server(storage: Path, address: str) -> Iterator[Callable[[], None]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_real_server_that_starts_late(
     start_server: Callable[[], None], address: str, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "SEND_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
     (tmp_path / "note.txt").write_text("note")
     ref = open_run(config(address), "s3://bucket", "late", None, {})
     with RunWriter(ref, spool) as writer:

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.shards import Manifest, filesystem, read_manifest
+from pipeline.data.shards import DataError, Manifest, Shard, filesystem, read_manifest
 
 
 def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
-    """Classes (N,) int64 by index, -1 where unknown; None when no image has one."""
-    files, root = filesystem(folder)
-    parts = [
-        pq.read_table(f"{root}/{shard.file}", columns=["label"], filesystem=files).column("label").to_numpy()
-        for shard in read_manifest(folder).shards
-    ]
-    labels = np.concatenate(parts)
+    """Classes (N,) int64 by index, -1 where unknown; None when no image has one.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read.
+    """
+
+    def labels_of(shard: Shard) -> np.ndarray[Any, Any]:
+        with _opened(folder, shard) as file:
+            return file.read(columns=["label"]).column("label").to_numpy()
+
+    with ThreadPoolExecutor(8) as pool:  # remote reads this small are latency, not work
+        labels = np.concatenate(list(pool.map(labels_of, read_manifest(folder).shards)))
     return labels if (labels >= 0).any() else None
 
 
 def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:
-    """At most `count` evenly spaced rows {"image", "index"}; whole shards are read one at a time."""
-    files, root = filesystem(folder)
-    wanted = np.unique(np.linspace(0, manifest.num_images - 1, min(count, manifest.num_images)).astype(np.int64))
-    parts = []
+    """The first `count` rows {"image", "index"}, or all: a fair sample, because ingest shuffles.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read.
+    """
+    batches: list[pa.RecordBatch] = []
+    missing = count
     for shard in manifest.shards:
-        rows = wanted[(wanted >= shard.first_index) & (wanted < shard.first_index + shard.rows)] - shard.first_index
-        if len(rows):
-            table = pq.read_table(f"{root}/{shard.file}", columns=["image", "index"], filesystem=files)
-            parts.append(table.take(rows))
-    return pa.concat_tables(parts)
+        with _opened(folder, shard) as file:
+            for batch in file.iter_batches(missing, columns=["image", "index"]):
+                batches.append(batch.slice(0, missing))
+                missing -= len(batches[-1])
+                if missing == 0:
+                    return pa.Table.from_batches(batches)
+    return pa.Table.from_batches(batches)
+
+
+@contextmanager
+def _opened(folder: str, shard: Shard) -> Iterator[pq.ParquetFile]:
+    """The shard's file; what is wrong with it, now or while it is read, becomes a DataError."""
+    files, root = filesystem(folder)
+    try:
+        with files.open_input_file(f"{root}/{shard.file}") as handle:
+            yield pq.ParquetFile(handle, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{folder}/{shard.file} cannot be read: {error}; ingest the source again") from error

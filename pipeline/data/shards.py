@@ -1,7 +1,8 @@
 """The shard contract: Parquet files in the Hugging Face image layout, and the manifest beside them.
 
 A data set is a folder (local, or any pyarrow filesystem URI) of ``shard-*.parquet`` files and one
-``manifest.json``. The manifest is written last, so a folder that has one is complete.
+``manifest.json``. The manifest is written last, so a folder that has one is complete. The rows lie in a random order,
+fixed at ingest, so any run of them is a fair sample; ``index`` counts them in that order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +22,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+SUMMARY = "summary.json"
 WORK_FOLDER = "_ingest"  # unfinished ingests keep their parts here
 QUARANTINE_CAP = 100  # entries repeated in the manifest; the file named by QUARANTINE has them all
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = {"image": IMAGE_TYPE, "label": pa.int64(), "index": pa.int64()}
+
+GROUP_ROWS = 1024
+GROUP_BYTES = 64 << 20  # a row group is what a reader holds at once
+# Encoded images neither compress nor repeat; checksums let a reader tell a flipped bit from a bad picture.
+WRITE_OPTIONS: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_statistics": ["label", "index"],
+    "write_page_checksum": True,
+}
 
 
 class DataError(ValueError):

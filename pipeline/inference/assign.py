@@ -15,17 +15,23 @@ from pipeline.config import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.method.losses import unit
 
+TARGET = "networks.target."  # beginning of the target network's names in a checkpoint
+
 
 class ClusterModel(nn.Module):
-    """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres; the cluster is the argmax."""
+    """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres; the cluster is the argmax.
+
+    Built from a run's configuration and manifest and the `values` of one of its checkpoints.
+    """
 
     centers: Tensor
 
     def __init__(self, config: RunConfig, manifest: Manifest, values: dict[str, Any]) -> None:
         super().__init__()
-        model = model_for(config, cluster_count(config, manifest), torch.device("cpu"))
-        model.load_state_dict(values["model"], strict=False)  # the bank stays behind
-        self.network = model.networks.target.eval()
+        network = model_for(config, cluster_count(config, manifest), torch.device("cpu")).networks.target
+        weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
+        network.load_state_dict({name.removeprefix(TARGET): value for name, value in weights.items()})
+        self.network = network.eval()
         self.views = views_for(config, manifest)
         self.register_buffer("centers", unit(values["centers"]))
 
@@ -37,9 +43,9 @@ class ClusterModel(nn.Module):
 class Assigner:
     """A Ray Data actor that adds `cluster` and `similarity` to blocks of images."""
 
-    def __init__(self, config: RunConfig, manifest: Manifest, values: dict[str, Any]) -> None:
+    def __init__(self, model: ClusterModel) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = ClusterModel(config, manifest, values).to(self.device)
+        self.model = model.to(self.device)
 
     def __call__(self, block: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """{"image", "index"} to {"index", "cluster", "similarity"}."""
@@ -54,12 +60,14 @@ def assign(images: Dataset, config: RunConfig, manifest: Manifest, values: dict[
 
     `config`, `manifest` and `values` are those the model was trained with: they fix its shape and normalisation.
     """
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    cluster = ray.cluster_resources()
     return images.map_batches(
         Assigner,
-        fn_constructor_args=[config, manifest, ray.put(values)],
+        fn_constructor_args=[ClusterModel(config, manifest, values)],
         batch_size=config.estep.batch_size,
-        num_gpus=gpus,
-        num_cpus=1,
+        num_gpus=1 if cluster.get("GPU") else 0,
+        num_cpus=1
+        if cluster["CPU"] >= 2
+        else 0,  # on a single CPU, an actor that took it would wait for ever to be fed
         concurrency=(1, config.resources.workers),
     )

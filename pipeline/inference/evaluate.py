@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.cluster import connect
 from pipeline.clustering.scores import clustering_scores
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.read import read_labels
@@ -22,7 +23,7 @@ from pipeline.training.run_folder import IDENTITY, SUMMARY, RunFolder
 
 
 def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[str, Any]:
-    """Assign all images of a data set by the newest checkpoint of a run. Ray must be connected.
+    """Assign all images of a data set by the newest checkpoint of a run.
 
     Parameters
     ----------
@@ -46,14 +47,19 @@ def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[
         When `data` is no folder of shards.
     """
     folder = RunFolder.at(absolute(run))
-    identity, values = folder.read(IDENTITY), newest_in(folder.path)
-    if identity is None or values is None:
-        raise ConfigError(f"{run} holds no run with a checkpoint; give the folder that `digpro train` printed")
+    identity = folder.read(IDENTITY)
+    if identity is None or "manifest" not in identity:
+        raise ConfigError(f"{run} holds no run; give the folder that has the summary.json of one")
     trained, manifest = RunConfig.model_validate(identity["config"]), Manifest.model_validate(identity["manifest"])
     path = absolute(data) if data else trained.data.path
-    target = RunFolder.at(absolute(out) if out else f"{folder.path}/evaluation")
+    manifest_here = read_manifest(path)
+    connect()
+    values = newest_in(folder.path)
+    if values is None:
+        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it goes on from there")
+    target = RunFolder.at(absolute(out) if out else f"{folder.path}/evaluation").make()
     config = trained.model_copy(update={"data": trained.data.model_copy(update={"path": path})})
-    images = decoded(config, read_manifest(path))
+    images = decoded(config, manifest_here)
     table = _collect(assign(images, trained, manifest, values).iter_batches(batch_format="numpy"), read_labels(path))
     with target.open_output(ASSIGNMENTS) as stream:
         pq.write_table(table, stream)

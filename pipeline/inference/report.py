@@ -14,11 +14,18 @@ import numpy as np
 from matplotlib.axes import Axes
 
 ROWS, TYPICAL, BORDERLINE = 20, 10, 3
+GAP = 0.3  # width of the column between typical and borderline images, over an image's
 Array = np.ndarray[Any, Any]
 
 
 def draw_clusters(
-    path: Path, images: Array, clusters: Array, similarity: Array, sizes: Array, labels: Array | None, names: Sequence[str]
+    path: Path,
+    images: Array,
+    clusters: Array,
+    similarity: Array,
+    sizes: Array,
+    labels: Array | None,
+    names: Sequence[str],
 ) -> None:
     """A sheet with a row for each of the largest clusters: its most typical images, then its least typical ones.
 
@@ -34,24 +41,37 @@ def draw_clusters(
         Of the classes that `labels` number; may be empty.
     """
     shown = np.argsort(-sizes, kind="stable")[:ROWS]
-    columns = TYPICAL + BORDERLINE
-    figure, axes = plt.subplots(len(shown), columns, figsize=(columns * 0.75, len(shown) * 0.85), squeeze=False)
+    widths = [1.0] * TYPICAL + [GAP] + [1.0] * BORDERLINE
+    height = len(shown) * 0.95 + 0.4
+    figure, axes = plt.subplots(
+        len(shown),
+        len(widths),
+        figsize=(sum(widths) * 0.75, height),
+        squeeze=False,
+        gridspec_kw={"width_ratios": widths, "hspace": 0.4, "wspace": 0.1},
+    )
     for row, cluster in zip(axes, shown, strict=True):
         members = np.flatnonzero(clusters == cluster)
         members = members[np.argsort(-similarity[members], kind="stable")]
-        least = members[TYPICAL:][-BORDERLINE:]
-        for axis in row:
-            axis.axis("off")
-        for axis, member in zip(row, members[:TYPICAL], strict=False):
-            axis.imshow(images[member])
-        for axis, member in zip(row[TYPICAL:], least, strict=False):
-            axis.imshow(images[member], alpha=0.6)
-        caption = f"{sizes[cluster]:,} images" + _majority(labels, members, names)
-        row[0].set_title(f"cluster {cluster}: {caption}", loc="left", fontsize=8, pad=3)
-    figure.suptitle(f"each cluster's {TYPICAL} most typical images, and faded its {BORDERLINE} least typical", fontsize=9)
-    figure.tight_layout(pad=0.3, rect=(0, 0, 1, 0.98))
+        _draw_row(row, images, members)
+        caption = f"cluster {cluster}: {sizes[cluster]:,} images{_majority(labels, members, names)}"
+        row[0].set_title(caption, loc="left", fontsize=8, pad=3)
+    figure.suptitle(f"the {TYPICAL} most typical images of each cluster | its {BORDERLINE} least typical", fontsize=9)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05 / height, top=1 - 0.5 / height)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _draw_row(row: Array, images: Array, members: Array) -> None:
+    """A cluster's members, most typical first: the first ones, a line, and the last ones of the rest."""
+    for axis in row:
+        axis.axis("off")
+    for axis, member in zip(row[:TYPICAL], members[:TYPICAL], strict=False):
+        axis.imshow(images[member])
+    if len(least := members[TYPICAL:][-BORDERLINE:]):
+        row[TYPICAL].axvline(0.5, color="0.6", linewidth=1)
+        for axis, member in zip(row[TYPICAL + 1 :], least, strict=False):
+            axis.imshow(images[member])
 
 
 def _majority(labels: Array | None, members: Array, names: Sequence[str]) -> str:
@@ -60,7 +80,7 @@ def _majority(labels: Array | None, members: Array, names: Sequence[str]) -> str
         return ""
     values, counts = np.unique(labels[members][labels[members] >= 0], return_counts=True)
     best = int(values[counts.argmax()])
-    return f", {counts.max() / counts.sum():.0%} {names[best] if best < len(names) else best}"
+    return f", {counts.max() / counts.sum():.0%} are {names[best] if best < len(names) else best}"
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, float]]) -> None:
@@ -88,7 +108,7 @@ def _lines(axis: Axes, title: str, keys: Sequence[str], history: Sequence[dict[s
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
     else:
-        axis.text(0.5, 0.5, "no labels", ha="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "none recorded", ha="center", transform=axis.transAxes)
 
 
 def _ledger(axis: Axes, history: Sequence[dict[str, float]]) -> None:

@@ -83,13 +83,13 @@ def test_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
 def test_truncated_shard_is_named(folder: Path) -> None:
     shard = folder / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(DataError, match="shard-00001.parquet: unreadable"):
+    with pytest.raises(DataError, match=r"shard-00001.parquet: unreadable"):
         validate_shards(str(folder))
 
 
 def test_missing_shard_is_named(folder: Path) -> None:
     (folder / "shard-00002.parquet").unlink()
-    with pytest.raises(DataError, match="shard-00002.parquet: the shard is missing"):
+    with pytest.raises(DataError, match=r"shard-00002.parquet: the shard is missing"):
         validate_shards(str(folder))
 
 
@@ -99,7 +99,7 @@ def test_missing_and_mistyped_columns_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match="column 'label' is int32, not int64"):
         validate_shards(str(folder))
     rewrite(shard, lambda t: t.drop_columns("label"))
-    with pytest.raises(DataError, match="shard-00000.parquet: column 'label' is missing"):
+    with pytest.raises(DataError, match=r"shard-00000.parquet: column 'label' is missing"):
         validate_shards(str(folder))
 
 

@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline.config import ViewsConfig
-from pipeline.data.views import TwoViews, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from pipeline.data.views import TwoViews
 
 NOTHING = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "horizontal_flip": 0, "jitter": 0, "grayscale": 0}
 CROP_ONLY = {"horizontal_flip": 0, "jitter": 0, "grayscale": 0}
@@ -74,11 +75,12 @@ def test_views_are_normalised_float32():
     views = TwoViews(ViewsConfig(**NOTHING), mean, std, 0)
     expected = tv.normalize(channels_first(images), mean, std)
     for view in (*views(images, torch.arange(4), 0), views.plain(images)):
-        assert view.dtype == torch.float32 and view.device == images.device
+        assert view.dtype == torch.float32
+        assert view.device == images.device
         torch.testing.assert_close(view, expected)
 
 
-@pytest.mark.parametrize("height, width, size", [(32, 32, 32), (20, 28, 32), (96, 64, 24), (120, 120, 16)])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (20, 28, 32), (96, 64, 24), (120, 120, 16)])
 def test_crops_equal_torchvision(height, width, size):
     """On noise, enlarged and shrunk: the hardest image for any difference in weights or borders."""
     start, extent = boxes(CROP_ONLY, height, width, 40)
@@ -90,7 +92,7 @@ def test_crops_equal_torchvision(height, width, size):
         torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("height, width", [(64, 64), (48, 96)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96)])
 def test_crops_are_distributed_as_torchvision_s(height, width):
     count = 1500
     start, extent = boxes(CROP_ONLY, height, width, count)
@@ -115,7 +117,8 @@ def test_a_crop_that_never_fits_becomes_the_largest_of_its_ratio():
 def test_flip_rates():
     _, extent = boxes({**CROP_ONLY, "horizontal_flip": 0.5, "vertical_flip": 0.2}, 32, 32, 3000)
     horizontal, vertical = (extent < 0).float().mean(0)
-    assert abs(horizontal - 0.5) < 0.04 and abs(vertical - 0.2) < 0.04
+    assert abs(horizontal - 0.5) < 0.04
+    assert abs(vertical - 0.2) < 0.04
     assert abs(torch.corrcoef((extent < 0).float().T)[0, 1]) < 0.08
 
 
@@ -139,7 +142,7 @@ def test_rotation_equals_torchvision_about_the_crop_s_centre():
 
 
 @pytest.mark.parametrize(
-    "ours, theirs, low, high",
+    ("ours", "theirs", "low", "high"),
     [
         (adjust_brightness, tv.adjust_brightness, 0, 2),
         (adjust_contrast, tv.adjust_contrast, 0, 2),
@@ -168,7 +171,7 @@ def test_jitter_probability_and_strength():
 
 
 @pytest.mark.parametrize(
-    "name, strength, low",
+    ("name", "strength", "low"),
     [("brightness", 0.4, 0.6), ("contrast", 0.4, 0.6), ("saturation", 0.3, 0.7), ("hue", 0.1, -0.1)],
 )
 def test_each_jitter_is_uniform_over_its_range(name, strength, low):
@@ -190,7 +193,8 @@ def test_jitter_applies_all_four():
     for name in ("brightness", "contrast", "saturation", "hue"):
         without, _ = views_of(**{**NOTHING, "jitter": 1, name: 0})(images, torch.arange(8), 0)
         assert ((full - without).abs().amax((1, 2, 3)) > 1e-3).all(), name
-    assert full.min() >= 0 and full.max() <= 1
+    assert full.min() >= 0
+    assert full.max() <= 1
 
 
 def test_grayscale():
@@ -217,7 +221,8 @@ def test_blur():
 def test_a_blur_wider_than_the_view_still_works():
     images = noise(4, 4, 4)
     view, _ = views_of(4, **{**NOTHING, "blur": 1, "blur_sigma": (5, 9)})(images, torch.arange(4), 0)
-    assert torch.isfinite(view).all() and (view.std((2, 3)) < channels_first(images).std((2, 3))).all()
+    assert torch.isfinite(view).all()
+    assert (view.std((2, 3)) < channels_first(images).std((2, 3))).all()
 
 
 @pytest.mark.parametrize("policy", [{}, EVERYTHING], ids=["simclr", "everything"])
@@ -242,10 +247,11 @@ def test_views_epochs_seeds_and_indices_differ():
     assert (first != second).flatten(1).any(1).all()
     assert (first[1:] != first[:-1]).flatten(1).any(1).all()
     for other in (views_of()(images, index, 1), views_of(seed=1)(images, index, 0)):
-        assert (first != other[0]).flatten(1).any(1).all() and (second != other[1]).flatten(1).any(1).all()
+        assert (first != other[0]).flatten(1).any(1).all()
+        assert (second != other[1]).flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("height, width, size", [(32, 32, 32), (20, 28, 32), (96, 64, 24)])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (20, 28, 32), (96, 64, 24)])
 def test_plain_equals_torchvision(height, width, size):
     images = noise(4, height, width)
     expected = tv.resize(channels_first(images), [size, size], antialias=True)

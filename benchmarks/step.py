@@ -1,0 +1,194 @@
+"""DigPro's step alone: precision, the fused two views against the reference code's way, golden vectors.
+
+    python -m benchmarks.step                          # ResNet-18: 3 minutes on one core
+    python -m benchmarks.step --batch 256 --golden     # seconds on a GPU
+
+Needs torch and torchvision only. The steps are whole ones, from two views to the optimizer's move, on synthetic
+32-pixel images. `fused` sends both views through a network in one call, and all four inputs of the predictor; the
+reference code calls each network once a view and the predictor four times, with torch's BatchNorm (`separate`). Both
+compute the same numbers, which is checked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import conclude, interleaved, rate, speedup
+from pipeline.method.batchnorm import GlobalBatchNorm
+from pipeline.method.digpro import DigPro, DigProSettings
+from pipeline.method.encoder import build_encoder, build_head, build_predictor
+from pipeline.method.optimizer import build_optimizer, set_learning_rates
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "data"
+FEATURES, HIDDEN, CLUSTERS = 256, 4096, 10
+TURN = 4  # steps in a block
+
+
+class SeparateViews(DigPro):
+    """The same step as the reference makes it: one forward pass for every view, network and predictor input."""
+
+    def _features(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+        with self._mixed_precision(first.device):
+            return torch.stack([network(first), network(second)]).float()
+
+    def _predictions(self, online: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        noisy = online if noise is None else online + noise
+        with self._mixed_precision(online.device):
+            passes = [(self.predictor(clean), self.predictor(n)) for clean, n in zip(online, noisy, strict=True)]
+        first, second = (torch.stack(predictions).float() for predictions in zip(*passes, strict=True))
+        return first, second
+
+
+def use_torch_batchnorm(module: nn.Module) -> None:
+    """Put torch's own BatchNorms back in place of the global ones, all of them fresh."""
+    for name, child in module.named_children():
+        if isinstance(child, GlobalBatchNorm):
+            flat = isinstance(module, nn.Sequential) and isinstance(module[0], nn.Linear)
+            setattr(module, name, (nn.BatchNorm1d if flat else nn.BatchNorm2d)(len(child.weight)))
+        else:
+            use_torch_batchnorm(child)
+
+
+def build(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | None) -> Callable[[], Tensor]:
+    """A function that makes one training step and returns its loss."""
+    torch.manual_seed(0)
+    encoder, size = build_encoder(args.encoder, small_stem=True)
+    heads = build_head(size, HIDDEN, FEATURES), build_predictor(FEATURES, HIDDEN)
+    model = kind(encoder, *heads, FEATURES, DigProSettings(CLUSTERS), autocast=autocast)
+    if kind is SeparateViews:
+        use_torch_batchnorm(model)
+    model.to(args.device)
+    optimizer = build_optimizer(model, lr=0.05 * args.batch / 256, momentum=0.9, weight_decay=5e-4)
+    views = torch.randn(2, args.batch, 3, 32, 32, device=args.device)
+    noise = 0.001 * torch.randn(2, args.batch, FEATURES, device=args.device)
+    labels = torch.arange(args.batch, device=args.device) % CLUSTERS
+
+    def step() -> Tensor:
+        total = model(views[0], views[1], labels, target_momentum=0.996, noise=noise).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        return total.detach()
+
+    return step
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of fused and separate steps in float32 and bfloat16, and the ratios that matter."""
+    kinds = {"fused": DigPro, "separate": SeparateViews}
+    precisions = {"float32": None, "bfloat16": torch.bfloat16}
+    steps = {f"{k}_{p}": build(args, kinds[k], precisions[p]) for k in kinds for p in precisions}
+    losses = {name: [float(step()) for _ in range(2)] for name, step in steps.items()}
+    torch.testing.assert_close(losses["fused_float32"], losses["separate_float32"], rtol=1e-3, atol=1e-3)
+    blocks = {name: lambda step=step: [step() for _ in range(TURN)] for name, step in steps.items()}
+    seconds = interleaved(blocks, args.rounds, args.device)
+    return {
+        "images_per_second": {name: rate(TURN * args.batch, seconds[name]) for name in steps},
+        "fused_over_separate_float32": speedup(seconds, of="fused_float32", over="separate_float32"),
+        "fused_over_separate_bfloat16": speedup(seconds, of="fused_bfloat16", over="separate_bfloat16"),
+        "bfloat16_over_float32": speedup(seconds, of="fused_bfloat16", over="fused_float32"),
+        "losses": losses,
+        "seconds": seconds,
+        "gpu_peak_gib": {name: peak_gib(step) for name, step in steps.items()} if args.device == "cuda" else None,
+    }
+
+
+def peak_gib(step: Callable[[], Tensor]) -> float:
+    """Most memory that one step adds to what lies on the GPU."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def golden_error(device: str, dtype: torch.dtype) -> float:
+    """Largest relative error of the losses of the five golden steps of the reference code, on a device."""
+    inputs, expected = np.load(GOLDEN / "full_inputs.npz"), np.load(GOLDEN / "full_steps_reset.npz")
+
+    def tensor(name: str, *at: int) -> Tensor:
+        values = torch.from_numpy(inputs[name][at])
+        return values.to(device, dtype) if values.is_floating_point() else values.to(device)
+
+    model = golden_model(inputs).to(device, dtype)
+    optimizer = build_optimizer(model, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    found = []
+    for step, warmup in enumerate(expected["losses"][:, 4]):
+        set_learning_rates(optimizer, *expected["lr"][step].tolist())
+        losses = model(
+            tensor("im_q", step),
+            tensor("im_k", step),
+            tensor("psedo_labels")[tensor("indices", step)],
+            noise=None if warmup else 0.001 * tensor("noise", step),
+            warmup=bool(warmup),
+            target_momentum=0.996,
+            group_centers=tensor("reset_centres") if expected["n_iter"][step] == 7 else None,
+        )
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        found.append(losses.total.item())
+    reference = expected["losses"][:, list(expected["loss_columns"]).index("total")]
+    return float(np.max(np.abs(np.array(found) / reference - 1)))
+
+
+def golden_model(inputs: Any) -> DigPro:
+    """The small model of the golden vectors with the reference's first weights."""
+    convolutions = [(3, 6, 1), (6, 10, 2)]
+    layers = [
+        layer
+        for i, o, stride in convolutions
+        for layer in (nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+    ]
+    encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    settings = DigProSettings(7, reference_lead_momentum=0.99, reference_empty_logit=-10.0, reference_raw_groups=True)
+    model = DigPro(encoder, build_head(10, 24, 8), build_head(8, 24, 8), 8, settings).double()
+    ours = {"encoder_q": "networks.online.encoder", "projector_q": "networks.online.projector", "smog": "groups"}
+    ours |= {"encoder_k": "networks.target.encoder", "projector_k": "networks.target.projector"}
+    for key in inputs:
+        room, _, rest = key.removeprefix("init/").partition(".")
+        name = f"{ours.get(room, room)}.{rest.replace('group_features', 'features')}"
+        if key.startswith("init/") and "num_batches" not in key:
+            model.state_dict(keep_vars=True)[name].data.copy_(torch.from_numpy(inputs[key]))
+    return model
+
+
+def main() -> int:
+    """Measure, and check the golden vectors where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="resnet18", choices=["tiny", "resnet18", "resnet34", "resnet50"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; 1 is timed by CPU time")
+    parser.add_argument("--golden", action="store_true", help="check the reference code's losses on the device")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:]), "device": args.device}
+    if args.golden:
+        torch.backends.cudnn.allow_tf32 = False
+        errors = {str(d): golden_error(args.device, d) for d in (torch.float64, torch.float32)}
+        results["golden_errors"], sound = errors, errors["torch.float64"] < 1e-9 and errors["torch.float32"] < 5e-5
+        print(f"golden vectors on {args.device}: relative errors {errors}  {'PASS' if sound else 'FAIL'}")
+        if not sound:
+            return 1
+        torch.backends.cudnn.allow_tf32 = True
+    results |= compare(args)
+    for name in ("images_per_second", "gpu_peak_gib"):
+        print(f"{name}: " + ", ".join(f"{k} {v:,.2f}" for k, v in (results[name] or {}).items()))
+    for name in ("fused_over_separate_float32", "fused_over_separate_bfloat16", "bfloat16_over_float32"):
+        print(f"{name}: {results[name]:.2f}")
+    conclude(results, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

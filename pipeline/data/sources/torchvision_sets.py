@@ -1,0 +1,67 @@
+"""torchvision's data sets, as they lie on disk."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from pipeline.data.shards import DataError, Quarantined, filesystem
+from pipeline.data.sources.base import Part, Row, Source, cut, digest, find, png, shuffled
+
+_BOTH = [{"train": True}, {"train": False}]
+_TRAIN_TEST = [{"split": "train"}, {"split": "test"}]
+_TRAIN_VAL_TEST = [{"split": "train"}, {"split": "val"}, {"split": "test"}]
+TORCHVISION: dict[str, list[dict[str, Any]]] = {  # data set -> the arguments of its splits, ingested as one set
+    **dict.fromkeys(["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"], _BOTH),
+    **dict.fromkeys(["STL10", "SVHN", "GTSRB", "Food101"], _TRAIN_TEST),
+    **dict.fromkeys(["Flowers102", "DTD"], _TRAIN_VAL_TEST),
+    "OxfordIIITPet": [{"split": "trainval"}, {"split": "test"}],
+    "EuroSAT": [{}],
+}
+
+
+def open_torchvision(source: str, path: str, rows_per_part: int) -> Source:
+    """All splits of a data set on disk as one, each shuffled."""
+    name, _, where = path.partition(":")
+    if name not in TORCHVISION or not where:
+        near = difflib.get_close_matches(name, TORCHVISION, 1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{source!r} is not torchvision:NAME:PATH.{hint} Valid names: {', '.join(sorted(TORCHVISION))}")
+    fs, root = filesystem(where)
+    parts: list[Part] = []
+    class_names: tuple[str, ...] = ()
+    for split in TORCHVISION[name]:
+        dataset = _torchvision(name, root, split)
+        class_names = tuple(getattr(dataset, "classes", ()))
+        items = cut(shuffled(range(len(dataset))), rows_per_part)
+        parts += [partial(_rows, name, root, split, numbers) for numbers in items]
+    identity = digest(f"torchvision:{name}", class_names, find(fs, root), root)
+    return Source(source, "torchvision", class_names, tuple(parts), identity, (fs, root))
+
+
+def _rows(name: str, root: str, split: dict[str, Any], numbers: tuple[int, ...]) -> Iterator[Row | Quarantined]:
+    """Items of one split, encoded anew as PNG."""
+    dataset = _torchvision(name, root, split)
+    prefix = "-".join([name, *(str(value).lower() for value in split.values())])
+    for i in numbers:
+        path = f"{prefix}/{i:06d}.png"
+        try:
+            image, label = dataset[i]
+            row: Row | Quarantined = Row(png(image), path, int(label), path)
+        except Exception as error:  # each data set reads its files its own way
+            row = Quarantined(path=path, reason=f"cannot be read: {error!r}")
+        yield row
+
+
+def _torchvision(name: str, root: str, split: dict[str, Any]) -> Any:
+    import torchvision.datasets
+
+    try:
+        return getattr(torchvision.datasets, name)(root, download=False, **split)
+    except (RuntimeError, OSError) as error:
+        call = ", ".join([repr(root), *(f"{key}={value!r}" for key, value in split.items()), "download=True"])
+        raise DataError(
+            f"torchvision finds no {name} in {root} ({error}); fetch it first: torchvision.datasets.{name}({call})"
+        ) from error

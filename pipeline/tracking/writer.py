@@ -1,0 +1,168 @@
+"""The one writer of a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pipeline.tracking.sender import Sender
+from pipeline.tracking.spool import Point, Spool, Status
+from pipeline.tracking.store import RunRef, reason
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+SEND_SECONDS = 10.0  # between two sends while the server answers
+LONGEST_PAUSE_SECONDS = 600.0  # between two tries while it does not; doubles from SEND_SECONDS
+
+_METRIC_NAME = re.compile(r"\w[\w\-. :]*(/\w[\w\-. :]*)*")  # what MLflow takes, less "." and ".." as path parts
+
+_logger = logging.getLogger(__name__)
+
+
+class RunWriter:
+    """Writes one run's metrics and files; use it as a context manager on rank 0.
+
+    No method raises because of the server: one warning says that it went away, one line that it is back.
+    Leaving the context finishes the run: FINISHED, or FAILED after an exception, KILLED after an interrupt.
+
+    Parameters
+    ----------
+    ref : RunRef
+        From :func:`open_run`.
+    spool : Path
+        Local JSONL file that belongs to this run alone; files wait in a folder beside it. What an earlier writer
+        left there is sent first.
+    system_metrics : bool, default False
+        Also log this machine's CPU, memory, disk, network and GPU every 10 s, by MLflow's own monitor.
+    """
+
+    def __init__(self, ref: RunRef, spool: Path, *, system_metrics: bool = False) -> None:
+        self._spool = Spool(spool)
+        self._spool.status = None  # an earlier end of this run: it goes on now
+        self._sender = Sender(ref, self._spool, reopen=True)
+        self._system_metrics = system_metrics
+        self._monitor: SystemMetricsMonitor | None = None
+        self._away = self._finished = False
+        self._pause = SEND_SECONDS
+        self._next_send = 0.0
+        self.flush()
+
+    @property
+    def ref(self) -> RunRef:
+        """The run, with MLflow's id as soon as it is known."""
+        return self._sender.ref
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log one value per key; each (key, step) counts once, and steps may come in any order.
+
+        A value that is not finite would spoil every chart, so it is logged as ``non_finite/<key>`` = 1 instead.
+
+        Raises
+        ------
+        ValueError
+            A key that MLflow refuses; nothing of the call is logged then.
+        """
+        now = int(time.time() * 1000)
+        values = {key: float(value) for key, value in metrics.items()}
+        points = [
+            Point(key, step, value, now) if math.isfinite(value) else Point(f"non_finite/{key}", step, 1.0, now)
+            for key, value in values.items()
+        ]
+        for point in points:
+            if len(point.key) > 250 or not _METRIC_NAME.fullmatch(point.key):
+                raise ValueError(f"metric name {point.key!r}; use up to 250 letters, digits, spaces and _ - . : /")
+        self._spool.add(points)
+        if time.monotonic() >= self._next_send:
+            self.flush()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file, or a folder with all in it, as ``<folder>/<name>``; a copy is taken now."""
+        self._spool.add_file(path, folder)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is pending; while the server is away only now and then, so that training does not wait."""
+        if not self._away or time.monotonic() >= self._next_send:
+            self._try_to_send()
+
+    def finish(self, status: Status) -> None:
+        """Send everything and end the run; what cannot be sent stays in the spool for :func:`deliver`."""
+        if self._finished:
+            return
+        self._finished = True
+        self._stop_monitor()
+        self._spool.end(status)
+        self._try_to_send()
+        if self._spool.pending:
+            _logger.warning("%d points and files wait for MLflow in %s", self._spool.pending, self._spool.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def _try_to_send(self) -> None:
+        try:
+            self._sender.send()
+        except Exception as error:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS) if self._away else SEND_SECONDS
+            if not self._away:
+                _logger.warning("MLflow is away, points wait in %s: %s", self._spool.path, reason(error))
+                self._stop_monitor()  # its thread ends at the first failed request
+            self._away = True
+        else:
+            if self._away:
+                _logger.info("MLflow is back, everything pending was delivered")
+            self._away, self._pause = False, SEND_SECONDS
+            self._start_monitor()
+        self._next_send = time.monotonic() + self._pause
+
+    def _start_monitor(self) -> None:
+        if not self._system_metrics or self._monitor or self._finished:
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        try:
+            self._monitor = SystemMetricsMonitor(self.ref.run_id, resume_logging=True, tracking_uri=self.ref.uri)
+            self._monitor.start()
+        except Exception as error:
+            self._system_metrics = False
+            _logger.warning("system metrics are off: %s", reason(error))
+
+    def _stop_monitor(self) -> None:
+        if self._monitor:
+            self._monitor.finish()
+        self._monitor = None
+
+
+def deliver(spool: Path, ref: RunRef) -> int:
+    """Send what an earlier process left in its spool, and the status it ended with.
+
+    Returns
+    -------
+    int
+        Points and files still waiting: 0 when all arrived. A failure of the server is logged, not raised.
+
+    Raises
+    ------
+    FileNotFoundError
+        No writer ever used this `spool`.
+    """
+    if not spool.exists():
+        raise FileNotFoundError(f"no spool at {spool}; give the path that the run's writer was given")
+    waiting = Spool(spool)
+    try:
+        Sender(ref, waiting, reopen=False).send()
+    except Exception as error:
+        _logger.warning("not all of %s was delivered: %s", spool, reason(error))
+    return waiting.pending

@@ -1,0 +1,109 @@
+"""The model that assigns is the one that was trained: the same features, the same clusters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.build import model_for, views_for
+from pipeline.clustering.kmeans import spherical_kmeans
+from pipeline.config import load_config
+from pipeline.inference.assign import Assigner, ClusterModel
+from pipeline.method.digpro import DigPro
+from tests.manifests import manifest
+
+K = 5
+CONFIG = load_config(
+    "digits",
+    [
+        f"method.num_clusters={K}",
+        "model.projector_hidden=16",
+        "model.predictor_hidden=16",
+        "model.feature_size=8",
+        "views.hue=0.1",
+        "method.bank_size=32",
+    ],
+)
+MANIFEST = manifest()
+
+
+@pytest.fixture(scope="module")
+def trained() -> DigPro:
+    """A model whose weights and statistics have moved, so that forgetting any of them shows."""
+    model = model_for(CONFIG, K, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.networks.target.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    views = torch.randn(2, 32, 3, 16, 16, generator=generator)
+    model(*views, torch.zeros(32, dtype=torch.int64), target_momentum=0.9)
+    return model
+
+
+def images(count: int, size: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    return (torch.nn.functional.interpolate(coarse, (size, size)).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+
+
+def features(model: DigPro, block: Tensor) -> Tensor:
+    return model.encode(views_for(CONFIG, MANIFEST).plain(block))
+
+
+def checkpoint(model: DigPro, centers: Tensor) -> dict[str, Any]:
+    """What a checkpoint keeps, as far as assigning needs it."""
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("bank.")}
+    return {"model": weights, "centers": centers}
+
+
+def test_similarities_are_cosines_of_the_e_steps_features(trained: DigPro) -> None:
+    block, centers = images(20), 7 * torch.randn(K, 8, generator=torch.Generator().manual_seed(1))
+    found = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, centers))(block)
+    expected = features(trained, block) @ torch.nn.functional.normalize(centers, dim=1).T
+    torch.testing.assert_close(found, expected)
+    assert float(found.abs().max()) <= 1 + 1e-6
+
+
+def test_clusters_are_those_of_k_means_on_the_same_images(trained: DigPro) -> None:
+    block = images(200)
+    result = spherical_kmeans(features(trained, block), K, restarts=2, seed=0)
+    found = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, result.centers))(block).argmax(dim=1)
+    assert len(result.labels.unique()) == K
+    torch.testing.assert_close(found, result.labels)
+
+
+def test_images_of_another_size_are_resized(trained: DigPro) -> None:
+    model = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8)))
+    large = images(6, size=48)
+    torch.testing.assert_close(model(large), features(trained, large) @ torch.eye(K, 8).T)
+    assert model(large[:, :40]).shape == (6, K)
+
+
+def test_rows_do_not_depend_on_their_batch(trained: DigPro) -> None:
+    model, block = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8))), images(12)
+    torch.testing.assert_close(torch.cat([model(part) for part in block.split(5)]), model(block))
+
+
+def test_a_block_keeps_its_index(trained: DigPro) -> None:
+    model = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8)))
+    block = {"image": images(9).numpy(), "index": np.arange(9)[::-1] + 100}
+    found = Assigner(model)(block)
+    similarity, cluster = model(images(9)).max(dim=1)
+    np.testing.assert_array_equal(found["index"], block["index"])
+    np.testing.assert_array_equal(found["cluster"], cluster)
+    np.testing.assert_allclose(found["similarity"], similarity.detach(), rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(trained: DigPro) -> None:
+    other = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"feature_size": 9})})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ClusterModel(other, MANIFEST, checkpoint(trained, torch.eye(K, 8)))
+
+
+def test_a_checkpoint_without_weights_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="Missing key"):
+        ClusterModel(CONFIG, MANIFEST, {"model": {}, "centers": torch.eye(K, 8)})

@@ -1,0 +1,79 @@
+"""Evaluating a run: what is refused at once, and that a finished run's scores come out again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import ConfigError, load_config
+from pipeline.data.shards import DataError
+from pipeline.inference.evaluate import evaluate
+from tests.manifests import manifest
+
+
+@pytest.fixture
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started() -> None:
+        raise AssertionError("Ray was started before the input was checked")
+
+    monkeypatch.setattr("pipeline.inference.evaluate.connect", started)
+
+
+@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.parametrize("content", [None, "a folder", "a run that never started"])
+def test_what_is_no_finished_run_is_refused(tmp_path: Path, content: str | None) -> None:
+    run = tmp_path / "run"
+    if content:
+        run.mkdir()
+    if content == "a run that never started":
+        identity = {"config": load_config("digits").model_dump()}
+        (run / "run.json").write_text(json.dumps(identity))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="run holds no run; give the folder"):
+        evaluate(str(run))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_without_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.inference.evaluate.connect", lambda: None)
+    (tmp_path / "data").mkdir()
+    manifest().write(str(tmp_path / "data"))
+    config = load_config("digits", [f"data.path={tmp_path / 'data'}"])
+    identity = {"config": config.model_dump(), "manifest": manifest().model_dump()}
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(ConfigError, match=r"no readable checkpoint; run its `digpro train` again"):
+        evaluate(str(tmp_path))
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    identity = {"config": load_config("digits").model_dump(), "manifest": manifest().model_dump()}
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(DataError, match=r"none holds no manifest\.json"):
+        evaluate(str(tmp_path), data=str(tmp_path / "none"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
+    import ray
+
+    from pipeline.training.trainer import train
+
+    places = [f"storage={tmp_path / 'runs'}", f"data.path={tmp_path / 'data'}", "name=tiny"]
+    small = ["optim.epochs=2", "optim.warmup_epochs=1", "resources.workers=1", "tracking.system_metrics=false"]
+    try:
+        trained = train(load_config("digits", [*places, *small]), say=lambda line: None)
+        found = evaluate(trained["folder"])
+    finally:
+        ray.shutdown()
+    assert found["scores"] == trained["scores"]
+    assert found["images"] == 1797
+    assert found["health"]["cluster_largest"] == trained["last_epoch"]["cluster_largest"]
+    ours, theirs = (pq.read_table(summary["outputs"]["assignments"]) for summary in (found, trained))
+    for column in ("index", "cluster", "label"):
+        assert ours.column(column).to_pylist() == theirs.column(column).to_pylist()
+    assert json.loads(Path(found["outputs"]["summary"]).read_text()) == found

@@ -1,0 +1,157 @@
+"""The command line as a user meets it: help, bad input, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import cli
+from pipeline.config import RunConfig, load_config, preset_names
+from tests.manifests import manifest
+
+
+@pytest.fixture
+def digpro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command line in this process, without Ray: (exit status, stdout, stderr)."""
+    monkeypatch.setattr("pipeline.training.trainer.connect", lambda: None)
+    monkeypatch.setattr("pipeline.inference.evaluate.connect", lambda: None)
+    monkeypatch.setattr(cli, "connect", lambda: None)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["digpro", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output = capsys.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 0), output.out, output.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *said: str) -> None:
+    """The command ended with status 2 and a message that says all this, on stderr alone."""
+    status, out, err = result
+    assert status == 2
+    assert out == ""
+    assert "Traceback" not in err
+    for text in said:
+        assert text in err
+
+
+@pytest.mark.parametrize("command", ["", "ingest", "train", "evaluate", "presets"])
+def test_help_is_there(digpro, command: str) -> None:
+    status, out, _ = digpro(*command.split(), "--help")
+    assert status == 0
+    assert "Usage: digpro" in out
+    assert "..." not in out.split("Commands:")[-1]  # no description is cut short
+
+
+def test_help_needs_nothing_heavy() -> None:
+    script = (
+        "import sys; import pipeline.cli; print([m for m in ('torch', 'ray', 'mlflow', 'kornia') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "train", "--preset", "digit"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused((done.returncode, done.stdout, done.stderr), "error: unknown preset 'digit'; did you mean 'digits'?")
+
+
+def test_presets_are_listed_and_shown_whole(digpro) -> None:
+    assert digpro("presets")[1].split() == preset_names()
+    shown = yaml.safe_load(digpro("presets", "digits")[1])
+    assert RunConfig.model_validate(shown) == load_config("digits")
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--sett", "x=1"], ["ingest", "digits"], ["train", "extra"]])
+def test_wrong_usage(digpro, arguments: list[str]) -> None:
+    refused(digpro(*arguments), "Usage: digpro")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["optim.lrr=1"], ["optim.lrr: unknown key", "did you mean 'lr'?"]),
+        (["optim.lr=-1"], ["optim.lr", "greater than 0", "-1"]),
+        (["optim.lr"], ["section.key=value"]),
+    ],
+)
+def test_bad_settings(digpro, settings: list[str], said: list[str]) -> None:
+    refused(digpro("train", *(f"--set={setting}" for setting in settings)), "error: ", *said)
+
+
+def test_bad_files(digpro, tmp_path: Path) -> None:
+    refused(digpro("train", "-p", tmp_path / "none.yaml"), "error: there is no configuration file", "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    refused(digpro("train", "-p", tmp_path / "list.yaml"), "list.yaml", "no mapping")
+
+
+def test_storage_below_a_file(digpro, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(digpro("train", "--set", f"storage={tmp_path / 'file' / 'runs'}"), "file/runs", "cannot be written")
+
+
+def train_on(data: Path, *settings: str) -> list[object]:
+    """Arguments of a training on a data folder, with runs beside it."""
+    places = [f"data.path={data}", "data.source=null", f"storage={data.parent / 'runs'}"]
+    return ["train", *(f"--set={setting}" for setting in (*places, *settings))]
+
+
+def test_data_without_manifest(digpro, tmp_path: Path) -> None:
+    refused(digpro(*train_on(tmp_path / "none")), "holds no manifest.json", "digpro ingest SOURCE")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("method.num_clusters=5000", "num_clusters=5000 exceeds the 500 images"),
+        ("optim.batch_size=600", "batch_size=600 exceeds the 500 images"),
+        ("method.num_clusters=null", "set method.num_clusters"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(digpro, tmp_path: Path, setting: str, said: str) -> None:
+    (tmp_path / "data").mkdir()
+    manifest(500, classes=0).write(str(tmp_path / "data"))
+    refused(digpro(*train_on(tmp_path / "data", setting)), said)
+
+
+def test_a_name_in_use(digpro, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    manifest(500).write(str(tmp_path / "data"))
+    used = tmp_path / "runs" / "mine"
+    used.mkdir(parents=True)
+    before = load_config("digits", ["name=mine", f"data.path={tmp_path / 'data'}", "data.source=null"])
+    identity = {"config": before.model_dump(mode="json"), "manifest": manifest(500).model_dump(mode="json")}
+    (used / "run.json").write_text(json.dumps(identity))
+    said = "run 'mine'", "seed was 0, is 1", "Give another name"
+    refused(digpro(*train_on(tmp_path / "data", "name=mine", "seed=1")), *said)
+
+
+def test_a_finished_run_shows_its_result_again(digpro, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    manifest(500).write(str(tmp_path / "data"))
+    used = tmp_path / "runs" / "mine"
+    used.mkdir(parents=True)
+    summary = {"scores": {"acc": 0.5}, "outputs": {"clusters": "clusters.png"}}
+    (used / "summary.json").write_text(json.dumps(summary))
+    status, out, _ = digpro(*train_on(tmp_path / "data", "name=mine"))
+    assert status == 0
+    for text in ("mine is already finished", "--set name=", "ACC 0.5000", "clusters.png"):
+        assert text in out
+
+
+def test_evaluate_on_no_run(digpro, tmp_path: Path) -> None:
+    refused(digpro("evaluate", tmp_path / "absent"), "absent holds no run", "summary.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ingest_of_no_source(digpro, tmp_path: Path) -> None:
+    refused(digpro("ingest", "imagefoldr:x", tmp_path / "out"), "'imagefoldr:x'", "imagefolder")
