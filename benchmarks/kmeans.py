@@ -1,6 +1,6 @@
 """Seconds of our spherical k-means against scikit-learn's KMeans on the same unit rows, at equal restarts.
 
-    python -m benchmarks.kmeans    # 2 minutes on 2 cores
+    python -m benchmarks.kmeans
 
 Rows are what an E-step sees: noisy directions around K centres. Both run k-means++ and Lloyd with the same number of
 restarts, iterations and threads, and both results are measured alike: the sum over rows of 1 - cosine to the

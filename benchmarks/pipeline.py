@@ -1,7 +1,7 @@
 """Images/s of training fed by Ray Data over images/s of the bare step on data in memory, in one run.
 
-    python -m benchmarks.pipeline                   # ResNet-18: 5 minutes on 2 cores
-    python -m benchmarks.pipeline --encoder tiny    # the harsh test of the feed: 2 minutes on 2 cores
+    python -m benchmarks.pipeline                   # ResNet-18
+    python -m benchmarks.pipeline --encoder tiny    # the harsh test of the feed
 
 Shapes are those of the preset cifar10, on synthetic images unless --data names a folder of shards. In each worker
 blocks of the same steps take turns: `bare` trains on batches that lie on the device, `fed` on a whole epoch of
@@ -125,8 +125,10 @@ def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) 
     ).fit()
     figures: dict[str, Any] = result.return_value
     figures |= {name: rate(figures["images"], figures["seconds"][name]) for name in ("bare", "fed")}
-    ratio = speedup(figures["seconds"], of="fed", over="bare")
-    return {"ratio": ratio, "claim_holds": ratio >= CLAIM, **figures}
+    ratio, seconds = speedup(figures["seconds"], of="fed", over="bare"), figures["seconds"]
+    later = {**seconds, "fed": [fed - figures["first_batch_seconds"] for fed in seconds["fed"]]}
+    steady = speedup(later, of="fed", over="bare")
+    return {"ratio": ratio, "claim_holds": ratio >= CLAIM, "ratio_after_first_batch": steady, **figures}
 
 
 def report(mode: str, figures: dict[str, Any]) -> None:
@@ -134,8 +136,9 @@ def report(mode: str, figures: dict[str, Any]) -> None:
     print(
         f"{mode:9s} fed {figures['fed']:,.1f} / bare {figures['bare']:,.1f} images/s = {figures['ratio']:.3f}  "
         f"{'PASS' if figures['claim_holds'] else 'FAIL'} (claim: >= {CLAIM})\n"
-        f"{'':9s} first batch {figures['first_batch_seconds']:.2f} s of epochs of {figures['images']:,} images; "
-        f"worker peak {figures['worker_peak_rss_gib']:.2f} GiB"
+        f"{'':9s} first batch after {figures['first_batch_seconds']:.2f} s, epoch of {figures['images']:,} images, "
+        f"ratio after the first batch {figures['ratio_after_first_batch']:.3f}\n"
+        f"{'':9s} worker peak {figures['worker_peak_rss_gib']:.2f} GiB"
         + (f", GPU peak {figures['gpu_peak_gib']:.2f} GiB" if "gpu_peak_gib" in figures else "")
         + f"; bfloat16 is {figures['bfloat16_speedup']:.2f} times as fast as float32"
     )

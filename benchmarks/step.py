@@ -1,7 +1,7 @@
 """DigPro's step alone: precision, the fused two views against the reference code's way, golden vectors.
 
-    python -m benchmarks.step                          # ResNet-18: 3 minutes on one core
-    python -m benchmarks.step --batch 256 --golden     # seconds on a GPU
+    python -m benchmarks.step                          # ResNet-18
+    python -m benchmarks.step --batch 256 --golden     # on a GPU
 
 Needs torch and torchvision only. The steps are whole ones, from two views to the optimizer's move, on synthetic
 32-pixel images. `fused` sends both views through a network in one call, and all four inputs of the predictor; the

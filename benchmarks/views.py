@@ -1,6 +1,6 @@
 """Views per second and core: `pipeline.data.views` in batches against torchvision's transforms image by image.
 
-    python -m benchmarks.views    # 20 seconds on one core
+    python -m benchmarks.views    # 30 seconds on one core of a busy machine
 
 Both make SimCLR's views of 32-pixel images (and, with rotation, the plain set of the preset digits): torchvision on
 PIL images, which is how the reference code and most others do it, and on uint8 tensors, which is its faster way.

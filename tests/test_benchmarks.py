@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
     """Figures of one benchmark, started as its documentation says; 1 is a claim that failed, not a crash."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert out.is_file(), done.stderr
     figures = json.loads(out.read_text())
@@ -63,10 +63,10 @@ def test_step_meets_the_golden_vectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_pipeline(tmp_path: Path, mode: str) -> None:
+def test_pipeline(tmp_path: Path) -> None:
     small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1")
-    figures = run("pipeline", tmp_path / "out.json", "--mode", mode, *small)[mode]
-    assert figures["images"] == 256
-    assert figures["claim_holds"] == (figures["ratio"] >= 0.9)
-    assert figures["worker_peak_rss_gib"] > 0.1
+    figures = run("pipeline", tmp_path / "out.json", *small)
+    for mode in ("resident", "streaming"):
+        assert figures[mode]["images"] == 256
+        assert figures[mode]["claim_holds"] == (figures[mode]["ratio"] >= 0.9)
+        assert figures[mode]["worker_peak_rss_gib"] > 0.1
