@@ -25,7 +25,7 @@ check: $(VENV)/ready ## lint and types
 	$(VENV)/bin/mypy
 
 benchmark: $(VENV)/ready ## speed of the pipeline against the bare step
-	$(PY) benchmarks/pipeline.py
+	$(PY) -m benchmarks.pipeline
 
 clean: ## remove the environment; data and runs stay
 	rm -rf $(VENV)

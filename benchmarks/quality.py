@@ -1,7 +1,7 @@
 """Scores of a preset over several seeds: mean, spread, worst, and the training time of each.
 
-    python benchmarks/quality.py                       # digits, seeds 0-4; about 2 minutes a seed on 2 cores
-    python benchmarks/quality.py --preset uc-merced --seeds 3
+    python -m benchmarks.quality                       # digits, seeds 0-4; about 2 minutes a seed on 2 cores
+    python -m benchmarks.quality --preset uc-merced --seeds 3
 
 A run that is finished is not repeated: its summary is read. A killed benchmark goes on when started again.
 """

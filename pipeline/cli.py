@@ -12,6 +12,7 @@ from rich.console import Console
 from pipeline.cluster import connect
 from pipeline.config import ConfigError, load_config, preset_names
 from pipeline.data.shards import SUMMARY, DataError
+from pipeline.errors import RunFailed
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
 
@@ -144,6 +145,9 @@ def main() -> None:
     except (ConfigError, DataError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         raise SystemExit(2) from None
+    except RunFailed as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command goes on where this one stopped")
         raise SystemExit(130) from None

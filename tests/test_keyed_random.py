@@ -57,7 +57,9 @@ def test_numbers_are_pinned():
 
 def test_uniform_is_uniform_with_24_exact_bits():
     numbers = uniform(0, 0, torch.arange(100_000), 0, 10)
-    assert numbers.dtype == torch.float32 and numbers.min() >= 0 and numbers.max() < 1
+    assert numbers.dtype == torch.float32
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
     mantissa = numbers.double() * 2**24
     assert torch.equal(mantissa, mantissa.round())
     bits = (mantissa.long().flatten()[:, None] >> torch.arange(24)) & 1
@@ -66,7 +68,7 @@ def test_uniform_is_uniform_with_24_exact_bits():
         assert stats.kstest(column, "uniform").pvalue > 1e-4
 
 
-@pytest.mark.parametrize("first, second", list(itertools.combinations(KEYS, 2)))
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(KEYS, 2)))
 def test_other_keys_give_unrelated_numbers(first, second):
     a, b = draw(first), draw(second)
     assert (a == b).float().mean() < 1e-3
@@ -82,9 +84,12 @@ def test_neighbouring_indices_and_columns_are_unrelated():
 
 def test_normal_is_normal_and_finite():
     numbers = normal(0, 0, torch.arange(100_000), 0, 9)
-    assert numbers.dtype == torch.float32 and numbers.shape == (100_000, 9)
-    assert torch.isfinite(numbers).all() and numbers.abs().max() < 5.8
-    assert abs(numbers.mean()) < 5e-3 and abs(numbers.var() - 1) < 1e-2
+    assert numbers.dtype == torch.float32
+    assert numbers.shape == (100_000, 9)
+    assert torch.isfinite(numbers).all()
+    assert numbers.abs().max() < 5.8
+    assert abs(numbers.mean()) < 5e-3
+    assert abs(numbers.var() - 1) < 1e-2
     for column in numbers.numpy().T:
         assert stats.kstest(column, "norm").pvalue > 1e-4
     assert np.abs(np.corrcoef(numbers.numpy().T) - np.eye(9)).max() < 0.02

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.collectives import all_stack, all_sum, gather_rows, rank
 
-CHUNK_VALUES = 1 << 22  # similarities held at a time: 16 MiB of float32, near the size of a last-level cache
+CHUNK_VALUES = 1 << 18  # similarities held at a time: 1 MiB of float32, so that they stay in a core's cache
 
 
 @dataclass(frozen=True)

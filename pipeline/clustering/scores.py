@@ -30,17 +30,17 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
     ValueError
         When the lengths differ or no row has a class.
     """
-    true, predicted = np.asarray(true), np.asarray(predicted)
-    if true.shape != predicted.shape or true.ndim != 1:
-        raise ValueError(f"true is {true.shape} and predicted {predicted.shape}; give two arrays of one length")
-    known = true != -1
+    classes, clusters = np.asarray(true), np.asarray(predicted)
+    if classes.shape != clusters.shape or classes.ndim != 1:
+        raise ValueError(f"true is {classes.shape} and predicted {clusters.shape}; give two arrays of one length")
+    known = classes != -1
     if not known.any():
         raise ValueError("every class is -1 (unknown); scores need at least one labelled row")
-    true, predicted = true[known], predicted[known]
-    table = contingency_matrix(true, predicted)
+    classes, clusters = classes[known], clusters[known]
+    table = contingency_matrix(classes, clusters)
     rows, columns = linear_sum_assignment(table, maximize=True)
     return {
-        "acc": float(table[rows, columns].sum() / len(true)),
-        "nmi": float(normalized_mutual_info_score(true, predicted)),
-        "ari": float(adjusted_rand_score(true, predicted)),
+        "acc": float(table[rows, columns].sum() / len(classes)),
+        "nmi": float(normalized_mutual_info_score(classes, clusters)),
+        "ari": float(adjusted_rand_score(classes, clusters)),
     }

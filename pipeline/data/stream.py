@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import ray.data
 import ray.train
@@ -30,13 +31,12 @@ from pipeline.data.shards import Manifest, filesystem
 BLOCK_BYTES = 8 << 20  # small enough that a streaming epoch starts after one block, not after the whole set
 
 
-class Batch(NamedTuple):
-    """This worker's rows of one global batch."""
+@dataclass(frozen=True)
+class Batch:
+    """This worker's `rows` of one global batch: images uint8 (B_local, H, W, 3) and index int64 (B_local,)."""
 
     images: Tensor
-    """uint8 (B_local, H, W, 3) on the worker's device."""
     index: Tensor
-    """int64 (B_local,), on the same device."""
     rows: RowRange
 
 
@@ -76,10 +76,9 @@ def decoded(config: RunConfig, manifest: Manifest, *, shuffle_seed: int | None =
     table = ray.data.read_parquet(
         [f"{root}/{shard.file}" for shard in manifest.shards],
         filesystem=files,
-        columns=["image", "index"],
         shuffle=shuffle,
     )
-    return table.map_batches(decode_table, batch_format="pyarrow", fn_args=[config.data.image_size], batch_size=512)
+    return table.select_columns(["image", "index"]).map_batches(decode_table, batch_format="pyarrow", fn_args=[config.data.image_size], batch_size=512)
 
 
 def build_datasets(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,8 @@ class OnlineTarget(nn.Module):
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, momentum: float | Tensor) -> None:
+    def follow(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * online, weights only: BatchNorm statistics are its own."""
-        target, online = ([*net.parameters()] for net in (self.target, self.online))
-        torch._foreach_lerp_(target, cast(list[Tensor], online), weight=1 - momentum)
+        target: list[Tensor] = [*self.target.parameters()]
+        online: list[Tensor] = [*self.online.parameters()]
+        torch._foreach_lerp_(target, online, weight=1 - momentum)

@@ -11,6 +11,7 @@ not lie after that is the history read. The value that arrived first stays.
 
 from __future__ import annotations
 
+import logging
 import os
 
 from pipeline.tracking.model import log_final_model
@@ -25,3 +26,4 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
 # MLflow would retry for minutes; the spool retries better and in the meantime lets training go on.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of every table that it creates

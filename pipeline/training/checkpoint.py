@@ -23,6 +23,7 @@ from torch.optim import SGD
 from pipeline.collectives import all_sum, rank, world_size
 from pipeline.config import RunConfig
 from pipeline.data.shards import filesystem
+from pipeline.errors import RunFailed
 from pipeline.method.digpro import DigPro
 from pipeline.training.estep import PseudoLabels
 
@@ -31,7 +32,7 @@ FORMAT = 1
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunFailed):
     """A checkpoint that cannot be used; the message names it and what is wrong."""
 
 

@@ -44,7 +44,9 @@ def write_outcome(
     """
     values = read_newest(newest_first(result))
     if values is None:
-        raise CheckpointError(f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again")
+        raise CheckpointError(
+            f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"
+        )
     labels = read_labels(config.data.path)
     with TemporaryDirectory() as local, RunWriter(tracking, folder.spool) as writer:
         model = ClusterModel(config, manifest, values).eval()
@@ -62,7 +64,12 @@ def write_outcome(
 
 
 def draw(
-    config: RunConfig, manifest: Manifest, model: ClusterModel, values: dict[str, Any], labels: Array | None, local: Path
+    config: RunConfig,
+    manifest: Manifest,
+    model: ClusterModel,
+    values: dict[str, Any],
+    labels: Array | None,
+    local: Path,
 ) -> Array:
     """Write the two pictures; returns the sample of images that they were made from."""
     block = decode_table(read_sample(config.data.path, manifest, SAMPLE), config.data.image_size)
@@ -72,9 +79,7 @@ def draw(
     index, sizes = block["index"], np.bincount(clusters, minlength=similarity.shape[1])
     own = similarity.numpy()[np.arange(len(index)), clusters[index]]
     sample_labels = None if labels is None else labels[index]
-    draw_clusters(
-        local / CLUSTERS, block["image"], clusters[index], own, sizes, sample_labels, manifest.class_names
-    )
+    draw_clusters(local / CLUSTERS, block["image"], clusters[index], own, sizes, sample_labels, manifest.class_names)
     draw_curves(local / CURVES, values["history"])
     return block["image"]
 

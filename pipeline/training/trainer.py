@@ -8,6 +8,7 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline.build import steps_per_epoch
 from pipeline.cluster import connect
@@ -15,7 +16,8 @@ from pipeline.config import RunConfig, fingerprint
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, read_manifest
 from pipeline.data.stream import build_datasets, choose_mode
-from pipeline.tracking import RunRef, open_run
+from pipeline.errors import RunFailed
+from pipeline.tracking import RunRef, RunWriter, open_run
 from pipeline.training.outcome import write_outcome
 from pipeline.training.preflight import check_run, check_storage, worker_resources
 from pipeline.training.progress import Board, ProgressPrinter
@@ -43,26 +45,38 @@ def train(config: RunConfig, *, label: str = "run", say: Say = print) -> dict[st
 
     Raises
     ------
-    ConfigError
+    ConfigError, DataError
         For what can be known beforehand; nothing has been started then.
-    ray.train.TrainingFailedError
-        When workers failed more often than resources.max_failures.
+    RunFailed
+        When workers failed more often than resources.max_failures. The same call goes on from the last checkpoint.
     """
     config = located(config, label)
     check_storage(config.storage)
+    manifest = available_data(config, say)
+    check_run(config, manifest)
     folder = RunFolder.claim(config)
     if (summary := folder.read(SUMMARY)) is not None:
         say(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
         return summary
-    connect()
-    manifest = available_data(config, say)
-    check_run(config, manifest)
     mode, reason = choose_mode(config, manifest)
     say(f"run {config.name}: {manifest.num_images:,} images, {mode} ({reason})")
     tracking = open_run(config, config.storage, folder.name, (folder.read(IDENTITY) or {}).get("mlflow_run"), {})
     folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=manifest.model_dump(mode="json"))
-    result = fit(config, manifest, mode, folder, tracking, say)
+    connect()
+    try:
+        result = fit(config, manifest, mode, folder, tracking, say)
+    except TrainingFailedError as error:
+        RunWriter(tracking, folder.spool).finish("FAILED")
+        raise RunFailed(f"run {folder.name} failed {ray_reason(error)}") from error
     return write_outcome(config, manifest, folder, result, tracking)
+
+
+def ray_reason(error: TrainingFailedError) -> str:
+    """The first worker's own error, without Ray's layers around it."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, cause = next(iter(failures.items()))
+    cause = getattr(cause, "cause", None) or cause
+    return f"in worker {rank}: {type(cause).__name__}: {cause}"
 
 
 def located(config: RunConfig, label: str) -> RunConfig:
@@ -81,6 +95,7 @@ def available_data(config: RunConfig, say: Say) -> Manifest:
     files, root = filesystem(config.data.path)
     if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
         say(f"ingesting {config.data.source} into {config.data.path}")
+        connect()
         return ingest(config.data.source, config.data.path)
     return read_manifest(config.data.path)
 
@@ -88,7 +103,7 @@ def available_data(config: RunConfig, say: Say) -> Manifest:
 def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
     """Run the workers to the end, and print their progress meanwhile."""
     resources = worker_resources(config, mode)
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     datasets, data_config = build_datasets(config, manifest, mode, folder.path)
     trainer = TorchTrainer(
         train_worker,

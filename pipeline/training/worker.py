@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from ray.train import Checkpoint
@@ -32,12 +33,12 @@ from pipeline.data.views import TwoViews
 from pipeline.keyed_random import normal
 from pipeline.method.optimizer import set_learning_rates
 from pipeline.method.schedules import Schedules
+from pipeline.tracking import RunWriter
 from pipeline.training.checkpoint import TrainState, read_newest, restore, save
 from pipeline.training.estep import all_features, estimate, rank_spread
 from pipeline.training.ledger import Ledger
 from pipeline.training.progress import Reporter
 from pipeline.training.run_folder import RunFolder
-from pipeline.tracking import RunWriter
 
 LOSSES = ("loss_instance", "loss_prototype", "loss_group", "loss")
 NOISE_STREAMS = (2, 3)  # the views draw from streams 0 and 1
@@ -55,7 +56,7 @@ class Run:
     manifest: Manifest
     images: Images
     views: TwoViews
-    labels: Tensor | None
+    labels: np.ndarray[Any, Any] | None
     """True classes (N,), on rank 0 of a labelled set."""
     state: TrainState
     step_model: nn.Module
@@ -91,13 +92,14 @@ def build_run(job: dict[str, Any]) -> Run:
     device = get_device()
     model = model_for(config, cluster_count(config, manifest), device)
     steps = steps_per_epoch(config, manifest)
+    losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
     return Run(
         config=config,
         manifest=manifest,
         images=worker_images(job["mode"], config, manifest, device),
         views=views_for(config, manifest),
         labels=read_labels(config.data.path) if rank() == 0 else None,
-        state=TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), dtype=torch.float64, device=device)),
+        state=TrainState(model, optimizer_for(config, model), losses),
         step_model=data_parallel(model),
         schedules=schedules_for(config, steps),
         steps=steps,

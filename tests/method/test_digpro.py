@@ -63,9 +63,7 @@ def _noise(step: int, warmup: bool, dtype: torch.dtype, rows: slice = slice(None
 def test_one_step_matches_the_reference(phase: str, dtype: torch.dtype, rtol: float) -> None:
     expected, warmup = golden(f"full_forward_{phase}"), phase == "warmup"
     model = _tiny_model(dtype=dtype)
-    losses = model(
-        *_step_inputs(0, dtype), noise=_noise(0, warmup, dtype), warmup=warmup, target_momentum=0.996
-    )
+    losses = model(*_step_inputs(0, dtype), noise=_noise(0, warmup, dtype), warmup=warmup, target_momentum=0.996)
     losses.total.backward()
     assert_close(losses.instance, expected["instance"], rtol)
     assert_close(losses.group, expected["group"], rtol)
@@ -122,7 +120,13 @@ def _run_steps(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> 
     with torch.no_grad():
         features = model.encode(INPUTS["probe_images"].to(dtype))
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    return {"losses": torch.stack(history), "groups": groups, "state": state, "bank": model.bank.gather(), "f": features}
+    return {
+        "losses": torch.stack(history),
+        "groups": groups,
+        "state": state,
+        "bank": model.bank.gather(),
+        "f": features,
+    }
 
 
 def _steps_on_a_worker(rank: int, case: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_schedules_match_the_reference(case: str) -> None:
 
 
 def test_the_corrected_cosine_ends_at_its_end() -> None:
-    settings = dict(epochs=20, steps_per_epoch=5, warmup_epochs=4, final_lr=0.001)
+    settings = {"epochs": 20, "steps_per_epoch": 5, "warmup_epochs": 4, "final_lr": 0.001}
     assert learning_rates(0.1, **settings)[-1] == pytest.approx(0.001)
     assert learning_rates(0.1, **settings, reference_long_cosine=True)[-1] > 0.005
     assert learning_rates(0.1, **settings).max() == pytest.approx(0.1)

@@ -67,9 +67,7 @@ def outcome(summary: dict[str, Any]) -> tuple[list[dict[str, float]], list[int]]
     """History without times, and all pseudo-labels."""
     values = newest_in(summary["folder"])
     assert values is not None
-    timeless = [
-        {key: value for key, value in page.items() if "second" not in key} for page in values["history"]
-    ]
+    timeless = [{key: value for key, value in page.items() if "second" not in key} for page in values["history"]]
     return timeless, values["labels"].tolist()
 
 
@@ -146,9 +144,7 @@ def test_killing_a_worker_in_mid_epoch_changes_nothing(folder: Path, whole: dict
     assert outcome(summary) == outcome(whole)
 
 
-def test_killing_everything_and_running_the_command_again_changes_nothing(
-    folder: Path, whole: dict[str, Any]
-) -> None:
+def test_killing_everything_and_running_the_command_again_changes_nothing(folder: Path, whole: dict[str, Any]) -> None:
     arguments = [argument for value in settings(folder, "name=again") for argument in ("--set", value)]
     command = [sys.executable, "-m", "pipeline.cli", "train", *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

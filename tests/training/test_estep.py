@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -59,7 +58,7 @@ def test_churn_counts_images_not_cluster_numbers() -> None:
     assert estimate(features, 2, settings, 0, moved)[1]["label_churn"] == pytest.approx(0.25)
 
 
-def small_run_settings():  # noqa: ANN201
+def small_run_settings():
     from pipeline.config import EStepConfig
 
     return EStepConfig(restarts=2)
