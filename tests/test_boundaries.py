@@ -25,13 +25,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"presets"},
     "presets": set(),
     "cluster": set(),
+    "errors": set(),
     "tracking": {"config"},
     "data": {"config", *MATHEMATICS},
     "build": METHOD | DATA,
-    "inference": {"training", "build", "cluster", *METHOD, *DATA},
-    "training": {"inference", "build", "cluster", *METHOD, *DATA},
+    "inference": {"training", "errors", "build", "cluster", *METHOD, *DATA},
+    "training": {"inference", "errors", "build", "cluster", *METHOD, *DATA},
     "tuning": {"training", "build", "cluster", *METHOD, *DATA},
-    "cli": {"tuning", "training", "inference", "build", "cluster", *METHOD, *DATA},
+    "cli": {"errors", "tuning", "training", "inference", "build", "cluster", *METHOD, *DATA},
 }
 
 
