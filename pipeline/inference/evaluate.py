@@ -13,7 +13,7 @@ from pipeline.cluster import connect
 from pipeline.clustering.scores import clustering_scores
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.read import read_labels
-from pipeline.data.shards import Manifest, absolute, read_manifest
+from pipeline.data.shards import Manifest, absolute, validate_shards
 from pipeline.data.stream import decoded
 from pipeline.inference.assign import assign
 from pipeline.training.checkpoint import newest_in
@@ -52,7 +52,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[
         raise ConfigError(f"{run} holds no run; give the folder that has the summary.json of one")
     trained, manifest = RunConfig.model_validate(identity["config"]), Manifest.model_validate(identity["manifest"])
     path = absolute(data) if data else trained.data.path
-    manifest_here = read_manifest(path)
+    manifest_here = validate_shards(path)
     connect()
     values = newest_in(folder.path)
     if values is None:

@@ -14,7 +14,7 @@ from pipeline.build import steps_per_epoch
 from pipeline.cluster import connect
 from pipeline.config import RunConfig, fingerprint
 from pipeline.data.ingest import ingest
-from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, read_manifest
+from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, validate_shards
 from pipeline.data.stream import build_datasets, choose_mode
 from pipeline.errors import RunFailed
 from pipeline.tracking import RunRef, RunWriter, open_run
@@ -91,13 +91,13 @@ def located(config: RunConfig, label: str) -> RunConfig:
 
 
 def available_data(config: RunConfig, say: Say) -> Manifest:
-    """The manifest of the run's data set, which is ingested first when it is not there and its source is known."""
+    """The manifest of the data set, its shards checked; ingested first when it is missing and a source is given."""
     files, root = filesystem(config.data.path)
     if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
         say(f"ingesting {config.data.source} into {config.data.path}")
         connect()
         return ingest(config.data.source, config.data.path)
-    return read_manifest(config.data.path)
+    return validate_shards(config.data.path)
 
 
 def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
