@@ -163,7 +163,9 @@ def test_killing_everything_and_running_the_command_again_changes_nothing(folder
     for process_left in psutil.wait_procs(family, timeout=1)[1]:  # Ray's agents take minutes to notice
         process_left.kill()
     assert not (folder / "runs" / "again" / "summary.json").exists()
-    assert outcome(run(folder, "name=again")) == outcome(whole)
+    said: list[str] = []
+    assert outcome(run(folder, "name=again", say=said.append)) == outcome(whole)
+    assert any(line.startswith("resumed after epoch") for line in said)
 
 
 def test_one_worker_starts_as_two_start(folder: Path, whole: dict[str, Any]) -> None:
