@@ -13,7 +13,7 @@ from pipeline.cluster import connect
 from pipeline.clustering.scores import clustering_scores
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.read import read_labels
-from pipeline.data.shards import Manifest, absolute, validate_shards
+from pipeline.data.shards import Manifest, absolute, read_manifest, validate_shards
 from pipeline.data.stream import decoded
 from pipeline.inference.assign import assign
 from pipeline.training.checkpoint import newest_in
@@ -52,11 +52,12 @@ def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[
         raise ConfigError(f"{run} holds no run; give the folder that has the summary.json of one")
     trained, manifest = RunConfig.model_validate(identity["config"]), Manifest.model_validate(identity["manifest"])
     path = absolute(data) if data else trained.data.path
-    manifest_here = validate_shards(path)
+    manifest_here = read_manifest(path)
     connect()
     values = newest_in(folder.path)
     if values is None:
         raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it goes on from there")
+    validate_shards(path)
     target = RunFolder.at(absolute(out) if out else f"{folder.path}/evaluation").make()
     config = trained.model_copy(update={"data": trained.data.model_copy(update={"path": path})})
     images = decoded(config, manifest_here)

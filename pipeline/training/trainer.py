@@ -14,7 +14,7 @@ from pipeline.build import steps_per_epoch
 from pipeline.cluster import connect
 from pipeline.config import RunConfig, fingerprint
 from pipeline.data.ingest import ingest
-from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, validate_shards
+from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, read_manifest, validate_shards
 from pipeline.data.stream import build_datasets, choose_mode
 from pipeline.errors import RunFailed
 from pipeline.tracking import RunRef, RunWriter, open_run
@@ -58,6 +58,7 @@ def train(config: RunConfig, *, label: str = "run", say: Say = print) -> dict[st
     if (summary := folder.read(SUMMARY)) is not None:
         say(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
         return summary
+    validate_shards(config.data.path)
     mode, reason = choose_mode(config, manifest)
     say(f"run {config.name}: {manifest.num_images:,} images, {mode} ({reason})")
     tracking = open_run(config, config.storage, folder.name, (folder.read(IDENTITY) or {}).get("mlflow_run"), {})
@@ -91,13 +92,13 @@ def located(config: RunConfig, label: str) -> RunConfig:
 
 
 def available_data(config: RunConfig, say: Say) -> Manifest:
-    """The manifest of the data set, its shards checked; ingested first when it is missing and a source is given."""
+    """The manifest of the run's data set, which is ingested first when it is missing and a source is given."""
     files, root = filesystem(config.data.path)
     if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
         say(f"ingesting {config.data.source} into {config.data.path}")
         connect()
         return ingest(config.data.source, config.data.path)
-    return validate_shards(config.data.path)
+    return read_manifest(config.data.path)
 
 
 def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
