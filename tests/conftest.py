@@ -60,7 +60,7 @@ class Workers:
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         for pipe in self.pipes:
             pipe.send((function, args))
-        answers = [pipe.recv() if pipe.poll(60) else (None, "no answer in 60 s") for pipe in self.pipes]
+        answers = [pipe.recv() if pipe.poll(300) else (None, "no answer in 300 s") for pipe in self.pipes]
         errors = [error for _, error in answers if error]
         assert not errors, "\n".join(errors)
         return [result for result, _ in answers]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
     """Figures of one benchmark, started as its documentation says; 1 is a claim that failed, not a crash."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert out.is_file(), done.stderr
     figures = json.loads(out.read_text())

@@ -124,7 +124,7 @@ def when_saved(run_folder: Path, checkpoints: int, act: Callable[[], None]) -> t
 
     def watch() -> None:
         seen: set[str] = set()
-        for _ in range(2400):
+        for _ in range(8000):
             seen |= {path.name for path in run_folder.glob("checkpoint_2*")}
             if len(seen) >= checkpoints:
                 time.sleep(0.5)  # Ray Train registers a checkpoint at its next look, 0.2 s apart
