@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from ray.train import RunConfig as RayRunConfig
-from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from benchmarks.measure import conclude, interleaved, rate, speedup
@@ -102,7 +101,7 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) -> dict[str, Any]:
     """Run `measure` in the workers of a TorchTrainer; rank 0's figures with their ratio."""
-    resources = worker_resources(config, mode)
+    scaling = worker_resources(config, mode).scaling(config.resources.workers)
     datasets, data_config = build_datasets(config, manifest, mode, f"{config.storage}/{mode}")
     result = TorchTrainer(
         measure,
@@ -116,11 +115,7 @@ def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) 
         },
         datasets=datasets,
         dataset_config=data_config,
-        scaling_config=ScalingConfig(
-            num_workers=config.resources.workers,
-            use_gpu=resources.gpus,
-            resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpus else {}),
-        ),
+        scaling_config=scaling,
         run_config=RayRunConfig(name=mode, storage_path=config.storage),
     ).fit()
     figures: dict[str, Any] = result.return_value

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass
 
 import ray
+from ray.train import ScalingConfig
 
 from pipeline.build import cluster_count, steps_per_epoch
 from pipeline.config import ConfigError, RunConfig
@@ -19,6 +20,11 @@ class WorkerResources:
 
     cpus: float
     gpus: bool
+
+    def scaling(self, workers: int) -> ScalingConfig:
+        """As Ray Train wants it."""
+        each = {"CPU": self.cpus} | ({"GPU": 1} if self.gpus else {})
+        return ScalingConfig(num_workers=workers, use_gpu=self.gpus, resources_per_worker=each)
 
 
 def check_storage(path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -103,7 +103,7 @@ def available_data(config: RunConfig, say: Say) -> Manifest:
 
 def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
     """Run the workers to the end, and print their progress meanwhile."""
-    resources = worker_resources(config, mode)
+    scaling = worker_resources(config, mode).scaling(config.resources.workers)
     board = Board.remote()  # type: ignore[attr-defined]
     datasets, data_config = build_datasets(config, manifest, mode, folder.path)
     trainer = TorchTrainer(
@@ -117,11 +117,7 @@ def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tra
         },
         datasets=datasets,
         dataset_config=data_config,
-        scaling_config=ScalingConfig(
-            num_workers=config.resources.workers,
-            use_gpu=resources.gpus,
-            resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpus else {}),
-        ),
+        scaling_config=scaling,
         run_config=RayRunConfig(
             name=folder.name,
             storage_path=folder.storage_root,
