@@ -101,7 +101,7 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) -> dict[str, Any]:
     """Run `measure` in the workers of a TorchTrainer; rank 0's figures with their ratio."""
-    scaling = worker_resources(config, mode).scaling(config.resources.workers)
+    scaling = worker_resources(config, mode).scaling(config.resources)
     datasets, data_config = build_datasets(config, manifest, mode, f"{config.storage}/{mode}")
     result = TorchTrainer(
         measure,

@@ -71,8 +71,8 @@ def model_for(config: RunConfig, num_clusters: int, device: torch.device) -> Dig
     )
     projector = build_head(size, s.projector_hidden, s.feature_size)
     predictor = build_predictor(s.feature_size, s.predictor_hidden)
-    precision = autocast_dtype(config, device)
-    return DigPro(encoder, projector, predictor, s.feature_size, settings, autocast=precision).to(device)
+    model = DigPro(encoder, projector, predictor, s.feature_size, settings, autocast=autocast_dtype(config, device))
+    return model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
 
 
 def data_parallel(model: DigPro) -> nn.Module:
@@ -88,7 +88,7 @@ def data_parallel(model: DigPro) -> nn.Module:
 
 
 def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where asked for, or where `auto` finds a GPU that has it; None is float32."""
+    """bfloat16 where asked for, or where `auto` finds a GPU that has it; None is the precision of the weights."""
     if config.optim.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return torch.bfloat16 if config.optim.precision == "bfloat16" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ra
 Start with `digpro train`: it clusters 1,797 handwritten digits in minutes and prints where its pictures are.
 For images of your own, run `digpro ingest`, then `digpro train` with a preset and `--set data.path=...`.
 
-Ray runs on this machine, or on the cluster that RAY_ADDRESS names.
+Ray runs on this machine, or on the cluster that RAY_ADDRESS names; `digpro submit` sends a command to a cluster.
 """
 
 app = typer.Typer(
@@ -115,6 +116,66 @@ def evaluate(
 
 
 @app.command()
+def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
+    """Look on every node for what could go wrong with a run, before it holds a GPU.
+
+    \b
+    Example:
+      digpro doctor --preset cifar10 --set storage=s3://bucket/runs --set tracking.uri=http://mlflow:5000
+    """
+    from pipeline.doctor import examine
+    from pipeline.training.trainer import located
+
+    config = located(load_config(preset, settings), Path(preset).stem)
+    connect()
+    findings = examine(config)
+    for finding in findings:
+        console.print(f"{'MEND' if finding.remedy else 'ok':<5} {finding.what}: {finding.found}", markup=False)
+        if finding.remedy:
+            console.print(f"      -> {finding.remedy}", markup=False)
+    if any(finding.remedy for finding in findings):
+        raise typer.Exit(1)
+
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The cluster's dashboard.  [default: RAY_ADDRESS, or this machine's]"),
+]
+
+
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def submit(
+    context: typer.Context,
+    verb: Annotated[str, typer.Argument(metavar="VERB ...", help="ingest, train or evaluate, with its own options.")],
+    address: AddressOption = None,
+    working_dir: Annotated[str, typer.Option(metavar="FOLDER", help="What travels: the project's folder.")] = ".",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job's end.")] = False,
+) -> None:
+    """Run a command as a job on a Ray cluster, and show its log until it ends.
+
+    \b
+    Example:
+      digpro submit --address http://127.0.0.1:8265 train --preset digits \\
+          --set data.path=/mnt/data/digits --set storage=/mnt/runs
+    """
+    from pipeline.submission import submit as run_submission
+
+    run_submission(verb, context.args, address=address, folder=working_dir, follow=not detach, say=_plain)
+
+
+@app.command()
+def stop(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="What `digpro submit` printed.")],
+    address: AddressOption = None,
+) -> None:
+    """Stop a job; a training run goes on when it is submitted again."""
+    from pipeline.submission import stop as stop_job
+
+    stop_job(job, address=address)
+    console.print(f"job {job} is being stopped")
+
+
+@app.command()
 def presets(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME|FILE]", help="Show this one with all its settings.")
@@ -138,10 +199,17 @@ def _print_result(summary: dict[str, Any]) -> None:
         console.print(f"{title + ':':<13}{place}")
 
 
-def main() -> None:
-    """Entry point: what a user can mend is one message and exit status 2, not a traceback."""
+def _plain(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def main(verb: str | None = None) -> None:
+    """Entry point: what a user can mend is one message and exit status 2, not a traceback.
+
+    `verb` is the command that a script of `jobs/` stands for; its arguments are the command line's.
+    """
     try:
-        app(prog_name="digpro")
+        app([verb, *sys.argv[1:]] if verb else None, prog_name="digpro")
     except (ConfigError, DataError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         raise SystemExit(2) from None

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # Read by Ray when it is imported or started; a user's own settings win.
 QUIET = {
@@ -16,7 +22,10 @@ QUIET = {
 
 
 def connect() -> None:
-    """Connect this process to Ray, once; progress comes over the board, so workers' own output stays in Ray's logs."""
+    """Connect this process to Ray, once; progress comes over the board, so workers' own output stays in Ray's logs.
+
+    A cluster of this machine's own listens on the loopback interface only: who can reach Ray's ports can run code.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -24,4 +33,25 @@ def connect() -> None:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        with contextlib.nullcontext() if os.environ.get("RAY_ADDRESS") else _this_machine_only():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextlib.contextmanager
+def _this_machine_only() -> Iterator[None]:
+    """Inside, Ray takes the loopback address for its own: its way on desktops, elsewhere without a public switch."""
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the driver's node, which lives as long as the run does; any other node may go away."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+SMALL = 1 << 16  # numbers that cost less to send to everyone than another round of messages
+
 _alone = False
 
 
@@ -66,15 +68,20 @@ def equal_rows(count: int) -> RowRange:
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _sum(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _sum(grad)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The sum; of few numbers by one exchange, which halves the latency that they are all about."""
+    if x.numel() * world_size() <= SMALL:
+        return all_stack(x).sum(dim=0)
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 def all_sum(x: Tensor) -> Tensor:

@@ -148,8 +148,10 @@ class OptimConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     decay_bias_and_norm: bool = Field(True, description="as in the reference, which decays every tensor")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="autocast of the networks; auto is bfloat16 on GPUs that have it, else float32"
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto",
+        description="of the networks; auto is bfloat16 (autocast) on GPUs that have it, else float32; float64 is for "
+        "proofs that two ways of running agree",
     )
 
     @model_validator(mode="after")
@@ -180,21 +182,56 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it")
 
 
+class WorkerRange(Section):
+    """A number of workers that follows the cluster: as many as it has room for, within these bounds."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, more than max ({self.max}); lower min")
+        return self
+
+
 class ResourcesConfig(Section):
     """What the run asks of the Ray cluster."""
 
-    workers: int = Field(2, ge=1, description="processes that train together")
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = Field(
+        2, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
+    )
+    autoscale: bool = Field(
+        False, description="the cluster grows on demand: ask it for what it has not, instead of refusing to start"
+    )
+    wait_minutes: float = Field(
+        10.0, gt=0, description="how long the workers may wait for a place, at the start and after a node was lost"
+    )
+    resize_seconds: float = Field(
+        60.0, gt=0, description="with {min, max}: how often a running group looks whether it can grow"
+    )
     gpus: Literal[True, False, "auto"] = Field(
         "auto", description="one GPU per worker; auto takes them when there are enough"
     )
     cpus_per_worker: float | None = Field(None, gt=0, description="null leaves at least one CPU to Ray Data")
-    max_failures: int = Field(3, ge=0, description="worker-group restarts before the run gives up")
+    max_failures: int = Field(
+        3, ge=0, description="worker-group restarts before the run gives up; announced preemptions do not count"
+    )
+
+    @property
+    def worker_range(self) -> WorkerRange:
+        """Fewest and most workers; the same number twice when it is fixed."""
+        return (
+            self.workers if isinstance(self.workers, WorkerRange) else WorkerRange(min=self.workers, max=self.workers)
+        )
 
 
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="any MLflow URI; null is an SQLite file in the storage folder")
+    uri: str | None = Field(
+        None, description="any MLflow URI; null is MLFLOW_TRACKING_URI, or else an SQLite file in the storage folder"
+    )
     experiment: str = Field("digpro", description="MLflow experiment that the run appears in")
     system_metrics: bool = Field(True, description="also record CPU, memory and GPU use")
 
@@ -296,7 +333,7 @@ def _explain(error: Any) -> str:
     """One pydantic error as a sentence with the dotted key, the value and what to do."""
     location = [str(part) for part in error["loc"]]
     dotted, value = ".".join(location), error["input"]
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden" and len(location) <= 2:
         return f"{dotted}: unknown key{_nearest(location[-1], _keys_beside(location))}"
     if error["type"] == "model_type":
         return f"{dotted}: is a section, not a value (got {value!r}); {_how_to_give(dotted)}"

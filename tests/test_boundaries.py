@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"training", "errors", "build", "cluster", *METHOD, *DATA},
     "training": {"inference", "errors", "build", "cluster", *METHOD, *DATA},
     "tuning": {"training", "build", "cluster", *METHOD, *DATA},
-    "cli": {"errors", "tuning", "training", "inference", "build", "cluster", *METHOD, *DATA},
+    "submission": {"config", "errors"},
+    "doctor": {"submission", "training", *DATA},
+    "cli": {"doctor", "submission", "errors", "tuning", "training", "inference", "build", "cluster", *METHOD, *DATA},
 }
 
 

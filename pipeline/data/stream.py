@@ -78,7 +78,9 @@ def decoded(config: RunConfig, manifest: Manifest, *, shuffle_seed: int | None =
         filesystem=files,
         shuffle=shuffle,
     )
-    return table.select_columns(["image", "index"]).map_batches(decode_table, batch_format="pyarrow", fn_args=[config.data.image_size], batch_size=512)
+    return table.select_columns(["image", "index"]).map_batches(
+        decode_table, batch_format="pyarrow", fn_args=[config.data.image_size], batch_size=512
+    )
 
 
 def build_datasets(

@@ -28,12 +28,12 @@ class ClusterModel(nn.Module):
 
     def __init__(self, config: RunConfig, manifest: Manifest, values: dict[str, Any]) -> None:
         super().__init__()
-        network = model_for(config, cluster_count(config, manifest), torch.device("cpu")).networks.target
+        network = model_for(config, cluster_count(config, manifest), torch.device("cpu")).networks.target.float()
         weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
         network.load_state_dict({name.removeprefix(TARGET): value for name, value in weights.items()})
         self.network = network.eval()
         self.views = views_for(config, manifest)
-        self.register_buffer("centers", unit(values["centers"]))
+        self.register_buffer("centers", unit(values["centers"].float()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Similarities, in [-1, 1]."""
@@ -66,8 +66,6 @@ def assign(images: Dataset, config: RunConfig, manifest: Manifest, values: dict[
         fn_constructor_args=[ClusterModel(config, manifest, values)],
         batch_size=config.estep.batch_size,
         num_gpus=1 if cluster.get("GPU") else 0,
-        num_cpus=1
-        if cluster["CPU"] >= 2
-        else 0,  # on a single CPU, an actor that took it would wait for ever to be fed
-        concurrency=(1, config.resources.workers),
+        num_cpus=1 if cluster["CPU"] >= 2 else 0,  # an actor that took the only CPU would wait for ever to be fed
+        concurrency=(1, config.resources.worker_range.max),
     )

@@ -109,7 +109,7 @@ class DigPro(nn.Module):
         Parameters
         ----------
         view_a, view_b : Tensor (B, 3, H, W)
-            Two views of this worker's images.
+            Two views of this worker's images; taken in the precision of the weights.
         labels : Tensor (B,) int64
             Pseudo-labels of the images.
         target_momentum : float
@@ -142,9 +142,10 @@ class DigPro(nn.Module):
 
     def _features(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         """Features (2, B, D) of two views, in the precision of the weights."""
+        own = self.groups.features.dtype
         with self._mixed_precision(first.device):
-            features = network(torch.cat([first, second]))
-        return features.to(self.groups.features.dtype).unflatten(0, (2, -1))
+            features = network(torch.cat([first, second]).to(own))
+        return features.to(own).unflatten(0, (2, -1))
 
     def _predictions(self, online: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Predictions (2, B, D) of each view's features, without and with the latent noise."""
@@ -195,13 +196,13 @@ class DigPro(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Features of the target network (B, D), in evaluation mode: what pseudo-labels are made of."""
-        target = self.networks.target
+        target, own = self.networks.target, self.groups.features.dtype
         was_training = target.training
         target.eval()
         with torch.no_grad(), self._mixed_precision(images.device):
-            features = target(images)
+            features = target(images.to(own))
         target.train(was_training)
-        return unit(features.to(self.groups.features.dtype))
+        return unit(features.to(own))
 
     def _mixed_precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None)

@@ -31,8 +31,8 @@ def open_run(
     Parameters
     ----------
     config : RunConfig
-        Logged as params with dotted keys, when the run is created. `tracking.uri` null means the SQLite file
-        ``mlflow.db`` in `storage_dir`.
+        Logged as params with dotted keys, when the run is created. `tracking.uri` null means
+        MLFLOW_TRACKING_URI, or else the SQLite file ``mlflow.db`` in `storage_dir`.
     storage_dir : str
         Local folder, or URI of a remote one.
     run_name : str

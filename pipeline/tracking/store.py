@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,9 +49,13 @@ def client_for(uri: str) -> MlflowClient:
 
 
 def tracking_uri(uri: str | None, storage_dir: str) -> str:
-    """The URI with SQLite paths made absolute, because workers have another working directory."""
+    """The URI with SQLite paths made absolute, because workers have another working directory.
+
+    Without one it is MLFLOW_TRACKING_URI, as everywhere in MLflow, and then the file ``mlflow.db`` in `storage_dir`.
+    """
     from sqlalchemy import make_url
 
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         storage = urlsplit(storage_dir)
         if storage.scheme not in ("", "file"):

@@ -55,8 +55,11 @@ class Reporter:
             self.writer.log(metrics, step=int(metrics["epoch"]))
         self._post({"metrics": dict(metrics)})
 
-    def say(self, text: str) -> None:
-        """Tell the person at the driver."""
+    def resumed(self, history: list[dict[str, float]], text: str) -> None:
+        """Tell the person at the driver; epochs that MLflow misses, because the spool died with its node, are sent."""
+        if self.writer is not None:
+            for metrics in history:
+                self.writer.log(metrics, step=int(metrics["epoch"]))
         self._post({"say": text})
 
     def _post(self, item: dict[str, Any]) -> None:

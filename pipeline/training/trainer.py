@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +13,14 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline.build import steps_per_epoch
-from pipeline.cluster import connect
+from pipeline.cluster import beside_driver, connect
 from pipeline.config import RunConfig, fingerprint
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import MANIFEST, Manifest, absolute, filesystem, read_manifest, validate_shards
 from pipeline.data.stream import build_datasets, choose_mode
 from pipeline.errors import RunFailed
 from pipeline.tracking import RunRef, RunWriter, open_run
+from pipeline.training.nodes import check_nodes
 from pipeline.training.outcome import write_outcome
 from pipeline.training.preflight import check_run, check_storage, worker_resources
 from pipeline.training.progress import Board, ProgressPrinter
@@ -64,6 +67,7 @@ def train(config: RunConfig, *, label: str = "run", say: Say = print) -> dict[st
     tracking = open_run(config, config.storage, folder.name, (folder.read(IDENTITY) or {}).get("mlflow_run"), {})
     folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=manifest.model_dump(mode="json"))
     connect()
+    check_nodes(config)
     try:
         result = fit(config, manifest, mode, folder, tracking, say)
     except TrainingFailedError as error:
@@ -101,10 +105,16 @@ def available_data(config: RunConfig, say: Say) -> Manifest:
     return read_manifest(config.data.path)
 
 
+def waits_for_a_place(config: RunConfig) -> int:
+    """How often Ray Train may find no place for the workers, each time after its own start timeout."""
+    timeout = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
+    return math.ceil(config.resources.wait_minutes * 60 / timeout)
+
+
 def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
     """Run the workers to the end, and print their progress meanwhile."""
-    scaling = worker_resources(config, mode).scaling(config.resources.workers)
-    board = Board.remote()  # type: ignore[attr-defined]
+    scaling = worker_resources(config, mode).scaling(config.resources)
+    board = Board.options(scheduling_strategy=beside_driver()).remote()  # type: ignore[attr-defined]
     datasets, data_config = build_datasets(config, manifest, mode, folder.path)
     trainer = TorchTrainer(
         train_worker,
@@ -122,7 +132,10 @@ def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tra
             name=folder.name,
             storage_path=folder.storage_root,
             storage_filesystem=folder.files,
-            failure_config=FailureConfig(max_failures=config.resources.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.resources.max_failures,
+                controller_failure_limit=waits_for_a_place(config),
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     )

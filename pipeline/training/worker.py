@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.train
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
@@ -34,18 +34,21 @@ from pipeline.keyed_random import normal
 from pipeline.method.optimizer import set_learning_rates
 from pipeline.method.schedules import Schedules
 from pipeline.tracking import RunWriter
-from pipeline.training.checkpoint import TrainState, read_newest, restore, save
+from pipeline.training.checkpoint import TrainState, read_newest, restore
+from pipeline.training.checkpoint import save as save_state
 from pipeline.training.estep import all_features, estimate, rank_spread
 from pipeline.training.ledger import Ledger
 from pipeline.training.progress import Reporter
 from pipeline.training.run_folder import RunFolder
 
+SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
 LOSSES = ("loss_instance", "loss_prototype", "loss_group", "loss")
 NOISE_STREAMS = (2, 3)  # the views draw from streams 0 and 1
+PREEMPTION_STEPS = 10  # between two looks for announced preemptions: a look is a barrier, a warning comes 30 s ahead
 
 
 class Diverged(RuntimeError):
-    """Losses that are no longer finite."""
+    """Losses or weights that are no longer finite."""
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Run:
     """Per epoch."""
     ledger: Ledger
     reporter: Reporter
+    leaving: list[str] = field(default_factory=list)
+    """Nodes whose preemption has been answered by a checkpoint."""
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,10 @@ def resume(run: Run) -> bool:
     values = read_newest(newest_first)
     if values is not None:
         restore(run.state, values)
-        run.reporter.say(f"resumed after epoch {run.state.epoch}, step {run.state.step}")
+        workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"
+        run.reporter.resumed(
+            run.state.history, f"resumed after epoch {run.state.epoch}, step {run.state.step}, on {workers}"
+        )
     return values is not None
 
 
@@ -133,10 +141,40 @@ def train_epoch(run: Run) -> None:
     for batch in run.ledger.timed(batches):
         with run.ledger.time("step"):
             train_step(run, batch)
-        every = run.config.checkpoint.every_steps
-        if every and run.state.step % every == 0 and run.state.step < run.steps:
-            report(run, {"epoch": run.state.epoch, "step": run.state.step}, save_state=True)
+        if run.state.step < run.steps:
+            save_inside_epoch(run)
+    check_finite(run)
     run.state.epoch, run.state.step = run.state.epoch + 1, 0
+
+
+def save_inside_epoch(run: Run) -> None:
+    """A checkpoint when the configuration asks for one here, or when a node is about to be taken away."""
+    every, leaving = run.config.checkpoint.every_steps, preemption_announced(run)
+    if leaving or (every and run.state.step % every == 0):
+        check_finite(run)
+        report(run, {"epoch": run.state.epoch, "step": run.state.step}, save=SYNC if leaving else ASYNC)
+
+
+def preemption_announced(run: Run) -> bool:
+    """Whether another node of the workers is announced to go since the last look. All workers get the same answer."""
+    if run.state.step % PREEMPTION_STEPS:
+        return False
+    info = ray.train.get_preemption_info()
+    before, run.leaving = run.leaving, info.preempted_node_ids if info else []
+    return not set(run.leaving) <= set(before)
+
+
+def check_finite(run: Run) -> None:
+    """Raise Diverged before what is not finite reaches a checkpoint, from which no restart could heal it."""
+    losses = all_sum(run.state.loss_sums)
+    with torch.no_grad():
+        weights = torch.stack(torch._foreach_norm(list(run.state.model.parameters())))
+    if not bool(torch.isfinite(losses).all() and torch.isfinite(weights).all()):
+        sums = dict(zip(LOSSES, losses.tolist(), strict=True))
+        raise Diverged(
+            f"losses or weights are not finite in epoch {run.state.epoch + 1}, at or before step {run.state.step} "
+            f"(sums of losses: {sums}); lower optim.lr, or use float32"
+        )
 
 
 def train_step(run: Run, batch: Batch) -> None:
@@ -203,24 +241,40 @@ def finish_epoch(run: Run) -> None:
     if state.epoch:
         metrics["images_per_second"] = run.steps * config.optim.batch_size / metrics["seconds_epoch"]
     run.reporter.epoch(metrics)
-    last = state.epoch == config.optim.epochs
-    report(run, metrics, save_state=last or state.epoch % config.checkpoint.every_epochs == 0)
+    if state.epoch == config.optim.epochs:
+        save: CheckpointUploadMode | None = SYNC
+    else:
+        save = ASYNC if state.epoch % config.checkpoint.every_epochs == 0 else None
+    report(run, metrics, save=save)
 
 
 def mean_losses(run: Run) -> dict[str, float]:
-    """Means over the epoch and the workers; Diverged when one is not finite."""
+    """Means over the epoch and the workers."""
     means = all_sum(run.state.loss_sums) / (run.steps * world_size())
     run.state.loss_sums = torch.zeros_like(run.state.loss_sums)
-    losses = dict(zip(LOSSES, means.float().tolist(), strict=True))
-    if not bool(torch.isfinite(means).all()):
-        raise Diverged(f"losses of epoch {run.state.epoch} are not finite ({losses}); lower optim.lr, or use float32")
-    return losses
+    return dict(zip(LOSSES, means.float().tolist(), strict=True))
 
 
-def report(run: Run, metrics: dict[str, Any], *, save_state: bool) -> None:
-    """Hand the metrics, and with `save_state` a checkpoint, to Ray Train; a barrier over the workers."""
-    with run.ledger.time("checkpoint"), tempfile.TemporaryDirectory() as folder:
-        if save_state:
-            save(run.state, run.config, Path(folder))
-        checkpoint = Checkpoint.from_directory(folder) if save_state and rank() == 0 else None
-        ray.train.report(metrics, checkpoint=checkpoint)
+def report(run: Run, metrics: dict[str, Any], *, save: CheckpointUploadMode | None) -> None:
+    """Hand the metrics, and a checkpoint where one is to be saved, to Ray Train; a barrier over the workers.
+
+    ASYNC uploads while training goes on, in the order of the reports. The last checkpoint of a run, and one that
+    must be there before a node goes, are SYNC.
+    """
+    with run.ledger.time("checkpoint"):
+        ray.train.report(
+            metrics,
+            checkpoint=written(run) if save else None,
+            checkpoint_upload_mode=save or SYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+def written(run: Run) -> Checkpoint | None:
+    """The state in a folder of this worker's own, on rank 0; all call it, for what is spread over the workers."""
+    folder = tempfile.mkdtemp(dir=Path.cwd())  # Ray's session folder, which goes when the cluster goes
+    save_state(run.state, run.config, Path(folder))
+    if rank() == 0:
+        return Checkpoint.from_directory(folder)
+    Path(folder).rmdir()
+    return None

@@ -17,7 +17,6 @@ from pipeline.data.ingest import ingest
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
 from pipeline.data.stream import Batch
-from pipeline.data.views import TwoViews
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.ledger import Ledger
 from pipeline.training.progress import Reporter
@@ -62,32 +61,16 @@ def digits(folder: Path) -> tuple[Tensor, Manifest]:
     return torch.from_numpy(images[:IMAGES]), manifest.model_copy(update={"num_images": IMAGES})
 
 
-class DoubleViews:
-    """Views in float64, where the number of workers changes rounding only far below what a test looks at."""
-
-    def __init__(self, views: TwoViews) -> None:
-        self.views = views
-
-    def __call__(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        first, second = self.views(images, index, epoch)
-        return first.double(), second.double()
-
-    def plain(self, images: Tensor) -> Tensor:
-        return self.views.plain(images).double()
-
-
 def small_run(images: Tensor, manifest: Manifest, *, double: bool = False) -> Run:
     """A run of this process (with the process group's other ones, if there are)."""
-    config: RunConfig = load_config("digits", SMALL)
+    config: RunConfig = load_config("digits", [*SMALL, *(["optim.precision=float64"] if double else [])])
     model = model_for(config, 10, torch.device("cpu"))
-    model = model.double() if double else model
-    views = views_for(config, manifest)
     state = TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), dtype=torch.float64))
     return Run(
         config=config,
         manifest=manifest,
         images=MemoryImages(images, config.optim.batch_size),
-        views=DoubleViews(views) if double else views,
+        views=views_for(config, manifest),
         labels=None,
         state=state,
         step_model=data_parallel(model),

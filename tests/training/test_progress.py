@@ -34,7 +34,7 @@ def test_lines_are_few_but_the_last_one_comes() -> None:
 def test_a_reporter_without_writer_and_board_is_silent() -> None:
     with Reporter() as reporter:
         reporter.epoch({"epoch": 1.0})
-        reporter.say("nothing happens")
+        reporter.resumed([], "nothing happens")
 
 
 def test_the_ledger_tells_first_batch_wait_and_work_apart() -> None:

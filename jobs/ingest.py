@@ -1,0 +1,13 @@
+r"""Turn images into shards, on all CPUs of a Ray cluster.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
+        python jobs/ingest.py imagefolder:/mnt/photos s3://bucket/photos
+
+The source must be readable from every node. Submitting the same line again goes on where a killed ingest stopped.
+`digpro submit ingest ...` does the same, after checks.
+"""
+
+from pipeline.cli import main
+
+if __name__ == "__main__":
+    main("ingest")

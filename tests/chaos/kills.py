@@ -1,0 +1,135 @@
+"""Random kills in a row: each time the same command must end with the same losses and labels.
+
+    python -m tests.chaos.kills --count 20 --table docs/reliability.md
+
+A run is killed with signal 9 at a random moment between the start of its workers and its end: one worker, the driver,
+or the whole machine (the driver and every process of its Ray cluster at once). Then the same command is given again,
+until it ends by itself. The table goes between the markers of the file. Exit status 1 when a result differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.measure import hardware
+from tests.runs import end, family, outcome, settings, start, train_workers
+
+VICTIMS = ("worker", "driver", "machine")
+PATIENCE = 300  # seconds
+BEGIN, END = "<!-- kills -->", "<!-- /kills -->"
+
+
+def main() -> int:
+    """Run the kills and print, or write, their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", type=Path, help="file with markers for the table")
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        expected, seconds = whole_run(Path(folder))
+        rows = []
+        for number in range(1, arguments.count + 1):
+            victim, moment = draw.choice(VICTIMS), draw.uniform(0, seconds)
+            rows.append(one_kill(Path(folder), number, victim, moment, expected))
+            print(rows[-1], flush=True)
+    equal = sum(row.endswith("yes |") for row in rows)
+    text = table(rows, equal)
+    print(text)
+    if arguments.table:
+        between_markers(arguments.table, text)
+    return 0 if equal == arguments.count else 1
+
+
+def whole_run(folder: Path) -> tuple[tuple[list[dict[str, float]], list[int]], float]:
+    """The outcome of an uninterrupted run, and the seconds from the start of its workers to its end."""
+    process = start(settings(folder, "name=whole"), folder / "whole.log")
+    wait_for_workers(process)
+    begin = time.monotonic()
+    if process.wait(PATIENCE) != 0:
+        raise SystemExit(f"the uninterrupted run failed:\n{(folder / 'whole.log').read_text()}")
+    return outcome(folder / "runs" / "whole"), time.monotonic() - begin
+
+
+def one_kill(folder: Path, number: int, victim: str, moment: float, expected: object) -> str:
+    """Kill one run and finish it; a row of the table."""
+    name, begin = f"kill{number}", time.monotonic()
+    log = folder / f"{name}.log"
+    process = start(settings(folder, f"name={name}"), log)
+    wait_for_workers(process)
+    time.sleep(moment)
+    epoch = last_epoch(log)
+    hit = kill(process, victim)
+    commands = 1
+    while process.wait(PATIENCE) != 0 and commands < 4:
+        process = start(settings(folder, f"name={name}"), log)
+        commands += 1
+    equal = (folder / "runs" / name / "summary.json").exists() and outcome(folder / "runs" / name) == expected
+    row = (
+        number,
+        hit,
+        f"{moment:.1f} s",
+        epoch,
+        commands,
+        f"{time.monotonic() - begin:.0f} s",
+        "yes" if equal else "NO",
+    )
+    return f"| {' | '.join(map(str, row))} |"
+
+
+def wait_for_workers(process: subprocess.Popen[bytes]) -> None:
+    """Until the run's workers are there."""
+    deadline = time.monotonic() + PATIENCE
+    while not train_workers(family(process.pid)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit("no workers were started; see the log of the run")
+        time.sleep(0.1)
+
+
+def last_epoch(log: Path) -> str:
+    """What the driver had last said of its progress."""
+    lines = [line for line in log.read_text().splitlines() if line.startswith("epoch")]
+    return lines[-1].split("  ")[0] if lines else "before the first"
+
+
+def kill(process: subprocess.Popen[bytes], victim: str) -> str:
+    """Send signal 9 to the victim, and say what it was; a machine's processes go together."""
+    cluster = family(process.pid)
+    workers = train_workers(cluster)
+    if victim == "worker" and workers:
+        random.choice(workers).kill()
+        return "worker"
+    process.kill()
+    process.wait(PATIENCE)
+    if victim != "machine":
+        psutil.wait_procs(train_workers(cluster), timeout=60)  # they end when their driver is gone
+    end(cluster)  # of a killed driver, what Ray leaves for some minutes
+    return victim if victim != "worker" else "driver (no worker was left)"
+
+
+def table(rows: list[str], equal: int) -> str:
+    """The rows below their heads."""
+    head = ["| # | killed | after | last seen at | commands | seconds in all | same result |", "|" + "---|" * 7]
+    return "\n".join(
+        [f"{equal} of {len(rows)} kills ended with the same losses and labels, on {hardware()}.", "", *head, *rows]
+    )
+
+
+def between_markers(file: Path, text: str) -> None:
+    """Put the text between the markers of a file."""
+    before, _, rest = file.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

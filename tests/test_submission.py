@@ -1,0 +1,173 @@
+"""Jobs: what is refused before anything is sent, and a real one on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ConfigError
+from pipeline.submission import (
+    check_arguments,
+    check_size,
+    connect_to,
+    job_script,
+    travelling_files,
+)
+from tests.runs import end, family, options, settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_job_says_the_line_that_submits_it() -> None:
+    for script in sorted((ROOT / "jobs").glob("*.py")):
+        text = script.read_text()
+        assert "    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\\n" in text
+        assert f"python jobs/{script.name} " in text
+        assert f'main("{script.stem}")' in text
+
+
+def test_what_travels_is_what_git_would_keep(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("secret.yaml\n")
+    for name in ("secret.yaml", "jobs/train.py", "runs/big.bin", "pipeline/data/read.py", ".venv/lib.so"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"123")
+    found = travelling_files(str(tmp_path))
+    assert found == {".gitignore": 12, "jobs/train.py": 3, "pipeline/data/read.py": 3}
+
+
+def test_this_project_is_small_enough_to_travel() -> None:
+    files = travelling_files(str(ROOT))
+    assert "pipeline/cli.py" in files
+    assert not [name for name in files if name.startswith(("runs/", "data/", ".venv/", ".git/"))]
+    check_size(str(ROOT), files)
+
+
+def test_a_folder_that_is_too_large_names_its_largest_files() -> None:
+    with pytest.raises(ConfigError, match=r"has 601 MiB, and Ray sends 512 at most.*video\.mp4 \(600 MiB\)"):
+        check_size("here", {"video.mp4": 600 << 20, "small": 1 << 20})
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "said"),
+    [
+        ("train", ["--set", "optim.lrr=1", "--set", "storage=/r"], "optim.lrr: unknown key; did you mean 'lr'"),
+        ("train", ["--set", "storage=/runs"], "data.path='data/digits' is relative"),
+        ("train", ["--set", "data.path=s3://b/d"], "storage='runs' is relative"),
+        ("train", ["--preset", "mine.yaml"], "'mine.yaml' would not travel"),
+        ("train", ["--epochs", "3"], "does not know --epochs 3"),
+        ("ingest", ["digits", "data/digits"], "data/digits='data/digits' is relative"),
+        ("evaluate", ["runs/x"], "is relative to a folder of this machine"),
+    ],
+)
+def test_what_could_not_work_on_a_cluster_is_refused_here(
+    tmp_path: Path, verb: str, arguments: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_arguments(verb, arguments, str(tmp_path), {})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("train", ["-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"]),
+        ("ingest", ["imagefolder:/mnt/photos", "s3://b/photos", "--rows-per-shard", "/100"]),
+        ("ingest", ["torchvision:CIFAR10:/mnt/cifar", "/mnt/shards"]),
+        ("evaluate", ["s3://b/runs/x", "--data", "s3://b/d"]),
+    ],
+)
+def test_what_works_anywhere_is_let_through(tmp_path: Path, verb: str, arguments: list[str]) -> None:
+    check_arguments(verb, arguments, str(tmp_path), {})
+
+
+def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no jobs/train\.py; give the project's own folder"):
+        job_script("train", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"there is no job 'tran'; submit one of ingest, train"):
+        job_script("tran", str(ROOT))
+
+
+def test_a_dashboard_that_does_not_answer_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:9"):
+        connect_to("http://127.0.0.1:9")
+
+
+PORT = 28265
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """The dashboard of a Ray cluster of its own process tree, on the loopback interface, with a token."""
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    ray = str(Path(sys.executable).with_name("ray"))
+    ports = ["--port=26379", f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1"]
+    node = ["--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+    os.environ |= token
+    process = subprocess.Popen([ray, "start", *ports, *node], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{PORT}"
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            connect_to(address)
+            break
+        except ConfigError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    yield address
+    everything = family(process.pid)
+    process.terminate()
+    process.wait(30)
+    end(everything)
+    for name in token:
+        del os.environ[name]
+
+
+def digpro(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in the project's folder."""
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
+
+
+@pytest.mark.slow
+def test_a_submitted_job_trains_and_its_log_comes_back(dashboard: str, tmp_path: Path) -> None:
+    mine = options(settings(tmp_path, "name=job", "optim.epochs=1", "optim.warmup_epochs=0"))
+    done = digpro("submit", "--address", dashboard, "train", *mine)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1/1" in done.stdout
+    summary = json.loads((tmp_path / "runs" / "job" / "summary.json").read_text())
+    assert f"ACC {summary['scores']['acc']:.4f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_gives_its_status_and_reason(dashboard: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    mine = options([f"storage={tmp_path}/file/runs", f"data.path={tmp_path}/digits"])
+    done = digpro("submit", "--address", dashboard, "train", *mine)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stdout
+    assert "is FAILED" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_job_can_be_left_alone_and_stopped(dashboard: str, tmp_path: Path) -> None:
+    mine = options(settings(tmp_path, "name=long", "optim.epochs=500"))
+    done = digpro("submit", "--address", dashboard, "--detach", "train", *mine)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[1].rstrip(":")
+    assert digpro("stop", job, "--address", dashboard).returncode == 0
+    client = connect_to(dashboard)
+    deadline = time.monotonic() + 60
+    while not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert client.get_job_status(job) == "STOPPED"
+    assert digpro("stop", "nonsense", "--address", dashboard).returncode == 2
