@@ -149,11 +149,14 @@ def _preset_and_settings(arguments: list[str]) -> tuple[str, list[str]]:
 
 def connect_to(address: str | None) -> JobSubmissionClient:
     """A client of the cluster's dashboard."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    for module in ("ray._private.runtime_env", "ray.dashboard.modules"):
+        logging.getLogger(module).setLevel(logging.ERROR)  # each upload and each closed socket would be a line
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray dashboard answers at {address or 'the default address'} ({_first_line(error)}); give its "
             "--address, for a remote cluster the end of a tunnel (`ray dashboard cluster.yaml`), and set "
