@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 
-.PHONY: help demo test check benchmark clean
+.PHONY: help demo test check chaos benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,10 @@ check: $(VENV)/ready ## lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+chaos: $(VENV)/ready ## break things on purpose: 20 kills, lost nodes, full disks; about an hour
+	$(PY) -m pytest -m chaos
+	$(PY) -m tests.chaos.kills --count 20 --table docs/reliability.md
 
 benchmark: $(VENV)/ready ## speed of the pipeline against the bare step
 	$(PY) -m benchmarks.pipeline

@@ -9,18 +9,19 @@ from pipeline import collectives as c
 from tests.conftest import Workers
 
 
-def _sum_and_gradient(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.tensor([1.0, 2.0]) * (rank + 1)
+def _sum_and_gradient(rank: int, times: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.tensor([1.0, 2.0]).repeat(times) * (rank + 1)
     x.requires_grad_()
     total = c.all_sum(x)
     (total**2).sum().backward()
     return total.detach(), x.grad
 
 
-def test_all_sum_adds_values_and_gradients(pair: Workers) -> None:
-    for total, gradient in pair.run(_sum_and_gradient):
-        assert total.tolist() == [3.0, 6.0]
-        assert gradient.tolist() == [12.0, 24.0]  # 2 * total, once from each worker's loss
+@pytest.mark.parametrize("times", [1, c.SMALL])  # one exchange, and a reduction
+def test_all_sum_adds_values_and_gradients(pair: Workers, times: int) -> None:
+    for total, gradient in pair.run(_sum_and_gradient, times):
+        assert total.tolist() == [3.0, 6.0] * times
+        assert gradient.tolist() == [12.0, 24.0] * times  # 2 * total, once from each worker's loss
 
 
 def test_all_sum_is_the_identity_in_one_process() -> None:

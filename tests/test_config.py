@@ -166,3 +166,26 @@ def test_result_settings_leave_out_circumstances_only() -> None:
     assert all(key.startswith(CIRCUMSTANCES) for key in missing)
     assert result_settings(config)["optim.lr"] == 0.05
     assert all(any(key.startswith(prefix) for key in missing) for prefix in CIRCUMSTANCES)  # none is misspelt
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    assert load_config("digits", ["resources.workers=3"]).resources.worker_range.max == 3
+    ranged = load_config("digits", ["resources.workers={min: 2, max: 8}"]).resources.worker_range
+    assert (ranged.min, ranged.max) == (2, 8)
+    dotted = load_config("digits", ["resources.workers.min=1", "resources.workers.max=2"]).resources.worker_range
+    assert (dotted.min, dotted.max) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("0", "greater than or equal to 1"),
+        ("{min: 3, max: 2}", "min is 3, more than max"),
+        ("{min: 1, mx: 2}", "resources.workers: "),
+        ("many", "processes that train together"),
+    ],
+)
+def test_workers_that_are_neither_are_refused(value: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("digits", [f"resources.workers={value}"])
+    assert said in str(caught.value)

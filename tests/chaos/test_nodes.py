@@ -105,7 +105,7 @@ def test_the_loss_of_a_node_changes_nothing(cluster: Cluster, tmp_path: Path) ->
 def test_workers_follow_the_cluster_without_a_new_command(cluster: Cluster, tmp_path: Path) -> None:
     """In float64, in which one worker and two give equal labels."""
     cluster.add_node(num_cpus=1)
-    mine = ["optim.epochs=24", "optim.precision=float64"]
+    mine = ["optim.epochs=12", "optim.precision=float64"]
     driver = Driver(tmp_path, "name=elastic", *mine, *ELASTIC)
     driver.until(lambda: driver.checkpoints() >= 2)
     guest = cluster.add_node(num_cpus=1)
@@ -114,7 +114,7 @@ def test_workers_follow_the_cluster_without_a_new_command(cluster: Cluster, tmp_
     cluster.remove_node(guest, allow_graceful=False)
     driver.until(lambda: driver.resumptions()[-1].endswith("on 1 worker"))
     history, labels = outcome(driver.result()["folder"])
-    assert len(history) == 25
+    assert len(history) == 13
     steady = Driver(tmp_path, "name=steady", *mine, "resources.workers=1").result()
     assert labels == outcome(steady["folder"])[1]
 

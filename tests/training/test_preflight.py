@@ -100,3 +100,30 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         ConfigError, match=r"a GPU for each of 2 workers and the cluster has 1; lower resources\.workers"
     ):
         worker_resources(config("resources.workers=2", "resources.gpus=true"), "resident")
+
+
+def test_streaming_takes_a_batch_that_every_number_of_workers_can_share() -> None:
+    mine = ["data.mode=streaming", "resources.workers={min: 1, max: 4}"]
+    check_run(config("optim.batch_size=24", *mine), manifest(100))
+    with pytest.raises(ConfigError, match=r"batch_size=32 does not divide by resources\.workers=3.*take 24"):
+        check_run(config("optim.batch_size=32", *mine), manifest(100))
+
+
+def test_elastic_workers_take_whole_cpus_and_start_with_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=2)
+    elastic = config("resources.workers={min: 1, max: 8}", "resources.resize_seconds=7")
+    scaling = worker_resources(elastic, "resident").scaling(elastic.resources)
+    assert scaling.num_workers == (1, 8)
+    assert scaling.resources_per_worker == {"CPU": 1.0}
+    assert scaling.elastic_resize_monitor_interval_s == 7
+    with pytest.raises(ConfigError, match="8 workers of 1 CPUs and one for Ray Data"):  # growing would take the last
+        worker_resources(elastic, "streaming")
+
+
+def test_a_cluster_that_grows_is_asked_for_what_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=1)
+    asked = config("resources.workers=8", "resources.autoscale=true", "resources.gpus=true")
+    resources = worker_resources(asked, "streaming")
+    assert (resources.cpus, resources.gpus) == (1.0, True)
+    with pytest.raises(ConfigError, match=r"cannot tell whether GPUs will come; set resources\.gpus"):
+        worker_resources(config("resources.autoscale=true"), "resident")
