@@ -117,7 +117,7 @@ def evaluate(
 
 @app.command()
 def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
-    """Look on every node for what could go wrong with a run, before it holds a GPU.
+    """Look on every node for what could go wrong with a run.
 
     \b
     Example:
@@ -151,7 +151,9 @@ def submit(
     working_dir: Annotated[str, typer.Option(metavar="FOLDER", help="What travels: the project's folder.")] = ".",
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job's end.")] = False,
 ) -> None:
-    """Run a command as a job on a Ray cluster, and show its log until it ends.
+    """Run a command as a job on a Ray cluster.
+
+    Settings, paths and size are checked before anything is sent; the log is shown until the job ends.
 
     \b
     Example:
@@ -168,7 +170,10 @@ def stop(
     job: Annotated[str, typer.Argument(metavar="JOB", help="What `digpro submit` printed.")],
     address: AddressOption = None,
 ) -> None:
-    """Stop a job; a training run goes on when it is submitted again."""
+    """Stop a job that was submitted.
+
+    A training run goes on when it is submitted again.
+    """
     from pipeline.submission import stop as stop_job
 
     stop_job(job, address=address)

@@ -32,6 +32,7 @@ CIRCUMSTANCES = (
     "data.resident_limit_gb",
     "data.shuffle_buffer",
     "estep.batch_size",
+    "estep.probe",
     "checkpoint.",
     "resources.",
     "tracking.",
@@ -172,6 +173,9 @@ class EStepConfig(Section):
     max_iter: int = Field(300, ge=1, description="iterations of a start at most")
     tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
     warm_start: bool = Field(False, description="add the last centres as one more start")
+    probe: int = Field(
+        512, ge=0, description="images that the label-free objectives look at (docs/objectives.md); 0 switches them off"
+    )
 
 
 class CheckpointConfig(Section):
@@ -205,7 +209,9 @@ class ResourcesConfig(Section):
         False, description="the cluster grows on demand: ask it for what it has not, instead of refusing to start"
     )
     wait_minutes: float = Field(
-        10.0, gt=0, description="how long the workers may wait for a place, at the start and after a node was lost"
+        10.0,
+        gt=0,
+        description="how long a fixed number of workers may wait for places, all in all; {min, max} waits without end",
     )
     resize_seconds: float = Field(
         60.0, gt=0, description="with {min, max}: how often a running group looks whether it can grow"

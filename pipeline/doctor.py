@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import ray
@@ -18,11 +19,19 @@ from pipeline.training.preflight import check_run, worker_resources
 
 def examine(config: RunConfig) -> list[Finding]:
     """All findings for a located configuration, on the connected cluster."""
-    findings = [*_resources(config), _working_directory(), _tracking(config, len(alive_nodes()))]
-    answers, problems = ask_nodes(config, tracking="" if findings[-1].remedy else findings[-1].found)
+    findings = [_cluster(), *_resources(config), _working_directory(), _tracking(config, len(alive_nodes()))]
+    tracking = findings[-1]
+    answers, problems = ask_nodes(config, tracking="" if tracking.remedy else tracking.found)
     for node, answer in answers:
         findings += _node_findings(node, answer, alone=len(answers) == 1)
     return findings + problems
+
+
+def _cluster() -> Finding:
+    """Which cluster is looked at: without an address it is one that was started for this command alone."""
+    address = os.environ.get("RAY_ADDRESS")
+    nodes = ", ".join(node["NodeManagerAddress"] for node in alive_nodes())
+    return Finding("cluster", f"{address} ({nodes})" if address else "this machine's own; RAY_ADDRESS names no other")
 
 
 def _resources(config: RunConfig) -> Iterator[Finding]:

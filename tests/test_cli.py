@@ -43,7 +43,7 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
         assert text in err
 
 
-@pytest.mark.parametrize("command", ["", "ingest", "train", "evaluate", "presets"])
+@pytest.mark.parametrize("command", ["", "ingest", "train", "evaluate", "doctor", "submit", "stop", "presets"])
 def test_help_is_there(digpro, command: str) -> None:
     status, out, _ = digpro(*command.split(), "--help")
     assert status == 0

@@ -59,7 +59,7 @@ def findings(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *answers: dict[
     """The doctor's findings for nodes 10.0.0.1, 10.0.0.2 ... that give these answers."""
     listed = [(f"10.0.0.{number}", said) for number, said in enumerate(answers, start=1)]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(doctor, "alive_nodes", lambda: listed)
+    monkeypatch.setattr(doctor, "alive_nodes", lambda: [{"NodeManagerAddress": address} for address, _ in listed])
     monkeypatch.setattr(doctor, "ask_nodes", lambda config, tracking: (listed, []))
     return {finding.what: finding for finding in doctor.examine(config)}
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipeline.collectives import all_stack, all_sum, gather_rows, rank
 
-CHUNK_VALUES = 1 << 18  # similarities held at a time: 1 MiB of float32, so that they stay in a core's cache
+# Similarities held at a time: on a CPU 1 MiB of float32, which stays in a core's cache; on a GPU enough to fill it.
+CHUNK_VALUES, GPU_CHUNK_VALUES = 1 << 18, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class _Lloyd:
         directions = F.normalize(centers, dim=-1).flatten(0, 1).T
         sums = torch.zeros((restarts, clusters, size + 1), dtype=torch.float64, device=centers.device)
         totals = torch.zeros((2, restarts), dtype=torch.float64, device=centers.device)
-        step = max(1, CHUNK_VALUES // (restarts * clusters))
+        step = max(1, (GPU_CHUNK_VALUES if centers.is_cuda else CHUNK_VALUES) // (restarts * clusters))
         for begin in range(0, len(self.features), step):
             rows = slice(begin, begin + step)
             similarity = (self.directions[rows] @ directions).unflatten(1, (restarts, clusters))

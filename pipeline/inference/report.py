@@ -87,8 +87,8 @@ def draw_curves(path: Path, history: Sequence[dict[str, float]]) -> None:
     """Losses, scores, health and the time ledger over the epochs, as one PNG."""
     panels = {
         "losses": ("loss", "loss_instance", "loss_prototype", "loss_group"),
-        "scores against classes": ("acc", "nmi", "ari"),
-        "health": ("label_churn", "size_entropy", "feature_spread"),
+        "scores": ("acc", "nmi", "ari", "label_free"),
+        "health": ("label_churn", "size_entropy", "feature_spread", "silhouette", "view_agreement"),
     }
     figure, axes = plt.subplots(2, 2, figsize=(9, 6))
     for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):

@@ -115,12 +115,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def restore(state: TrainState, values: dict[str, Any]) -> None:
-    """Put a checkpoint's values into a freshly built state, on its device and for this number of workers."""
+    """Put a checkpoint's values into a freshly built state, on its device and for this number of workers.
+
+    The optimizer takes over its momenta; its settings stay those of the configuration it was built from, which differ
+    where a search lets a run go on from another run's checkpoint.
+    """
     device = state.model.groups.features.device
     mine = 1 if rank() == 0 else 0  # what was summed over the workers goes to rank 0 whole
     bank = {"bank.rows": values["bank"]["rows"] * mine, "bank.pushed": values["bank"]["pushed"]}
     state.model.load_state_dict(values["model"] | bank)
-    state.optimizer.load_state_dict(values["optimizer"])
+    settings = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": values["optimizer"]["state"], "param_groups": settings})
     state.loss_sums = values["loss_sums"].to(device) * mine
     state.pseudo = PseudoLabels(values["labels"].to(device), values["centers"].to(device))
     state.epoch, state.step = values["epoch"], values["step"]
@@ -136,6 +141,21 @@ def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
         except (CheckpointError, OSError) as error:
             log.warning("%s; trying the one before it", error)
     return None
+
+
+def read_handed_on(path: str) -> dict[str, Any]:
+    """Values of another run's checkpoint, or of that run's newest where it has moved on and deleted this one.
+
+    Raises
+    ------
+    CheckpointError
+        When neither can be read.
+    """
+    files, root = filesystem(path)
+    values = read_newest([Checkpoint(root, files)]) or newest_in(path.rpartition("/")[0])
+    if values is None:
+        raise CheckpointError(f"checkpoint {path}, from which this run was to start, cannot be read")
+    return values
 
 
 def newest_in(run_folder: str) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from ray.train import Result
 
 from pipeline.config import RunConfig
 from pipeline.data.decode import decode_table
@@ -23,7 +22,7 @@ from pipeline.data.shards import Manifest
 from pipeline.inference.assign import ClusterModel
 from pipeline.inference.report import draw_clusters, draw_curves
 from pipeline.tracking import RunRef, RunWriter, log_final_model
-from pipeline.training.checkpoint import CheckpointError, newest_first, read_newest
+from pipeline.training.checkpoint import CheckpointError, newest_in
 from pipeline.training.ledger import ENTRIES
 from pipeline.training.run_folder import SUMMARY, RunFolder
 
@@ -34,15 +33,13 @@ VERSIONS = ("digpro-ray", "ray", "torch", "torchvision", "pyarrow", "mlflow", "s
 Array = np.ndarray[Any, Any]
 
 
-def write_outcome(
-    config: RunConfig, manifest: Manifest, folder: RunFolder, result: Result, tracking: RunRef
-) -> dict[str, Any]:
+def write_outcome(config: RunConfig, manifest: Manifest, folder: RunFolder, tracking: RunRef) -> dict[str, Any]:
     """Write all that a finished run leaves into its folder and to MLflow; returns the summary.
 
     The summary is written last: a run that has one is complete, and a kill before it makes the same command write
     everything again.
     """
-    values = read_newest(newest_first(result))
+    values = newest_in(folder.path)
     if values is None:
         raise CheckpointError(
             f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"

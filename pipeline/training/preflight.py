@@ -50,8 +50,13 @@ def check_storage(path: str) -> None:
 
 def check_run(config: RunConfig, manifest: Manifest) -> None:
     """Numbers of configuration and data set that cannot go together; ConfigError names them."""
-    cluster_count(config, manifest)
+    clusters, method = cluster_count(config, manifest), config.method
     steps_per_epoch(config, manifest)
+    if method.group_weight and method.bank_size < clusters:
+        raise ConfigError(
+            f"method.bank_size={method.bank_size} is less than the {clusters} clusters, so that the groups could never "
+            f"be reset; raise it to several times {clusters}, or set method.group_weight=0"
+        )
     workers, batch = config.resources.worker_range, config.optim.batch_size
     if batch < 2 * workers.max:
         raise ConfigError(
@@ -67,9 +72,10 @@ def _check_equal_shares(batch: int, workers: WorkerRange) -> None:
     counts = range(workers.min, workers.max + 1)
     if odd := [count for count in counts if batch % count]:
         multiple = math.lcm(*counts)
+        near = max(batch // multiple, 1) * multiple
         raise ConfigError(
             f"optim.batch_size={batch} does not divide by resources.workers={odd[0]}, as streaming mode needs it to; "
-            f"take {max(batch // multiple, 1) * multiple}, or set data.mode=resident"
+            f"take {near if near < 4 * batch else 'a fixed number of workers'}, or set data.mode=resident"
         )
 
 

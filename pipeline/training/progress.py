@@ -115,7 +115,8 @@ def progress_line(metrics: dict[str, float], epochs: int, images_per_second: flo
     """One line of progress, for example `epoch  12/80  loss -1.623  acc 0.861  1,420 images/s  1:32 left`."""
     epoch = int(metrics["epoch"])
     parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}"]
-    parts += [f"{name} {metrics[name]:.3f}" for name in ("loss", "acc", "nmi", "label_churn") if name in metrics]
+    scores = ("acc", "nmi") if "acc" in metrics else ("label_free",)
+    parts += [f"{name} {metrics[name]:.3f}" for name in ("loss", *scores, "label_churn") if name in metrics]
     if epoch:
         left = int((epochs - epoch) * epoch_seconds)
         parts += [f"{images_per_second:,.0f} images/s", f"{left // 60}:{left % 60:02d} left"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, Result
+from ray.train import CheckpointConfig, FailureConfig, Result, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -68,12 +69,16 @@ def train(config: RunConfig, *, label: str = "run", say: Say = print) -> dict[st
     folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=manifest.model_dump(mode="json"))
     connect()
     check_nodes(config)
+    board = new_board()
+    images = steps_per_epoch(config, manifest) * config.optim.batch_size
     try:
-        result = fit(config, manifest, mode, folder, tracking, say)
+        with ProgressPrinter(board, config, images, say):
+            fit(config, manifest, mode, folder, tracking, board)
     except TrainingFailedError as error:
-        RunWriter(tracking, folder.spool).finish("FAILED")
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            RunWriter(tracking, folder.spool).finish("FAILED")
         raise RunFailed(f"run {folder.name} failed {ray_reason(error)}") from error
-    return write_outcome(config, manifest, folder, result, tracking)
+    return write_outcome(config, manifest, folder, tracking)
 
 
 def ray_reason(error: TrainingFailedError) -> str:
@@ -111,10 +116,34 @@ def waits_for_a_place(config: RunConfig) -> int:
     return math.ceil(config.resources.wait_minutes * 60 / timeout)
 
 
-def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tracking: RunRef, say: Say) -> Result:
-    """Run the workers to the end, and print their progress meanwhile."""
+def new_board() -> Any:
+    """A board for the news of a run, on this process's node."""
+    return Board.options(scheduling_strategy=beside_driver()).remote()  # type: ignore[attr-defined]
+
+
+def fit(
+    config: RunConfig,
+    manifest: Manifest,
+    mode: str,
+    folder: RunFolder,
+    tracking: RunRef,
+    board: Any = None,
+    *,
+    start_from: str | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> Result:
+    """Run the workers to the end.
+
+    Parameters
+    ----------
+    board : actor handle, optional
+        Where rank 0 posts its news.
+    start_from : str, optional
+        Checkpoint of another run, by absolute path or URI, that this one starts from when it has none of its own.
+    callbacks : sequence of UserCallback
+        Called by Ray Train's controller at each report.
+    """
     scaling = worker_resources(config, mode).scaling(config.resources)
-    board = Board.options(scheduling_strategy=beside_driver()).remote()  # type: ignore[attr-defined]
     datasets, data_config = build_datasets(config, manifest, mode, folder.path)
     trainer = TorchTrainer(
         train_worker,
@@ -124,6 +153,7 @@ def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tra
             "mode": mode,
             "tracking": tracking,
             "board": board,
+            "start_from": start_from,
         },
         datasets=datasets,
         dataset_config=data_config,
@@ -137,8 +167,7 @@ def fit(config: RunConfig, manifest: Manifest, mode: str, folder: RunFolder, tra
                 controller_failure_limit=waits_for_a_place(config),
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=list(callbacks),
         ),
     )
-    images = steps_per_epoch(config, manifest) * config.optim.batch_size
-    with ProgressPrinter(board, config, images, say):
-        return trainer.fit()
+    return trainer.fit()

@@ -23,7 +23,7 @@ from pipeline.build import (
     steps_per_epoch,
     views_for,
 )
-from pipeline.clustering.scores import clustering_scores
+from pipeline.clustering.scores import LABEL_FREE_WEIGHTS, clustering_scores, label_free_score
 from pipeline.collectives import all_sum, rank, world_size
 from pipeline.config import RunConfig
 from pipeline.data.read import read_labels
@@ -38,6 +38,7 @@ from pipeline.training.checkpoint import TrainState, read_newest, restore
 from pipeline.training.checkpoint import save as save_state
 from pipeline.training.estep import all_features, estimate, rank_spread
 from pipeline.training.ledger import Ledger
+from pipeline.training.objectives import Probe, objectives, read_probe
 from pipeline.training.progress import Reporter
 from pipeline.training.run_folder import RunFolder
 
@@ -59,6 +60,8 @@ class Run:
     manifest: Manifest
     images: Images
     views: TwoViews
+    probe: Probe | None
+    """None when label-free objectives are switched off."""
     labels: np.ndarray[Any, Any] | None
     """True classes (N,), on rank 0 of a labelled set."""
     state: TrainState
@@ -103,6 +106,7 @@ def build_run(job: dict[str, Any]) -> Run:
         manifest=manifest,
         images=worker_images(job["mode"], config, manifest, device),
         views=views_for(config, manifest),
+        probe=read_probe(config, manifest, device),
         labels=read_labels(config.data.path) if rank() == 0 else None,
         state=TrainState(model, optimizer_for(config, model), losses),
         step_model=data_parallel(model),
@@ -217,12 +221,16 @@ def group_reset(run: Run, iteration: int) -> Tensor | None:
 
 
 def run_estep(run: Run) -> None:
-    """New pseudo-labels; their health, and on labelled sets their scores, become metrics of the epoch."""
-    state, clusters = run.state, len(run.state.model.groups.features)
+    """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
+    state, clusters, previous = run.state, len(run.state.model.groups.features), run.state.pseudo
     with run.ledger.time("estep"):
         features = all_features(state.model, run.images, run.views, run.manifest.num_images)
-        state.pseudo, health = estimate(features, clusters, run.config.estep, run.config.seed, state.pseudo)
+        state.pseudo, health = estimate(features, clusters, run.config.estep, run.config.seed, previous)
     with run.ledger.time("evaluate"):
+        if run.probe:
+            health |= objectives(state.model, run.views, run.probe, features, state.pseudo, previous)
+        if LABEL_FREE_WEIGHTS.keys() <= health.keys():  # the first E-step agrees with nothing
+            health["label_free"] = label_free_score(health)
         scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
     state.history.append({"epoch": state.epoch, **health, **spread, **scores})

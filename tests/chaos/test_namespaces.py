@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.namespaces import DASHBOARD_PORT, NETWORK, NamespaceCluster
+from tests.chaos.namespaces import DASHBOARD_PORT, GCS_PORT, NETWORK, NamespaceCluster
 from tests.runs import options, outcome, settings, train_workers
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +49,8 @@ def finished(job: subprocess.Popen[bytes], log: Path) -> str:
 def test_a_submitted_job_survives_the_loss_of_a_node_with_the_same_result(
     cluster: NamespaceCluster, tmp_path: Path
 ) -> None:
-    doctor = cluster.inside(
-        0, "digpro", "doctor", *options(settings(tmp_path)), capture_output=True, cwd=ROOT, timeout=200
-    )
+    asked = ["env", f"RAY_ADDRESS={NETWORK}.1:{GCS_PORT}", "digpro", "doctor", *options(settings(tmp_path))]
+    doctor = cluster.inside(0, *asked, capture_output=True, cwd=ROOT, timeout=200)
     for number in (1, 2, 3):
         assert f"ok    storage from {NETWORK}.{number}: read and written" in doctor.stdout, doctor.stdout
     finished(*submitted(cluster, tmp_path, "whole"))

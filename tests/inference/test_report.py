@@ -104,7 +104,13 @@ def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
     assert [len(line.get_xdata()) for line in scores] == [epochs + 1]
 
 
-def test_curves_of_an_unlabelled_set_say_so(tmp_path: Path) -> None:
+def test_curves_of_an_unlabelled_set_show_the_score_that_needs_no_classes(tmp_path: Path) -> None:
+    draw_curves(tmp_path / "curves.png", pages(3, label_free=0.7, silhouette=0.4))
+    labels = [[line.get_label() for line in axis.lines] for axis in plt.gcf().axes[1:3]]
+    assert labels == [["label_free"], ["label_churn", "silhouette"]]
+
+
+def test_curves_without_any_score_say_so(tmp_path: Path) -> None:
     draw_curves(tmp_path / "curves.png", pages(3))
     assert [text.get_text() for text in plt.gcf().axes[1].texts] == ["none recorded"]
 

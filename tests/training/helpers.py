@@ -19,6 +19,7 @@ from pipeline.data.shards import Manifest
 from pipeline.data.stream import Batch
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.ledger import Ledger
+from pipeline.training.objectives import Probe
 from pipeline.training.progress import Reporter
 from pipeline.training.worker import LOSSES, Run
 
@@ -32,6 +33,7 @@ SMALL = [
     "model.projector_hidden=32",
     "model.predictor_hidden=32",
     "model.feature_size=16",
+    "estep.probe=64",
 ]
 
 
@@ -61,9 +63,10 @@ def digits(folder: Path) -> tuple[Tensor, Manifest]:
     return torch.from_numpy(images[:IMAGES]), manifest.model_copy(update={"num_images": IMAGES})
 
 
-def small_run(images: Tensor, manifest: Manifest, *, double: bool = False) -> Run:
+def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool = False) -> Run:
     """A run of this process (with the process group's other ones, if there are)."""
-    config: RunConfig = load_config("digits", [*SMALL, *(["optim.precision=float64"] if double else [])])
+    precision = ["optim.precision=float64"] if double else []
+    config: RunConfig = load_config("digits", [*SMALL, *precision, *overrides])
     model = model_for(config, 10, torch.device("cpu"))
     state = TrainState(model, optimizer_for(config, model), torch.zeros(len(LOSSES), dtype=torch.float64))
     return Run(
@@ -71,6 +74,7 @@ def small_run(images: Tensor, manifest: Manifest, *, double: bool = False) -> Ru
         manifest=manifest,
         images=MemoryImages(images, config.optim.batch_size),
         views=views_for(config, manifest),
+        probe=_probe(images, config.estep.probe),
         labels=None,
         state=state,
         step_model=data_parallel(model),
@@ -79,6 +83,13 @@ def small_run(images: Tensor, manifest: Manifest, *, double: bool = False) -> Ru
         ledger=Ledger(),
         reporter=Reporter(),
     )
+
+
+def _probe(images: Tensor, count: int) -> Probe | None:
+    """What `read_probe` gives, of images in memory."""
+    start, stop, total = row_range(min(count, len(images)))
+    index = torch.arange(start, stop)
+    return Probe(tuple((images[part], part) for part in index.split(50) if len(part)), total) if count else None
 
 
 def snapshot(run: Run) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     for name, value in snapshot(second).items():
         assert value.equal(expected[name]), name
     assert second.state.loss_sums.equal(whole.state.loss_sums)
+    assert second.state.history == whole.state.history
+    assert "label_free" in second.state.history[-1]
 
 
 def _save_on_workers(rank: int, data: tuple[Tensor, Manifest], folder: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def test_a_run_that_fits_passes() -> None:
     ("overrides", "said"),
     [
         (["method.num_clusters=101"], r"num_clusters=101 exceeds the 100 images"),
+        (["method.bank_size=5"], r"bank_size=5 is less than the 10 clusters.*raise it to several times 10"),
         (["optim.batch_size=101"], r"batch_size=101 exceeds the 100 images"),
         (["optim.batch_size=7", "resources.workers=4"], r"batch_size=7 leaves less than 2 images to each of 4 workers"),
         (

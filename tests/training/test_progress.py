@@ -17,6 +17,12 @@ def test_a_line_has_scores_throughput_and_the_time_left() -> None:
     assert line == "epoch 12/80  loss -1.623  acc 0.861  1,195 images/s  1:42 left"
 
 
+def test_without_classes_a_line_has_the_score_that_needs_none() -> None:
+    metrics = {"epoch": 12, "loss": -1.6, "label_free": 0.75, "label_churn": 0.02, "seconds_epoch": 1.5}
+    assert "label_free 0.750  label_churn 0.020" in progress_line(metrics, 80, 1194.7, 1.5)
+    assert "label_free" not in progress_line(metrics | {"acc": 0.9}, 80, 1194.7, 1.5)
+
+
 def test_the_initial_estep_promises_no_time() -> None:
     assert progress_line({"epoch": 0, "acc": 0.4, "seconds_epoch": 3.0}, 80, 0, 0) == "epoch  0/80  acc 0.400"
 
