@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.config import ConfigError
+
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -25,7 +27,16 @@ def connect() -> None:
     """Connect this process to Ray, once; progress comes over the board, so workers' own output stays in Ray's logs.
 
     A cluster of this machine's own listens on the loopback interface only: who can reach Ray's ports can run code.
+
+    Raises
+    ------
+    ConfigError
+        When RAY_ADDRESS is that of a dashboard, or no cluster is there.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("http"):
+        remedy = "take `digpro submit` to run a command there, or unset RAY_ADDRESS to run it on this machine"
+        raise ConfigError(f"RAY_ADDRESS={address} is a dashboard, to which jobs are submitted; {remedy}")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -33,8 +44,13 @@ def connect() -> None:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        with contextlib.nullcontext() if os.environ.get("RAY_ADDRESS") else _this_machine_only():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            with contextlib.nullcontext() if address else _this_machine_only():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); correct or unset it"
+            ) from None
 
 
 @contextlib.contextmanager

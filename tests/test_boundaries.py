@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "method": {"clustering", "collectives"},
     "config": {"presets"},
     "presets": set(),
-    "cluster": set(),
+    "cluster": {"config"},
     "errors": set(),
     "tracking": {"config"},
     "data": {"config", *MATHEMATICS},
