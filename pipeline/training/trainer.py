@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, Result, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipeline.build import steps_per_epoch
 from pipeline.cluster import beside_driver, connect
@@ -170,4 +171,18 @@ def fit(
             callbacks=list(callbacks),
         ),
     )
+    return fit_through_starts(trainer, config.resources.max_failures)
+
+
+def fit_through_starts(trainer: TorchTrainer, retries: int) -> Result:
+    """Fit, and once more for each worker that dies while it is being started, up to `retries`.
+
+    Ray Train retries by itself when a worker dies at work, and gives up on one that dies before.
+    """
+    for _ in range(retries):
+        try:
+            return trainer.fit()
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, RayActorError):
+                raise
     return trainer.fit()
