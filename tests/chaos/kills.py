@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,8 +40,7 @@ def main() -> int:
         expected, seconds = whole_run(Path(folder))
         rows = []
         for number in range(1, arguments.count + 1):
-            victim, moment = draw.choice(VICTIMS), draw.uniform(0, seconds)
-            rows.append(one_kill(Path(folder), number, victim, moment, expected))
+            rows.append(one_kill(Path(folder), number, draw, seconds, expected))
             print(rows[-1], flush=True)
     equal = sum(row.endswith("yes |") for row in rows)
     text = table(rows, equal)
@@ -60,15 +60,18 @@ def whole_run(folder: Path) -> tuple[tuple[list[dict[str, float]], list[int]], f
     return outcome(folder / "runs" / "whole"), time.monotonic() - begin
 
 
-def one_kill(folder: Path, number: int, victim: str, moment: float, expected: object) -> str:
-    """Kill one run and finish it; a row of the table."""
-    name, begin = f"kill{number}", time.monotonic()
+def one_kill(folder: Path, number: int, draw: random.Random, seconds: float, expected: object) -> str:
+    """Kill one run and finish it; a row of the table. A run that had ended before its moment came is no kill."""
+    name, begin, moment = f"kill{number}", time.monotonic(), draw.uniform(0, seconds)
     log = folder / f"{name}.log"
     process = start(settings(folder, f"name={name}"), log)
     wait_for_workers(process)
     time.sleep(moment)
+    if process.poll() is not None:
+        shutil.rmtree(folder / "runs" / name)
+        return one_kill(folder, number, draw, moment, expected)
     epoch = last_epoch(log)
-    hit = kill(process, victim)
+    hit = kill(process, draw.choice(VICTIMS))
     commands = 1
     while process.wait(PATIENCE) != 0 and commands < 4:
         process = start(settings(folder, f"name={name}"), log)

@@ -79,8 +79,13 @@ class NamespaceCluster:
         alive = [int(pid) for pid in listed.stdout.split() if psutil.pid_exists(int(pid))]
         return [psutil.Process(pid) for pid in alive]
 
+    def cut_power(self, number: int) -> None:
+        """End a node without a word: its network goes first, so that no connection is seen to close."""
+        ip("-n", self.names[0], "link", "set", f"port{number + 1}", "down")
+        self.kill_node(number)
+
     def kill_node(self, number: int) -> None:
-        """Signal 9 to everything on a node at once, as when its power goes."""
+        """Signal 9 to everything on a node."""
         for _ in range(3):  # a child may be born while its parent is being killed
             for process in self.processes(number):
                 try:

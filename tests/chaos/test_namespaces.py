@@ -62,7 +62,7 @@ def test_a_submitted_job_survives_the_loss_of_a_node_with_the_same_result(
         time.sleep(0.05)
     time.sleep(0.5)
     victim = next(number for number in (1, 2) if train_workers(cluster.processes(number)))
-    cluster.kill_node(victim)
+    cluster.cut_power(victim)
     text = finished(job, log)
     assert re.search(r"resumed after epoch \d, step \d+, on 2 workers", text), text
     assert outcome(checkpoints) == outcome(tmp_path / "runs" / "whole")
