@@ -93,6 +93,51 @@ def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
 
 
 @app.command()
+def tune(
+    space: Annotated[
+        str, typer.Option(metavar="FILE", help="What to search: a Python file such as tune_spaces/digpro.py.")
+    ],
+    preset: PresetOption = "digits",
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings in all.")] = 16,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="asha|pbt|none", help="Stop poor trials early; let them take over from good ones; or neither."
+        ),
+    ] = "asha",
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Trials at a time.  [default: as many as fit]")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Search for better settings, with labels or without.
+
+    Each trial is a training of its own, with the resources of --set. The same command goes on where a killed search
+    stopped, and shows the result of a finished one. The best settings are written as a preset.
+
+    \b
+    Example:
+      digpro tune --space tune_spaces/digpro.py --preset digits --trials 16 --set resources.workers=1
+    """
+    from pipeline.tuning.search import search
+    from pipeline.tuning.space import load_space
+
+    config = load_config(preset, settings)
+    summary = search(
+        config,
+        load_space(space),
+        label=Path(preset).stem,
+        trials=trials,
+        schedule=scheduler,
+        concurrent=concurrent,
+        say=_plain,
+    )
+    best = summary["best"]
+    console.print(f"best of {len(summary['trials'])} trials: trial {best['number']}, {best['point']}", markup=False)
+    _print_result(summary)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json.")],
     data: Annotated[
@@ -146,7 +191,9 @@ AddressOption = Annotated[
 @app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
 def submit(
     context: typer.Context,
-    verb: Annotated[str, typer.Argument(metavar="VERB ...", help="ingest, train or evaluate, with its own options.")],
+    verb: Annotated[
+        str, typer.Argument(metavar="VERB ...", help="ingest, train, tune or evaluate, with its own options.")
+    ],
     address: AddressOption = None,
     working_dir: Annotated[str, typer.Option(metavar="FOLDER", help="What travels: the project's folder.")] = ".",
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job's end.")] = False,

@@ -17,7 +17,7 @@ from pipeline.errors import RunFailed
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("ingest", "train", "evaluate")
+VERBS = ("ingest", "train", "tune", "evaluate")
 EXCLUDES = [".git", ".venv", "/runs", "/data", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
 LIMIT_MIB = 512  # Ray's own, on the zipped folder
 
@@ -114,14 +114,13 @@ def check_size(folder: str, files: dict[str, int]) -> None:
 
 def check_arguments(verb: str, arguments: list[str], folder: str, files: dict[str, int]) -> None:
     """ConfigError for what could not work on the cluster: bad settings, and paths that exist on this machine only."""
-    if verb == "train":
-        preset, settings = _preset_and_settings(arguments)
-        if preset.endswith((".yaml", ".yml")) and str(Path(preset)) not in files:
-            raise ConfigError(
-                f"{preset!r} would not travel with the job: it is outside {folder!r}, or .gitignore lists it; "
-                "put it into the folder"
-            )
-        config = load_config(str(Path(folder, preset)) if preset.endswith((".yaml", ".yml")) else preset, settings)
+    if verb in ("train", "tune"):
+        given = _options(verb, arguments)
+        own = given.preset.endswith((".yaml", ".yml"))
+        space = [str(Path(given.space).with_suffix(".py"))] if verb == "tune" else []
+        for file in [*space, given.preset] if own else space:
+            _check_travels(file, folder, files)
+        config = load_config(str(Path(folder, given.preset)) if own else given.preset, given.set)
         places = {"data.path": config.data.path, "storage": config.storage}
     else:
         places = {argument: argument for argument in arguments if not argument.startswith("-") and argument != "digits"}
@@ -133,18 +132,32 @@ def check_arguments(verb: str, arguments: list[str], folder: str, files: dict[st
             )
 
 
-def _preset_and_settings(arguments: list[str]) -> tuple[str, list[str]]:
-    """What `digpro train` would read off its command line."""
-    parser = argparse.ArgumentParser(prog="digpro submit train", exit_on_error=False)
+def _check_travels(file: str, folder: str, files: dict[str, int]) -> None:
+    if str(Path(file)) not in files:
+        raise ConfigError(
+            f"{file!r} would not travel with the job: it is outside {folder!r}, or .gitignore lists it; "
+            "put it into the folder"
+        )
+
+
+def _options(verb: str, arguments: list[str]) -> argparse.Namespace:
+    """What `digpro train` or `digpro tune` would read off its command line."""
+    parser = argparse.ArgumentParser(prog=f"digpro submit {verb}", exit_on_error=False)
     parser.add_argument("--preset", "-p", default="digits")
     parser.add_argument("--set", "-s", action="append", default=[])
+    if verb == "tune":
+        parser.add_argument("--space")  # not `required`: argparse would end the process when it is missing
+        for option in ("--trials", "--scheduler", "--concurrent"):
+            parser.add_argument(option)
     try:
         known, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}; see `digpro train --help`") from None
+        raise ConfigError(f"{error}; see `digpro {verb} --help`") from None
     if unknown:
-        raise ConfigError(f"`digpro train` does not know {' '.join(unknown)}; see its --help")
-    return known.preset, known.set
+        raise ConfigError(f"`digpro {verb}` does not know {' '.join(unknown)}; see its --help")
+    if verb == "tune" and known.space is None:
+        raise ConfigError("`digpro tune` needs a search space; give --space tune_spaces/digpro.py")
+    return known
 
 
 def connect_to(address: str | None) -> JobSubmissionClient:

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": METHOD | DATA,
     "inference": {"training", "errors", "build", "cluster", *METHOD, *DATA},
     "training": {"inference", "errors", "build", "cluster", *METHOD, *DATA},
-    "tuning": {"training", "build", "cluster", *METHOD, *DATA},
+    "tuning": {"training", "errors", "cluster", *DATA},
     "submission": {"config", "errors"},
     "doctor": {"submission", "training", *DATA},
     "cli": {"doctor", "submission", "errors", "tuning", "training", "inference", "build", "cluster", *METHOD, *DATA},

@@ -43,7 +43,7 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
         assert text in err
 
 
-@pytest.mark.parametrize("command", ["", "ingest", "train", "evaluate", "doctor", "submit", "stop", "presets"])
+@pytest.mark.parametrize("command", ["", "ingest", "train", "tune", "evaluate", "doctor", "submit", "stop", "presets"])
 def test_help_is_there(digpro, command: str) -> None:
     status, out, _ = digpro(*command.split(), "--help")
     assert status == 0
@@ -146,6 +146,27 @@ def test_a_finished_run_shows_its_result_again(digpro, tmp_path: Path) -> None:
     assert status == 0
     for text in ("mine is already finished", "--set name=", "ACC 0.5000", "clusters.png"):
         assert text in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--space", "tune_spaces/digpr"], ["there is no search space", "did you mean 'tune_spaces/digpro.py'?"]),
+        (["--space", "tune_spaces/digpro", "--scheduler", "ash"], ["no scheduler 'ash'", "asha, pbt, none"]),
+        (["--space", "tune_spaces/digpro", "--set", "optim.lrr=1"], ["optim.lrr: unknown key"]),
+        (["--space", "tune_spaces/digpro", "--scheduler", "pbt"], ["method.num_clusters"]),
+    ],
+)
+def test_searches_that_cannot_be_made(digpro, tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+    (tmp_path / "data").mkdir()
+    manifest(500, classes=0).write(str(tmp_path / "data"))
+    places = [f"data.path={tmp_path / 'data'}", "data.source=null", f"storage={tmp_path / 'runs'}"]
+    settings = [f"--set={setting}" for setting in (*places, "method.num_clusters=null")]
+    refused(digpro("tune", *arguments, *settings), "error: ", *said)
+
+
+def test_a_search_without_a_space_is_wrong_usage(digpro) -> None:
+    refused(digpro("tune", "--preset", "digits"), "Usage: digpro tune", "--space")
 
 
 def test_evaluate_on_no_run(digpro, tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_a_folder_that_is_too_large_names_its_largest_files() -> None:
         ("train", ["--set", "data.path=s3://b/d"], "storage='runs' is relative"),
         ("train", ["--preset", "mine.yaml"], "'mine.yaml' would not travel"),
         ("train", ["--epochs", "3"], "does not know --epochs 3"),
+        ("tune", ["--set", "storage=/runs"], "needs a search space"),
+        ("tune", ["--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not travel"),
+        ("tune", ["--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
+        ("tune", ["--space", "here.py", "--workers", "3"], "does not know --workers 3"),
         ("ingest", ["digits", "data/digits"], "data/digits='data/digits' is relative"),
         ("evaluate", ["runs/x"], "is relative to a folder of this machine"),
     ],
@@ -74,7 +78,7 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(
     tmp_path: Path, verb: str, arguments: list[str], said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_arguments(verb, arguments, str(tmp_path), {})
+        check_arguments(verb, arguments, str(tmp_path), {"here.py": 1})
     assert said in str(caught.value)
 
 
@@ -82,13 +86,14 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(
     ("verb", "arguments"),
     [
         ("train", ["-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"]),
+        ("tune", ["--space", "here", "--trials", "3", "-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"]),
         ("ingest", ["imagefolder:/mnt/photos", "s3://b/photos", "--rows-per-shard", "/100"]),
         ("ingest", ["torchvision:CIFAR10:/mnt/cifar", "/mnt/shards"]),
         ("evaluate", ["s3://b/runs/x", "--data", "s3://b/d"]),
     ],
 )
 def test_what_works_anywhere_is_let_through(tmp_path: Path, verb: str, arguments: list[str]) -> None:
-    check_arguments(verb, arguments, str(tmp_path), {})
+    check_arguments(verb, arguments, str(tmp_path), {"here.py": 1})
 
 
 def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: Path) -> None:

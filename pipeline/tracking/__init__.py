@@ -16,10 +16,22 @@ import os
 
 from pipeline.tracking.model import log_final_model
 from pipeline.tracking.opening import environment, flatten, open_run
+from pipeline.tracking.registry import register_model, tag_run
 from pipeline.tracking.store import RunRef, tracking_uri
 from pipeline.tracking.writer import RunWriter, deliver
 
-__all__ = ["RunRef", "RunWriter", "deliver", "environment", "flatten", "log_final_model", "open_run", "tracking_uri"]
+__all__ = [
+    "RunRef",
+    "RunWriter",
+    "deliver",
+    "environment",
+    "flatten",
+    "log_final_model",
+    "open_run",
+    "register_model",
+    "tag_run",
+    "tracking_uri",
+]
 
 # `mlflow` takes 1.5 s to import, so it is imported where it is used; these settings have to be there before.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")

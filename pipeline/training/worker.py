@@ -34,7 +34,7 @@ from pipeline.keyed_random import normal
 from pipeline.method.optimizer import set_learning_rates
 from pipeline.method.schedules import Schedules
 from pipeline.tracking import RunWriter
-from pipeline.training.checkpoint import TrainState, read_newest, restore
+from pipeline.training.checkpoint import TrainState, read_handed_on, read_newest, restore
 from pipeline.training.checkpoint import save as save_state
 from pipeline.training.estep import all_features, estimate, rank_spread
 from pipeline.training.ledger import Ledger
@@ -83,7 +83,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     run = build_run(job)
     with run.reporter:
-        if not resume(run):
+        if not resume(run, job["start_from"]):
             run_estep(run)
             finish_epoch(run)
         while run.state.epoch < run.config.optim.epochs:
@@ -124,11 +124,13 @@ def open_writer(job: dict[str, Any], config: RunConfig) -> RunWriter:
     return RunWriter(job["tracking"], spool, system_metrics=config.tracking.system_metrics)
 
 
-def resume(run: Run) -> bool:
-    """Continue from the newest sound checkpoint of this run; False when there is none."""
+def resume(run: Run, start_from: str | None) -> bool:
+    """Continue from the newest sound checkpoint of this run, or else from another run's; False when there is none."""
     reported = ray.train.get_all_reported_checkpoints()
     newest_first = [report.checkpoint for report in reversed(reported)]
     values = read_newest(newest_first)
+    if values is None and start_from is not None:
+        values = read_handed_on(start_from)
     if values is not None:
         restore(run.state, values)
         workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"

@@ -11,7 +11,16 @@ from ray.train import Checkpoint
 from torch import Tensor
 
 from pipeline.data.shards import Manifest
-from pipeline.training.checkpoint import ABOUT, STATE, CheckpointError, read, read_newest, restore, save
+from pipeline.training.checkpoint import (
+    ABOUT,
+    STATE,
+    CheckpointError,
+    read,
+    read_handed_on,
+    read_newest,
+    restore,
+    save,
+)
 from pipeline.training.worker import Run, run_estep, train_step
 from tests.conftest import Workers, assert_close
 from tests.training.helpers import digits, small_run, snapshot
@@ -113,6 +122,30 @@ def test_damage_is_named_and_the_checkpoint_before_it_used(
     values = read_newest([Checkpoint.from_directory(new), Checkpoint.from_directory(old)])
     assert values is not None
     assert "new is damaged" in caplog.text
+
+
+def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(
+    data: tuple[Tensor, Manifest], tmp_path: Path
+) -> None:
+    giver, taker = small_run(*data), small_run(*data, "optim.momentum=0.5", "optim.weight_decay=0")
+    _advance(giver, 1)
+    save(giver.state, giver.config, tmp_path)
+    restore(taker.state, read_handed_on(str(tmp_path)))
+    assert {(group["momentum"], group["weight_decay"]) for group in taker.state.optimizer.param_groups} == {(0.5, 0.0)}
+    momenta = [state["momentum_buffer"] for state in taker.state.optimizer.state.values()]
+    expected = [state["momentum_buffer"] for state in giver.state.optimizer.state.values()]
+    assert momenta
+    assert all(mine.equal(theirs) for mine, theirs in zip(momenta, expected, strict=True))
+
+
+def test_a_checkpoint_that_its_run_has_deleted_is_replaced_by_the_runs_newest(
+    data: tuple[Tensor, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.training.checkpoint.newest_in", lambda folder: {"newest in": folder})
+    assert read_handed_on(str(tmp_path / "run" / "gone")) == {"newest in": str(tmp_path / "run")}
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"run/gone, from which this run was to start, cannot be read"):
+        read_handed_on(str(tmp_path / "run" / "gone"))
 
 
 def test_missing_files_and_other_formats_are_errors(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:

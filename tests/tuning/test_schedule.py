@@ -1,0 +1,163 @@
+"""Rungs, proposals and takeovers, without Ray running."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from pipeline.config import ConfigError, RunConfig, load_config
+from pipeline.tuning.schedule import CHECKPOINT, START_FROM, HandingOn, asha, interval, population, proposer, rungs
+from pipeline.tuning.space import Space, inside
+
+ONE = Space("one", {"optim.lr": tune.loguniform(0.01, 1)})
+TWO = Space("two", ONE.domains, objectives=[("loss", "min"), ("images_per_second", "max")])
+
+
+def config(epochs: int, warmup: int = 1) -> RunConfig:
+    return load_config("digits", [f"optim.epochs={epochs}", f"optim.warmup_epochs={warmup}"])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "expected"),
+    [
+        (80, 8, [9, 27]),
+        (1000, 50, [112, 336]),
+        (1000, 200, [201, 603]),
+        (9, 0, [1, 3]),
+        (3, 1, [2]),
+        (2, 1, []),
+        (1, 0, []),
+    ],
+)
+def test_rungs_lie_beyond_the_warm_up_and_before_the_end(epochs: int, warmup: int, expected: list[int]) -> None:
+    assert rungs(config(epochs, warmup)) == expected
+
+
+@pytest.mark.parametrize("epochs", [9, 27, 28, 81, 82, 100, 243, 244, 1000])
+def test_tune_has_the_rungs_that_are_announced(epochs: int) -> None:
+    scheduler = asha(config(epochs, warmup=0), ONE)
+    assert isinstance(scheduler, ASHAScheduler)
+    assert sorted(milestone for milestone, _ in scheduler._brackets[0]._rungs) == rungs(config(epochs, warmup=0))
+
+
+def test_nothing_is_stopped_early_where_there_is_nothing_to_compare_by() -> None:
+    assert type(asha(config(80), TWO)) is FIFOScheduler
+    assert type(asha(config(1, warmup=0), ONE)) is FIFOScheduler
+
+
+def proposals(space: Space, seed: int) -> list[dict[str, Any]]:
+    searcher = proposer(load_config("digits", [f"seed={seed}"]), space, [{"optim.lr": 0.05}], trials=4)
+    goals = {} if len(space.objectives) > 1 else {"metric": "label_free", "mode": "max"}
+    assert searcher.set_search_properties(goals.get("metric"), goals.get("mode"), dict(space.domains))
+    return [searcher.suggest(str(number)) for number in range(4)]
+
+
+@pytest.mark.parametrize("space", [ONE, TWO], ids=["one objective", "two"])
+def test_the_first_points_come_first_and_the_rest_by_seed(space: Space) -> None:
+    found = proposals(space, seed=0)
+    assert found[0] == {"optim.lr": 0.05}
+    assert all(inside(space.domains["optim.lr"], point["optim.lr"]) for point in found)
+    assert found == proposals(space, seed=0)
+    assert found != proposals(space, seed=1)
+
+
+def test_a_population_saves_and_compares_ten_times() -> None:
+    assert interval(config(80)) == 8
+    assert interval(config(3)) == 1
+
+
+@pytest.mark.parametrize("key", ["method.bank_size", "optim.batch_size", "model.feature_size", "data.image_size"])
+def test_what_cannot_change_in_mid_run_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"middle of a run, and {key} cannot"):
+        population(config(80), Space("fixed", {key: tune.choice([16, 32]), **ONE.domains}))
+    with pytest.raises(ConfigError, match="takes one objective"):
+        population(config(80), TWO)
+
+
+class Controller:
+    """What a scheduler sees of Tune."""
+
+    def __init__(self, trials: list[Any]) -> None:
+        self.trials, self.paused, self.search_alg = trials, [], None
+
+    def get_trials(self) -> list[Any]:
+        return self.trials
+
+    def pause_trial(self, trial: Any, should_checkpoint: bool) -> None:
+        assert not should_checkpoint
+        trial.status = "PAUSED"
+        self.paused.append(trial)
+
+
+class FakeTrial:
+    def __init__(self, number: int, point: dict[str, Any]) -> None:
+        self.number, self.config, self.status, self.experiment_tag = number, point, "RUNNING", ""
+        self.last_result: dict[str, Any] = {"epoch": 0}
+        keep = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
+        self.run_metadata = SimpleNamespace(checkpoint_manager=keep)
+
+    def is_finished(self) -> bool:
+        return False
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+
+def population_of(points: list[dict[str, Any]], space: Space = ONE) -> tuple[HandingOn, Controller]:
+    scheduler = population(config(20, warmup=0), space)  # compares every 2 epochs
+    scheduler.set_search_properties("label_free", "max")
+    controller = Controller([FakeTrial(number, dict(point)) for number, point in enumerate(points)])
+    for trial in controller.trials:
+        scheduler.on_trial_add(controller, trial)
+    return scheduler, controller
+
+
+def hear(scheduler: HandingOn, controller: Controller, trial: Any, epoch: int, score: float) -> str:
+    result = {"epoch": epoch, "label_free": score, CHECKPOINT: f"/runs/{trial.number}/checkpoint_{epoch}"}
+    decision = scheduler.on_trial_result(controller, trial, result)
+    trial.last_result = result
+    return decision
+
+
+def test_the_worst_gets_the_bests_newest_checkpoint_and_a_new_point() -> None:
+    scheduler, controller = population_of([{"optim.lr": 0.1}, {"optim.lr": 1.0}])
+    poor, good = controller.trials
+    assert hear(scheduler, controller, good, 2, 0.9) == TrialScheduler.CONTINUE
+    assert hear(scheduler, controller, good, 3, 0.9) == TrialScheduler.CONTINUE
+    assert hear(scheduler, controller, poor, 2, 0.1) == TrialScheduler.NOOP
+    assert controller.paused == [poor]
+    assert poor.config[START_FROM] == "/runs/1/checkpoint_3"
+    assert poor.config["optim.lr"] != 0.1
+    assert inside(ONE.domains["optim.lr"], poor.config["optim.lr"])  # 1.0 * 1.2 is put back
+    assert START_FROM not in good.config
+
+
+def test_nobody_waits_while_another_is_started_again() -> None:
+    scheduler, controller = population_of([{"optim.lr": 0.1}, {"optim.lr": 0.2}])
+    controller.trials[1].status = "PAUSED"
+    assert hear(scheduler, controller, controller.trials[0], 2, 0.5) == TrialScheduler.CONTINUE
+
+
+def test_who_has_come_to_the_end_neither_takes_nor_gives() -> None:
+    scheduler, controller = population_of([{"optim.lr": 0.1}, {"optim.lr": 0.2}])
+    poor, good = controller.trials
+    hear(scheduler, controller, good, 20, 0.9)
+    assert hear(scheduler, controller, poor, 2, 0.1) == TrialScheduler.CONTINUE
+    scheduler, controller = population_of([{"optim.lr": 0.1}, {"optim.lr": 0.2}])
+    poor, good = controller.trials
+    hear(scheduler, controller, good, 18, 0.9)
+    assert hear(scheduler, controller, poor, 20, 0.1) == TrialScheduler.CONTINUE
+    assert controller.paused == []
+
+
+def test_choices_are_stepped_through() -> None:
+    space = Space("choices", {"method.reset_every": tune.choice([None, 30, 100])})
+    scheduler, controller = population_of([{"method.reset_every": None}, {"method.reset_every": 30}], space)
+    poor, good = controller.trials
+    hear(scheduler, controller, good, 2, 0.9)
+    hear(scheduler, controller, poor, 2, 0.1)
+    assert poor.config["method.reset_every"] in (None, 30, 100)
