@@ -144,15 +144,9 @@ def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
 
 
 def read_handed_on(path: str) -> dict[str, Any]:
-    """Values of another run's checkpoint, or of that run's newest where it has moved on and deleted this one.
-
-    Raises
-    ------
-    CheckpointError
-        When neither can be read.
-    """
+    """Values of another run's checkpoint; CheckpointError when it cannot be read, or is there no more."""
     files, root = filesystem(path)
-    values = read_newest([Checkpoint(root, files)]) or newest_in(path.rpartition("/")[0])
+    values = read_newest([Checkpoint(root, files)])
     if values is None:
         raise CheckpointError(f"checkpoint {path}, from which this run was to start, cannot be read")
     return values

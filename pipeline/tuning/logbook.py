@@ -50,9 +50,15 @@ class Logbook(Callback):
         self.entries, self.ended = state["entries"], state["ended"]
         vars(self.scheduler).update(state["rungs"])
 
+    def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Number the trials as Tune makes them: which of them starts first is chance."""
+        for trial in trials:
+            self.entries.setdefault(trial.trial_id, Entry(len(self.entries)))
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial's actor is there; also after a takeover and when a killed search goes on."""
-        entry = self._entry(trial, trials)
+        self.on_step_begin(iteration, trials)  # one that was made in this very step
+        entry = self.entries[trial.trial_id]
         verb = "goes on" if entry.pages else "is tried again" if trial.run_metadata.num_failures else "starts"
         if source := trial.config.get(START_FROM):
             owner = self.entries.get(source.rpartition("/")[0].rpartition("/")[2].partition("-")[0])
@@ -79,7 +85,8 @@ class Logbook(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial has failed for good."""
-        number = self._entry(trial, trials).number
+        self.on_step_begin(iteration, trials)
+        number = self.entries[trial.trial_id].number
         self._end(trial, f"trial {number} failed: {reason_of(trial)}")
 
     def figures(self) -> list[str]:
@@ -90,12 +97,6 @@ class Logbook(Callback):
         """A page in one line, for example `epoch 12/80  label_free 0.412  acc 0.861`."""
         figures = "  ".join(f"{key} {value:.3f}" for key, value in page.items() if key != "epoch")
         return f"epoch {int(page['epoch'])}/{self.epochs}  {figures}"
-
-    def _entry(self, trial: Trial, trials: list[Trial]) -> Entry:
-        """A trial's entry. Trials are numbered as Tune made them: which of them starts first is chance."""
-        for other in trials:
-            self.entries.setdefault(other.trial_id, Entry(len(self.entries)))
-        return self.entries[trial.trial_id]
 
     def _end(self, trial: Trial, said: str) -> None:
         self.ended.add(trial.trial_id)

@@ -37,6 +37,7 @@ from pipeline.tuning.space import SCORES, Space, check_points, configured, first
 from pipeline.tuning.trial import TrialJob, run_trial
 
 SEARCH, TRIALS, TUNE = "search.json", "trials", "tune"  # in the folder of a search
+PBT_KEPT = 4
 RETRIES = 1  # of a trial whose actor was lost with its node
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search as it ends a run: at once, to go on later
@@ -187,9 +188,13 @@ def check_population(schedule: str, trials: int, room: Capacity) -> None:
 
 
 def of_a_trial(config: RunConfig, room: Capacity, schedule: str) -> RunConfig:
-    """The configuration that trials vary, with the resources of one; a population saves whenever it is compared."""
-    every = config.checkpoint.every_epochs
-    saves = {"every_epochs": min(every, interval(config)) if schedule == "pbt" else every}
+    """The configuration that trials vary, with the resources of one.
+
+    A population saves whenever it is compared, and keeps each save for PBT_KEPT rounds: as long may a trial take that
+    starts again from another's.
+    """
+    pbt = {"every_epochs": interval(config), "every_steps": None, "keep": max(PBT_KEPT, config.checkpoint.keep)}
+    saves = pbt if schedule == "pbt" else {}
     return config.model_copy(
         update={
             "resources": config.resources.model_copy(update={"cpus_per_worker": room.cpus, "gpus": room.gpus}),

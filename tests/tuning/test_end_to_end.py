@@ -26,7 +26,7 @@ from pipeline.tuning.space import load_space
 from pipeline.tuning.trial import run_name
 from tests.runs import EPOCHS, end, family, options, settings, train_workers
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos  # kills, and minutes: run by `make chaos`
 
 # The objective is the learning rate itself, so that it is known which trials are good; the preset's own point is first.
 SPACE = """
@@ -191,10 +191,10 @@ def test_the_poor_trial_goes_on_from_the_others_checkpoint(folder: Path, taken_o
 
 
 def test_nothing_is_left_on_the_cluster(taken_over: dict[str, Any]) -> None:
-    deadline = time.monotonic() + 40
+    deadline, cluster = time.monotonic() + 40, {"address": ray.get_runtime_context().gcs_address}
     while left := [
-        *(group.placement_group_id for group in list_placement_groups(filters=[("state", "!=", "REMOVED")])),
-        *(actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])),
+        *(group.placement_group_id for group in list_placement_groups(filters=[("state", "!=", "REMOVED")], **cluster)),
+        *(actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], **cluster)),
     ]:
         assert time.monotonic() < deadline, left
         time.sleep(1)
