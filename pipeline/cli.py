@@ -119,6 +119,7 @@ def tune(
     Example:
       digpro tune --space tune_spaces/digpro.py --preset digits --trials 16 --set resources.workers=1
     """
+    from pipeline.tuning.logbook import point_line
     from pipeline.tuning.search import search
     from pipeline.tuning.space import load_space
 
@@ -133,7 +134,7 @@ def tune(
         say=_plain,
     )
     best = summary["best"]
-    console.print(f"best of {len(summary['trials'])} trials: trial {best['number']}, {best['point']}", markup=False)
+    _plain(f"best of {len(summary['trials'])} trials: trial {best['number']}  {point_line(best['point'])}")
     _print_result(summary)
 
 

@@ -1,9 +1,13 @@
-"""Speed: how many images a second, at a loss that is no worse.
+"""Speed: how many images a second, at clusters that are no worse.
 
     digpro tune --space tune_spaces/throughput.py --preset cifar10 --trials 12 --concurrent 1
 
 One trial at a time, because trials that share a machine slow each other down. The learning rate follows the batch by
-itself (`optim.lr` is at a batch of 256). Of trials whose losses are about equal, the fastest is the best.
+itself (`optim.lr` is at a batch of 256). Of trials whose clusters are about equally good, the fastest is the best.
+
+Not judged by the loss, which does not tell how far a run is: it falls in the warm-up, rises when the prototype loss
+comes in, and falls again. On digits, after the 10 epochs below, a batch of 256 had a loss of -0.28 and an ACC of 0.64,
+one of 128 a loss of -0.12 and an ACC of 0.76; `label_free` was 0.45 and 0.59.
 """
 
 from ray import tune
@@ -24,7 +28,7 @@ FIRST = [
     {"optim.batch_size": 256, "optim.precision": "float32", "estep.batch_size": 512, "data.shuffle_buffer": 8192},
 ]
 
-OBJECTIVES = [("loss", "min"), ("images_per_second", "max")]
+OBJECTIVES = [("label_free", "max"), ("images_per_second", "max")]
 
-# Speed shows in a few epochs, and so does a loss that a batch makes worse.
+# Speed shows in a few epochs, and so do clusters that a batch makes worse.
 SETTINGS = {"optim.epochs": 10, "optim.warmup_epochs": 1}

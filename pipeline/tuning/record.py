@@ -13,6 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.tracking import RunRef, RunWriter, register_model, tag_run
 from pipeline.training.outcome import environment_facts, write_outcome
 from pipeline.training.run_folder import SUMMARY, RunFolder
+from pipeline.tuning.logbook import point_line
 from pipeline.tuning.page import page
 from pipeline.tuning.result import Row, best, front
 from pipeline.tuning.space import configured
@@ -95,13 +96,12 @@ def preset(config: RunConfig, job: TrialJob, chosen: Row, folder: RunFolder) -> 
 def lead(summary: dict[str, Any]) -> list[str]:
     """What the page begins with."""
     objectives = ", ".join(f"{metric} ({mode})" for metric, mode in summary["objectives"])
-    trained, full = summary["epochs_trained"], summary["epochs_in_full"]
-    chosen = summary["best"]
-    found = (
-        "No trial came to anything." if chosen is None else f"Best: trial {chosen['number']} with {chosen['point']}."
+    trained, full, chosen = summary["epochs_trained"], summary["epochs_in_full"], summary["best"]
+    best_is = (
+        f"Best: trial {chosen['number']}, {point_line(chosen['point'])}." if chosen else "No trial came to anything."
     )
     return [
-        f"Objective: {objectives}. {found}",
+        f"Objective: {objectives}. {best_is}",
         f"{len(summary['trials'])} trials trained {trained:,} epochs; run to their end they had trained {full:,}.",
     ]
 

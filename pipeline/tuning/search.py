@@ -37,7 +37,7 @@ from pipeline.tuning.space import SCORES, Space, check_points, configured, first
 from pipeline.tuning.trial import TrialJob, run_trial
 
 SEARCH, TRIALS, TUNE = "search.json", "trials", "tune"  # in the folder of a search
-PBT_KEPT = 4
+PBT_KEPT = 4  # rounds of population based training
 RETRIES = 1  # of a trial whose actor was lost with its node
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search as it ends a run: at once, to go on later
@@ -103,12 +103,12 @@ def search(
     validate_shards(base.data.path)
     check_objectives(cheap, space)
     scheduler, proposals = scheduling(cheap, space, schedule, trials)
-    parent = open_parent(base, folder, space)
     connect()
     check_nodes(base)
     nodes = [node["Resources"] for node in alive_nodes()]
     room = capacity(cheap, choose_mode(cheap, manifest)[0], nodes, trials, concurrent)
     check_population(schedule, trials, room)
+    parent = open_parent(base, folder, space)
     job = TrialJob(of_a_trial(cheap, room, schedule), space, manifest, f"{folder.path}/{TRIALS}", parent.run_id, label)
     say(opening(job, room, trials, schedule))
     logbook = Logbook(space, job.config.optim.epochs, trials, scheduler, say)
@@ -141,8 +141,9 @@ def claim(config: RunConfig, identity: dict[str, Any]) -> RunFolder:
     """The folder of a search, new or of the same one; ConfigError says what differs where another has the name."""
     assert config.name is not None
     folder = RunFolder.at(f"{config.storage}/{config.name}").make()
-    before = folder.read(SEARCH)
-    if before is not None and (changed := [key for key in identity if before["search"].get(key) != identity[key]]):
+    before = folder.read(SEARCH) or {}
+    started = "mlflow_run" in before  # without, it failed its checks
+    if started and (changed := [key for key in identity if before["search"].get(key) != identity[key]]):
         raise ConfigError(
             f"search {config.name!r} in {config.storage} was started with other {', '.join(changed)}. Give another "
             "name (--set name=...), or what it had"
