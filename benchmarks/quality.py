@@ -1,47 +1,111 @@
-"""Scores of a preset over several seeds: mean, spread, worst, and the training time of each.
+"""Scores of a preset over several seeds: each seed, mean, spread, worst; and what each term of the loss adds.
 
-    python -m benchmarks.quality                       # digits, seeds 0-4; about 2 minutes a seed on 2 cores
-    python -m benchmarks.quality --preset uc-merced --seeds 3
+    python -m benchmarks.quality                       # digits, seeds 0-4; about 3 minutes a seed on 2 cores
+    python -m benchmarks.quality --ablation            # the instance term alone, with groups, with prototypes, complete
+    python -m benchmarks.quality --set resources.workers=1 --concurrent 2    # two seeds at a time, a core each
 
-A run that is finished is not repeated: its summary is read. A killed benchmark goes on when started again.
+The runs are the trials of a search without early stopping. So they may share the machine, a finished one is not
+repeated, and a killed benchmark goes on when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
+from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import hardware
-from pipeline.config import load_config
-from pipeline.training.trainer import train
+import torch
+from ray import tune
+from torch import Tensor
+
+from benchmarks.measure import conclude
+from pipeline.clustering.scores import assignment_agreement
+from pipeline.config import RunConfig, load_config
+from pipeline.training.checkpoint import newest_in
+from pipeline.tuning.search import TRIALS, search
+from pipeline.tuning.space import Point, Space
+
+GROUPS, PROTOTYPES = "method.group_weight", "method.prototype_weight"
+FIGURES = ("acc", "nmi", "ari", "label_free")
+Rows = list[dict[str, Any]]
 
 
 def main() -> None:
-    """Run the seeds and print a table."""
+    """Train every variant with every seed, and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ablation", action="store_true", help="also without groups, without prototypes, without both")
+    parser.add_argument("--concurrent", type=int, default=1, help="runs at a time")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    runs = []
-    for seed in range(arguments.seeds):
-        config = load_config(arguments.preset, [*arguments.settings, f"seed={seed}"])
-        runs.append(train(config, label=arguments.preset))
-    print(f"\n{arguments.preset} {' '.join(arguments.settings)}\nhardware: {hardware()}")
-    print_table(runs)
+    config = load_config(arguments.preset, arguments.settings)
+    named = variants(config, arguments.ablation)
+    space = seeds_and_variants(list(named.values()), arguments.seeds)
+    summary = search(
+        config,
+        space,
+        label=Path(arguments.preset).stem,
+        trials=len(space.first),
+        schedule="none",
+        concurrent=arguments.concurrent,
+    )
+    results: dict[str, Any] = {"preset": arguments.preset, "settings": arguments.settings}
+    for name, variant in named.items():
+        rows = [row for row in summary["trials"] if row["point"].items() >= variant.items() and "acc" in row]
+        results[name] = figures_of(rows, [labels_of(summary, row) for row in rows])
+        print(f"\n{name} ({arguments.preset} {' '.join(arguments.settings)})")
+        print_table(results[name])
+    conclude(results, arguments.out)
 
 
-def print_table(runs: list[dict[str, Any]]) -> None:
-    """A line a seed, then mean, standard deviation and worst of each score."""
-    names = list(runs[0]["scores"])
-    print("seed  " + "  ".join(f"{name.upper():>6}" for name in names) + "  seconds  images/s")
-    for summary in runs:
-        scores = "  ".join(f"{summary['scores'][name]:.4f}" for name in names)
-        seconds, speed = summary["seconds"]["epoch"], summary["images_per_second"]
-        print(f"{summary['config']['seed']:>4}  {scores}  {seconds:7.0f}  {speed:8.0f}")
+def variants(config: RunConfig, ablation: bool) -> dict[str, Point]:
+    """Weights of the terms by the name of the variant, the complete method's first."""
+    full, none = {GROUPS: config.method.group_weight, PROTOTYPES: config.method.prototype_weight}, 0.0
+    if not ablation:
+        return {"complete": full}
+    return {
+        "complete": full,
+        "with prototypes": full | {GROUPS: none},
+        "with groups": full | {PROTOTYPES: none},
+        "instance term alone": {GROUPS: none, PROTOTYPES: none},
+    }
+
+
+def seeds_and_variants(weights: list[Point], seeds: int) -> Space:
+    """A space whose first points are all that there is to train."""
+    points = [point | {"seed": seed} for point, seed in itertools.product(weights, range(seeds))]
+    domains = {key: tune.choice(list(dict.fromkeys(point[key] for point in points))) for key in points[0]}
+    return Space("seeds" if len(weights) == 1 else "ablation", domains, first=points)
+
+
+def labels_of(summary: dict[str, Any], row: dict[str, Any]) -> Tensor:
+    """Clusters of all images at the end of a run."""
+    values = newest_in(f"{summary['folder']}/{TRIALS}/{row['trial']}")
+    assert values is not None
+    return torch.as_tensor(values["labels"])
+
+
+def figures_of(rows: Rows, labels: list[Tensor]) -> dict[str, Any]:
+    """Figures of each seed, and how far the seeds agree on the clusters: the mean ARI of their pairs."""
+    pairs = [assignment_agreement(one, other) for one, other in itertools.combinations(labels, 2)]
+    seeds = {row["point"]["seed"]: {name: row[name] for name in FIGURES} for row in rows}
+    return {"seeds": dict(sorted(seeds.items())), "agreement": statistics.mean(pairs) if pairs else None}
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    """A line a seed; then mean, standard deviation and worst of each figure."""
+    print("seed  " + "  ".join(f"{name:>10}" for name in FIGURES))
+    for seed, values in figures["seeds"].items():
+        print(f"{seed:<5} " + "  ".join(f"{values[name]:10.4f}" for name in FIGURES))
+    columns = {name: [values[name] for values in figures["seeds"].values()] for name in FIGURES}
     for title, figure in (("mean", statistics.mean), ("std", statistics.pstdev), ("worst", min)):
-        print(f"{title:<5} " + "  ".join(f"{figure([run['scores'][name] for run in runs]):.4f}" for name in names))
+        print(f"{title:<5} " + "  ".join(f"{figure(columns[name]):10.4f}" for name in FIGURES))
+    if figures["agreement"] is not None:
+        print(f"the seeds agree on the clusters with an ARI of {figures['agreement']:.4f}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.asha import compared
 from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import interleaved, speedup
+from benchmarks.objectives import correlations
+from benchmarks.quality import figures_of, print_table, seeds_and_variants, variants
+from pipeline.config import load_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,3 +74,62 @@ def test_pipeline(tmp_path: Path) -> None:
         assert figures[mode]["images"] == 256
         assert figures[mode]["claim_holds"] == (figures[mode]["ratio"] >= 0.9)
         assert figures[mode]["worker_peak_rss_gib"] > 0.1
+
+
+def test_the_ablation_trains_each_of_four_variants_with_each_seed() -> None:
+    config = load_config("digits", ["method.group_weight=0.2", "method.prototype_weight=0.4"])
+    named = variants(config, ablation=True)
+    space = seeds_and_variants(list(named.values()), 5)
+    weights = [(point["method.group_weight"], point["method.prototype_weight"]) for point in space.first]
+    assert weights == [(0.2, 0.4)] * 5 + [(0.0, 0.4)] * 5 + [(0.2, 0.0)] * 5 + [(0.0, 0.0)] * 5
+    assert [point["seed"] for point in space.first] == [0, 1, 2, 3, 4] * 4
+    assert {key: domain.categories for key, domain in space.domains.items()} == {
+        "method.group_weight": [0.2, 0.0],
+        "method.prototype_weight": [0.4, 0.0],
+        "seed": [0, 1, 2, 3, 4],
+    }
+    assert list(variants(config, ablation=False)) == ["complete"]
+
+
+def test_seeds_have_a_mean_a_spread_and_an_agreement(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"point": {"seed": seed}, "acc": acc, "nmi": 0.5, "ari": 0.5, "label_free": 0.5}
+        for seed, acc in ((1, 0.9), (0, 0.7))
+    ]
+    same, other = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0])  # other numbers, the same clusters
+    figures = figures_of(rows, [same, other])
+    assert list(figures["seeds"]) == [0, 1]
+    assert figures["agreement"] == 1
+    assert figures_of(rows[:1], [same])["agreement"] is None
+    print_table(figures)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines[1:6]] == ["0.7000", "0.9000", "0.8000", "0.1000", "0.7000"]
+
+
+def page(trial: int, epoch: int, acc: float, figure: float) -> dict[str, float]:
+    return {"trial": trial, "epoch": epoch, "acc": acc, "figure": figure}
+
+
+def test_correlations_tell_trials_and_epochs_apart() -> None:
+    # within an epoch the figure is ACC turned round; from epoch to epoch both rise
+    pages = [page(trial, epoch, epoch + 0.1 * trial, epoch - 0.1 * trial) for trial in range(4) for epoch in (1, 2, 3)]
+    found = correlations(pages, "figure")
+    assert found["epoch"] == found["last"] == -1
+    assert 0.5 < found["everything"] < 1
+    assert (found["chosen"], found["best"]) == (3.0, 3.3)
+
+
+def row(number: int, status: str, epochs: int, value: float) -> dict[str, Any]:
+    return {"status": status, "epochs": epochs, "label_free": value, "acc": value, "point": {"optim.lr": number}}
+
+
+def test_asha_is_compared_with_the_same_trials_run_to_their_end() -> None:
+    full = [row(0, "finished", 80, 0.7), row(1, "finished", 80, 0.9)]
+    early = [row(0, "finished", 80, 0.7), row(1, "stopped", 9, 0.2)]
+    found = compared(
+        {"objectives": [["label_free", "max"]], "epochs_trained": 160, "best": full[1], "trials": full},
+        {"objectives": [["label_free", "max"]], "epochs_trained": 89, "best": early[0], "trials": early},
+    )
+    assert found["saved"] == pytest.approx(71 / 160)
+    assert (found["full"]["best"]["acc"], found["asha"]["best"]["acc"]) == (0.9, 0.7)
+    assert found["fate_of_the_best"] == {"status": "stopped", "epochs": 9}

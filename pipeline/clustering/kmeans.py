@@ -34,12 +34,15 @@ class KMeansResult:
         Sum over all rows of 1 - cosine to the nearest centre.
     n_iter : int
         Iterations of the restart that won.
+    others : Tensor (R-1, K, D)
+        Centres that the other restarts came to; how far they agree with the best tells how plain the clusters are.
     """
 
     labels: Tensor
     centers: Tensor
     inertia: float
     n_iter: int
+    others: Tensor
 
 
 def spherical_kmeans(
@@ -232,6 +235,7 @@ class _Lloyd:
             self.best_centers[winner].clone(),
             float(self.best_inertia[winner]),
             int(self.n_iter[winner]),
+            self.best_centers[torch.arange(len(self.best_centers)) != winner],
         )
 
     def _means(self) -> Tensor:

@@ -25,10 +25,13 @@ class PseudoLabels:
     labels : Tensor (N,) int64
         Cluster of every image, by its index.
     centers : Tensor (K, D)
+    others : Tensor (R-1, K, D) or None
+        What the other starts of k-means came to; None after a resume, since only the E-step itself looks at them.
     """
 
     labels: Tensor
     centers: Tensor
+    others: Tensor | None = None
 
 
 def all_features(model: DigPro, images: Images, views: TwoViews, total: int) -> Tensor:
@@ -57,7 +60,7 @@ def estimate(
         empty="reseed",
         extra_start=previous.centers if previous is not None and settings.warm_start else None,
     )
-    found = PseudoLabels(gather_rows(result.labels), result.centers)
+    found = PseudoLabels(gather_rows(result.labels), result.centers, result.others)
     health = {"inertia": result.inertia / len(found.labels), "kmeans_iterations": float(result.n_iter)}
     return found, health | size_health(found.labels, num_clusters) | _change(found, previous) | _spread(features)
 

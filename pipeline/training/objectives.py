@@ -53,7 +53,8 @@ def objectives(
 ) -> dict[str, float]:
     """Figures of the pseudo-labels `found` from the workers' features (own rows, D); the same on every worker.
 
-    The first E-step has no `estep_agreement`, because nothing came before it.
+    The first E-step has no `estep_agreement`, because nothing came before it; a k-means of a single start has no
+    `seed_agreement`.
     """
     own = row_range(len(found.labels))
     probe_features = gather_rows(features[: max(0, probe.total - own.start)])
@@ -62,16 +63,28 @@ def objectives(
         "prototype_margin": prototype_margin(features, found.centers),
         "view_agreement": assignment_agreement(*view_clusters(model, views, probe, found.centers).cpu().T),
     }
+    if found.others is not None and len(found.others):
+        values["seed_agreement"] = seed_agreement(probe_features, found.labels[: probe.total], found.others)
     if previous is not None:
         values["estep_agreement"] = assignment_agreement(previous.labels.cpu(), found.labels.cpu())
     return values
 
 
+def nearest(features: Tensor, centers: Tensor) -> Tensor:
+    """Cluster (n,) of each of the features (n, D): the one of centers (K, D) with the largest cosine."""
+    return (features @ F.normalize(centers, dim=1).T).argmax(dim=1)
+
+
+def seed_agreement(features: Tensor, labels: Tensor, others: Tensor) -> float:
+    """Mean agreement of the labels (n,) of features (n, D) with those by the centres (R, K, D) of other seeds."""
+    agreements = [assignment_agreement(labels.cpu(), nearest(features, centers).cpu()) for centers in others]
+    return sum(agreements) / len(agreements)
+
+
 def view_clusters(model: DigPro, views: TwoViews, probe: Probe, centers: Tensor) -> Tensor:
     """Clusters (total, 2) of two augmented views of every probe image."""
-    directions = F.normalize(centers, dim=1).T
     found = [torch.empty((0, 2), dtype=torch.int64, device=centers.device)]  # for a worker without probe images
     for images, index in probe.blocks:
         pair = views(images, index, PROBE_EPOCH)
-        found.append(torch.stack([(model.encode(view) @ directions).argmax(dim=1) for view in pair], dim=1))
+        found.append(torch.stack([nearest(model.encode(view), centers) for view in pair], dim=1))
     return gather_rows(torch.cat(found))

@@ -103,6 +103,18 @@ def test_an_extra_start_can_win() -> None:
     assert helped.inertia == pytest.approx(good.inertia, rel=1e-6)
 
 
+def test_the_other_starts_are_those_that_lost() -> None:
+    x = _features()
+    result = spherical_kmeans(x, 5, restarts=4, seed=9)
+    alone = [spherical_kmeans(x, 5, restarts=1, seed=9 + start) for start in range(4)]
+    losers = [start for start in alone if not start.labels.equal(result.labels)]
+    assert result.others.shape == (3, 5, 8)
+    assert losers  # else this test could not fail
+    for loser in losers:
+        assert any(torch.allclose(loser.centers, other) for other in result.others)
+    assert alone[0].others.shape == (0, 5, 8)
+
+
 def test_more_clusters_than_rows_is_an_error() -> None:
     with pytest.raises(ValueError, match="9 clusters asked of 8 rows"):
         spherical_kmeans(torch.randn(8, 3), 9)

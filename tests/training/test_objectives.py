@@ -14,12 +14,19 @@ from pipeline.data.decode import decode_table
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.training.objectives import PROBE_EPOCH, Probe, read_probe, view_clusters
+from pipeline.training.objectives import PROBE_EPOCH, Probe, nearest, read_probe, view_clusters
 from pipeline.training.worker import run_estep, train_step
 from tests.conftest import Workers
 from tests.training.helpers import digits, small_run
 
-OBJECTIVES = {"silhouette", "view_agreement", "estep_agreement", "prototype_margin", "label_free"}
+OBJECTIVES = {
+    "silhouette",
+    "view_agreement",
+    "seed_agreement",
+    "estep_agreement",
+    "prototype_margin",
+    "label_free",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def _history(rank: int, data: tuple[Tensor, Manifest], probe: int, steps: int) -
 
 def test_every_estep_has_them_and_the_first_one_agrees_with_nothing(data: tuple[Tensor, Manifest]) -> None:
     first, second = _history(0, data, 64, 2)
-    assert first.keys() & OBJECTIVES == {"silhouette", "view_agreement", "prototype_margin"}
+    assert first.keys() & OBJECTIVES == {"silhouette", "view_agreement", "seed_agreement", "prototype_margin"}
     assert second.keys() >= OBJECTIVES
     assert second["label_free"] == label_free_score({name: second[name] for name in LABEL_FREE_WEIGHTS})
     assert 0 < second["label_free"] < 1
@@ -86,6 +93,20 @@ def test_view_clusters_are_those_of_the_nearest_centre(data: tuple[Tensor, Manif
         nearest = torch.nn.functional.cosine_similarity(features[:, None], centers, dim=2).argmax(dim=1)
         assert column.equal(nearest)
     assert run.state.history[-1]["view_agreement"] == assignment_agreement(*found.T)
+
+
+def test_seeds_agree_where_clusters_are_plain_and_one_seed_agrees_with_none(data: tuple[Tensor, Manifest]) -> None:
+    run = small_run(*data)
+    run_estep(run)
+    assert run.state.pseudo is not None
+    total, found = run.probe.total, run.state.pseudo
+    features = run.state.model.encode(run.views.plain(data[0][:total]))
+    agreements = [assignment_agreement(found.labels[:total], nearest(features, other)) for other in found.others]
+    assert len(agreements) == run.config.estep.restarts - 1
+    assert run.state.history[-1]["seed_agreement"] == pytest.approx(sum(agreements) / len(agreements))
+    single = small_run(*data, "estep.restarts=1")
+    run_estep(single)
+    assert "seed_agreement" not in single.state.history[-1]
 
 
 def test_looking_changes_nothing(data: tuple[Tensor, Manifest]) -> None:

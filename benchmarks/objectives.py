@@ -1,0 +1,123 @@
+"""Whether figures without labels order runs as ACC does: rank correlations over the trials of a finished search.
+
+    python -m benchmarks.objectives runs/digits-digpro-1f0c6a52 --picture docs/images/digits-objectives.png
+
+The curves are read from MLflow. Epochs of the warm-up count too; the first E-step, which has no `label_free`, does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from scipy.stats import spearmanr
+
+from benchmarks.measure import conclude
+
+FIGURES = (
+    "label_free",
+    "size_entropy",
+    "view_agreement",
+    "silhouette",
+    "estep_agreement",
+    "seed_agreement",
+    "prototype_margin",
+    "loss",
+)
+Pages = list[dict[str, float]]  # of epochs, with the trial's number
+
+
+def main() -> None:
+    """Print the correlations of each figure, and draw the scatter."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("search", type=Path, help="folder of a finished search")
+    parser.add_argument("--picture", type=Path, help="PNG to draw the scatter into")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    summary = json.loads((arguments.search / "summary.json").read_text())
+    pages = read_pages(summary)
+    results = {name: correlations(pages, name) for name in FIGURES if all(name in page for page in pages)}
+    print_table(results, pages)
+    if arguments.picture:
+        draw(pages, arguments.picture, summary["search"])
+    conclude({"search": summary["search"], "figures": results}, arguments.out)
+
+
+def read_pages(summary: dict[str, Any]) -> Pages:
+    """All epochs of all trials that have a `label_free`, from MLflow."""
+    client = MlflowClient(summary["mlflow"]["uri"])
+    parent = client.get_run(summary["mlflow"]["run_id"])
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([parent.info.experiment_id], query, max_results=50_000)
+    return [page for child in children for page in pages_of(client, child) if page.keys() >= {"label_free", "acc"}]
+
+
+def pages_of(client: MlflowClient, trial: Run) -> Pages:
+    """The epochs of one trial."""
+    by_epoch: dict[int, dict[str, float]] = defaultdict(dict)
+    for name in (*FIGURES, "acc"):
+        for point in client.get_metric_history(trial.info.run_id, name):
+            by_epoch[point.step][name] = point.value
+    number = float(trial.data.tags["digpro.number"])
+    return [{"trial": number, "epoch": epoch, **values} for epoch, values in sorted(by_epoch.items())]
+
+
+def correlations(pages: Pages, name: str) -> dict[str, float]:
+    """Spearman's rank correlation of a figure with ACC.
+
+    `everything`: over all trials and epochs; `last`: over trials at the last epoch; `epoch`: over trials at one epoch,
+    the median of all epochs, which is what early stopping goes by; `chosen`: ACC of the trial that is best by the
+    figure at the end; `best`: the highest ACC at the end.
+    """
+    table = {epoch: [page for page in pages if page["epoch"] == epoch] for epoch in {page["epoch"] for page in pages}}
+    last = table[max(table)]
+    lower = name == "loss"
+    chosen = min(last, key=lambda page: page[name]) if lower else max(last, key=lambda page: page[name])
+    return {
+        "everything": rank_correlation(pages, name),
+        "last": rank_correlation(last, name),
+        "epoch": float(np.median([rank_correlation(part, name) for part in table.values() if len(part) > 3])),
+        "chosen": chosen["acc"],
+        "best": max(page["acc"] for page in last),
+    }
+
+
+def rank_correlation(pages: Pages, name: str) -> float:
+    """Spearman's, of a figure with ACC."""
+    return float(spearmanr([page[name] for page in pages], [page["acc"] for page in pages]).statistic)
+
+
+def print_table(results: dict[str, dict[str, float]], pages: Pages) -> None:
+    """A line a figure."""
+    print(f"{len(pages):,} epochs of {len({page['trial'] for page in pages})} trials; Spearman's correlation with ACC")
+    columns = ("everything", "last", "epoch", "chosen", "best")
+    print(f"{'figure':<17}" + "".join(f"{column:>12}" for column in columns))
+    for name, values in results.items():
+        print(f"{name:<17}" + "".join(f"{values[column]:12.3f}" for column in columns))
+
+
+def draw(pages: Pages, path: Path, title: str) -> None:
+    """`label_free` against ACC: a point an epoch, coloured by it; a ring around each trial's last."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    x, y, epochs = (np.array([page[key] for page in pages]) for key in ("label_free", "acc", "epoch"))
+    points = axes.scatter(x, y, c=epochs, s=8, cmap="viridis")
+    end = epochs == epochs.max()
+    axes.scatter(x[end], y[end], s=60, facecolors="none", edgecolors="crimson", label="a trial's last epoch")
+    axes.set(xlabel="label_free (no class is looked at)", ylabel="ACC", title=title)
+    axes.legend(loc="lower right")
+    figure.colorbar(points, label="epoch")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
