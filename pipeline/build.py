@@ -58,6 +58,7 @@ def model_for(config: RunConfig, num_clusters: int, device: torch.device) -> Dig
     encoder, size = build_encoder(s.encoder, small_stem=s.small_stem)
     settings = DigProSettings(
         num_clusters=num_clusters,
+        num_groups=m.num_groups,
         instance_weight=m.instance_weight,
         prototype_weight=m.prototype_weight,
         group_weight=m.group_weight,

@@ -113,13 +113,16 @@ class MethodConfig(Section):
     """DigPro's own settings (arXiv 2401.13581). The `reference_*` switches restore what the reference code does."""
 
     num_clusters: int | None = Field(None, ge=2, description="K; null takes the number of classes of the manifest")
+    num_groups: int | None = Field(
+        None, ge=1, description="momentum groups; null means K, as in the paper, and more are finer than clusters"
+    )
     instance_weight: float = Field(1.0, ge=0, description="of the instance loss")
     prototype_weight: float = Field(0.1, ge=0, description="of the prototype loss; it is off during warm-up")
     group_weight: float = Field(0.3, ge=0, description="of the group loss")
     prototype_temperature: float = Field(0.5, gt=0, description="T: lower separates prototypes more sharply")
     group_temperature: float = Field(0.1, gt=0, description="tau: lower makes the choice of a group sharper")
     group_momentum: float = Field(0.99, ge=0, lt=1, description="beta: part of a group that an update keeps")
-    reset_every: int | None = Field(None, ge=1, description="steps between group resets; null means K steps")
+    reset_every: int | None = Field(None, ge=1, description="steps between group resets; null: as many as groups")
     bank_size: int = Field(2560, ge=1, description="rows of the feature bank behind the resets")
     latent_noise: float = Field(
         0.001, ge=0, description="standard deviation of the noise on online features; off during warm-up"

@@ -1,4 +1,4 @@
-"""The method's own settings (arXiv 2401.13581): weights, temperatures, momenta, resets, noise.
+"""The method's own settings (arXiv 2401.13581): weights, temperatures, groups, resets, momenta, noise, warm-up.
 
     digpro tune --space tune_spaces/digpro.py --preset digits --trials 30
 
@@ -11,15 +11,20 @@ from ray import tune
 SPACE = {
     # The instance loss has weight 1. At 1 the prototype loss is its equal; at 0.01 it can no longer be told from none.
     "method.prototype_weight": tune.loguniform(0.01, 1.0),
-    # 0.3 holds back on the small digits, where 0.1 is better; so down by another factor of three.
-    "method.group_weight": tune.loguniform(0.03, 1.0),
+    # 0.3 holds back on the small digits, where 0.1 is better; so down by another factor of ten.
+    "method.group_weight": tune.loguniform(0.01, 1.0),
+    # Epochs before the prototype loss comes in: a tenth to a third of the 80 of digits. Early pseudo-labels are wrong,
+    # and prototypes hold on to them. The paper has 5 to 20 % of a long run.
+    "optim.warmup_epochs": tune.choice([8, 16, 24]),
+    # null is K, as in the paper. With 3 to 10 times as many, groups are parts of clusters and cannot merge two.
+    "method.num_groups": tune.choice([None, 30, 100]),
     # Logits are cosines over T. Above 1 all prototypes look alike to the softmax, below 0.1 only the nearest counts.
     "method.prototype_temperature": tune.loguniform(0.1, 1.0),
     # The same, over groups. Contrastive losses are usual from 0.05 to 0.2.
     "method.group_temperature": tune.loguniform(0.03, 0.5),
     # In steps of about three in what an update takes in: 0.1, 0.03, 0.01, 0.003, 0.001.
     "method.group_momentum": tune.choice([0.9, 0.97, 0.99, 0.997, 0.999]),
-    # Steps. null is K, the number of clusters, and so 10 on digits; the reference's notes go from 4 to 20.
+    # Steps. null is as many as there are groups; the reference's notes go from 4 to 20. An epoch of digits has 14.
     "method.reset_every": tune.choice([None, 30, 100, 300, 1000]),
     # 0.986 is what the reference's two moves a step come to. Slower than 0.999, the target stays behind in short runs.
     "method.target_momentum": tune.choice([0.97, 0.986, 0.996, 0.999]),
@@ -32,6 +37,8 @@ FIRST = [
     {
         "method.prototype_weight": 0.1,
         "method.group_weight": 0.3,
+        "optim.warmup_epochs": 8,
+        "method.num_groups": None,
         "method.prototype_temperature": 0.5,
         "method.group_temperature": 0.1,
         "method.group_momentum": 0.99,

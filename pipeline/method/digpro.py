@@ -23,7 +23,9 @@ class DigProSettings:
     Attributes
     ----------
     num_clusters : int
-        K, of pseudo-labels and of groups.
+        K, of pseudo-labels and prototypes.
+    num_groups : int or None
+        G, of groups; None is K, as in the paper. SMoG, where they come from, has several times as many as classes.
     reference_lead_momentum : float or None
         The reference moves the target a first time before the forward pass, by a fixed 0.99; here it moves once.
     reference_empty_logit : float
@@ -33,6 +35,7 @@ class DigProSettings:
     """
 
     num_clusters: int
+    num_groups: int | None = None
     instance_weight: float = 1.0
     prototype_weight: float = 0.1
     group_weight: float = 0.3
@@ -85,7 +88,7 @@ class DigPro(nn.Module):
         self.networks = OnlineTarget(encoder, projector)
         self.predictor = use_global_batchnorm(predictor, blocks=4)
         self.groups = MomentumGroups(
-            settings.num_clusters,
+            settings.num_groups or settings.num_clusters,
             feature_size,
             momentum=settings.group_momentum,
             raw_updates=settings.reference_raw_groups,
@@ -118,7 +121,7 @@ class DigPro(nn.Module):
             Added to the online features of each view before the predictor's instance branch.
         warmup : bool
             Leave the prototype loss out (it is 0).
-        group_centers : Tensor (K, D), optional
+        group_centers : Tensor (G, D), optional
             Reset the groups to these before the step.
         rows : RowRange, optional
             This worker's rows of the global batch; equal shares in rank order when absent.
@@ -186,7 +189,7 @@ class DigPro(nn.Module):
         return StepLosses(instance, prototype, group, total)
 
     def bank_centers(self, seed: int) -> Tensor | None:
-        """Centres (K, D) to reset the groups to, equal on every worker; None while the bank has fewer than K rows."""
+        """Centres (G, D) to reset the groups to, equal on every worker; None while the bank has fewer than G rows."""
         rows, num_groups = self.bank.gather(), len(self.groups.features)
         if len(rows) < num_groups:
             return None

@@ -1,4 +1,4 @@
-"""Dynamic grouping: K momentum groups that follow the online features, and the bank behind their resets.
+"""Dynamic grouping: G momentum groups that follow the online features, and the bank behind their resets.
 
 DigPro section 3.2, after SMoG (arXiv 2207.06167): groups move with every batch, so that contrast happens between
 an image and groups, not between images.
@@ -15,12 +15,12 @@ from pipeline.method.losses import unit
 
 
 class MomentumGroups(nn.Module):
-    """K group features (K, D), equal on every worker.
+    """G group features (G, D), equal on every worker.
 
     Parameters
     ----------
     num_groups, feature_size : int
-        K and D.
+        G and D.
     momentum : float
         Part of a group that one update keeps.
     raw_updates : bool
@@ -52,7 +52,7 @@ class MomentumGroups(nn.Module):
 
         Returns
         -------
-        Tensor (K, D)
+        Tensor (G, D)
             The new groups, with the gradient of the update back to the features; kept here without it.
         """
         mixed = features if self.raw_updates else unit(features)
@@ -66,7 +66,7 @@ class MomentumGroups(nn.Module):
 
     @torch.no_grad()
     def reset(self, centers: Tensor) -> None:
-        """Put the groups at the directions of centers (K, D); ValueError when the shape is another."""
+        """Put the groups at the directions of centers (G, D); ValueError when the shape is another."""
         if centers.shape != self.features.shape:
             raise ValueError(f"centers are {tuple(centers.shape)}; the groups need {tuple(self.features.shape)}")
         self.features = unit(centers).to(self.features)

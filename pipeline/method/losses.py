@@ -29,7 +29,7 @@ def group_loss(prediction: Tensor, groups: Tensor, assignment: Tensor, temperatu
     Parameters
     ----------
     prediction : Tensor (B, D)
-    groups : Tensor (K, D)
+    groups : Tensor (G, D)
         Any length of rows; a gradient flows to them where they carry one.
     assignment : Tensor (B,) int64
         The group that the other view's target feature belongs to.

@@ -52,10 +52,11 @@ def check_run(config: RunConfig, manifest: Manifest) -> None:
     """Numbers of configuration and data set that cannot go together; ConfigError names them."""
     clusters, method = cluster_count(config, manifest), config.method
     steps_per_epoch(config, manifest)
-    if method.group_weight and method.bank_size < clusters:
+    groups = method.num_groups or clusters
+    if method.group_weight and method.bank_size < groups:
         raise ConfigError(
-            f"method.bank_size={method.bank_size} is less than the {clusters} clusters, so that the groups could never "
-            f"be reset; raise it to several times {clusters}, or set method.group_weight=0"
+            f"method.bank_size={method.bank_size} is less than the {groups} groups, so that they could never be reset; "
+            f"raise it to several times {groups}, lower method.num_groups, or set method.group_weight=0"
         )
     workers, batch = config.resources.worker_range, config.optim.batch_size
     if batch < 2 * workers.max:

@@ -224,7 +224,7 @@ def group_reset(run: Run, iteration: int) -> Tensor | None:
 
 def run_estep(run: Run) -> None:
     """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
-    state, clusters, previous = run.state, len(run.state.model.groups.features), run.state.pseudo
+    state, clusters, previous = run.state, run.state.model.settings.num_clusters, run.state.pseudo
     with run.ledger.time("estep"):
         features = all_features(state.model, run.images, run.views, run.manifest.num_images)
         state.pseudo, health = estimate(features, clusters, run.config.estep, run.config.seed, previous)

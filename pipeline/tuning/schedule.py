@@ -22,14 +22,14 @@ PBT_ROUNDS = 10  # in a run; after each, the worst trials take over from the bes
 STARTUP = 10  # points that Optuna draws at random before it models, in a search of 30 trials or more
 START_FROM, CHECKPOINT = "start_from", "checkpoint"
 # What another trial's checkpoint, and the schedules of a run, must find unchanged.
-FIXED = ("model.", "data.", "method.num_clusters", "method.bank_size", "optim.epochs", "optim.warmup", "optim.batch")
+FIXED = ("model.", "data.", "method.num_", "method.bank_size", "optim.epochs", "optim.warmup", "optim.batch")
 
 
-def rungs(config: RunConfig) -> list[int]:
-    """Epochs after which ASHA compares: the first lies beyond the warm-up, since without the prototype loss trials
-    differ less than they will."""
-    epochs = config.optim.epochs
-    first = max(config.optim.warmup_epochs + 1, math.ceil(epochs / REDUCTION**2))
+def rungs(config: RunConfig, space: Space) -> list[int]:
+    """Epochs after which ASHA compares. The first lies a ninth of the run beyond the longest warm-up of the space:
+    trials show what they are worth when the prototype loss has been at work, and all must have had some of it."""
+    epochs, warmups = config.optim.epochs, space.values("optim.warmup_epochs") or [config.optim.warmup_epochs]
+    first = int(max(warmups)) + math.ceil(epochs / REDUCTION**2)
     return [rung for k in range(epochs) if (rung := first * REDUCTION**k) < epochs]
 
 
@@ -39,7 +39,7 @@ def asha(config: RunConfig, space: Space) -> TrialScheduler:
     Not by Tune's own count of reports, which begins anew when a trial is resumed. No rung lies at the last epoch: a
     trial that is stopped there could not end in order.
     """
-    stages = rungs(config)
+    stages = rungs(config, space)
     if len(space.objectives) > 1 or not stages:
         return FIFOScheduler()
     return ASHAScheduler(

@@ -211,7 +211,7 @@ def opening(job: TrialJob, room: Capacity, trials: int, schedule: str) -> str:
     how = "none is stopped early"
     if schedule == "pbt":
         how = f"the worst take over from the best every {interval(job.config)} epochs"
-    elif schedule == "asha" and len(goals) == 1 and (stages := rungs(job.config)):
+    elif schedule == "asha" and len(goals) == 1 and (stages := rungs(job.config, job.space)):
         how = f"poor ones are stopped after epoch {' or '.join(map(str, stages))}"
     return (
         f"search {job.config.name}: {trials} trials of {job.config.optim.epochs} epochs, "

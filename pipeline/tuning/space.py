@@ -54,6 +54,13 @@ class Space:
     objectives: list[tuple[str, str]] = field(default_factory=lambda: list(LABEL_FREE))
     settings: Point = field(default_factory=dict)
 
+    def values(self, key: str) -> list[Any]:
+        """The values of a choice, or the ends of a range; empty where the space does not hold the key."""
+        domain = self.domains.get(key)
+        if domain is None:
+            return []
+        return list(domain.categories) if isinstance(domain, Categorical) else list(bounds(domain))
+
     def described(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {

@@ -161,10 +161,15 @@ def test_two_workers_match_the_reference(pair: Workers, case: str) -> None:
         _check_steps(found, case, 1e-9)
 
 
-def _gradients(rank: int, cut: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _gradients(
+    rank: int, cut: int | None, num_groups: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradients and state after one corrected step on rows before or after `cut` (all rows when None)."""
     start, stop = (0, 24) if cut is None else ((cut, 24) if rank else (0, cut))
     model = _tiny_model(DigProSettings(num_clusters=7, prototype_weight=1.0))
+    if num_groups:
+        generator = torch.Generator().manual_seed(1)
+        model.groups.features = torch.randn(num_groups, 8, generator=generator, dtype=torch.float64)
     step_model = DistributedDataParallel(model, broadcast_buffers=False) if cut is not None else model
     inputs = _step_inputs(0, torch.float64, slice(start, stop))
     losses = step_model(*inputs, target_momentum=0.99, rows=collectives.RowRange(start, stop, 24))
@@ -173,16 +178,27 @@ def _gradients(rank: int, cut: int | None) -> tuple[dict[str, Tensor], dict[str,
     return gradients, {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("bank")}
 
 
-@pytest.mark.parametrize("cut", [12, 7])
-def test_gradients_of_unequal_shards_equal_one_worker(pair: Workers, cut: int) -> None:
-    gradients, state = _gradients(0, None)
+@pytest.mark.parametrize(("cut", "num_groups"), [(12, None), (7, None), (7, 20)])
+def test_gradients_of_unequal_shards_equal_one_worker(pair: Workers, cut: int, num_groups: int | None) -> None:
+    gradients, state = _gradients(0, None, num_groups)
     largest = max(float(g.abs().max()) for g in gradients.values())
-    for found_gradients, found_state in pair.run(_gradients, cut):
+    for found_gradients, found_state in pair.run(_gradients, cut, num_groups):
         assert found_gradients.keys() == gradients.keys()
         for name, gradient in gradients.items():
             torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-9, atol=1e-12 * largest)
         for name, value in state.items():
             assert_close(found_state[name], value, 1e-10)
+
+
+def test_groups_may_be_finer_than_clusters() -> None:
+    model = DigPro(nn.Flatten(), build_head(12, 24, 8), build_head(8, 24, 8), 8, DigProSettings(7, num_groups=20))
+    model.bank.push(torch.randn(48, 8), collectives.equal_rows(48))
+    centers = model.bank_centers(seed=0)
+    views = torch.randn(2, 24, 3, 2, 2)
+    losses = model(*views, torch.arange(24) % 7, target_momentum=0.99, group_centers=centers)
+    assert model.groups.features.shape == centers.shape == (20, 8)
+    losses.total.backward()
+    assert all(torch.isfinite(loss) for loss in losses)
 
 
 def _bank_after(rank: int, batches: int, cut: int) -> tuple[Tensor, Tensor | None]:

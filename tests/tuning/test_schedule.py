@@ -24,9 +24,9 @@ def config(epochs: int, warmup: int = 1) -> RunConfig:
 @pytest.mark.parametrize(
     ("epochs", "warmup", "expected"),
     [
-        (80, 8, [9, 27]),
-        (1000, 50, [112, 336]),
-        (1000, 200, [201, 603]),
+        (80, 8, [17, 51]),
+        (1000, 50, [162, 486]),
+        (1000, 200, [312, 936]),
         (9, 0, [1, 3]),
         (3, 1, [2]),
         (2, 1, []),
@@ -34,14 +34,19 @@ def config(epochs: int, warmup: int = 1) -> RunConfig:
     ],
 )
 def test_rungs_lie_beyond_the_warm_up_and_before_the_end(epochs: int, warmup: int, expected: list[int]) -> None:
-    assert rungs(config(epochs, warmup)) == expected
+    assert rungs(config(epochs, warmup), ONE) == expected
+
+
+@pytest.mark.parametrize("domain", [tune.choice([4, 24, 8]), tune.randint(2, 25)])
+def test_rungs_lie_beyond_every_warm_up_of_the_space(domain: Any) -> None:
+    assert rungs(config(80, 8), Space("warmups", {"optim.warmup_epochs": domain})) == [33]
 
 
 @pytest.mark.parametrize("epochs", [9, 27, 28, 81, 82, 100, 243, 244, 1000])
 def test_tune_has_the_rungs_that_are_announced(epochs: int) -> None:
     scheduler = asha(config(epochs, warmup=0), ONE)
     assert isinstance(scheduler, ASHAScheduler)
-    assert sorted(milestone for milestone, _ in scheduler._brackets[0]._rungs) == rungs(config(epochs, warmup=0))
+    assert sorted(milestone for milestone, _ in scheduler._brackets[0]._rungs) == rungs(config(epochs, warmup=0), ONE)
 
 
 def test_nothing_is_stopped_early_where_there_is_nothing_to_compare_by() -> None:
@@ -70,7 +75,9 @@ def test_a_population_saves_and_compares_ten_times() -> None:
     assert interval(config(3)) == 1
 
 
-@pytest.mark.parametrize("key", ["method.bank_size", "optim.batch_size", "model.feature_size", "data.image_size"])
+@pytest.mark.parametrize(
+    "key", ["method.bank_size", "method.num_groups", "optim.batch_size", "model.feature_size", "data.image_size"]
+)
 def test_what_cannot_change_in_mid_run_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"middle of a run, and {key} cannot"):
         population(config(80), Space("fixed", {key: tune.choice([16, 32]), **ONE.domains}))

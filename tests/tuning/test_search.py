@@ -117,7 +117,7 @@ def test_the_first_line_says_what_will_happen(tmp_path: Path) -> None:
     room = Capacity(3, 0.5, False)
     assert opening(job(tmp_path), room, 8, "asha") == (
         "search mine: 8 trials of 20 epochs, 3 at a time, each with 2 workers of 0.5 CPUs; label_free (max); "
-        "poor ones are stopped after epoch 9"
+        "poor ones are stopped after epoch 11"
     )
     assert opening(job(tmp_path), room, 2, "none").endswith("none is stopped early")
     assert "take over from the best every 2 epochs" in opening(job(tmp_path, "pbt"), room, 3, "pbt")
