@@ -24,6 +24,7 @@ from pipeline.tuning.result import Row
 from pipeline.tuning.space import Space, describe
 
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+LEGEND = 12  # entries; more trials than these have colours that nobody could tell apart
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: 3px 10px; text-align: left; border-bottom: 1px
@@ -41,18 +42,25 @@ def study_of(found: Sequence[Row], space: Space) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental, says Optuna
         study.set_metric_names([metric for metric, _ in space.objectives])
-    domains = OptunaSearch.convert_search_space(space.domains)
+    short = short_names(list(space.domains))
+    domains = OptunaSearch.convert_search_space({short[key]: domain for key, domain in space.domains.items()})
     for row in found:
         complete, single = row.status == "finished", len(space.objectives) == 1
         trial = optuna.trial.create_trial(
             state=STATES[row.status],
-            params=row.point,
+            params={short[key]: value for key, value in row.point.items()},
             distributions=domains,
             values=[row.last[metric] for metric, _ in space.objectives] if complete else None,
             intermediate_values={int(p["epoch"]): p[space.objectives[0][0]] for p in row.pages} if single else None,
         )
         study.add_trial(trial)
     return study
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Settings without their section, where that is clear: Optuna cuts names off after 20 letters."""
+    last = {key: key.partition(".")[2] or key for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 @dataclass(frozen=True)
@@ -105,31 +113,35 @@ def page(title: str, lead: Sequence[str], found: Sequence[Row], chosen: Row | No
     chosen : Row or None
         The best trial.
     """
-    study = study_of(found, space)
+    study, width = study_of(found, space), max(10.0, 1.4 * (1 + len(space.domains)))
     paragraphs = [f"<p>{escape(text)}</p>" for text in lead]
-    drawn = [_section(picture, study) for picture in gallery(space)]
+    drawn = [_section(picture, study, width) for picture in gallery(space)]
     body = [f"<h1>{escape(title)}</h1>", *paragraphs, *drawn, _trials(found, chosen, space), _ranges(space)]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n"
 
 
-def _section(picture: Picture, study: optuna.Study) -> str:
+def _section(picture: Picture, study: optuna.Study, width: float) -> str:
     """A picture under its title; where there is too little to draw, a line that says so."""
     head = f"<h2>{escape(picture.title)}</h2>\n<p>{escape(picture.meaning)}</p>"
     finished = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
     if finished < picture.finished:
         return f'{head}\n<p class="empty">It takes {picture.finished} finished trials; there are {finished}.</p>'
     try:
-        return f'{head}\n<img alt="{escape(picture.title)}" src="data:image/png;base64,{_png(picture.draw, study)}">'
+        drawn = _png(picture.draw, study, width)
     except (ValueError, RuntimeError) as error:  # for example a setting that had one value only
         return f'{head}\n<p class="empty">Optuna could not draw it: {escape(str(error))}</p>'
+    return f'{head}\n<img alt="{escape(picture.title)}" src="data:image/png;base64,{drawn}">'
 
 
-def _png(draw: Callable[[optuna.Study], Any], study: optuna.Study) -> str:
+def _png(draw: Callable[[optuna.Study], Any], study: optuna.Study, width: float) -> str:
     with warnings.catch_warnings(), plt.style.context("default"):
         warnings.simplefilter("ignore")  # Optuna calls its matplotlib plots experimental
-        figure = np.ravel(draw(study))[0].figure
-        figure.set_size_inches(10, 5)
+        axes = np.ravel(draw(study))[0]
+        if (legend := axes.get_legend()) and len(legend.get_texts()) > LEGEND:
+            legend.remove()
+        figure = axes.figure
+        figure.set_size_inches(width, width / 2.4)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
         plt.close(figure)

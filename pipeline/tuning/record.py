@@ -100,9 +100,10 @@ def lead(summary: dict[str, Any]) -> list[str]:
     best_is = (
         f"Best: trial {chosen['number']}, {point_line(chosen['point'])}." if chosen else "No trial came to anything."
     )
+    saved = f"; run to their end they had trained {full:,}" if trained < full else ""
     return [
         f"Objective: {objectives}. {best_is}",
-        f"{len(summary['trials'])} trials trained {trained:,} epochs; run to their end they had trained {full:,}.",
+        f"{len(summary['trials'])} trials trained {trained:,} epochs{saved}.",
     ]
 
 

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from ray import tune
 
 from pipeline.tuning.logbook import Entry
-from pipeline.tuning.page import page, study_of
+from pipeline.tuning.page import page, short_names, study_of
 from pipeline.tuning.result import Row, best, front, rows
 from pipeline.tuning.schedule import START_FROM
 from pipeline.tuning.space import Space
@@ -77,9 +77,21 @@ def test_the_study_has_every_trial(space: Space) -> None:
     found = [row(1, **figures), row(2, "stopped", 2, **figures), row(3, "failed", 0)]
     study = study_of(found, space)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
-    assert study.trials[0].params == found[0].point
+    assert study.trials[0].params == {key.partition(".")[2]: value for key, value in found[0].point.items()}
     if space is ONE:
         assert study.trials[1].intermediate_values == {1: 0.5, 2: 0.5}
+
+
+def test_settings_lose_their_section_where_no_other_has_the_name() -> None:
+    assert short_names(
+        ["method.group_weight", "optim.batch_size", "estep.batch_size", "views.crop_scale.0", "seed"]
+    ) == {
+        "method.group_weight": "group_weight",
+        "optim.batch_size": "optim.batch_size",
+        "estep.batch_size": "estep.batch_size",
+        "views.crop_scale.0": "crop_scale.0",
+        "seed": "seed",
+    }
 
 
 @pytest.mark.parametrize("space", [ONE, TWO], ids=["one objective", "two"])

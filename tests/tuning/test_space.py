@@ -110,8 +110,8 @@ def test_a_space_with_points_that_cannot_be_run_is_refused(domains: dict[str, ob
 
 def test_a_point_is_put_into_a_configuration() -> None:
     base = load_config("digits")
-    found = configured(base, {"optim.epochs": 9}, {"views.crop_scale.0": 0.2, "method.reset_every": 5})
-    assert (found.optim.epochs, found.views.crop_scale, found.method.reset_every) == (9, (0.2, 1.0), 5)
+    found = configured(base, {"optim.epochs": 29}, {"views.crop_scale.0": 0.2, "method.reset_every": 5})
+    assert (found.optim.epochs, found.views.crop_scale, found.method.reset_every) == (29, (0.2, 1.0), 5)
     assert base.optim.epochs == 80
     with pytest.raises(ConfigError, match=r"optim\.lr: .*greater than 0"):
         configured(base, {"optim.lr": -1})
