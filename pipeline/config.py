@@ -31,6 +31,7 @@ CIRCUMSTANCES = (
     "data.mode",
     "data.resident_limit_gb",
     "data.shuffle_buffer",
+    "data.prefetch_batches",
     "estep.batch_size",
     "estep.probe",
     "checkpoint.",
@@ -66,6 +67,7 @@ class DataConfig(Section):
         4.0, gt=0, description="largest decoded set per worker, in GiB, that `auto` keeps resident"
     )
     shuffle_buffer: int = Field(8192, ge=0, description="streaming: images in each worker's local shuffle buffer")
+    prefetch_batches: int = Field(1, ge=0, description="streaming: batches that each worker fetches ahead")
 
 
 class ViewsConfig(Section):

@@ -128,6 +128,7 @@ ANOTHER = {
     "data.mode": "streaming",
     "data.resident_limit_gb": "0.1",
     "data.shuffle_buffer": "10",
+    "data.prefetch_batches": "4",
     "estep.batch_size": "7",
     "checkpoint.every_epochs": "3",
     "resources.workers": "5",

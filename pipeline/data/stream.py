@@ -190,6 +190,7 @@ class StreamedImages:
             local,
             self.device,
             drop_last=True,
+            prefetch_batches=self.config.data.prefetch_batches,
             local_shuffle_buffer_size=buffer,
             local_shuffle_seed=self.config.seed * 1_000_003 + epoch,
         )
