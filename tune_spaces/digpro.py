@@ -14,7 +14,7 @@ SPACE = {
     # 0.3 holds back on the small digits, where 0.1 is better; so down by another factor of ten.
     "method.group_weight": tune.loguniform(0.01, 1.0),
     # Epochs before the prototype loss comes in: a tenth to two fifths of the 80 of digits. Early pseudo-labels are
-    # wrong, and prototypes hold on to them. The paper has 5 to 20 % of a long run.
+    # wrong, and prototypes hold on to them. The paper has 50 or 200 of 1,000: for longer runs, make these longer too.
     "optim.warmup_epochs": tune.choice([8, 16, 24, 32]),
     # null is K, as in the paper. With 3 to 10 times as many, groups are parts of clusters and cannot merge two.
     "method.num_groups": tune.choice([None, 30, 100]),
