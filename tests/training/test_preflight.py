@@ -40,7 +40,10 @@ def test_a_run_that_fits_passes() -> None:
     ("overrides", "said"),
     [
         (["method.num_clusters=101"], r"num_clusters=101 exceeds the 100 images"),
-        (["method.bank_size=5"], r"bank_size=5 is less than the 10 groups.*raise it to several times 10"),
+        (
+            ["method.bank_size=5", "method.num_groups=null"],
+            r"bank_size=5 is less than the 10 groups.*raise it to several times 10",
+        ),
         (["method.bank_size=30", "method.num_groups=40"], r"bank_size=30 is less than the 40 groups"),
         (["optim.batch_size=101"], r"batch_size=101 exceeds the 100 images"),
         (["optim.batch_size=7", "resources.workers=4"], r"batch_size=7 leaves less than 2 images to each of 4 workers"),
