@@ -53,13 +53,20 @@ def main() -> None:
         schedule="none",
         concurrent=arguments.concurrent,
     )
+    check_finished(summary["trials"])
     results: dict[str, Any] = {"preset": arguments.preset, "settings": arguments.settings}
     for name, variant in named.items():
-        rows = [row for row in summary["trials"] if row["point"].items() >= variant.items() and "acc" in row]
+        rows = [row for row in summary["trials"] if row["point"].items() >= variant.items()]
         results[name] = figures_of(rows, [labels_of(summary, row) for row in rows])
         print(f"\n{name} ({arguments.preset} {' '.join(arguments.settings)})")
         print_table(results[name])
     conclude(results, arguments.out)
+
+
+def check_finished(rows: Rows) -> None:
+    """A run that failed must not be missing from a mean in silence; SystemExit names it and its reason."""
+    if lost := [f"  {row['point']}: {row['reason']}" for row in rows if row["status"] != "finished"]:
+        raise SystemExit("no table, because these runs did not come to their end:\n" + "\n".join(lost))
 
 
 def variants(config: RunConfig, ablation: bool) -> dict[str, Point]:
@@ -92,18 +99,19 @@ def labels_of(summary: dict[str, Any], row: dict[str, Any]) -> Tensor:
 def figures_of(rows: Rows, labels: list[Tensor]) -> dict[str, Any]:
     """Figures of each seed, and how far the seeds agree on the clusters: the mean ARI of their pairs."""
     pairs = [assignment_agreement(one, other) for one, other in itertools.combinations(labels, 2)]
-    seeds = {row["point"]["seed"]: {name: row[name] for name in FIGURES} for row in rows}
+    seeds = {row["point"]["seed"]: {name: row[name] for name in FIGURES if name in row} for row in rows}
     return {"seeds": dict(sorted(seeds.items())), "agreement": statistics.mean(pairs) if pairs else None}
 
 
 def print_table(figures: dict[str, Any]) -> None:
     """A line a seed; then mean, standard deviation and worst of each figure."""
-    print("seed  " + "  ".join(f"{name:>10}" for name in FIGURES))
+    names = list(next(iter(figures["seeds"].values())))  # without classes there are no scores among them
+    print("seed  " + "  ".join(f"{name:>10}" for name in names))
     for seed, values in figures["seeds"].items():
-        print(f"{seed:<5} " + "  ".join(f"{values[name]:10.4f}" for name in FIGURES))
-    columns = {name: [values[name] for values in figures["seeds"].values()] for name in FIGURES}
+        print(f"{seed:<5} " + "  ".join(f"{values[name]:10.4f}" for name in names))
+    columns = {name: [values[name] for values in figures["seeds"].values()] for name in names}
     for title, figure in (("mean", statistics.mean), ("std", statistics.pstdev), ("worst", min)):
-        print(f"{title:<5} " + "  ".join(f"{figure(columns[name]):10.4f}" for name in FIGURES))
+        print(f"{title:<5} " + "  ".join(f"{figure(columns[name]):10.4f}" for name in names))
     if figures["agreement"] is not None:
         print(f"the seeds agree on the clusters with an ARI of {figures['agreement']:.4f}")
 

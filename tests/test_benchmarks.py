@@ -15,7 +15,7 @@ from benchmarks.asha import compared
 from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import interleaved, speedup
 from benchmarks.objectives import correlations
-from benchmarks.quality import figures_of, print_table, seeds_and_variants, variants
+from benchmarks.quality import check_finished, figures_of, print_table, seeds_and_variants, variants
 from pipeline.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +104,12 @@ def test_seeds_have_a_mean_a_spread_and_an_agreement(capsys: pytest.CaptureFixtu
     print_table(figures)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[1] for line in lines[1:6]] == ["0.7000", "0.9000", "0.8000", "0.1000", "0.7000"]
+
+
+def test_a_run_that_failed_is_named_and_not_left_out_of_the_mean() -> None:
+    check_finished([row(0, "finished", 80, 0.9)])
+    with pytest.raises(SystemExit, match=r"did not come to their end:\n  \{'optim.lr': 1\}: diverged$"):
+        check_finished([row(0, "finished", 80, 0.9), row(1, "failed", 3, 0.1) | {"reason": "diverged"}])
 
 
 def page(trial: int, epoch: int, acc: float, figure: float) -> dict[str, float]:
