@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import conclude
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
 

@@ -31,14 +31,17 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
 from benchmarks.measure import conclude, interleaved, rate, speedup
+from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import connect
-from pipeline.config import RunConfig, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
-from pipeline.data.shards import Manifest, absolute, read_manifest
-from pipeline.data.stream import Batch, build_datasets
+from pipeline.data.loader import Batch
+from pipeline.data.shards import Manifest, read_manifest
+from pipeline.data.streaming import build_datasets
+from pipeline.storage import absolute
 from pipeline.tracking import open_run
 from pipeline.training.estep import PseudoLabels
-from pipeline.training.preflight import worker_resources
 from pipeline.training.worker import Run, build_run, train_step
 
 CLAIM = 0.9

@@ -21,8 +21,9 @@ from ray import tune
 from torch import Tensor
 
 from benchmarks.measure import conclude
-from pipeline.clustering.scores import assignment_agreement
-from pipeline.config import RunConfig, load_config
+from pipeline.clustering.label_free import assignment_agreement
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 from pipeline.training.checkpoint import newest_in
 from pipeline.tuning.search import TRIALS, search
 from pipeline.tuning.space import Point, Space

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks.measure import conclude, interleaved, rate, speedup
-from pipeline.config import ViewsConfig
+from pipeline.config.models import ViewsConfig
 from pipeline.data.views import TwoViews
 
 MEAN, STD = [0.5] * 3, [0.25] * 3

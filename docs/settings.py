@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from pipeline.config import CIRCUMSTANCES, settings_table
+from pipeline.config.identity import CIRCUMSTANCES
+from pipeline.config.loading import settings_table
 
 PAGE = Path(__file__).parent / "configuration.md"
 BEGIN, END = "<!-- settings: written by docs/settings.py -->\n", "<!-- end of settings -->\n"

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from pipeline.collectives import world_size
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro, DigProSettings
@@ -19,39 +19,7 @@ from pipeline.method.optimizer import build_optimizer
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
 
 
-def cluster_count(config: RunConfig, manifest: Manifest) -> int:
-    """K: as configured, or the number of classes that the manifest names.
-
-    Raises
-    ------
-    ConfigError
-        When neither says, or K exceeds the number of images.
-    """
-    clusters = config.method.num_clusters or len(manifest.class_names)
-    if clusters < 2:
-        raise ConfigError(
-            f"method.num_clusters is not set and the data set at {config.data.path} names "
-            f"{len(manifest.class_names)} classes; set method.num_clusters"
-        )
-    if clusters > manifest.num_images:
-        raise ConfigError(
-            f"method.num_clusters={clusters} exceeds the {manifest.num_images} images of {config.data.path}; lower it"
-        )
-    return clusters
-
-
-def steps_per_epoch(config: RunConfig, manifest: Manifest) -> int:
-    """Whole global batches in an epoch; ConfigError when there is none."""
-    steps = manifest.num_images // config.optim.batch_size
-    if steps == 0:
-        raise ConfigError(
-            f"optim.batch_size={config.optim.batch_size} exceeds the {manifest.num_images} images of "
-            f"{config.data.path}; lower it"
-        )
-    return steps
-
-
-def model_for(config: RunConfig, num_clusters: int, device: torch.device) -> DigPro:
+def build_model(config: RunConfig, num_clusters: int, device: torch.device) -> DigPro:
     """A fresh model with the weights of the run's seed, on a device."""
     torch.manual_seed(config.seed)
     m, s = config.method, config.model
@@ -95,7 +63,7 @@ def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | Non
     return torch.bfloat16 if config.optim.precision == "bfloat16" else None
 
 
-def optimizer_for(config: RunConfig, model: DigPro) -> SGD:
+def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:
     """SGD as configured; the rates of a step come from the schedules."""
     o = config.optim
     return build_optimizer(
@@ -107,7 +75,7 @@ def optimizer_for(config: RunConfig, model: DigPro) -> SGD:
     )
 
 
-def schedules_for(config: RunConfig, steps: int) -> Schedules:
+def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
     """Schedules of the whole run, `steps` to an epoch."""
     o, m = config.optim, config.method
     lr = scaled_lr(o.lr, o.batch_size)
@@ -125,7 +93,7 @@ def schedules_for(config: RunConfig, steps: int) -> Schedules:
     )
 
 
-def views_for(config: RunConfig, manifest: Manifest) -> TwoViews:
+def build_views(config: RunConfig, manifest: Manifest) -> TwoViews:
     """The augmentation, normalised by the data set's own statistics; a constant channel is only centred."""
     std = [s if s > 0 else 1.0 for s in manifest.statistics.std]
     return TwoViews(config.views, manifest.statistics.mean, std, config.seed)

@@ -11,9 +11,9 @@ import yaml
 from rich.console import Console
 
 from pipeline.cluster import connect
-from pipeline.config import ConfigError, load_config, preset_names
-from pipeline.data.shards import SUMMARY, DataError
-from pipeline.errors import RunFailed
+from pipeline.config.loading import load_config, preset_names
+from pipeline.data.shards import SUMMARY
+from pipeline.errors import ConfigError, DataError, RunFailed
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
 
@@ -85,7 +85,7 @@ def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     Example:
       digpro train --preset digits --set optim.epochs=20 --set resources.workers=1
     """
-    from pipeline.training.trainer import train as run_training
+    from pipeline.runs import train as run_training
 
     config = load_config(preset, settings)
     summary = run_training(config, label=Path(preset).stem, say=console.print)
@@ -119,7 +119,7 @@ def tune(
     Example:
       digpro tune --space tune_spaces/digpro.py --preset digits --trials 16 --set resources.workers=1
     """
-    from pipeline.tuning.logbook import point_line
+    from pipeline.tuning.logbook import format_point
     from pipeline.tuning.search import search
     from pipeline.tuning.space import load_space
 
@@ -134,7 +134,7 @@ def tune(
         say=_plain,
     )
     best = summary["best"]
-    _plain(f"best of {len(summary['trials'])} trials: trial {best['number']}  {point_line(best['point'])}")
+    _plain(f"best of {len(summary['trials'])} trials: trial {best['number']}  {format_point(best['point'])}")
     _print_result(summary)
 
 
@@ -169,10 +169,10 @@ def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     Example:
       digpro doctor --preset cifar10 --set storage=s3://bucket/runs --set tracking.uri=http://mlflow:5000
     """
-    from pipeline.doctor import examine
-    from pipeline.training.trainer import located
+    from pipeline.checks.doctor import examine
+    from pipeline.runs import resolve_paths_and_name
 
-    config = located(load_config(preset, settings), Path(preset).stem)
+    config = resolve_paths_and_name(load_config(preset, settings), Path(preset).stem)
     connect()
     findings = examine(config)
     for finding in findings:

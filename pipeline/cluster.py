@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -65,7 +65,7 @@ def _this_machine_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def beside_driver() -> NodeAffinitySchedulingStrategy:
+def on_driver_node() -> NodeAffinitySchedulingStrategy:
     """Places an actor on the driver's node, which lives as long as the run does; any other node may go away."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -114,7 +114,7 @@ def from_rank_zero(x: Tensor) -> Tensor:
     return x
 
 
-def send_rows_home(rows: Tensor, index: Tensor, total: int) -> Tensor:
+def route_rows_to_owner(rows: Tensor, index: Tensor, total: int) -> Tensor:
     """Rows that lie on any worker, moved to the worker that owns their index.
 
     Parameters

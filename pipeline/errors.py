@@ -1,5 +1,55 @@
-"""Failures of a run that are neither the configuration's fault nor the data's."""
+"""What a user can act on, each with the exit status of the command; and the two helpers that messages share.
+
+Every message names the bad value, where it was found, and the remedy. Whatever is not one of these is a fault of ours
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
-class RunFailed(RuntimeError):
+class UserError(Exception):
+    """Base of all errors that the command line prints as one message, without a traceback."""
+
+    exit_status = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be run; the message names the key, the bad value and the remedy."""
+
+    exit_status = 2
+
+
+class DataError(UserError, ValueError):
+    """A source, folder or shard that cannot be used; the message names it and the remedy."""
+
+    exit_status = 2
+
+
+class DecodeError(UserError, ValueError):
+    """An image that was whole at ingest and cannot be read now; the message names it."""
+
+
+class RunFailed(UserError, RuntimeError):
     """A run that started and could not end; the message says why, and where to look."""
+
+
+class CheckpointError(RunFailed):
+    """A checkpoint that cannot be used; the message names it and what is wrong."""
+
+
+class Diverged(RunFailed):
+    """Losses or weights that are no longer finite."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """`; did you mean 'x'?` for the nearest known name, or nothing where none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

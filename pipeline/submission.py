@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError, load_config
-from pipeline.errors import RunFailed
+from pipeline.config.loading import load_config
+from pipeline.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -16,7 +16,7 @@ from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import interleaved, speedup
 from benchmarks.objectives import correlations
 from benchmarks.quality import check_finished, figures_of, print_table, seeds_and_variants, variants
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 
 ROOT = Path(__file__).parent.parent
 

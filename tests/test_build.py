@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.build import (
-    autocast_dtype,
-    cluster_count,
-    model_for,
-    optimizer_for,
-    schedules_for,
-    steps_per_epoch,
-    views_for,
-)
-from pipeline.config import ConfigError, RunConfig, load_config
-from tests.manifests import manifest
+from pipeline.build import autocast_dtype, build_model, build_run_optimizer, build_run_schedules, build_views
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.plan import cluster_count, steps_per_epoch
+from tests.helpers.manifests import manifest
 
 CPU = torch.device("cpu")
 TINY = ["model.projector_hidden=8", "model.predictor_hidden=8", "model.feature_size=4"]
@@ -52,42 +47,44 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 
 
 def test_the_seed_alone_decides_the_weights() -> None:
-    first, again, other = (model_for(config(f"seed={seed}"), 3, CPU).networks.online.state_dict() for seed in (1, 1, 2))
+    first, again, other = (
+        build_model(config(f"seed={seed}"), 3, CPU).networks.online.state_dict() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_reference_switches_reach_the_method() -> None:
-    ours = model_for(config(), 3, CPU).settings
+    ours = build_model(config(), 3, CPU).settings
     assert (ours.reference_lead_momentum, ours.reference_raw_groups) == (None, False)
     assert ours.reference_empty_logit == float("-inf")
     names = ("double_momentum", "raw_groups", "empty_logit")
-    reference = model_for(config(*(f"method.reference_{name}=true" for name in names)), 3, CPU).settings
+    reference = build_model(config(*(f"method.reference_{name}=true" for name in names)), 3, CPU).settings
     assert (reference.reference_lead_momentum, reference.reference_raw_groups) == (0.99, True)
     assert reference.reference_empty_logit == -10.0
 
 
 def test_the_long_cosine_ends_above_its_end() -> None:
     few = ("optim.epochs=10", "optim.warmup_epochs=5")
-    assert schedules_for(config(*few), 4).lr[-1] == pytest.approx(0, abs=1e-12)
-    assert schedules_for(config(*few, "method.reference_long_cosine=true"), 4).lr[-1] > 0.01
+    assert build_run_schedules(config(*few), 4).lr[-1] == pytest.approx(0, abs=1e-12)
+    assert build_run_schedules(config(*few, "method.reference_long_cosine=true"), 4).lr[-1] > 0.01
 
 
 def test_rates_scale_with_the_batch() -> None:
-    small, large = (schedules_for(config(f"optim.batch_size={size}"), 4).lr for size in (64, 128))
+    small, large = (build_run_schedules(config(f"optim.batch_size={size}"), 4).lr for size in (64, 128))
     np.testing.assert_allclose(large, 2 * small)
 
 
 def test_every_weight_is_learnt_once() -> None:
-    model = model_for(config(), 3, CPU)
-    groups = optimizer_for(config(), model).param_groups
+    model = build_model(config(), 3, CPU)
+    groups = build_run_optimizer(config(), model).param_groups
     learnt = [id(p) for group in groups for p in group["params"]]
     assert sorted(learnt) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def test_bias_and_norm_can_be_left_out_of_the_decay() -> None:
     chosen = config("optim.decay_bias_and_norm=false", "optim.weight_decay=0.5")
-    for group in optimizer_for(chosen, model_for(chosen, 3, CPU)).param_groups:
+    for group in build_run_optimizer(chosen, build_model(chosen, 3, CPU)).param_groups:
         assert all((p.dim() > 1) == (group["weight_decay"] == 0.5) for p in group["params"])
 
 
@@ -98,5 +95,5 @@ def test_precision_is_float32_on_a_cpu_unless_asked_for() -> None:
 
 def test_a_constant_channel_is_centred_only() -> None:
     images = torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)
-    view = views_for(config(), manifest()).plain(images)
+    view = build_views(config(), manifest()).plain(images)
     assert view[0, :, 0, 0].tolist() == pytest.approx([2.5, 6.0, 0.7])

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from pipeline import cli
-from pipeline.config import RunConfig, load_config, preset_names
-from tests.manifests import manifest
+from pipeline.config.loading import load_config, preset_names
+from pipeline.config.models import RunConfig
+from tests.helpers.manifests import manifest
 
 
 @pytest.fixture

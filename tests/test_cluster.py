@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import connect
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 
 def test_a_dashboard_is_no_cluster_to_connect_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import collectives as c
-from tests.conftest import Workers
+from tests.helpers.workers import Workers
 
 
 def _sum_and_gradient(rank: int, times: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,7 @@ def test_gather_rows_takes_unequal_numbers_of_rows(pair: Workers) -> None:
 
 def _home(rank: int, index: torch.Tensor) -> torch.Tensor:
     mine = index[rank::2] if rank else torch.cat([index[0::2]])
-    return c.send_rows_home(mine[:, None].double() * 10, mine, len(index))
+    return c.route_rows_to_owner(mine[:, None].double() * 10, mine, len(index))
 
 
 @pytest.mark.parametrize("total", [1, 5, 12])
@@ -52,7 +52,7 @@ def test_rows_come_home_from_anywhere(pair: Workers, total: int) -> None:
 
 def test_a_lost_row_is_an_error() -> None:
     with pytest.raises(ValueError, match="2 rows arrived for the 3"):
-        c.send_rows_home(torch.zeros(2, 1), torch.tensor([0, 2]), 3)
+        c.route_rows_to_owner(torch.zeros(2, 1), torch.tensor([0, 2]), 3)
 
 
 def _ranges(rank: int) -> tuple[c.RowRange, float]:

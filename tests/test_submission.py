@@ -16,15 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.config import ConfigError
-from pipeline.submission import (
-    check_arguments,
-    check_size,
-    connect_to,
-    job_script,
-    travelling_files,
-)
-from tests.runs import end, family, options, settings
+from pipeline.errors import ConfigError
+from pipeline.submission import check_arguments, check_size, connect_to, job_script, travelling_files
+from tests.helpers.runs import end, family, options, settings
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
-from torch import Tensor
-from torch.nn import functional as F
-
-from pipeline.collectives import all_sum
-
-SAME = 1e-4  # rows at a lower cosine distance differ by rounding: bfloat16's comes to 1e-5
-CHUNK_ROWS = 4096  # rows compared with the centres at a time
-LABEL_FREE_WEIGHTS = {"size_entropy": 1 / 2, "view_agreement": 1 / 6, "silhouette": 1 / 6, "estep_agreement": 1 / 6}
 
 
 def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
@@ -56,97 +44,3 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
         "nmi": float(normalized_mutual_info_score(classes, clusters)),
         "ari": float(adjusted_rand_score(classes, clusters)),
     }
-
-
-def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
-    """Mean silhouette in cosine distance (Rousseeuw 1987): how much nearer rows are to their cluster than to others.
-
-    Parameters
-    ----------
-    features : Tensor (n, D)
-    labels : Tensor (n,)
-        Clusters. Memory and time grow with n squared.
-
-    Returns
-    -------
-    float
-        In [-1, 1]. The mean of (b - a) / max(a, b), with a, b a row's mean distances to its own and to the next
-        cluster; 0 for a row alone in its cluster. -1, the worst, when one cluster has all rows, and b does not exist.
-    """
-    clusters = len(labels.unique())
-    if clusters == 1:
-        return -1.0
-    if clusters == len(labels):
-        return 0.0
-    directions = F.normalize(features.double(), dim=1)
-    distances = 1 - directions @ directions.T
-    distances[distances < SAME] = 0  # a ratio of distances takes the rounding of equal rows for clusters
-    return float(silhouette_score(distances.cpu().numpy(), labels.cpu().numpy(), metric="precomputed"))
-
-
-def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
-    """Whether two clusterings put the same images together, corrected for chance: the adjusted Rand index.
-
-    Agreement of clusterings that should not differ (two views, two E-steps) is the stability by which Ben-Hur et al.
-    (2002) and Lange et al. (2004) choose models. Cluster numbers carry no meaning, so that one measure serves all such
-    pairs. Chance is taken off (Hubert and Arabie 1985) because a lopsided clustering agrees with anything lopsided.
-
-    Parameters
-    ----------
-    first, second : array_like (n,)
-        Clusters of the same images.
-
-    Returns
-    -------
-    float
-        In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. 0 too when either has one cluster only, which
-        says nothing of any image (scikit-learn gives 1 when both have).
-    """
-    first, second = np.asarray(first), np.asarray(second)
-    if min(len(np.unique(first)), len(np.unique(second))) == 1:
-        return 0.0
-    return float(adjusted_rand_score(first, second))
-
-
-def prototype_margin(features: Tensor, centers: Tensor) -> float:
-    """Mean over the rows of all workers of cosine to the nearest centre minus cosine to the second nearest.
-
-    That is b - a of the simplified silhouette (Hruschka et al. 2004), which measures distances to centres, before it
-    is divided: unlike the ratio it goes to 0 as features collapse.
-
-    Parameters
-    ----------
-    features : Tensor (n_local, D)
-        This worker's rows.
-    centers : Tensor (K, D)
-        Equal on every worker; K >= 2.
-
-    Returns
-    -------
-    float
-        In [0, 2].
-    """
-    directions = F.normalize(centers, dim=1).T
-    sums = torch.zeros(2, dtype=torch.float64, device=features.device)
-    for rows in features.split(CHUNK_ROWS):
-        best, second = (F.normalize(rows, dim=1) @ directions).topk(2, dim=1).values.T
-        sums[0] += (best - second).sum(dtype=torch.float64)
-        sums[1] += len(rows)
-    total, count = all_sum(sums).tolist()
-    return total / count
-
-
-def label_free_score(parts: Mapping[str, float]) -> float:
-    """One figure in [0, 1] to compare runs by when there are no classes; higher is better.
-
-    The weighted geometric mean of LABEL_FREE_WEIGHTS' parts, each cut off below 0. A product, and no sum, because each
-    part can be had for nothing at the expense of another: a run that fails on one must not make it up elsewhere, and
-    scores 0 where one is 0. Merging clusters improves all but their balance, which therefore weighs as much as the
-    others together.
-
-    Parameters
-    ----------
-    parts : mapping
-        `size_entropy`, `view_agreement`, `silhouette` and `estep_agreement`, each 1 at best; others are ignored.
-    """
-    return math.prod(max(parts[name], 0.0) ** weight for name, weight in LABEL_FREE_WEIGHTS.items())

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, WRITE_OPTIONS, Shard, filesystem, shard_schema
+from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, WRITE_OPTIONS, Shard, shard_schema
 from pipeline.data.sources.base import pack, shuffled
 from pipeline.data.tasks import run_each
 from pipeline.data.verify import PartReport, part_file
+from pipeline.storage import filesystem
 
 PIECES_PER_SHARD = 128
 OPEN_PARTS = 64  # part files that a task keeps open, each with its footer

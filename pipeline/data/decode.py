@@ -14,11 +14,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as T
 
+from pipeline.errors import DecodeError
+
 PNG_SIGNATURE = b"\x89PNG"
-
-
-class DecodeError(ValueError):
-    """An image that was whole at ingest and cannot be read now; the message names it."""
 
 
 def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:

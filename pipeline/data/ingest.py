@@ -26,17 +26,15 @@ from pipeline.data.shards import (
     QUARANTINE_CAP,
     SUMMARY,
     WORK_FOLDER,
-    DataError,
     Manifest,
     Quarantined,
     SourceInfo,
-    absolute,
-    filesystem,
     read_manifest,
-    write_atomically,
 )
 from pipeline.data.sources import Source, open_source
 from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
+from pipeline.errors import DataError
+from pipeline.storage import absolute, filesystem, write_atomically
 
 INGEST_VERSION = 2  # part of the identity of unfinished work: raise it when parts are written differently
 REASONS = 20  # of the most frequent in the summary

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.shards import DataError, Manifest, Shard, filesystem, read_manifest
+from pipeline.data.shards import Manifest, Shard, read_manifest
+from pipeline.errors import DataError
+from pipeline.storage import filesystem
 
 
 def read_labels(folder: str) -> np.ndarray[Any, Any] | None:

@@ -8,7 +8,6 @@ fixed at ingest, so any run of them is a fair sample; ``index`` counts them in t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -18,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import DataError
+from pipeline.storage import filesystem, write_atomically
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -38,10 +40,6 @@ WRITE_OPTIONS: dict[str, Any] = {
     "write_statistics": ["label", "index"],
     "write_page_checksum": True,
 }
-
-
-class DataError(ValueError):
-    """A source, folder or shard that cannot be used; the message names it and the remedy."""
 
 
 class _Record(BaseModel):
@@ -107,36 +105,6 @@ class Manifest(_Record):
         """Write ``manifest.json`` into `folder`, whole or not at all."""
         fs, root = filesystem(folder)
         write_atomically(fs, f"{root}/{MANIFEST}", self.model_dump_json(indent=1).encode())
-
-
-def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a local path or pyarrow URI (``s3://``, ``gs://``, ``file://`` ...), and the path in it.
-
-    Local paths come back absolute, because Ray workers run in other folders than the driver.
-    """
-    if not path:
-        raise DataError("the path is empty; give a folder, a file or a URI")
-    if "://" not in path:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    try:
-        fs, inner = pafs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        remedy = "give a local path or a URI such as s3://bucket/folder"
-        raise DataError(f"{path} is no usable filesystem URI ({error}); {remedy}") from error
-    return fs, inner.rstrip("/")
-
-
-def absolute(path: str) -> str:
-    """A path that means the same in every process: URIs as they are, local ones from the root."""
-    return path if "://" in path else filesystem(path)[1]
-
-
-def write_atomically(fs: pafs.FileSystem, path: str, data: bytes) -> None:
-    """Write `data` under a temporary name and move it to `path`, so that a kill leaves the old file or the new."""
-    temporary = f"{path}.tmp"
-    with fs.open_output_stream(temporary) as stream:
-        stream.write(data)
-    fs.move(temporary, path)
 
 
 def shard_schema(class_names: Sequence[str]) -> pa.Schema:

@@ -15,18 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from pyarrow import fs as pafs
 from pydantic import BaseModel
 
-from pipeline.data.shards import (
-    COLUMNS,
-    GROUP_BYTES,
-    IMAGE_TYPE,
-    WRITE_OPTIONS,
-    ImageStatistics,
-    Quarantined,
-    filesystem,
-    write_atomically,
-)
+from pipeline.data.shards import COLUMNS, GROUP_BYTES, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
 from pipeline.data.sources import Part, Row, Source
 from pipeline.data.tasks import run_each
+from pipeline.storage import filesystem, write_atomically
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # PIL clips these to 8 bits instead of scaling

@@ -19,7 +19,7 @@ from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import ViewsConfig
+from pipeline.config.models import ViewsConfig
 from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray
 from pipeline.keyed_random import uniform
 

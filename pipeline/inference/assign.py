@@ -10,10 +10,11 @@ import torch
 from ray.data import Dataset
 from torch import Tensor, nn
 
-from pipeline.build import cluster_count, model_for, views_for
-from pipeline.config import RunConfig
+from pipeline.build import build_model, build_views
+from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.method.losses import unit
+from pipeline.plan import cluster_count
 
 TARGET = "networks.target."  # beginning of the target network's names in a checkpoint
 
@@ -28,11 +29,11 @@ class ClusterModel(nn.Module):
 
     def __init__(self, config: RunConfig, manifest: Manifest, values: dict[str, Any]) -> None:
         super().__init__()
-        network = model_for(config, cluster_count(config, manifest), torch.device("cpu")).networks.target.float()
+        network = build_model(config, cluster_count(config, manifest), torch.device("cpu")).networks.target.float()
         weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
         network.load_state_dict({name.removeprefix(TARGET): value for name, value in weights.items()})
         self.network = network.eval()
-        self.views = views_for(config, manifest)
+        self.views = build_views(config, manifest)
         self.register_buffer("centers", unit(values["centers"].float()))
 
     def forward(self, images: Tensor) -> Tensor:

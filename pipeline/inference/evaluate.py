@@ -11,14 +11,16 @@ import torch
 
 from pipeline.cluster import connect
 from pipeline.clustering.scores import clustering_scores
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config.models import RunConfig
 from pipeline.data.read import read_labels
-from pipeline.data.shards import Manifest, absolute, read_manifest, validate_shards
-from pipeline.data.stream import decoded
+from pipeline.data.shards import Manifest, read_manifest, validate_shards
+from pipeline.data.streaming import decoded_dataset
+from pipeline.errors import ConfigError
 from pipeline.inference.assign import assign
+from pipeline.runs import ASSIGNMENTS, environment_facts
+from pipeline.storage import absolute
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.estep import size_health
-from pipeline.training.outcome import ASSIGNMENTS, environment_facts
 from pipeline.training.run_folder import IDENTITY, SUMMARY, RunFolder
 
 
@@ -60,7 +62,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[
     validate_shards(path)
     target = RunFolder.at(absolute(out) if out else f"{folder.path}/evaluation").make()
     config = trained.model_copy(update={"data": trained.data.model_copy(update={"path": path})})
-    images = decoded(config, manifest_here)
+    images = decoded_dataset(config, manifest_here)
     table = _collect(assign(images, trained, manifest, values).iter_batches(batch_format="numpy"), read_labels(path))
     with target.open_output(ASSIGNMENTS) as stream:
         pq.write_table(table, stream)

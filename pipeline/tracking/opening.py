@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.config import RunConfig
+from pipeline.config.models import RunConfig
 from pipeline.tracking.store import PARAM_LENGTH, TAG_LENGTH, RunRef, attach, client_for, reason, tracking_uri
 
 _PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "kornia")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,19 +21,15 @@ from torch import Tensor
 from torch.optim import SGD
 
 from pipeline.collectives import all_sum, rank, world_size
-from pipeline.config import RunConfig
-from pipeline.data.shards import filesystem
-from pipeline.errors import RunFailed
+from pipeline.config.models import RunConfig
+from pipeline.errors import CheckpointError
 from pipeline.method.digpro import DigPro
+from pipeline.storage import filesystem
 from pipeline.training.estep import PseudoLabels
 
 STATE, ABOUT = "state.pt", "about.json"
 FORMAT = 1
 log = logging.getLogger(__name__)
-
-
-class CheckpointError(RunFailed):
-    """A checkpoint that cannot be used; the message names it and what is wrong."""
 
 
 @dataclass

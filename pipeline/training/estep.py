@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.clustering.scores import clustering_scores
-from pipeline.collectives import all_stack, all_sum, gather_rows, send_rows_home
-from pipeline.config import EStepConfig
-from pipeline.data.stream import Images
+from pipeline.collectives import all_stack, all_sum, gather_rows, route_rows_to_owner
+from pipeline.config.models import EStepConfig
+from pipeline.data.loader import Images
 from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro
 
@@ -43,7 +43,7 @@ def all_features(model: DigPro, images: Images, views: TwoViews, total: int) -> 
     device, size = model.groups.features.device, model.groups.features.shape[1]
     features = torch.cat(parts) if parts else torch.empty((0, size), device=device)
     numbers = torch.cat(index) if index else torch.empty(0, dtype=torch.int64, device=device)
-    return send_rows_home(features, numbers, total)
+    return route_rows_to_owner(features, numbers, total)
 
 
 def estimate(

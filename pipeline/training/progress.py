@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from pipeline.config import RunConfig
+from pipeline.config.models import RunConfig
 from pipeline.tracking import RunWriter
 
 POLL_SECONDS = 0.5

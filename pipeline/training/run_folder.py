@@ -9,8 +9,12 @@ from typing import Any
 
 from pyarrow.fs import LocalFileSystem
 
-from pipeline.config import ConfigError, RunConfig, parse_config, result_settings
-from pipeline.data.shards import MANIFEST, filesystem, read_manifest, write_atomically
+from pipeline.config.identity import result_settings
+from pipeline.config.loading import parse_config
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import MANIFEST, read_manifest
+from pipeline.errors import ConfigError
+from pipeline.storage import filesystem, write_atomically
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
 

@@ -14,42 +14,34 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
-from pipeline.build import (
-    cluster_count,
-    data_parallel,
-    model_for,
-    optimizer_for,
-    schedules_for,
-    steps_per_epoch,
-    views_for,
-)
-from pipeline.clustering.scores import LABEL_FREE_WEIGHTS, clustering_scores, label_free_score
+from pipeline.build import build_model, build_run_optimizer, build_run_schedules, build_views, data_parallel
+from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
+from pipeline.clustering.scores import clustering_scores
 from pipeline.collectives import all_sum, rank, world_size
-from pipeline.config import RunConfig
+from pipeline.config.models import RunConfig
+from pipeline.data.loader import Batch, Images
 from pipeline.data.read import read_labels
 from pipeline.data.shards import Manifest
-from pipeline.data.stream import Batch, Images, worker_images
+from pipeline.data.streaming import worker_images
 from pipeline.data.views import TwoViews
+from pipeline.errors import Diverged
 from pipeline.keyed_random import normal
 from pipeline.method.optimizer import set_learning_rates
 from pipeline.method.schedules import Schedules
+from pipeline.plan import cluster_count, steps_per_epoch
 from pipeline.tracking import RunWriter
 from pipeline.training.checkpoint import TrainState, read_handed_on, read_newest, restore
 from pipeline.training.checkpoint import save as save_state
 from pipeline.training.estep import all_features, estimate, rank_spread
-from pipeline.training.ledger import Ledger
-from pipeline.training.objectives import Probe, objectives, read_probe
+from pipeline.training.probe import Probe, objectives, read_probe
 from pipeline.training.progress import Reporter
 from pipeline.training.run_folder import RunFolder
+from pipeline.training.timing import Ledger
 
 SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
 LOSSES = ("loss_instance", "loss_prototype", "loss_group", "loss")
 NOISE_STREAMS = (2, 3)  # the views draw from streams 0 and 1
 PREEMPTION_STEPS = 10  # between two looks for announced preemptions: a look is a barrier, a warning comes 30 s ahead
-
-
-class Diverged(RuntimeError):
-    """Losses or weights that are no longer finite."""
 
 
 @dataclass
@@ -98,19 +90,19 @@ def build_run(job: dict[str, Any]) -> Run:
     """Model, data and bookkeeping of this worker."""
     config, manifest = RunConfig.model_validate(job["config"]), Manifest.model_validate(job["manifest"])
     device = get_device()
-    model = model_for(config, cluster_count(config, manifest), device)
+    model = build_model(config, cluster_count(config, manifest), device)
     steps = steps_per_epoch(config, manifest)
     losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
     return Run(
         config=config,
         manifest=manifest,
         images=worker_images(job["mode"], config, manifest, device),
-        views=views_for(config, manifest),
+        views=build_views(config, manifest),
         probe=read_probe(config, manifest, device),
         labels=read_labels(config.data.path) if rank() == 0 else None,
-        state=TrainState(model, optimizer_for(config, model), losses),
+        state=TrainState(model, build_run_optimizer(config, model), losses),
         step_model=data_parallel(model),
-        schedules=schedules_for(config, steps),
+        schedules=build_run_schedules(config, steps),
         steps=steps,
         ledger=Ledger(),
         reporter=Reporter(open_writer(job, config), job["board"]) if rank() == 0 else Reporter(),

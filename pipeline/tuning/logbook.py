@@ -63,7 +63,7 @@ class Logbook(Callback):
         if source := trial.config.get(START_FROM):
             owner = self.entries.get(source.rpartition("/")[0].rpartition("/")[2].partition("-")[0])
             verb = f"goes on from trial {owner.number if owner else '?'}"
-        self.say(f"trial {entry.number} {verb}: {point_line(trial.config)}")
+        self.say(f"trial {entry.number} {verb}: {format_point(trial.config)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
@@ -87,7 +87,7 @@ class Logbook(Callback):
         """A trial has failed for good."""
         self.on_step_begin(iteration, trials)
         number = self.entries[trial.trial_id].number
-        self._end(trial, f"trial {number} failed: {reason_of(trial)}")
+        self._end(trial, f"trial {number} failed: {failure_reason(trial)}")
 
     def figures(self) -> list[str]:
         """Names of what is remembered of a page."""
@@ -103,7 +103,7 @@ class Logbook(Callback):
         self.say(f"{said}  ({len(self.ended)} of {self.trials} trials done)")
 
 
-def point_line(point: Point) -> str:
+def format_point(point: Point) -> str:
     """A point in one line."""
     values = {key: value for key, value in point.items() if key != START_FROM}
     return "  ".join(
@@ -111,7 +111,7 @@ def point_line(point: Point) -> str:
     )
 
 
-def reason_of(trial: Trial) -> str:
+def failure_reason(trial: Trial) -> str:
     """A failed trial's own words, without Ray's layers and tracebacks around them."""
     error = trial.get_pickled_error() or trial.get_error()
     cause = getattr(error, "cause", None) or error

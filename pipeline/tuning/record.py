@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import RunConfig
+from pipeline.config.models import RunConfig
+from pipeline.report.search_page import page
+from pipeline.runs import environment_facts, write_outcome
 from pipeline.tracking import RunRef, RunWriter, register_model, tag_run
-from pipeline.training.outcome import environment_facts, write_outcome
 from pipeline.training.run_folder import SUMMARY, RunFolder
-from pipeline.tuning.logbook import point_line
-from pipeline.tuning.page import page
-from pipeline.tuning.result import Row, best, front
+from pipeline.tuning.logbook import format_point
+from pipeline.tuning.result import Row, best, pareto_front
 from pipeline.tuning.space import configured
 from pipeline.tuning.trial import TrialJob, open_record, trial_config
 
@@ -98,7 +98,7 @@ def lead(summary: dict[str, Any]) -> list[str]:
     objectives = ", ".join(f"{metric} ({mode})" for metric, mode in summary["objectives"])
     trained, full, chosen = summary["epochs_trained"], summary["epochs_in_full"], summary["best"]
     best_is = (
-        f"Best: trial {chosen['number']}, {point_line(chosen['point'])}." if chosen else "No trial came to anything."
+        f"Best: trial {chosen['number']}, {format_point(chosen['point'])}." if chosen else "No trial came to anything."
     )
     saved = f"; run to their end they had trained {full:,}" if trained < full else ""
     return [
@@ -125,7 +125,7 @@ def summarise(
         "folder": folder.path,
         **job.space.described(),
         "best": None if chosen is None else chosen.summary(),
-        "front": [row.number for row in front([row for row in found if row.status == "finished"], job.space)],
+        "front": [row.number for row in pareto_front([row for row in found if row.status == "finished"], job.space)],
         "scores": outcome["scores"] if outcome else {},
         "trials": [row.summary() for row in found],
         "epochs_trained": sum(row.epochs for row in found),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ray.tune.experiment import Trial
 
-from pipeline.tuning.logbook import Entry, reason_of
+from pipeline.tuning.logbook import Entry, failure_reason
 from pipeline.tuning.schedule import START_FROM
 from pipeline.tuning.space import Point, Space
 from pipeline.tuning.trial import point_of, run_name
@@ -86,18 +86,18 @@ def rows(trials: Sequence[Trial], entries: dict[str, Entry], epochs: int) -> lis
 def outcome(trial: Trial, last: int, epochs: int) -> tuple[Status, str]:
     """How a trial ended, and why."""
     if trial.status == Trial.ERROR:
-        return "failed", reason_of(trial)
+        return "failed", failure_reason(trial)
     return ("finished", "") if last >= epochs else ("stopped", f"behind others after epoch {last}")
 
 
-def worth(row: Row, space: Space) -> tuple[float, ...]:
+def oriented_values(row: Row, space: Space) -> tuple[float, ...]:
     """Its last values of the objectives, higher is better."""
     return tuple(row.last[metric] if mode == "max" else -row.last[metric] for metric, mode in space.objectives)
 
 
-def front(found: Sequence[Row], space: Space) -> list[Row]:
+def pareto_front(found: Sequence[Row], space: Space) -> list[Row]:
     """Trials that no other one beats in all objectives at once; the best one, where there is one objective."""
-    values = {row.number: worth(row, space) for row in found}
+    values = {row.number: oriented_values(row, space) for row in found}
 
     def beaten(row: Row) -> bool:
         mine = values[row.number]
@@ -110,15 +110,15 @@ def best(found: Sequence[Row], space: Space) -> Row | None:
     """The best of the finished trials, or of the stopped ones where none came to its end; None when all failed.
 
     Stopped trials are left out, because a figure of their few epochs is not to be compared. With several objectives the
-    best is on the front: among those that are about equal in the first, the best by the next ones.
+    best is on the pareto_front: among those that are about equal in the first, the best by the next ones.
     """
     ended = [row for row in found if row.status == "finished"] or [
         row for row in found if row.status == "stopped" and row.pages
     ]
     if not ended:
         return None
-    values = {row.number: worth(row, space) for row in ended}
+    values = {row.number: oriented_values(row, space) for row in ended}
     top, bottom = max(value[0] for value in values.values()), min(value[0] for value in values.values())
     equal = EQUAL * (top - bottom) if len(space.objectives) > 1 else 0.0
-    near = [row for row in front(ended, space) if values[row.number][0] >= top - equal]
+    near = [row for row in pareto_front(ended, space) if values[row.number][0] >= top - equal]
     return max(near, key=lambda row: values[row.number][1:] + values[row.number][:1])

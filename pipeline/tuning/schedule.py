@@ -13,7 +13,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.tuning.space import Point, Space, bounds
 
 SCHEDULERS = ("asha", "pbt", "none")

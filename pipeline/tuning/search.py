@@ -17,18 +17,20 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from pipeline.checks.capacity import TRIAL_CPUS, Capacity, search_capacity
+from pipeline.checks.nodes import alive_nodes, check_nodes
+from pipeline.checks.storage import check_storage
 from pipeline.cluster import connect
-from pipeline.config import ConfigError, RunConfig, fingerprint, result_settings
+from pipeline.config.identity import fingerprint, result_settings
+from pipeline.config.models import RunConfig
 from pipeline.data.read import read_labels
-from pipeline.data.shards import absolute, validate_shards
-from pipeline.data.stream import choose_mode
-from pipeline.errors import RunFailed
+from pipeline.data.shards import validate_shards
+from pipeline.errors import ConfigError, RunFailed
+from pipeline.plan import choose_mode
+from pipeline.runs import load_or_ingest
+from pipeline.storage import absolute
 from pipeline.tracking import RunRef, open_run, tracking_uri
-from pipeline.training.nodes import alive_nodes, check_nodes
-from pipeline.training.preflight import check_storage
 from pipeline.training.run_folder import SUMMARY, RunFolder
-from pipeline.training.trainer import available_data
-from pipeline.tuning.capacity import TRIAL_CPUS, Capacity, capacity
 from pipeline.tuning.logbook import Logbook
 from pipeline.tuning.record import write_search
 from pipeline.tuning.result import rows
@@ -93,7 +95,7 @@ def search(
     identity = described(config, space, trials, schedule)
     base = named(config, f"{label}-{space.name}", identity)
     check_storage(base.storage)
-    manifest = available_data(base, say)
+    manifest = load_or_ingest(base, say)
     cheap = configured(base, space.settings, origin=f"SETTINGS of space {space.name!r}")
     check_points(cheap, space, manifest)
     folder = claim(base, identity | {"images": manifest.source.digest})
@@ -106,10 +108,12 @@ def search(
     connect()
     check_nodes(base)
     nodes = [node["Resources"] for node in alive_nodes()]
-    room = capacity(cheap, choose_mode(cheap, manifest)[0], nodes, trials, concurrent)
+    room = search_capacity(cheap, choose_mode(cheap, manifest)[0], nodes, trials, concurrent)
     check_population(schedule, trials, room)
     parent = open_parent(base, folder, space)
-    job = TrialJob(of_a_trial(cheap, room, schedule), space, manifest, f"{folder.path}/{TRIALS}", parent.run_id, label)
+    job = TrialJob(
+        trial_base_config(cheap, room, schedule), space, manifest, f"{folder.path}/{TRIALS}", parent.run_id, label
+    )
     say(opening(job, room, trials, schedule))
     logbook = Logbook(space, job.config.optim.epochs, trials, scheduler, say)
     found = run_trials(job, folder, trials, room, logbook, proposals)
@@ -188,7 +192,7 @@ def check_population(schedule: str, trials: int, room: Capacity) -> None:
         )
 
 
-def of_a_trial(config: RunConfig, room: Capacity, schedule: str) -> RunConfig:
+def trial_base_config(config: RunConfig, room: Capacity, schedule: str) -> RunConfig:
     """The configuration that trials vary, with the resources of one.
 
     A population saves whenever it is compared, and keeps each save for PBT_KEPT rounds: as long may a trial take that

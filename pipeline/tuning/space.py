@@ -17,9 +17,11 @@ import numpy as np
 from pydantic.fields import FieldInfo
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
-from pipeline.config import ConfigError, RunConfig, parse_config, settings_table
+from pipeline.checks.settings import check_run
+from pipeline.config.loading import parse_config, settings_table
+from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
-from pipeline.training.preflight import check_run
+from pipeline.errors import ConfigError
 
 Point = dict[str, Any]
 LABEL_FREE = [("label_free", "max")]

@@ -16,15 +16,15 @@ from ray import tune
 from ray.train import Result, UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipeline.config import ConfigError, RunConfig
-from pipeline.data.shards import DataError, Manifest
-from pipeline.data.stream import choose_mode
-from pipeline.errors import RunFailed
+from pipeline.checks.settings import check_run
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import Manifest
+from pipeline.errors import ConfigError, DataError, RunFailed
+from pipeline.plan import choose_mode
 from pipeline.tracking import RunRef, open_run
-from pipeline.training.preflight import check_run
+from pipeline.training.fit import fit, new_board, ray_reason
 from pipeline.training.progress import POLL_SECONDS
 from pipeline.training.run_folder import IDENTITY, RunFolder
-from pipeline.training.trainer import fit, new_board, ray_reason
 from pipeline.tuning.schedule import CHECKPOINT, START_FROM
 from pipeline.tuning.space import Point, Space, configured
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import hardware
-from tests.runs import end, family, outcome, settings, start, train_workers
+from tests.helpers.runs import end, family, outcome, settings, start, train_workers
 
 VICTIMS = ("worker", "driver", "machine")
 PATIENCE = 300  # seconds

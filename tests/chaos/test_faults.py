@@ -17,12 +17,13 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
+from pipeline import runs as trainer
 from pipeline.collectives import rank
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.errors import RunFailed
-from pipeline.training import trainer, worker
-from pipeline.training.trainer import train
-from tests.runs import EPOCHS, outcome, settings
+from pipeline.runs import train
+from pipeline.training import worker
+from tests.helpers.runs import EPOCHS, outcome, settings
 
 pytestmark = pytest.mark.chaos
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.namespaces import DASHBOARD_PORT, GCS_PORT, NETWORK, NamespaceCluster
-from tests.runs import options, outcome, settings, train_workers
+from tests.helpers.runs import options, outcome, settings, train_workers
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,9 +17,9 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
 from pipeline.cluster import QUIET
-from pipeline.config import load_config
-from pipeline.training.trainer import train
-from tests.runs import outcome, settings
+from pipeline.config.loading import load_config
+from pipeline.runs import train
+from tests.helpers.runs import outcome, settings
 
 pytestmark = pytest.mark.chaos
 

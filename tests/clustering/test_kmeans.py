@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.clustering.kmeans import KMeansResult, kmeans_plus_plus, spherical_kmeans
-from tests.conftest import Workers, assert_close, golden
+from tests.helpers.golden import assert_close, golden
+from tests.helpers.workers import Workers
 
 LLOYD = golden("kmeans_lloyd")
 

@@ -11,15 +11,16 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pipeline.clustering.scores import (
+from pipeline.clustering.label_free import (
     LABEL_FREE_WEIGHTS,
     assignment_agreement,
-    clustering_scores,
     cosine_silhouette,
     label_free_score,
     prototype_margin,
 )
-from tests.conftest import Workers, golden
+from pipeline.clustering.scores import clustering_scores
+from tests.helpers.golden import golden
+from tests.helpers.workers import Workers
 
 METRICS = golden("metrics")
 CASES = sorted({key.split("/")[0] for key in METRICS})

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.build import model_for, views_for
+from pipeline.build import build_model, build_views
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.inference.assign import Assigner, ClusterModel
 from pipeline.method.digpro import DigPro
-from tests.manifests import manifest
+from tests.helpers.manifests import manifest
 
 K = 5
 CONFIG = load_config(
@@ -34,7 +34,7 @@ MANIFEST = manifest()
 @pytest.fixture(scope="module")
 def trained() -> DigPro:
     """A model whose weights and statistics have moved, so that forgetting any of them shows."""
-    model = model_for(CONFIG, K, torch.device("cpu"))
+    model = build_model(CONFIG, K, torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.networks.target.parameters():
@@ -51,7 +51,7 @@ def images(count: int, size: int = 16) -> Tensor:
 
 
 def features(model: DigPro, block: Tensor) -> Tensor:
-    return model.encode(views_for(CONFIG, MANIFEST).plain(block))
+    return model.encode(build_views(CONFIG, MANIFEST).plain(block))
 
 
 def checkpoint(model: DigPro, centers: Tensor) -> dict[str, Any]:

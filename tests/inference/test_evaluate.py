@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import ConfigError, load_config
-from pipeline.data.shards import DataError
+from pipeline.config.loading import load_config
+from pipeline.errors import ConfigError, DataError
 from pipeline.inference.evaluate import evaluate
-from tests.manifests import manifest
+from tests.helpers.manifests import manifest
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
     import ray
 
-    from pipeline.training.trainer import train
+    from pipeline.runs import train
 
     places = [f"storage={tmp_path / 'runs'}", f"data.path={tmp_path / 'data'}", "name=tiny"]
     small = ["optim.epochs=2", "optim.warmup_epochs=1", "resources.workers=1", "tracking.system_metrics=false"]

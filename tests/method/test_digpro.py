@@ -13,7 +13,8 @@ from pipeline import collectives
 from pipeline.method.digpro import DigPro, DigProSettings, StepLosses
 from pipeline.method.encoder import build_head
 from pipeline.method.optimizer import build_optimizer, set_learning_rates
-from tests.conftest import Workers, assert_close, golden
+from tests.helpers.golden import assert_close, golden
+from tests.helpers.workers import Workers
 
 INPUTS = golden("full_inputs")
 NAMES = {"encoder_q": "networks.online.encoder", "projector_q": "networks.online.projector"}

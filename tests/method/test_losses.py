@@ -10,7 +10,8 @@ from pipeline.method.batchnorm import use_global_batchnorm
 from pipeline.method.encoder import build_predictor
 from pipeline.method.groups import MomentumGroups
 from pipeline.method.losses import group_loss, instance_loss, prototype_loss, unit
-from tests.conftest import Workers, assert_close, golden
+from tests.helpers.golden import assert_close, golden
+from tests.helpers.workers import Workers
 
 INSTANCE, PROTOTYPE, GROUP = golden("instance_loss"), golden("prototype_loss"), golden("group_step")
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-5)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.method.schedules import build_schedules, learning_rates, scaled_lr
-from tests.conftest import golden
+from tests.helpers.golden import golden
 
 SCHEDULES = golden("schedules")
 

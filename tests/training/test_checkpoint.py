@@ -11,19 +11,12 @@ from ray.train import Checkpoint
 from torch import Tensor
 
 from pipeline.data.shards import Manifest
-from pipeline.training.checkpoint import (
-    ABOUT,
-    STATE,
-    CheckpointError,
-    read,
-    read_handed_on,
-    read_newest,
-    restore,
-    save,
-)
+from pipeline.errors import CheckpointError
+from pipeline.training.checkpoint import ABOUT, STATE, read, read_handed_on, read_newest, restore, save
 from pipeline.training.worker import Run, run_estep, train_step
-from tests.conftest import Workers, assert_close
-from tests.training.helpers import digits, small_run, snapshot
+from tests.helpers.golden import assert_close
+from tests.helpers.small_run import digits, small_run, snapshot
+from tests.helpers.workers import Workers
 
 
 def _advance(run: Run, epochs: int, stop_at: tuple[int, int] | None = None) -> None:

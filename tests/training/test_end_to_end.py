@@ -18,10 +18,11 @@ import ray
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from pipeline.config import RunConfig, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 from pipeline.inference.evaluate import evaluate
-from pipeline.training.trainer import train
-from tests.runs import EPOCHS, end, family, outcome, settings, start, train_workers
+from pipeline.runs import train
+from tests.helpers.runs import EPOCHS, end, family, outcome, settings, start, train_workers
 
 pytestmark = pytest.mark.slow
 

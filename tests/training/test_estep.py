@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline.data.shards import Manifest
 from pipeline.training.estep import PseudoLabels, all_features, estimate, rank_spread, size_health
-from tests.conftest import Workers, assert_close
-from tests.training.helpers import IMAGES, digits, small_run
+from tests.helpers.golden import assert_close
+from tests.helpers.small_run import IMAGES, digits, small_run
+from tests.helpers.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_churn_counts_images_not_cluster_numbers() -> None:
 
 
 def small_run_settings():
-    from pipeline.config import EStepConfig
+    from pipeline.config.models import EStepConfig
 
     return EStepConfig(restarts=2)
 

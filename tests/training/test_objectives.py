@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.scores import LABEL_FREE_WEIGHTS, assignment_agreement, label_free_score
-from pipeline.config import load_config
+from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, assignment_agreement, label_free_score
+from pipeline.clustering.nearest import nearest_center
+from pipeline.config.loading import load_config
 from pipeline.data.decode import decode_table
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.training.objectives import PROBE_EPOCH, Probe, nearest, read_probe, view_clusters
+from pipeline.training.probe import PROBE_EPOCH, Probe, read_probe, view_clusters
 from pipeline.training.worker import run_estep, train_step
-from tests.conftest import Workers
-from tests.training.helpers import digits, small_run
+from tests.helpers.small_run import digits, small_run
+from tests.helpers.workers import Workers
 
 OBJECTIVES = {
     "silhouette",
@@ -90,8 +91,8 @@ def test_view_clusters_are_those_of_the_nearest_centre(data: tuple[Tensor, Manif
     views = run.views(data[0][:total], torch.arange(total), PROBE_EPOCH)
     for column, view in zip(found.T, views, strict=True):
         features = run.state.model.encode(view)
-        nearest = torch.nn.functional.cosine_similarity(features[:, None], centers, dim=2).argmax(dim=1)
-        assert column.equal(nearest)
+        nearest_center = torch.nn.functional.cosine_similarity(features[:, None], centers, dim=2).argmax(dim=1)
+        assert column.equal(nearest_center)
     assert run.state.history[-1]["view_agreement"] == assignment_agreement(*found.T)
 
 
@@ -101,7 +102,7 @@ def test_seeds_agree_where_clusters_are_plain_and_one_seed_agrees_with_none(data
     assert run.state.pseudo is not None
     total, found = run.probe.total, run.state.pseudo
     features = run.state.model.encode(run.views.plain(data[0][:total]))
-    agreements = [assignment_agreement(found.labels[:total], nearest(features, other)) for other in found.others]
+    agreements = [assignment_agreement(found.labels[:total], nearest_center(features, other)) for other in found.others]
     assert len(agreements) == run.config.estep.restarts - 1
     assert run.state.history[-1]["seed_agreement"] == pytest.approx(sum(agreements) / len(agreements))
     single = small_run(*data, "estep.restarts=1")

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.training.ledger import ENTRIES, Ledger
+from pipeline.config.loading import load_config
 from pipeline.training.progress import ProgressPrinter, Reporter, progress_line
+from pipeline.training.timing import ENTRIES, Ledger
 
 
 def test_a_line_has_scores_throughput_and_the_time_left() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConfigError, RunConfig, load_config
-from pipeline.data.shards import DataError
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError, DataError
 from pipeline.training.run_folder import IDENTITY, RunFolder
-from tests.manifests import manifest
+from tests.helpers.manifests import manifest
 
 
 def config(tmp_path: Path, *overrides: str) -> RunConfig:

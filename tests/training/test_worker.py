@@ -7,10 +7,11 @@ import ray.train
 import torch
 from ray.train import PreemptionInfo
 
+from pipeline.errors import Diverged
 from pipeline.training import worker
 from pipeline.training.estep import PseudoLabels
-from pipeline.training.worker import Diverged, check_finite, preemption_announced, train_epoch
-from tests.training.helpers import digits, small_run
+from pipeline.training.worker import check_finite, preemption_announced, train_epoch
+from tests.helpers.small_run import digits, small_run
 
 
 @pytest.fixture(scope="module")

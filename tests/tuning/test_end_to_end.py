@@ -16,15 +16,15 @@ import ray
 from mlflow import MlflowClient
 from ray.util.state import list_actors, list_placement_groups
 
-from pipeline.build import schedules_for
-from pipeline.config import load_config
+from pipeline.build import build_run_schedules
+from pipeline.config.loading import load_config
 from pipeline.training.checkpoint import newest_in
 from pipeline.tuning import schedule
 from pipeline.tuning.schedule import START_FROM
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
 from pipeline.tuning.trial import run_name
-from tests.runs import EPOCHS, end, family, options, settings, train_workers
+from tests.helpers.runs import EPOCHS, end, family, options, settings, train_workers
 
 pytestmark = pytest.mark.chaos  # kills, and minutes: run by `make chaos`
 
@@ -188,7 +188,7 @@ def test_the_poor_trial_goes_on_from_the_others_checkpoint(folder: Path, taken_o
     config = load_config(
         "digits", ["optim.epochs=30", "optim.warmup_epochs=1", f"optim.lr={poor['point']['optim.lr']}"]
     )
-    assert mine[29]["lr"] == pytest.approx(schedules_for(config, 14).lr[29 * 14 - 1])  # by its own settings
+    assert mine[29]["lr"] == pytest.approx(build_run_schedules(config, 14).lr[29 * 14 - 1])  # by its own settings
 
 
 def test_nothing_is_left_on_the_cluster(taken_over: dict[str, Any]) -> None:

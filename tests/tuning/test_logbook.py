@@ -10,9 +10,9 @@ import pytest
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.tuning import logbook as module
-from pipeline.tuning.logbook import Logbook, reason_of
+from pipeline.tuning.logbook import Logbook, failure_reason
 from pipeline.tuning.schedule import START_FROM, asha
 from pipeline.tuning.space import Space
 
@@ -90,5 +90,5 @@ def test_what_is_saved_is_what_comes_back(said: list[str]) -> None:
 
 
 def test_a_trial_without_an_exception_of_its_own_has_a_reason_too() -> None:
-    assert reason_of(made_up("a", SimpleNamespace(cause=RuntimeError("collapsed\nat line 3")))) == "collapsed"
-    assert reason_of(made_up("a", ValueError())) == "ValueError"
+    assert failure_reason(made_up("a", SimpleNamespace(cause=RuntimeError("collapsed\nat line 3")))) == "collapsed"
+    assert failure_reason(made_up("a", ValueError())) == "ValueError"

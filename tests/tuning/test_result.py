@@ -10,9 +10,9 @@ import pytest
 from optuna.trial import TrialState
 from ray import tune
 
+from pipeline.report.search_page import page, short_names, study_of
 from pipeline.tuning.logbook import Entry
-from pipeline.tuning.page import page, short_names, study_of
-from pipeline.tuning.result import Row, best, front, rows
+from pipeline.tuning.result import Row, best, pareto_front, rows
 from pipeline.tuning.schedule import START_FROM
 from pipeline.tuning.space import Space
 
@@ -67,7 +67,7 @@ def test_of_several_objectives_the_first_counts_and_the_next_decide_between_equa
         row(3, loss=1.02, images_per_second=200),  # beaten by 2
         row(4, loss=2.00, images_per_second=900),
     ]
-    assert [r.number for r in front(found, TWO)] == [1, 2, 4]
+    assert [r.number for r in pareto_front(found, TWO)] == [1, 2, 4]
     assert best(found, TWO) is found[1]
 
 

@@ -9,7 +9,9 @@ import pytest
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from pipeline.config import ConfigError, RunConfig, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.tuning.schedule import CHECKPOINT, START_FROM, HandingOn, asha, interval, population, proposer, rungs
 from pipeline.tuning.space import Space, inside
 

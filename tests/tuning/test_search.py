@@ -10,18 +10,19 @@ import pytest
 import yaml
 from ray import tune
 
-from pipeline.config import ConfigError, RunConfig, load_config
+from pipeline.checks.capacity import Capacity
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
-from pipeline.errors import RunFailed
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.training.run_folder import RunFolder
 from pipeline.tuning import search as module
-from pipeline.tuning.capacity import Capacity
 from pipeline.tuning.record import preset
 from pipeline.tuning.result import Row
-from pipeline.tuning.search import claim, concluded, described, has_state, named, of_a_trial, opening, search
+from pipeline.tuning.search import claim, concluded, described, has_state, named, opening, search, trial_base_config
 from pipeline.tuning.space import Space, configured
 from pipeline.tuning.trial import TrialJob
-from tests.manifests import manifest
+from tests.helpers.manifests import manifest
 
 SPACE = Space("mine", {"optim.lr": tune.loguniform(0.01, 1)}, settings={"optim.epochs": 20, "optim.warmup_epochs": 8})
 
@@ -102,7 +103,7 @@ def test_a_finished_search_shows_its_result_again_or_its_failure(tmp_path: Path)
 
 def job(folder: Path, schedule: str = "asha") -> TrialJob:
     base = configured(config(folder, "name=mine"), SPACE.settings)
-    trial = of_a_trial(base, Capacity(3, 0.5, False), schedule)
+    trial = trial_base_config(base, Capacity(3, 0.5, False), schedule)
     return TrialJob(trial, SPACE, manifest(), f"{folder}/runs/mine/trials", "parent", "digits")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from ray import tune
 
-from pipeline.config import ConfigError, load_config, preset_names
+from pipeline.config.loading import load_config, preset_names
+from pipeline.errors import ConfigError
 from pipeline.tuning.space import Space, check_points, configured, describe, first_points, inside, load_space
-from tests.manifests import manifest
+from tests.helpers.manifests import manifest
 
 SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.py"))
 START = "from ray import tune\n"

@@ -10,14 +10,13 @@ import pytest
 import ray
 from ray.train import WorkerGroupError
 
-from pipeline.config import ConfigError, load_config
-from pipeline.errors import RunFailed
-from pipeline.training.worker import Diverged
+from pipeline.config.loading import load_config
+from pipeline.errors import ConfigError, Diverged, RunFailed
 from pipeline.tuning import trial as module
 from pipeline.tuning.schedule import CHECKPOINT, START_FROM
 from pipeline.tuning.space import Space
 from pipeline.tuning.trial import TrialJob, fault, in_background, lasting, pages, report, run_name, trial_config, whole
-from tests.manifests import manifest
+from tests.helpers.manifests import manifest
 
 CONFIG = load_config("digits", ["optim.epochs=10", "optim.warmup_epochs=2", "estep.every=3", "name=search"])
 SPACE = Space("mine", {})

@@ -15,13 +15,14 @@ from collections.abc import Callable
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import DataError, filesystem
 from pipeline.data.sources.base import IMAGE_SUFFIXES, Part, Row, Source, find
 from pipeline.data.sources.digits import open_digits
 from pipeline.data.sources.imagefolder import open_imagefolder
 from pipeline.data.sources.parquet import open_parquet
 from pipeline.data.sources.torchvision_sets import open_torchvision
 from pipeline.data.sources.webdataset import open_webdataset
+from pipeline.errors import DataError
+from pipeline.storage import filesystem
 
 __all__ = ["Part", "Row", "Source", "open_source"]
 

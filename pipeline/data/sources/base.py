@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import WORK_FOLDER, DataError, Quarantined
+from pipeline.data.shards import WORK_FOLDER, Quarantined
+from pipeline.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 UNKNOWN_LABEL = -1

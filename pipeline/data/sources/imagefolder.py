@@ -7,8 +7,10 @@ from functools import partial
 
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import DataError, Quarantined, filesystem
+from pipeline.data.shards import Quarantined
 from pipeline.data.sources.base import IMAGE_SUFFIXES, UNKNOWN_LABEL, Row, Source, cut, digest, find, relative, shuffled
+from pipeline.errors import DataError
+from pipeline.storage import filesystem
 
 FOREIGN_SUFFIXES = (".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".heic", ".avif")  # images, but not of the contract
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import DataError, Quarantined, filesystem
+from pipeline.data.shards import Quarantined
 from pipeline.data.sources.base import UNKNOWN_LABEL, Row, Source, digest, find, named_classes, pack, relative
+from pipeline.errors import DataError
+from pipeline.storage import filesystem
 
 
 def open_parquet(source: str, path: str, rows_per_part: int) -> Source:

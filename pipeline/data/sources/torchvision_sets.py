@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.data.shards import DataError, Quarantined, filesystem
+from pipeline.data.shards import Quarantined
 from pipeline.data.sources.base import Part, Row, Source, cut, digest, find, png, shuffled
+from pipeline.errors import DataError
+from pipeline.storage import filesystem
 
 _BOTH = [{"train": True}, {"train": False}]
 _TRAIN_TEST = [{"split": "train"}, {"split": "test"}]

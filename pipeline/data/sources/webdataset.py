@@ -14,8 +14,10 @@ from pathlib import PurePosixPath
 from braceexpand import braceexpand
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import DataError, Quarantined, filesystem
+from pipeline.data.shards import Quarantined
 from pipeline.data.sources.base import IMAGE_SUFFIXES, UNKNOWN_LABEL, Row, Source, digest, find, named_classes
+from pipeline.errors import DataError
+from pipeline.storage import filesystem
 
 TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
 

@@ -1,0 +1,104 @@
+"""What could go wrong on a cluster, looked for on every node before a GPU is held."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import ray
+
+from pipeline.checks.capacity import worker_resources
+from pipeline.checks.nodes import Answer, Finding, alive_nodes, ask_nodes, storage_finding, versions_finding
+from pipeline.checks.settings import check_run
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import read_manifest
+from pipeline.errors import ConfigError, DataError
+from pipeline.plan import choose_mode
+from pipeline.submission import LIMIT_MIB, travelling_files
+from pipeline.tracking import tracking_uri
+
+
+def examine(config: RunConfig) -> list[Finding]:
+    """All findings for a located configuration, on the connected cluster."""
+    findings = [_cluster(), *_resources(config), _working_directory(), _tracking(config, len(alive_nodes()))]
+    tracking = findings[-1]
+    answers, problems = ask_nodes(config, tracking="" if tracking.remedy else tracking.found)
+    for node, answer in answers:
+        findings += _node_findings(node, answer, alone=len(answers) == 1)
+    return findings + problems
+
+
+def _cluster() -> Finding:
+    """Which cluster is looked at: without an address it is one that was started for this command alone."""
+    address = os.environ.get("RAY_ADDRESS")
+    nodes = ", ".join(node["NodeManagerAddress"] for node in alive_nodes())
+    return Finding("cluster", f"{address} ({nodes})" if address else "this machine's own; RAY_ADDRESS names no other")
+
+
+def _resources(config: RunConfig) -> Iterator[Finding]:
+    """Images, and CPUs and GPUs for them."""
+    total = ray.cluster_resources()
+    have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
+    try:
+        manifest = read_manifest(config.data.path)
+        check_run(config, manifest)
+        mode, reason = choose_mode(config, manifest)
+        yield Finding("images", f"{manifest.num_images:,} at {config.data.path}, {mode} ({reason})")
+    except (ConfigError, DataError) as error:
+        mode = "resident"
+        yield Finding("images", str(error), "" if config.data.source else "mend this before training")
+    try:
+        each = worker_resources(config, mode)
+        gpus = " and a GPU" if each.gpus else ""
+        yield Finding("resources", f"{have}; {each.cpus:g} CPUs{gpus} for each of {config.resources.workers} workers")
+    except ConfigError as error:
+        yield Finding("resources", have, str(error))
+
+
+def _working_directory() -> Finding:
+    size = sum(travelling_files(".").values()) / 2**20
+    remedy = "" if size <= LIMIT_MIB else f"Ray sends {LIMIT_MIB} MiB at most: list large files in .gitignore"
+    return Finding("working directory", f"{size:,.1f} MiB would travel with a job", remedy)
+
+
+def _node_findings(node: str, answer: Answer, *, alone: bool) -> Iterator[Finding]:
+    yield versions_finding(node, answer)
+    yield storage_finding(node, answer)
+    yield _shared_memory(node, answer)
+    if not alone:
+        yield _interface(node, answer)
+    if answer["tracking"]:
+        yield Finding(f"MLflow from {node}", answer["tracking"], "open the way to the server, or change tracking.uri")
+
+
+def _shared_memory(node: str, answer: Answer) -> Finding:
+    shm, store = answer["shm"] / 2**30, answer["object_store"] / 2**30
+    slow = shm < store
+    remedy = "Ray falls back to slow disk: give /dev/shm more (--shm-size, or an emptyDir in memory)" if slow else ""
+    return Finding(f"shared memory of {node}", f"/dev/shm {shm:.1f} GiB, object store {store:.1f} GiB", remedy)
+
+
+def _interface(node: str, answer: Answer) -> Finding:
+    """Whether gloo and NCCL will find a way to the other nodes."""
+    what = f"network of {node}"
+    for name, asked in answer["asked_interfaces"].items():
+        if not any(card.startswith(asked.lstrip("=^")) for card in answer["interfaces"]):
+            found = f"{name}={asked}, but there are {', '.join(answer['interfaces'])}"
+            return Finding(what, found, f"set it to {answer['own_interface']} before `ray start`")
+    loops = answer["hostname_address"].startswith("127.")
+    if loops and "GLOO_SOCKET_IFNAME" not in answer["asked_interfaces"]:
+        found = f"the host's name means {answer['hostname_address']}, where gloo would listen"
+        return Finding(what, found, f"set GLOO_SOCKET_IFNAME={answer['own_interface']} before `ray start`")
+    return Finding(what, json.dumps(answer["asked_interfaces"]) if answer["asked_interfaces"] else "by the host's name")
+
+
+def _tracking(config: RunConfig, nodes: int) -> Finding:
+    try:
+        uri = tracking_uri(config.tracking.uri, config.storage)
+    except ConfigError as error:
+        return Finding("MLflow", "no place for the records", str(error))
+    if uri.startswith("sqlite:") and nodes > 1:
+        remedy = "start `mlflow server` and set tracking.uri=http://..., or see that the file is on a shared folder"
+        return Finding("MLflow", f"{uri} is a file, and there are {nodes} nodes", remedy)
+    return Finding("MLflow", uri)

@@ -1,0 +1,237 @@
+"""The run configuration: typed, validated, and the same object from the command line to the worker.
+
+A configuration is built in three layers, later ones winning: a preset (``pipeline/presets/*.yaml``) or a
+YAML file, then dotted overrides (``optim.lr=0.1``). Unknown keys are errors that name the nearest known key.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys are errors, and so are infinities and NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class DataConfig(Section):
+    """Where the images are and how they reach the workers."""
+
+    path: str = Field(description="folder of shards with a manifest.json, as `digpro ingest` writes it; or its URI")
+    source: str | None = Field(
+        None, description="what to ingest into `path` when it holds no manifest yet (see `digpro ingest --help`)"
+    )
+    image_size: int = Field(32, ge=4, description="images are decoded to image_size x image_size pixels")
+    mode: Literal["auto", "resident", "streaming"] = Field(
+        "auto",
+        description="resident: every worker holds the decoded set; streaming: Ray Data feeds each epoch; "
+        "auto chooses by resident_limit_gb",
+    )
+    resident_limit_gb: float = Field(
+        4.0, gt=0, description="largest decoded set per worker, in GiB, that `auto` keeps resident"
+    )
+    shuffle_buffer: int = Field(8192, ge=0, description="streaming: images in each worker's local shuffle buffer")
+    prefetch_batches: int = Field(1, ge=0, description="streaming: batches that each worker fetches ahead")
+
+
+class ViewsConfig(Section):
+    """Random augmentation of one view; the defaults are the reference code's, which are SimCLR's without blur."""
+
+    size: int = Field(32, ge=4, description="side of the square view in pixels")
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop over the image's area")
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of the crop")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees, drawn in +-rotation")
+    horizontal_flip: Probability = Field(0.5, description="probability; 0 where left and right matter (digits)")
+    vertical_flip: Probability = Field(0.0, description="probability; 0.5 suits images from above")
+    jitter: Probability = Field(0.8, description="probability of the colour jitter")
+    brightness: Probability = Field(0.4, description="jitter: factor drawn in 1 +- brightness")
+    contrast: Probability = Field(0.4, description="jitter: factor drawn in 1 +- contrast")
+    saturation: Probability = Field(0.4, description="jitter: factor drawn in 1 +- saturation")
+    hue: float = Field(0.1, ge=0, le=0.5, description="jitter: largest hue shift, as a part of the colour circle")
+    grayscale: Probability = Field(0.2, description="probability")
+    blur: Probability = Field(0.0, description="probability of gaussian blur; the reference has it off")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="range of the blur, in pixels of the view")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ViewsConfig:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is {[low, high]}; give [low, high] with 0 < low <= high")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; a crop cannot exceed the image, keep it <= 1")
+        return self
+
+
+class ModelConfig(Section):
+    """The networks; sizes are the reference code's."""
+
+    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = Field(
+        "resnet18", description="tiny: four convolutions, for images of about 16 pixels; else torchvision's, untrained"
+    )
+    small_stem: bool = Field(True, description="3x3 stride-1 stem without max-pool, for images up to about 64 pixels")
+    projector_hidden: int = Field(4096, ge=1, description="width of the projector's hidden layer")
+    feature_size: int = Field(256, ge=2, description="D: length of the features that are clustered")
+    predictor_hidden: int = Field(4096, ge=1, description="width of the predictor's hidden layer")
+
+
+class MethodConfig(Section):
+    """DigPro's own settings (arXiv 2401.13581). The `reference_*` switches restore what the reference code does."""
+
+    num_clusters: int | None = Field(None, ge=2, description="K; null takes the number of classes of the manifest")
+    num_groups: int | None = Field(
+        None, ge=1, description="momentum groups; null means K, as in the paper, and more are finer than clusters"
+    )
+    instance_weight: float = Field(1.0, ge=0, description="of the instance loss")
+    prototype_weight: float = Field(0.1, ge=0, description="of the prototype loss; it is off during warm-up")
+    group_weight: float = Field(0.3, ge=0, description="of the group loss")
+    prototype_temperature: float = Field(0.5, gt=0, description="T: lower separates prototypes more sharply")
+    group_temperature: float = Field(0.1, gt=0, description="tau: lower makes the choice of a group sharper")
+    group_momentum: float = Field(0.99, ge=0, lt=1, description="beta: part of a group that an update keeps")
+    reset_every: int | None = Field(None, ge=1, description="steps between group resets; null: as many as groups")
+    bank_size: int = Field(2560, ge=1, description="rows of the feature bank behind the resets")
+    latent_noise: float = Field(
+        0.001, ge=0, description="standard deviation of the noise on online features; off during warm-up"
+    )
+    target_momentum: Probability = Field(0.996, description="part of the target network that a step keeps")
+    increase_momentum: bool = Field(False, description="cosine from target_momentum to 1 over the run")
+    reference_double_momentum: bool = Field(False, description="move the target a first time, by 0.99, each step")
+    reference_raw_groups: bool = Field(False, description="mix raw instead of unit features into the groups")
+    reference_empty_logit: bool = Field(False, description="mask empty prototypes with -10 instead of -inf")
+    reference_long_cosine: bool = Field(
+        False, description="cosine over all epochs after the warm-up, so that the rate never reaches its end"
+    )
+
+
+class OptimConfig(Section):
+    """Optimiser and schedules; the defaults are the reference code's."""
+
+    epochs: int = Field(1000, ge=1, description="passes over the images")
+    warmup_epochs: int = Field(
+        50, ge=0, description="first epochs: rising rate, neither prototype loss nor latent noise"
+    )
+    batch_size: int = Field(256, ge=2, description="images per step over all workers")
+    lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
+    final_lr_fraction: Probability = Field(0.0, description="rate of the last step over the highest rate")
+    predictor_lr_factor: float = Field(10.0, gt=0, description="the predictor learns this many times faster")
+    fixed_predictor_lr: bool = Field(False, description="the predictor's rate is the highest rate all along instead")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    decay_bias_and_norm: bool = Field(True, description="as in the reference, which decays every tensor")
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto",
+        description="of the networks; auto is bfloat16 (autocast) on GPUs that have it, else float32; float64 is for "
+        "proofs that two ways of running agree",
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> OptimConfig:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, more than epochs ({self.epochs}); lower warmup_epochs"
+            )
+        return self
+
+
+class EStepConfig(Section):
+    """Pseudo-labels by spherical k-means on the target network's features."""
+
+    every: int = Field(1, ge=1, description="epochs between E-steps")
+    batch_size: int = Field(512, ge=1, description="images per worker and forward pass")
+    restarts: int = Field(10, ge=1, description="starts of k-means; the lowest inertia wins")
+    max_iter: int = Field(300, ge=1, description="iterations of a start at most")
+    tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
+    warm_start: bool = Field(False, description="add the last centres as one more start")
+    probe: int = Field(
+        512, ge=0, description="images that the label-free objectives look at (docs/objectives.md); 0 switches them off"
+    )
+
+
+class CheckpointConfig(Section):
+    """When the state is saved, and how many saves are kept."""
+
+    every_epochs: int = Field(1, ge=1, description="epochs between saves; the last epoch is always saved")
+    every_steps: int | None = Field(None, ge=1, description="also inside an epoch, for epochs of hours")
+    keep: int = Field(2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it")
+
+
+class WorkerRange(Section):
+    """A number of workers that follows the cluster: as many as it has room for, within these bounds."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, more than max ({self.max}); lower min")
+        return self
+
+
+class ResourcesConfig(Section):
+    """What the run asks of the Ray cluster."""
+
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = Field(
+        2, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
+    )
+    autoscale: bool = Field(
+        False, description="the cluster grows on demand: ask it for what it has not, instead of refusing to start"
+    )
+    wait_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="how long a fixed number of workers may wait for places, all in all; {min, max} waits without end",
+    )
+    resize_seconds: float = Field(
+        60.0, gt=0, description="with {min, max}: how often a running group looks whether it can grow"
+    )
+    gpus: Literal[True, False, "auto"] = Field(
+        "auto", description="one GPU per worker; auto takes them when there are enough"
+    )
+    cpus_per_worker: float | None = Field(None, gt=0, description="null leaves at least one CPU to Ray Data")
+    max_failures: int = Field(
+        3, ge=0, description="worker-group restarts before the run gives up; announced preemptions do not count"
+    )
+
+    @property
+    def worker_range(self) -> WorkerRange:
+        """Fewest and most workers; the same number twice when it is fixed."""
+        return (
+            self.workers if isinstance(self.workers, WorkerRange) else WorkerRange(min=self.workers, max=self.workers)
+        )
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = Field(
+        None, description="any MLflow URI; null is MLFLOW_TRACKING_URI, or else an SQLite file in the storage folder"
+    )
+    experiment: str = Field("digpro", description="MLflow experiment that the run appears in")
+    system_metrics: bool = Field(True, description="also record CPU, memory and GPU use")
+
+
+class RunConfig(Section):
+    """All of one training run."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*$",  # it becomes the name of a folder
+        description="identity of the run; null derives it from preset, data folder and settings",
+    )
+    storage: str = Field("runs", description="folder or pyarrow filesystem URI under which runs are kept")
+    seed: int = Field(0, ge=0, description="of every random choice of the run")
+    data: DataConfig
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    optim: OptimConfig = OptimConfig()
+    estep: EStepConfig = EStepConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,77 @@
+"""What a worker trains on: batches of uint8 images with their index, from memory or from a stream.
+
+Resident (here): each worker holds the whole decoded set as one uint8 tensor on its device. The order of an epoch is a
+permutation keyed by (seed, epoch), of which a worker takes its slice of each global batch: the same order for every
+number of workers, and a resume is an index. Streaming is in `pipeline.data.streaming`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.collectives import RowRange, row_range
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This worker's `rows` of one global batch: images uint8 (B_local, H, W, 3) and index int64 (B_local,)."""
+
+    images: Tensor
+    index: Tensor
+    rows: RowRange
+
+
+class Images(Protocol):
+    """What the training loop asks of either mode."""
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on; as many on every worker."""
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (n, H, W, 3) and index (n,) of this worker's part of the set, each image on one worker only."""
+
+
+class ResidentImages:
+    """Batches from the whole decoded set, held in memory.
+
+    Parameters
+    ----------
+    images : Tensor (N, H, W, 3) uint8
+        On the device that trains.
+    seed : int
+        Of the run; with the epoch it decides the order.
+    batch_size : int
+        Of a global batch.
+    block_size : int
+        Images that `blocks` yields at a time.
+    """
+
+    def __init__(self, images: Tensor, *, seed: int, batch_size: int, block_size: int) -> None:
+        self.images, self.seed, self.batch_size, self.block_size = images, seed, batch_size, block_size
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Slices of permutation(seed, epoch): the same global batches for every number of workers."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
+        order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
+        rows = row_range(self.batch_size)
+        for step in range(first_step, len(order) // self.batch_size):
+            start = step * self.batch_size
+            index = order[start + rows.start : start + rows.stop]
+            yield Batch(self.images[index], index, rows)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's contiguous part of the set."""
+        own = row_range(len(self.images))
+        for start in range(own.start, own.stop, self.block_size):
+            index = torch.arange(start, min(start + self.block_size, own.stop), device=self.images.device)
+            yield self.images[start : start + len(index)], index
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of an epoch's order in either mode."""
+    return seed * 1_000_003 + epoch

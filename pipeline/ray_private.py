@@ -1,0 +1,58 @@
+"""Every private or unstable name of Ray that we use: why, and the version in which it was seen.
+
+Ray has no public way to do these things. `tests/test_ray_private.py` fails when an upgrade changes one of them.
+All were seen in Ray 2.60.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.data import DataContext, ExecutionOptions
+    from ray.train import DataConfig
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Inside, `ray.init` starts a cluster that listens on the loopback address.
+
+    Ray does so on macOS and Windows; on Linux the switch is a private constant, read at start-up.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def set_execution_count(context: DataContext, count: int) -> None:
+    """Make a data set's next execution count as number `count`.
+
+    Ray Data reseeds its shuffle by the number of executions, from 0 in each new worker group, and cannot be told to
+    start elsewhere. Without this a resumed run would see the order of the first epochs again.
+    """
+    if not hasattr(context, "_execution_idx"):
+        raise AttributeError("DataContext has no _execution_idx; this version of Ray counts executions otherwise")
+    context._execution_idx = count
+
+
+def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], None], logger: Logger) -> None:
+    """Visit every file that `ray job submit` would send from `root`: without `excludes` and what .gitignore lists.
+
+    Ray measures the folder only while it uploads it, and then fails after minutes.
+    """
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    _dir_travel(root, [_get_excludes(root, excludes)], visit, include_gitignore=True, logger=logger)
+
+
+def own_execution_options(config: DataConfig, dataset_name: str) -> ExecutionOptions:
+    """The execution options that Ray Train would use for a data set; `DataConfig.configure` needs them when overridden."""
+    return config._resolve_execution_options(dataset_name)

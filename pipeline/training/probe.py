@@ -1,0 +1,85 @@
+"""What an E-step can tell of a run's quality without classes; docs/objectives.md says what each figure is blind to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.clustering.label_free import assignment_agreement, cosine_silhouette, prototype_margin
+from pipeline.clustering.nearest import nearest_center
+from pipeline.collectives import gather_rows, row_range
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import decode_table
+from pipeline.data.read import read_sample
+from pipeline.data.shards import Manifest
+from pipeline.data.views import TwoViews
+from pipeline.method.digpro import DigPro
+from pipeline.training.estep import PseudoLabels
+
+PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and those of none
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The first `total` images of the set, a fair sample that every E-step looks at again.
+
+    `blocks` are this worker's part: images uint8 (n, S, S, 3) and their index (n,), for one forward pass each.
+    """
+
+    blocks: tuple[tuple[Tensor, Tensor], ...]
+    total: int
+
+
+def read_probe(config: RunConfig, manifest: Manifest, device: torch.device) -> Probe | None:
+    """This worker's part of the probe, from the shards; None when `estep.probe` is 0."""
+    if config.estep.probe == 0:
+        return None
+    start, stop, total = row_range(min(config.estep.probe, manifest.num_images))
+    table = read_sample(config.data.path, manifest, total).slice(start, stop - start)
+    images = torch.from_numpy(decode_table(table, config.data.image_size)["image"]).to(device)
+    parts = torch.arange(stop - start, device=device).split(config.estep.batch_size)
+    return Probe(tuple((images[part], start + part) for part in parts if len(part)), total)
+
+
+def objectives(
+    model: DigPro,
+    views: TwoViews,
+    probe: Probe,
+    features: Tensor,
+    found: PseudoLabels,
+    previous: PseudoLabels | None,
+) -> dict[str, float]:
+    """Figures of the pseudo-labels `found` from the workers' features (own rows, D); the same on every worker.
+
+    The first E-step has no `estep_agreement`, because nothing came before it; a k-means of a single start has no
+    `seed_agreement`.
+    """
+    own = row_range(len(found.labels))
+    probe_features = gather_rows(features[: max(0, probe.total - own.start)])
+    values = {
+        "silhouette": cosine_silhouette(probe_features, found.labels[: probe.total]),
+        "prototype_margin": prototype_margin(features, found.centers),
+        "view_agreement": assignment_agreement(*view_clusters(model, views, probe, found.centers).cpu().T),
+    }
+    if found.others is not None and len(found.others):
+        values["seed_agreement"] = seed_agreement(probe_features, found.labels[: probe.total], found.others)
+    if previous is not None:
+        values["estep_agreement"] = assignment_agreement(previous.labels.cpu(), found.labels.cpu())
+    return values
+
+
+def seed_agreement(features: Tensor, labels: Tensor, others: Tensor) -> float:
+    """Mean agreement of the labels (n,) of features (n, D) with those by the centres (R, K, D) of other seeds."""
+    agreements = [assignment_agreement(labels.cpu(), nearest_center(features, centers).cpu()) for centers in others]
+    return sum(agreements) / len(agreements)
+
+
+def view_clusters(model: DigPro, views: TwoViews, probe: Probe, centers: Tensor) -> Tensor:
+    """Clusters (total, 2) of two augmented views of every probe image."""
+    found = [torch.empty((0, 2), dtype=torch.int64, device=centers.device)]  # for a worker without probe images
+    for images, index in probe.blocks:
+        pair = views(images, index, PROBE_EPOCH)
+        found.append(torch.stack([nearest_center(model.encode(view), centers) for view in pair], dim=1))
+    return gather_rows(torch.cat(found))

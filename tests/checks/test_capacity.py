@@ -1,0 +1,82 @@
+"""How many trials fit: the sums, without Ray."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.checks.capacity import TRIAL_CPUS, Capacity, search_capacity
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError
+
+LAPTOP = [{"CPU": 2.0}]
+SERVER = [{"CPU": 16.0}]
+GPUS = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+
+
+def config(workers: object = 2, **resources: object) -> RunConfig:
+    settings = {"workers": workers, **resources}
+    return load_config("digits", [f"resources.{key}={value}" for key, value in settings.items()])
+
+
+@pytest.mark.parametrize(
+    ("resources", "mode", "nodes", "trials", "wanted", "expected"),
+    [
+        ({}, "resident", LAPTOP, 16, None, Capacity(1, 0.4, False)),  # 0.1 + 2 * 0.4, and one for Ray Data
+        ({}, "streaming", LAPTOP, 16, None, Capacity(1, 0.4, False)),
+        ({}, "resident", LAPTOP, 16, 2, Capacity(2, 0.2, False)),
+        ({"workers": 1, "cpus_per_worker": 0.2}, "resident", LAPTOP, 16, None, Capacity(3, 0.2, False)),
+        ({"workers": 1, "cpus_per_worker": 0.2}, "streaming", LAPTOP, 16, None, Capacity(1, 0.2, False)),
+        ({}, "resident", SERVER, 16, None, Capacity(7, 1.0, False)),  # 7 * 2.1 + 1
+        ({}, "streaming", SERVER, 16, None, Capacity(5, 1.0, False)),  # 5 * 3.1
+        ({}, "resident", SERVER, 3, None, Capacity(3, 2.0, False)),  # few trials share all there is
+        ({}, "resident", GPUS, 16, None, Capacity(4, 3.0, True)),
+        ({"gpus": False}, "resident", GPUS, 16, None, Capacity(14, 1.0, False)),
+        ({"workers": 16}, "resident", GPUS, 16, None, Capacity(1, 1.0, False)),  # auto: not enough GPUs
+        ({"workers": "{min: 1, max: 4}"}, "resident", GPUS, 16, None, Capacity(2, 3.0, True)),  # the most it may have
+        ({"autoscale": True, "gpus": True}, "resident", LAPTOP, 16, 8, Capacity(8, 1.0, True)),
+    ],
+)
+def test_as_many_trials_as_fit(
+    resources: dict[str, object],
+    mode: str,
+    nodes: list[dict[str, float]],
+    trials: int,
+    wanted: int | None,
+    expected: Capacity,
+) -> None:
+    assert search_capacity(config(**resources), mode, nodes, trials, wanted) == expected
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("cpus", [2, 3, 8, 31, 64])
+def test_nothing_is_promised_twice(mode: str, workers: int, cpus: int) -> None:
+    """And one trial more would not have fitted."""
+    room = search_capacity(config(workers), mode, [{"CPU": float(cpus)}], 1000)
+
+    def taken(trials: int) -> float:
+        return trials * (TRIAL_CPUS + workers * room.cpus) + (trials if mode == "streaming" else 1)
+
+    assert taken(room.trials) <= cpus + 1e-6
+    assert room.cpus < 1 or taken(room.trials + 1) > cpus
+
+
+def test_a_worker_does_not_lie_on_two_nodes() -> None:
+    halves = [{"CPU": 3.0}] * 4
+    assert search_capacity(config(1, cpus_per_worker=2), "resident", halves, 16).trials == 4  # and not 5
+
+
+@pytest.mark.parametrize(
+    ("resources", "wanted", "said"),
+    [
+        ({"cpus_per_worker": 1}, None, r"1 trial of 2 workers with 1 CPUs each, and 1.1 CPUs .* a cluster of 2 CPUs"),
+        ({"workers": 1}, 9, r"9 trials of 1 workers .* lower resources.workers, .* or --concurrent"),
+        ({"gpus": True}, None, r"1 trial of 2 workers with 0.1 CPUs and a GPU each"),
+        ({"autoscale": True, "gpus": True}, None, r"--concurrent N"),
+        ({"autoscale": True}, 2, r"set resources.gpus=true or false"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_sum(resources: dict[str, object], wanted: int | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        search_capacity(config(**resources), "resident", LAPTOP, 16, wanted)

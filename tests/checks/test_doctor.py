@@ -1,0 +1,142 @@
+"""What the doctor says of a healthy machine, and of nodes that are not."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from pipeline.checks import doctor, nodes
+from pipeline.checks.nodes import Finding, check_nodes, own_versions
+from pipeline.cluster import connect
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.data.ingest import ingest
+from pipeline.errors import ConfigError
+from pipeline.runs import resolve_paths_and_name
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run on digits that are there."""
+    ingest("digits", str(tmp_path / "digits"))
+    overrides = [f"storage={tmp_path}/runs", f"data.path={tmp_path}/digits", "resources.workers=1"]
+    return resolve_paths_and_name(load_config("digits", overrides), "digits")
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[None]:
+    connect()
+    yield
+    ray.shutdown()
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    """What a healthy node says."""
+    healthy = {
+        "versions": own_versions(),
+        "read": "",
+        "wrote": "",
+        "seen": "",
+        "shm": 8 << 30,
+        "object_store": 4 << 30,
+        "interfaces": ["lo", "eth0"],
+        "asked_interfaces": {},
+        "hostname_address": "10.0.0.2",
+        "own_interface": "eth0",
+        "tracking": "",
+    }
+    return healthy | changes
+
+
+def findings(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> dict[str, Finding]:
+    """The doctor's findings for nodes 10.0.0.1, 10.0.0.2 ... that give these answers."""
+    listed = [(f"10.0.0.{number}", said) for number, said in enumerate(answers, start=1)]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(doctor, "alive_nodes", lambda: [{"NodeManagerAddress": address} for address, _ in listed])
+    monkeypatch.setattr(doctor, "ask_nodes", lambda config, tracking: (listed, []))
+    return {finding.what: finding for finding in doctor.examine(config)}
+
+
+def test_nothing_is_to_mend_where_all_is_well(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = findings(config, monkeypatch, answer())
+    assert [finding for finding in found.values() if finding.remedy] == []
+    assert "1,797" in found["images"].found
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "said"),
+    [
+        ({"versions": {**own_versions(), "torch": "1.0"}}, "versions on 10.0.0.2", "torch 1.0, here"),
+        ({"read": "no such file"}, "storage from 10.0.0.2", "cannot read (no such file)"),
+        ({"seen": "no such file"}, "storage from 10.0.0.2", "wrote what is not seen"),
+        ({"shm": 64 << 20}, "shared memory of 10.0.0.2", "/dev/shm 0.1 GiB"),
+        ({"asked_interfaces": {"NCCL_SOCKET_IFNAME": "ib0"}}, "network of 10.0.0.2", "NCCL_SOCKET_IFNAME=ib0"),
+        ({"hostname_address": "127.0.1.1"}, "network of 10.0.0.2", "127.0.1.1, where gloo would listen"),
+        ({"tracking": "refused"}, "MLflow from 10.0.0.2", "refused"),
+    ],
+)
+def test_what_is_wrong_on_one_node_is_named_with_the_node(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], what: str, said: str
+) -> None:
+    found = findings(config, monkeypatch, answer(), answer(**changes))
+    assert said in found[what].found
+    assert found[what].remedy
+    wrong = {name for name, finding in found.items() if finding.remedy}
+    assert wrong == {what, "MLflow"}  # and that a file of records does not serve two nodes
+
+
+def test_what_the_cluster_cannot_give_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = config.model_copy(update={"resources": config.resources.model_copy(update={"cpus_per_worker": 99.0})})
+    assert "more than the cluster's 4 CPUs" in findings(greedy, monkeypatch, answer())["resources"].remedy
+
+
+def test_training_refuses_nodes_that_do_not_share_the_storage(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: [1, 2])
+    listed = [("10.0.0.1", answer()), ("10.0.0.2", answer(read="no such file"))]
+    monkeypatch.setattr(nodes, "ask_nodes", lambda config: (listed, []))
+    with pytest.raises(ConfigError, match=r"storage from 10\.0\.0\.2: cannot read \(no such file\); set storage to"):
+        check_nodes(config)
+
+
+def test_an_mlflow_server_that_is_not_there_is_noticed() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert "ConnectionError" in nodes._reach(f"http://127.0.0.1:{port}")
+    assert nodes._reach("sqlite:////tmp/mlflow.db") == ""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_is_healthy_and_listens_to_this_machine_only(
+    config: RunConfig, own_cluster: None
+) -> None:
+    before = set(Path(config.storage).iterdir()) if Path(config.storage).exists() else set()
+    found = {finding.what: finding for finding in doctor.examine(config)}
+    assert {name: finding for name, finding in found.items() if finding.remedy} == {}
+    assert any(name.startswith("storage from") for name in found)
+    assert set(Path(config.storage).iterdir()) == before  # the probes are gone
+    mine = {process.pid for process in psutil.Process().children(recursive=True)} | {psutil.Process().pid}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in mine]
+    assert listening
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+
+
+def test_the_command_ends_with_status_1_when_something_is_to_mend(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pipeline import cli, doctor; cli.connect = lambda: None;"
+        "doctor.examine = lambda config: [doctor.Finding('disk', 'full', 'make room'), doctor.Finding('net', 'up')];"
+        "sys.argv = ['digpro', 'doctor']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == ["MEND  disk: full", "      -> make room", "ok    net: up"]

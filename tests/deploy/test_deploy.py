@@ -1,0 +1,309 @@
+"""The deployment files against the schemas of what reads them, and against the project they deploy; all offline."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from pipeline.config.loading import load_config
+
+ROOT = Path(__file__).parents[2]
+LAUNCHED = ["cluster.yaml", "deploy/onpremise.yaml"]
+MANIFESTS = ["deploy/kuberay/raycluster.yaml", "deploy/kuberay/rayjob.yaml"]
+DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
+SCHEMA = yaml.safe_load((ROOT / "tests/deploy/kuberay_fields.yaml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def check_launch_file(config: dict[str, Any]) -> None:
+    """As `ray up` does before it touches a cloud."""
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    Draft202012Validator(SCHEMA).validate(manifest)
+
+
+def code(path: str) -> str:
+    """The file without its comments."""
+    return re.sub(r"(^|\s)#.*", "", (ROOT / path).read_text())
+
+
+def commands(config: dict[str, Any]) -> list[str]:
+    kinds = ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    return [command for kind in kinds for command in config[kind]]
+
+
+def cluster_spec(path: str) -> dict[str, Any]:
+    spec = load(path)["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+def pods(path: str) -> Iterator[dict[str, Any]]:
+    """The pod specs of a manifest: head, workers and submitter."""
+    spec = cluster_spec(path)
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    submitter = load(path)["spec"].get("submitterPodTemplate")
+    yield from (template["spec"] for template in [*(group["template"] for group in groups), submitter] if template)
+
+
+def ray_pods(path: str) -> list[dict[str, Any]]:
+    return [pod for pod in pods(path) if pod["containers"][0]["name"] in ("ray-head", "ray-worker")]
+
+
+def gibibytes(size: str) -> int:
+    return int(size.removesuffix("Gi"))
+
+
+# What Ray and KubeRay accept
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+def test_ray_accepts_the_launch_file(path: str) -> None:
+    check_launch_file(load(path))
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+@pytest.mark.parametrize("mistake", [{"worker_count": 4}, {"idle_timeout_minutes": "ten"}])
+def test_ray_refuses_a_wrong_launch_file(path: str, mistake: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, ValidationError)):
+        check_launch_file(load(path) | mistake)
+
+
+def test_ray_refuses_a_head_of_no_known_type() -> None:
+    with pytest.raises(ValueError, match="head_node_type"):
+        check_launch_file(load("cluster.yaml") | {"head_node_type": "none"})
+
+
+def test_ray_refuses_machines_without_a_head() -> None:
+    config = load("deploy/onpremise.yaml")
+    del config["provider"]["head_ip"]
+    with pytest.raises(click.ClickException):
+        check_launch_file(config)
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_kuberay_knows_all_fields(path: str) -> None:
+    check_manifest(load(path))
+
+
+def without_head(spec: dict[str, Any]) -> None:
+    del spec["headGroupSpec"]
+
+
+def without_pods(spec: dict[str, Any]) -> None:
+    del spec["workerGroupSpecs"][0]["template"]
+
+
+def with_a_typing_error(spec: dict[str, Any]) -> None:
+    spec["enableInTreeAutoScaling"] = spec.pop("enableInTreeAutoscaling")
+
+
+def with_a_number_for_ray(spec: dict[str, Any]) -> None:
+    spec["headGroupSpec"]["rayStartParams"]["num-cpus"] = 2
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+@pytest.mark.parametrize("spoil", [without_head, without_pods, with_a_typing_error, with_a_number_for_ray])
+def test_a_wrong_cluster_is_found(path: str, spoil: Any) -> None:
+    manifest = load(path)
+    spoil(manifest["spec"].get("rayClusterSpec", manifest["spec"]))
+    with pytest.raises(ValidationError):
+        check_manifest(manifest)
+
+
+@pytest.mark.parametrize("field", ["entrypoint", "rayClusterSpec"])
+def test_a_job_without_what_it_runs_is_found(field: str) -> None:
+    manifest = load(MANIFESTS[1])
+    del manifest["spec"][field]
+    with pytest.raises(ValidationError):
+        check_manifest(manifest)
+
+
+# One project, one version
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_versions_are_those_of_the_project(path: str) -> None:
+    assert cluster_spec(path)["rayVersion"] == PINS["ray"]
+    images = {container["image"] for pod in pods(path) for container in pod["containers"]}
+    assert images == {f"registry.example.com/digpro:{PROJECT['version']}"}
+    assert f"docker build -f deploy/Dockerfile -t {images.pop()} ." in DOCKERFILE
+
+
+def test_python_is_the_one_that_was_tested() -> None:
+    tested = re.search(r"Python (3\.\d+)", (ROOT / "constraints.txt").read_text())
+    assert tested
+    assert f"FROM python:{tested[1]}-slim" in DOCKERFILE
+    for path in LAUNCHED:
+        assert f"uv venv --python {tested[1]} ~/venv" in code(path)
+
+
+def test_the_two_manifests_describe_the_same_cluster() -> None:
+    specs = [cluster_spec(path) for path in MANIFESTS]
+    for spec in specs:
+        del spec["headGroupSpec"]["rayStartParams"]["dashboard-host"]
+        for pod in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            container = pod["template"]["spec"]["containers"][0]
+            container["env"] = [variable for variable in container["env"] if variable["name"] != "POD_IP"]
+    assert specs[0] == specs[1]
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+def test_nodes_install_the_project_from_files_that_are_there(path: str) -> None:
+    text = "\n".join(commands(load(path)))
+    assert re.search(r"pip install .*-c constraints\.txt '\.\[cloud\]'$", text, re.MULTILINE)
+    named = {"constraints.txt", *re.findall(r"~/digpro/([\w./-]+)", text)}
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_image_has_what_is_copied_and_what_is_run() -> None:
+    copied = {word for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()}
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    let_in = {line[1:] for line in code(".dockerignore").split() if line.startswith("!")}
+    assert copied == let_in
+    script = load(MANIFESTS[1])["spec"]["entrypoint"].split()[1]
+    assert script.startswith("/app/jobs/")
+    assert "WORKDIR /app\n" in DOCKERFILE
+    assert (ROOT / script.removeprefix("/app/")).is_file()
+
+
+def test_the_job_gives_settings_that_exist() -> None:
+    words = shlex.split(load(MANIFESTS[1])["spec"]["entrypoint"])
+    options = list(zip(words[2::2], words[3::2], strict=True))
+    assert {option for option, _ in options} == {"--preset", "--set"}
+    config = load_config(dict(options)["--preset"], [value for option, value in options if option == "--set"])
+    assert config.resources.gpus is True
+    assert config.tracking.uri is not None
+    assert config.storage.startswith("s3://")
+    assert config.data.path.startswith("s3://")
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+def test_what_is_copied_to_the_nodes(path: str) -> None:
+    config = load(path)
+    assert config["file_mounts"][f"/home/{config['auth']['ssh_user']}/digpro"] == "."
+    assert {".git", "/.venv", "/runs", "/data"} <= set(config["rsync_exclude"])
+    assert not {".venv", "runs", "data"} & set(config["rsync_exclude"]), "would leave out pipeline/data too"
+
+
+# Who may reach what
+
+
+@pytest.mark.parametrize("path", [*LAUNCHED, *MANIFESTS, "deploy/Dockerfile", "deploy/mlflow.sh"])
+def test_nothing_is_told_to_listen_everywhere(path: str) -> None:
+    assert not re.search(r"0\.0\.0\.0|\[::\]|host[= ]\*", code(path))
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+def test_the_dashboard_is_on_loopback(path: str) -> None:
+    [start] = [command for command in commands(load(path)) if "ray start --head" in command]
+    assert "--dashboard-host=127.0.0.1 " in start
+
+
+def test_the_dashboard_of_a_pod_has_an_address_of_its_own() -> None:
+    """Where none is given, KubeRay takes every interface."""
+    hosts = [cluster_spec(path)["headGroupSpec"]["rayStartParams"]["dashboard-host"] for path in MANIFESTS]
+    assert hosts == ["127.0.0.1", "$POD_IP"]
+    head = ray_pods(MANIFESTS[1])[0]["containers"][0]
+    assert {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in head["env"]
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+def test_mlflow_is_on_the_private_address_of_the_head(path: str) -> None:
+    config = load(path)
+    address = config["provider"].get("head_ip", "$(hostname -I | cut -d' ' -f1)")
+    setup = "\n".join(config["head_setup_commands"])
+    assert f"HEAD_IP={address}" in setup
+    assert re.search(rf"MLFLOW_TRACKING_URI=http://({re.escape(address)}|\$HEAD_IP):5000", setup)
+    [start] = [command for command in config["head_start_ray_commands"] if "mlflow.sh" in command]
+    assert "mlflow.sh $HEAD_IP " in start
+    assert '--host "$1" --port 5000' in code("deploy/mlflow.sh")
+
+
+@pytest.mark.parametrize("path", LAUNCHED)
+def test_every_node_is_started_with_the_token(path: str) -> None:
+    config = load(path)
+    starts = [command for command in commands(config) if "ray start" in command]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    home = f"/home/{config['auth']['ssh_user']}"
+    assert config["file_mounts"][f"{home}/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_every_pod_has_the_token_from_the_secret(path: str) -> None:
+    auth = cluster_spec(path)["authOptions"]
+    assert auth == {"mode": "token", "secretName": "digpro-auth"}
+    key = {"secretKeyRef": {"name": auth["secretName"], "key": "auth_token"}}
+    for pod in ray_pods(path):
+        variables = {variable["name"]: variable for variable in pod["containers"][0]["env"]}
+        assert variables["RAY_AUTH_MODE"]["value"] == "token"
+        assert variables["RAY_AUTH_TOKEN"]["valueFrom"] == key
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_pods_are_not_root(path: str) -> None:
+    assert re.search(r"^USER 1000$", DOCKERFILE, re.MULTILINE)
+    locked = [cluster_spec(path)["autoscalerOptions"]["securityContext"]]
+    for pod in pods(path):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 1000
+        locked += [container["securityContext"] for container in pod["containers"]]
+    assert all(context["allowPrivilegeEscalation"] is False for context in locked)
+    assert all(context["capabilities"] == {"drop": ["ALL"]} for context in locked)
+
+
+# What it costs and what it has
+
+
+def test_the_head_is_on_demand_and_workers_are_spot() -> None:
+    config = load("cluster.yaml")
+    head = config["available_node_types"].pop(config["head_node_type"])
+    assert "InstanceMarketOptions" not in head["node_config"]
+    assert head["max_workers"] == 0
+    for worker in config["available_node_types"].values():
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert (worker["min_workers"], worker["max_workers"]) == (0, config["max_workers"])
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_gpu_pods_come_from_nothing(path: str) -> None:
+    spec = cluster_spec(path)
+    assert spec["enableInTreeAutoscaling"] is True
+    [workers] = spec["workerGroupSpecs"]
+    assert (workers["replicas"], workers["minReplicas"]) == (0, 0)
+    assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_pods_get_what_they_ask_for(path: str) -> None:
+    for pod in pods(path):
+        for container in pod["containers"]:
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_shared_memory_holds_the_object_store(path: str) -> None:
+    for pod in ray_pods(path):
+        [volume], [container] = pod["volumes"], pod["containers"]
+        assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/dev/shm"}]
+        assert volume["emptyDir"]["medium"] == "Memory"
+        store = 0.3 * gibibytes(container["resources"]["limits"]["memory"])
+        assert gibibytes(volume["emptyDir"]["sizeLimit"]) >= store

@@ -1,0 +1,112 @@
+"""A small run without Ray: digits in memory, the real step and E-step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.build import build_model, build_run_optimizer, build_run_schedules, build_views, data_parallel
+from pipeline.collectives import row_range
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import decode_table
+from pipeline.data.ingest import ingest
+from pipeline.data.loader import Batch
+from pipeline.data.read import read_sample
+from pipeline.data.shards import Manifest
+from pipeline.training.checkpoint import TrainState
+from pipeline.training.probe import Probe
+from pipeline.training.progress import Reporter
+from pipeline.training.timing import Ledger
+from pipeline.training.worker import LOSSES, Run
+
+IMAGES, STEPS = 200, 4
+SMALL = [
+    "optim.epochs=4",
+    "optim.warmup_epochs=1",
+    "optim.batch_size=48",
+    "method.bank_size=64",
+    "method.num_groups=null",
+    "method.reset_every=10",
+    "method.group_weight=0.1",
+    "method.group_temperature=0.1",
+    "method.prototype_temperature=0.5",
+    "method.latent_noise=0.001",
+    "method.target_momentum=0.986",
+    "method.prototype_weight=0.5",
+    "model.projector_hidden=32",
+    "model.predictor_hidden=32",
+    "model.feature_size=16",
+    "estep.probe=64",
+]
+
+
+class MemoryImages:
+    """Resident images without Ray Data."""
+
+    def __init__(self, images: Tensor, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(epoch))
+        rows = row_range(self.batch_size)
+        for step in range(first_step, len(order) // self.batch_size):
+            index = order[step * self.batch_size :][rows.start : rows.stop]
+            yield Batch(self.images[index], index, rows)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = torch.arange(len(self.images))[row_range(len(self.images)).start : row_range(len(self.images)).stop]
+        for index in mine.split(50):
+            yield self.images[index], index
+
+
+def digits(folder: Path) -> tuple[Tensor, Manifest]:
+    """The first images of digits as uint8 (n, 16, 16, 3), and their manifest."""
+    manifest = ingest("digits", str(folder))
+    images = decode_table(read_sample(str(folder), manifest, 10**6), 16)["image"]
+    return torch.from_numpy(images[:IMAGES]), manifest.model_copy(update={"num_images": IMAGES})
+
+
+def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool = False) -> Run:
+    """A run of this process (with the process group's other ones, if there are)."""
+    precision = ["optim.precision=float64"] if double else []
+    config: RunConfig = load_config("digits", [*SMALL, *precision, *overrides])
+    model = build_model(config, 10, torch.device("cpu"))
+    state = TrainState(model, build_run_optimizer(config, model), torch.zeros(len(LOSSES), dtype=torch.float64))
+    return Run(
+        config=config,
+        manifest=manifest,
+        images=MemoryImages(images, config.optim.batch_size),
+        views=build_views(config, manifest),
+        probe=_probe(images, config.estep.probe),
+        labels=None,
+        state=state,
+        step_model=data_parallel(model),
+        schedules=build_run_schedules(config, STEPS),
+        steps=STEPS,
+        ledger=Ledger(),
+        reporter=Reporter(),
+    )
+
+
+def _probe(images: Tensor, count: int) -> Probe | None:
+    """What `read_probe` gives, of images in memory."""
+    start, stop, total = row_range(min(count, len(images)))
+    index = torch.arange(start, stop)
+    return Probe(tuple((images[part], part) for part in index.split(50) if len(part)), total) if count else None
+
+
+def snapshot(run: Run) -> dict[str, Any]:
+    """Everything that has to be equal between two runs."""
+    state = run.state
+    assert state.pseudo is not None
+    return {
+        **{name: value.clone() for name, value in state.model.state_dict().items() if name != "bank.rows"},
+        "bank": state.model.bank.gather(),
+        "labels": state.pseudo.labels.clone(),
+        "centers": state.pseudo.centers.clone(),
+    }
