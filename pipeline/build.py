@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from pipeline.collectives import world_size
-from pipeline.config.models import RunConfig
+from pipeline.config.models import MethodConfig, RunConfig
+from pipeline.data.preprocess import Preprocess
 from pipeline.data.shards import Manifest
 from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro, DigProSettings
@@ -18,30 +20,38 @@ from pipeline.method.encoder import build_encoder, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
 
+REFERENCE_LEAD_MOMENTUM, REFERENCE_EMPTY_LOGIT = 0.99, -10.0  # fixed in the reference code
+
 
 def build_model(config: RunConfig, num_clusters: int, device: torch.device) -> DigPro:
     """A fresh model with the weights of the run's seed, on a device."""
     torch.manual_seed(config.seed)
-    m, s = config.method, config.model
+    s = config.model
     encoder, size = build_encoder(s.encoder, small_stem=s.small_stem)
-    settings = DigProSettings(
-        num_clusters=num_clusters,
-        num_groups=m.num_groups,
-        instance_weight=m.instance_weight,
-        prototype_weight=m.prototype_weight,
-        group_weight=m.group_weight,
-        prototype_temperature=m.prototype_temperature,
-        group_temperature=m.group_temperature,
-        group_momentum=m.group_momentum,
-        bank_size=m.bank_size,
-        reference_lead_momentum=0.99 if m.reference_double_momentum else None,
-        reference_empty_logit=-10.0 if m.reference_empty_logit else float("-inf"),
-        reference_raw_groups=m.reference_raw_groups,
-    )
     projector = build_head(size, s.projector_hidden, s.feature_size)
     predictor = build_predictor(s.feature_size, s.predictor_hidden)
-    model = DigPro(encoder, projector, predictor, s.feature_size, settings, autocast=autocast_dtype(config, device))
+    model = DigPro(
+        encoder,
+        projector,
+        predictor,
+        s.feature_size,
+        method_settings(config.method, num_clusters),
+        autocast=autocast_dtype(config, device),
+    )
     return model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
+
+
+def method_settings(method: MethodConfig, num_clusters: int) -> DigProSettings:
+    """The method's own settings: the fields of one name are taken over, switches become the reference's numbers."""
+    shared = method.model_dump(include={field.name for field in fields(DigProSettings)})
+    return DigProSettings(
+        **shared
+        | {
+            "num_clusters": num_clusters,
+            "reference_lead_momentum": REFERENCE_LEAD_MOMENTUM if method.reference_double_momentum else None,
+            "reference_empty_logit": REFERENCE_EMPTY_LOGIT if method.reference_empty_logit else float("-inf"),
+        }
+    )
 
 
 def data_parallel(model: DigPro) -> nn.Module:
@@ -94,6 +104,10 @@ def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
 
 
 def build_views(config: RunConfig, manifest: Manifest) -> TwoViews:
-    """The augmentation, normalised by the data set's own statistics; a constant channel is only centred."""
-    std = [s if s > 0 else 1.0 for s in manifest.statistics.std]
-    return TwoViews(config.views, manifest.statistics.mean, std, config.seed)
+    """The augmentation, normalised by the data set's own statistics."""
+    return TwoViews(config.views, manifest.statistics.mean, manifest.statistics.std, config.seed)
+
+
+def build_preprocess(config: RunConfig, manifest: Manifest) -> Preprocess:
+    """The view of evaluation, normalised as the augmented ones are."""
+    return Preprocess(config.views.size, manifest.statistics.mean, manifest.statistics.std)

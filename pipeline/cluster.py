@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.provenance import versions
+from pipeline.ray_private import loopback_only
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -45,24 +46,12 @@ def connect() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
         try:
-            with contextlib.nullcontext() if address else _this_machine_only():
+            with contextlib.nullcontext() if address else loopback_only():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise ConfigError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); correct or unset it"
             ) from None
-
-
-@contextlib.contextmanager
-def _this_machine_only() -> Iterator[None]:
-    """Inside, Ray takes the loopback address for its own: its way on desktops, elsewhere without a public switch."""
-    from ray._private import ray_constants
-
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
@@ -71,3 +60,19 @@ def on_driver_node() -> NodeAffinitySchedulingStrategy:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def cluster_facts() -> dict[str, Any]:
+    """What the connected cluster has, and the versions in use; for summaries."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return {
+        "hardware": {
+            "machine_cpus": os.cpu_count(),
+            "cluster_cpus": resources.get("CPU", 0),
+            "cluster_gpus": resources.get("GPU", 0),
+            "cluster_nodes": len(ray.nodes()),
+        },
+        "versions": versions(),
+    }

@@ -54,5 +54,5 @@ def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], No
 
 
 def own_execution_options(config: DataConfig, dataset_name: str) -> ExecutionOptions:
-    """The execution options that Ray Train would use for a data set; `DataConfig.configure` needs them when overridden."""
+    """Options that Ray Train would use for a data set; whoever overrides `DataConfig.configure` needs them."""
     return config._resolve_execution_options(dataset_name)

@@ -97,6 +97,10 @@ class Folder:
         self.files.create_dir(self.root, recursive=True)
         return self
 
+    def subfolder(self, name: str) -> Folder:
+        """The folder of this name in it."""
+        return Folder(f"{self.path}/{name}")
+
     def read(self, file: str) -> dict[str, Any] | None:
         """Values of a JSON file; None when there is none.
 

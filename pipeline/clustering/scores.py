@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 
@@ -37,10 +38,45 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
     if not known.any():
         raise ValueError("every class is -1 (unknown); scores need at least one labelled row")
     classes, clusters = classes[known], clusters[known]
-    table = contingency_matrix(classes, clusters)
+    return contingency_scores(contingency_matrix(classes, clusters))
+
+
+def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:
+    """The same scores from counts, for clusterings too large to hold the labels of all rows.
+
+    Parameters
+    ----------
+    table : ndarray (classes, clusters) int
+        Rows of each class in each cluster; at least one.
+
+    Returns
+    -------
+    dict
+        `acc`, `nmi` and `ari`, as scikit-learn's functions give the last two for labels.
+    """
+    table = table[table.any(axis=1)][:, table.any(axis=0)]
     rows, columns = linear_sum_assignment(table, maximize=True)
-    return {
-        "acc": float(table[rows, columns].sum() / len(classes)),
-        "nmi": float(normalized_mutual_info_score(classes, clusters)),
-        "ari": float(adjusted_rand_score(classes, clusters)),
-    }
+    return {"acc": float(table[rows, columns].sum() / table.sum()), "nmi": _nmi(table), "ari": _ari(table)}
+
+
+def _nmi(table: NDArray[np.int64]) -> float:
+    """Mutual information over the arithmetic mean of both entropies; 1 for one class in one cluster."""
+    if table.shape == (1, 1):
+        return 1.0
+    information = mutual_info_score(None, None, contingency=table)
+    mean_entropy = (entropy(table.sum(axis=0)) + entropy(table.sum(axis=1))) / 2
+    return float(max(information, 0.0) / mean_entropy)
+
+
+def _ari(table: NDArray[np.int64]) -> float:
+    """Adjusted Rand index from pairs of rows (Hubert and Arabie 1985); in whole numbers, which cannot overflow."""
+
+    def pairs(counts: NDArray[np.int64]) -> int:
+        return sum(n * (n - 1) // 2 for n in counts.ravel().tolist())
+
+    together, in_class, in_cluster = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    total = pairs(table.sum(keepdims=True))
+    if in_class == in_cluster == together:  # the same partition, also when it is trivial
+        return 1.0
+    expected = in_class * in_cluster / total
+    return (together - expected) / ((in_class + in_cluster) / 2 - expected)

@@ -20,7 +20,7 @@ PNG_SIGNATURE = b"\x89PNG"
 
 
 def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Rows of a shard to a block {"image": uint8 (n, size, size, 3), "index": int64 (n,)}.
+    """Rows of a shard to a block {"image": uint8 (n, size, size, 3), "index": int64 (n,)}; other columns stay.
 
     Raises
     ------
@@ -35,7 +35,8 @@ def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:
         except Exception as error:
             where = f"image {index[row]} ({image['path'] or 'no path'})"
             raise DecodeError(f"{where} cannot be decoded any more: {error}; ingest the source again") from error
-    return {"image": images, "index": index}
+    others = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("image", "index")}
+    return {"image": images, "index": index, **others}
 
 
 def decode(data: bytes, size: int) -> Tensor:

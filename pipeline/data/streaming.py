@@ -9,7 +9,7 @@ number of workers stays.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import ray.data
@@ -31,7 +31,14 @@ BLOCK_BYTES = 8 << 20  # small enough that a streaming epoch starts after one bl
 FETCH_ROWS = 4096  # images that a worker takes from Ray Data at a time when it fetches the whole set
 
 
-def decoded_dataset(path: str, manifest: Manifest, image_size: int, *, shuffle_seed: int | None = None) -> Dataset:
+def decoded_dataset(
+    path: str,
+    manifest: Manifest,
+    image_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    columns: Sequence[str] = ("image", "index"),
+) -> Dataset:
     """The shards at `path` as blocks of {"image": uint8 (n, S, S, 3), "index": int64 (n,)}, lazily.
 
     With `shuffle_seed` the files come in another order each time the plan runs, by the seed and the run's number.
@@ -43,18 +50,23 @@ def decoded_dataset(path: str, manifest: Manifest, image_size: int, *, shuffle_s
         filesystem=files,
         shuffle=shuffle,
     )
-    return table.select_columns(["image", "index"]).map_batches(
+    return table.select_columns(list(columns)).map_batches(
         decode_table, batch_format="pyarrow", fn_args=[image_size], batch_size=512
     )
+
+
+def quiet_data_context() -> DataContext:
+    """Ray Data's settings for this process, without progress bars."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    return context
 
 
 def build_datasets(
     config: RunConfig, manifest: Manifest, mode: str, run_folder: str
 ) -> tuple[dict[str, Dataset], DataConfig]:
     """What a TorchTrainer needs to feed a mode; called in the driver, whose materialised blocks survive restarts."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = BLOCK_BYTES
+    quiet_data_context().target_max_block_size = BLOCK_BYTES
     options = ExecutionOptions(preserve_order=True)
     path, size = config.data.path, config.data.image_size
     if mode == "resident":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.training.estep import PseudoLabels
 
 STATE, ABOUT = "state.pt", "about.json"
 FORMAT = 1
+LOSSES_BEFORE_0_2 = ("loss_instance", "loss_prototype", "loss_group", "loss")
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +43,8 @@ class TrainState:
         Finished epochs.
     step : int
         Steps done in the epoch under way.
-    loss_sums : Tensor (4,) float64
-        Sums of this worker's losses over these steps; wide enough that the order of adding does not show.
+    loss_sums : dict of Tensor () float64
+        Sums of this worker's losses over these steps, by name; wide enough that the order of adding does not show.
     pseudo : PseudoLabels or None
         None before the first E-step.
     history : list of dict
@@ -52,24 +53,25 @@ class TrainState:
 
     model: DigPro
     optimizer: SGD
-    loss_sums: Tensor
+    loss_sums: dict[str, Tensor]
     epoch: int = 0
     step: int = 0
     pseudo: PseudoLabels | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save(state: TrainState, config: RunConfig, folder: Path) -> None:
+def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
     """Write the state into an empty folder. All workers call it, rank 0 writes.
 
-    What is spread over the workers (the bank, the loss sums) is summed first, so that the file is whole.
+    What is spread over the workers is joined first, so that the file does not depend on their number: the bank is
+    summed, the losses are averaged.
     """
     assert state.pseudo is not None
     values = {
         "model": {k: v for k, v in state.model.state_dict().items() if not k.startswith("bank.")},
         "bank": state.model.bank.state(),
         "optimizer": state.optimizer.state_dict(),
-        "loss_sums": all_sum(state.loss_sums),
+        "mean_loss_sums": mean_over_workers(state.loss_sums),
         "labels": state.pseudo.labels,
         "centers": state.pseudo.centers,
         "epoch": state.epoch,
@@ -90,7 +92,13 @@ def save(state: TrainState, config: RunConfig, folder: Path) -> None:
         (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
-def read(folder: Path) -> dict[str, Any]:
+def mean_over_workers(loss_sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each worker's sums, averaged: those of the global batch, for any number of workers."""
+    means = all_sum(torch.stack(list(loss_sums.values()))) / world_size()
+    return dict(zip(loss_sums, means.tolist(), strict=True))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The values of a checkpoint on the CPU, once its checksum has been found right.
 
     Raises
@@ -107,7 +115,11 @@ def read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {folder} has format {about.get('format')}, this version reads {FORMAT}")
     if about.get("sha256") != digest:
         raise CheckpointError(f"checkpoint {folder} is damaged: {STATE} does not match its checksum")
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True) | {"config": about["config"]}
+    values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    if "loss_sums" in values:  # written before digpro-ray 0.2, as a sum over the workers
+        sums = values.pop("loss_sums") / about["workers"]
+        values["mean_loss_sums"] = dict(zip(LOSSES_BEFORE_0_2, sums.tolist(), strict=True))
+    return values | {"config": about["config"]}
 
 
 def restore(state: TrainState, values: dict[str, Any]) -> None:
@@ -122,7 +134,8 @@ def restore(state: TrainState, values: dict[str, Any]) -> None:
     state.model.load_state_dict(values["model"] | bank)
     settings = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": values["optimizer"]["state"], "param_groups": settings})
-    state.loss_sums = values["loss_sums"].to(device) * mine
+    for name, total in state.loss_sums.items():
+        total.fill_(values["mean_loss_sums"].get(name, 0.0))
     state.pseudo = PseudoLabels(values["labels"].to(device), values["centers"].to(device))
     state.epoch, state.step = values["epoch"], values["step"]
     state.history = values["history"]
@@ -133,13 +146,13 @@ def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
     for checkpoint in checkpoints:
         try:
             with checkpoint.as_directory() as folder:
-                return read(Path(folder))
+                return read_checkpoint(Path(folder))
         except (CheckpointError, OSError) as error:
             log.warning("%s; trying the one before it", error)
     return None
 
 
-def read_handed_on(path: str) -> dict[str, Any]:
+def read_other_run(path: str) -> dict[str, Any]:
     """Values of another run's checkpoint; CheckpointError when it cannot be read, or is there no more."""
     files, root = filesystem(path)
     values = read_newest([Checkpoint(root, files)])

@@ -1,4 +1,4 @@
-"""The E-step: features of every image, from them pseudo-labels, and how healthy both look (DigPro section 3.4)."""
+"""The E-step: features of every image, and from them pseudo-labels (DigPro section 3.4)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.clustering.scores import clustering_scores
-from pipeline.collectives import all_stack, all_sum, gather_rows, route_rows_to_owner
+from pipeline.collectives import gather_rows, route_rows_to_owner
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Images
-from pipeline.data.views import TwoViews
+from pipeline.data.preprocess import Preprocess
+from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
+from pipeline.training.health import feature_spread, label_churn, size_metrics
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PseudoLabels:
         Cluster of every image, by its index.
     centers : Tensor (K, D)
     others : Tensor (R-1, K, D) or None
-        What the other starts of k-means came to; None after a resume, since only the E-step itself looks at them.
+        Centres of the other starts of k-means; None after a resume, since only the E-step itself looks at them.
     """
 
     labels: Tensor
@@ -34,16 +35,11 @@ class PseudoLabels:
     others: Tensor | None = None
 
 
-def all_features(model: DigPro, images: Images, views: TwoViews, total: int) -> Tensor:
+def encode_all(model: DigPro, images: Images, preprocess: Preprocess, total: int) -> Tensor:
     """Target features (own rows, D) of this worker's contiguous part of the N = `total` images, un-augmented."""
-    parts, index = [], []
-    for block, numbers in images.blocks():
-        parts.append(model.encode(views.plain(block)))
-        index.append(numbers)
-    device, size = model.groups.features.device, model.groups.features.shape[1]
-    features = torch.cat(parts) if parts else torch.empty((0, size), device=device)
-    numbers = torch.cat(index) if index else torch.empty(0, dtype=torch.int64, device=device)
-    return route_rows_to_owner(features, numbers, total)
+    empty = model.groups.features.new_empty((0, model.groups.features.shape[1]))
+    features, index = encode_blocks(lambda block: model.encode(preprocess(block)), images.blocks(), empty=empty)
+    return route_rows_to_owner(features, index, total)
 
 
 def estimate(
@@ -62,39 +58,7 @@ def estimate(
     )
     found = PseudoLabels(gather_rows(result.labels), result.centers, result.others)
     health = {"inertia": result.inertia / len(found.labels), "kmeans_iterations": float(result.n_iter)}
-    return found, health | size_health(found.labels, num_clusters) | _change(found, previous) | _spread(features)
-
-
-def size_health(labels: Tensor, num_clusters: int) -> dict[str, float]:
-    """Smallest and largest cluster, empty ones, and the entropy of sizes over ln K (1 when all are equal)."""
-    sizes = torch.bincount(labels, minlength=num_clusters).double()
-    part = sizes / sizes.sum()
-    entropy = -torch.special.xlogy(part, part).sum() / torch.log(torch.tensor(float(num_clusters)))
-    return {
-        "cluster_smallest": float(sizes.min()),
-        "cluster_largest": float(sizes.max()),
-        "clusters_empty": float((sizes == 0).sum()),
-        "size_entropy": float(entropy),
-    }
-
-
-def _change(found: PseudoLabels, previous: PseudoLabels | None) -> dict[str, float]:
-    """Label churn: the share of images that left their cluster, under the best matching of old and new clusters."""
-    if previous is None:
-        return {}
-    return {"label_churn": 1 - clustering_scores(previous.labels.cpu(), found.labels.cpu())["acc"]}
-
-
-def _spread(features: Tensor) -> dict[str, float]:
-    """Mean standard deviation of the features' columns times sqrt(D): 1 on an even sphere, 0 when all collapsed."""
-    ones = torch.ones_like(features[:, :1])
-    sums = all_sum(torch.cat([features, features**2, ones], dim=1).sum(dim=0, dtype=torch.float64))
-    size = features.shape[1]
-    mean, square = sums[:size] / sums[-1], sums[size:-1] / sums[-1]
-    return {"feature_spread": float((square - mean**2).clamp(min=0).sqrt().mean() * size**0.5)}
-
-
-def rank_spread(x: Tensor) -> float:
-    """Largest difference of any element of `x` between workers: 0 for what must be equal everywhere."""
-    stacked = all_stack(x)
-    return float((stacked.amax(dim=0) - stacked.amin(dim=0)).max())
+    health |= size_metrics(torch.bincount(found.labels, minlength=num_clusters))
+    if previous is not None:
+        health["label_churn"] = label_churn(previous.labels, found.labels)
+    return found, health | {"feature_spread": feature_spread(features)}

@@ -1,4 +1,4 @@
-"""Ray Train's own run."""
+"""Ray Train's part of a run, in the driver: the workers started, kept running, and their errors made readable."""
 
 from __future__ import annotations
 
@@ -8,91 +8,61 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, FailureConfig, Result, UserCallback
-from ray.train import RunConfig as RayRunConfig
+from ray.train import (
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    Result,
+    RunConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import on_driver_node
-from pipeline.config.models import RunConfig
-from pipeline.data.shards import Manifest
 from pipeline.data.streaming import build_datasets
-from pipeline.tracking import RunRef
+from pipeline.training.job import Job
 from pipeline.training.progress import Board
-from pipeline.training.run_folder import RunFolder
 from pipeline.training.worker import train_worker
 
 
-def ray_reason(error: TrainingFailedError) -> str:
-    """The first worker's own error, without Ray's layers around it."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = next(iter(failures.items()))
-    cause = getattr(cause, "cause", None) or cause
-    return f"in worker {rank}: {type(cause).__name__}: {cause}"
-
-
-def waits_for_a_place(config: RunConfig) -> int:
-    """How often Ray Train may find no place for the workers, each time after its own start timeout."""
-    timeout = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
-    return math.ceil(config.resources.wait_minutes * 60 / timeout)
-
-
-def new_board() -> Any:
-    """A board for the news of a run, on this process's node."""
-    return Board.options(scheduling_strategy=on_driver_node()).remote()  # type: ignore[attr-defined]
-
-
-def fit(
-    config: RunConfig,
-    manifest: Manifest,
-    mode: str,
-    folder: RunFolder,
-    tracking: RunRef,
-    board: Any = None,
-    *,
-    start_from: str | None = None,
-    callbacks: Sequence[UserCallback] = (),
-) -> Result:
+def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> Result:
     """Run the workers to the end.
 
     Parameters
     ----------
-    board : actor handle, optional
-        Where rank 0 posts its news.
-    start_from : str, optional
-        Checkpoint of another run, by absolute path or URI, that this one starts from when it has none of its own.
+    job : Job
     callbacks : sequence of UserCallback
         Called by Ray Train's controller at each report.
     """
-    scaling = worker_resources(config, mode).scaling(config.resources)
-    datasets, data_config = build_datasets(config, manifest, mode, folder.path)
+    config, folder = job.config, job.folder
+    datasets, data_config = build_datasets(config, job.manifest, job.plan.mode, folder.path)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "manifest": manifest.model_dump(mode="json"),
-            "mode": mode,
-            "tracking": tracking,
-            "board": board,
-            "start_from": start_from,
-        },
+        train_loop_config={"job": job},
         datasets=datasets,
         dataset_config=data_config,
-        scaling_config=scaling,
-        run_config=RayRunConfig(
+        scaling_config=worker_resources(config, job.plan.mode).scaling(config.resources),
+        run_config=RunConfig(
             name=folder.name,
-            storage_path=folder.storage_root,
+            storage_path=folder.parent_root,
             storage_filesystem=folder.files,
             failure_config=FailureConfig(
                 max_failures=config.resources.max_failures,
-                controller_failure_limit=waits_for_a_place(config),
+                controller_failure_limit=placement_attempts(config.resources.wait_minutes),
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=list(callbacks),
         ),
     )
     return fit_through_starts(trainer, config.resources.max_failures)
+
+
+def placement_attempts(minutes: float) -> int:
+    """How often Ray Train may find no place for the workers, each time after its own start timeout."""
+    timeout = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
+    return math.ceil(minutes * 60 / timeout)
 
 
 def fit_through_starts(trainer: TorchTrainer, retries: int) -> Result:
@@ -107,3 +77,20 @@ def fit_through_starts(trainer: TorchTrainer, retries: int) -> Result:
             if not isinstance(error.controller_failure, RayActorError):
                 raise
     return trainer.fit()
+
+
+def new_board() -> Any:
+    """A board for the news of a run, on this process's node."""
+    return Board.options(scheduling_strategy=on_driver_node()).remote()  # type: ignore[attr-defined]
+
+
+def worker_errors(error: TrainingFailedError) -> dict[int, BaseException]:
+    """The error of each failed worker by its rank, without Ray's wrappers; the error itself where Ray names none."""
+    failures: dict[int, Any] = getattr(error, "worker_failures", None) or {0: error}
+    return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
+
+
+def failure_reason(error: TrainingFailedError) -> str:
+    """The first failed worker's own error."""
+    rank, cause = next(iter(worker_errors(error).items()))
+    return f"in worker {rank}: {type(cause).__name__}: {cause}"

@@ -1,4 +1,4 @@
-"""What an E-step can tell of a run's quality without classes; docs/objectives.md says what each figure is blind to."""
+"""Label-free metrics of an E-step, from a fixed sample of the images; docs/objectives.md says what each cannot see."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro
 from pipeline.training.estep import PseudoLabels
 
-PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and those of none
+PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and different from those of training
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_probe(config: RunConfig, manifest: Manifest, device: torch.device) -> P
     return Probe(tuple((images[part], start + part) for part in parts if len(part)), total)
 
 
-def objectives(
+def label_free_metrics(
     model: DigPro,
     views: TwoViews,
     probe: Probe,
@@ -51,7 +51,7 @@ def objectives(
     found: PseudoLabels,
     previous: PseudoLabels | None,
 ) -> dict[str, float]:
-    """Figures of the pseudo-labels `found` from the workers' features (own rows, D); the same on every worker.
+    """Metrics of the pseudo-labels `found` from the workers' features (own rows, D); the same on every worker.
 
     The first E-step has no `estep_agreement`, because nothing came before it; a k-means of a single start has no
     `seed_agreement`.

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: to MLflow, and to the person at the driver's terminal."""
+"""What a run reports while it runs: metrics to MLflow, lines of progress to the person at the driver's terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 
-from pipeline.config.models import RunConfig
 from pipeline.tracking import RunWriter
 
 POLL_SECONDS = 0.5
@@ -60,7 +59,11 @@ class Reporter:
         if self.writer is not None:
             for metrics in history:
                 self.writer.log(metrics, step=int(metrics["epoch"]))
-        self._post({"say": text})
+        self.message(text)
+
+    def message(self, text: str) -> None:
+        """Show a line at the driver's terminal."""
+        self._post({"message": text})
 
     def _post(self, item: dict[str, Any]) -> None:
         if self.board is not None:
@@ -70,9 +73,9 @@ class Reporter:
 class ProgressPrinter:
     """The driver's side: a thread that turns the board's news into lines, with throughput and the time left."""
 
-    def __init__(self, board: Any, config: RunConfig, images_per_epoch: int, say: Callable[[str], None]) -> None:
-        self.board, self.config, self.images, self.say = board, config, images_per_epoch, say
-        self.last_line, self.seconds = 0.0, 0.0
+    def __init__(self, board: Any, epochs: int, images_per_epoch: int, echo: Callable[[str], None]) -> None:
+        self.board, self.epochs, self.images, self.echo = board, epochs, images_per_epoch, echo
+        self.last_line, self.images_per_second = 0.0, 0.0
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -95,20 +98,20 @@ class ProgressPrinter:
         except ray.exceptions.RayError:
             return  # the cluster is busy or going down: progress is not worth an error
         for item in news:
-            if "say" in item:
-                self.say(item["say"])
+            if "message" in item:
+                self.echo(item["message"])
             else:
-                self._line(item["metrics"])
+                self._print_epoch(item["metrics"])
 
-    def _line(self, metrics: dict[str, float]) -> None:
-        epoch, epochs = int(metrics["epoch"]), self.config.optim.epochs
-        seconds = metrics["seconds_epoch"]
-        if epoch:  # the first page holds the initial E-step only
-            self.seconds = seconds if not self.seconds else 0.8 * self.seconds + 0.2 * seconds
-        if time.monotonic() - self.last_line < LINE_SECONDS and epoch < epochs:
+    def _print_epoch(self, metrics: dict[str, float]) -> None:
+        epoch = int(metrics["epoch"])
+        if rate := metrics.get("images_per_second"):  # the first entry holds the initial E-step only
+            self.images_per_second = 0.8 * self.images_per_second + 0.2 * rate if self.images_per_second else rate
+        if time.monotonic() - self.last_line < LINE_SECONDS and epoch < self.epochs:
             return
         self.last_line = time.monotonic()
-        self.say(progress_line(metrics, epochs, self.images / self.seconds if self.seconds else 0, self.seconds))
+        seconds = self.images / self.images_per_second if self.images_per_second else 0.0
+        self.echo(progress_line(metrics, self.epochs, self.images_per_second, seconds))
 
 
 def progress_line(metrics: dict[str, float], epochs: int, images_per_second: float, epoch_seconds: float) -> str:

@@ -11,12 +11,17 @@ T = TypeVar("T")
 ENTRIES = ("first_batch", "batch_wait", "step", "estep", "evaluate", "checkpoint")
 
 
-class Ledger:
-    """Seconds by entry since the last `close`."""
+class EpochTimer:
+    """Seconds by entry, and batches handed out, since the last `restart`."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin an epoch, or the rest of one that was interrupted."""
         self.seconds = dict.fromkeys(ENTRIES, 0.0)
-        self.opened = time.perf_counter()
+        self.batches = 0
+        self.started = time.perf_counter()
 
     @contextmanager
     def time(self, entry: str) -> Iterator[None]:
@@ -28,19 +33,17 @@ class Ledger:
             self.seconds[entry] += time.perf_counter() - start
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same items; the wait for the first counts as first_batch, for the others as batch_wait."""
+        """The same batches, counted; the wait for the first is first_batch, for the others batch_wait."""
         entry = "first_batch"
         while True:
             with self.time(entry):
                 item = next(batches, None)
             if item is None:
                 return
+            self.batches += 1
             yield item
             entry = "batch_wait"
 
-    def close(self) -> dict[str, float]:
-        """All entries and their `epoch` total in seconds; starts the next page."""
-        now = time.perf_counter()
-        page = {**self.seconds, "epoch": now - self.opened}
-        self.seconds, self.opened = dict.fromkeys(ENTRIES, 0.0), now
-        return page
+    def page(self) -> dict[str, float]:
+        """Seconds of all entries, and of the `epoch` as a whole."""
+        return {**self.seconds, "epoch": time.perf_counter() - self.started}

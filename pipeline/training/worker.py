@@ -14,172 +14,176 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
-from pipeline.build import build_model, build_run_optimizer, build_run_schedules, build_views, data_parallel
+from pipeline.build import (
+    build_model,
+    build_preprocess,
+    build_run_optimizer,
+    build_run_schedules,
+    build_views,
+    data_parallel,
+)
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
 from pipeline.clustering.scores import clustering_scores
-from pipeline.collectives import all_sum, rank, world_size
-from pipeline.config.models import RunConfig
+from pipeline.collectives import rank, world_size
 from pipeline.data.loader import Batch, Images
+from pipeline.data.preprocess import Preprocess
 from pipeline.data.read import read_labels
-from pipeline.data.shards import Manifest
 from pipeline.data.streaming import worker_images
 from pipeline.data.views import TwoViews
-from pipeline.errors import Diverged
-from pipeline.keyed_random import normal
+from pipeline.keyed_random import Stream, normal
+from pipeline.method.digpro import StepLosses
 from pipeline.method.optimizer import set_learning_rates
 from pipeline.method.schedules import Schedules
-from pipeline.plan import cluster_count, steps_per_epoch
-from pipeline.tracking import RunWriter
-from pipeline.training.checkpoint import TrainState, read_handed_on, read_newest, restore
-from pipeline.training.checkpoint import save as save_state
-from pipeline.training.estep import all_features, estimate, rank_spread
-from pipeline.training.probe import Probe, objectives, read_probe
+from pipeline.tracking import RunWriter, spool_path
+from pipeline.training.checkpoint import (
+    TrainState,
+    mean_over_workers,
+    read_newest,
+    read_other_run,
+    restore,
+    save_state,
+)
+from pipeline.training.estep import encode_all, estimate
+from pipeline.training.health import alarms, check_finite, rank_spread
+from pipeline.training.job import Job
+from pipeline.training.probe import Probe, label_free_metrics, read_probe
 from pipeline.training.progress import Reporter
-from pipeline.training.run_folder import RunFolder
-from pipeline.training.timing import Ledger
+from pipeline.training.timing import EpochTimer
 
 SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
-LOSSES = ("loss_instance", "loss_prototype", "loss_group", "loss")
-NOISE_STREAMS = (2, 3)  # the views draw from streams 0 and 1
-PREEMPTION_STEPS = 10  # between two looks for announced preemptions: a look is a barrier, a warning comes 30 s ahead
+LOSSES = tuple("loss" if name == "total" else f"loss_{name}" for name in StepLosses._fields)
+PREEMPTION_STEPS = 10  # between two checks for announced preemptions: each is a barrier, and the notice is 30 s
+FINITE_STEPS = 50  # between two checks that losses and weights are finite: each waits for the device
 
 
 @dataclass
 class Run:
     """All that one worker holds."""
 
-    config: RunConfig
-    manifest: Manifest
+    job: Job
     images: Images
     views: TwoViews
+    preprocess: Preprocess
     probe: Probe | None
-    """None when label-free objectives are switched off."""
+    """None when label-free metrics are switched off."""
     labels: np.ndarray[Any, Any] | None
     """True classes (N,), on rank 0 of a labelled set."""
     state: TrainState
     step_model: nn.Module
     schedules: Schedules
-    steps: int
-    """Per epoch."""
-    ledger: Ledger
+    timer: EpochTimer
     reporter: Reporter
-    leaving: list[str] = field(default_factory=list)
+    preempted_nodes: list[str] = field(default_factory=list)
     """Nodes whose preemption has been answered by a checkpoint."""
+    alarms: set[str] = field(default_factory=set)
+    """Kinds of alarm of the last epoch; each is reported once, when it appears."""
 
 
-def train_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """Run or resume one training run; returns the last epoch's metrics.
-
-    `job` is what `pipeline.training.trainer` hands over: the configuration and manifest as plain values, the data
-    mode, and where to report to.
-    """
-    run = build_run(job)
+def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
+    """Run or resume one training run, `settings["job"]`; returns the last epoch's metrics."""
+    run = build_run(settings["job"])
     with run.reporter:
-        if not resume(run, job["start_from"]):
+        if not resume(run):
             run_estep(run)
             finish_epoch(run)
-        while run.state.epoch < run.config.optim.epochs:
+        epochs, every = run.job.config.optim.epochs, run.job.config.estep.every
+        while run.state.epoch < epochs:
             train_epoch(run)
-            if run.state.epoch % run.config.estep.every == 0 or run.state.epoch == run.config.optim.epochs:
+            if run.state.epoch % every == 0 or run.state.epoch == epochs:
                 run_estep(run)
             finish_epoch(run)
     return run.state.history[-1]
 
 
-def build_run(job: dict[str, Any]) -> Run:
+def build_run(job: Job) -> Run:
     """Model, data and bookkeeping of this worker."""
-    config, manifest = RunConfig.model_validate(job["config"]), Manifest.model_validate(job["manifest"])
+    config, manifest, plan = job.config, job.manifest, job.plan
     device = get_device()
-    model = build_model(config, cluster_count(config, manifest), device)
-    steps = steps_per_epoch(config, manifest)
-    losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
+    model = build_model(config, plan.num_clusters, device)
     return Run(
-        config=config,
-        manifest=manifest,
-        images=worker_images(job["mode"], config, manifest, device),
+        job=job,
+        images=worker_images(config, manifest.num_images, plan.mode, device),
         views=build_views(config, manifest),
+        preprocess=build_preprocess(config, manifest).to(device),
         probe=read_probe(config, manifest, device),
         labels=read_labels(config.data.path) if rank() == 0 else None,
-        state=TrainState(model, build_run_optimizer(config, model), losses),
+        state=TrainState(model, build_run_optimizer(config, model), zero_losses(device)),
         step_model=data_parallel(model),
-        schedules=build_run_schedules(config, steps),
-        steps=steps,
-        ledger=Ledger(),
-        reporter=Reporter(open_writer(job, config), job["board"]) if rank() == 0 else Reporter(),
+        schedules=build_run_schedules(config, plan.steps_per_epoch),
+        timer=EpochTimer(),
+        reporter=Reporter(open_writer(job), job.board) if rank() == 0 else Reporter(),
     )
 
 
-def open_writer(job: dict[str, Any], config: RunConfig) -> RunWriter:
+def zero_losses(device: torch.device) -> dict[str, Tensor]:
+    """The sums of an epoch that has not begun."""
+    return {name: torch.zeros((), dtype=torch.float64, device=device) for name in LOSSES}
+
+
+def open_writer(job: Job) -> RunWriter:
     """MLflow's writer of this run."""
-    assert config.name is not None
-    spool = RunFolder(config.storage, config.name).spool
-    return RunWriter(job["tracking"], spool, system_metrics=config.tracking.system_metrics)
+    return RunWriter(job.tracking, spool_path(job.folder), system_metrics=job.config.tracking.system_metrics)
 
 
-def resume(run: Run, start_from: str | None) -> bool:
+def resume(run: Run) -> bool:
     """Continue from the newest sound checkpoint of this run, or else from another run's; False when there is none."""
     reported = ray.train.get_all_reported_checkpoints()
-    newest_first = [report.checkpoint for report in reversed(reported)]
-    values = read_newest(newest_first)
-    if values is None and start_from is not None:
-        values = read_handed_on(start_from)
-    if values is not None:
-        restore(run.state, values)
-        workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"
-        run.reporter.resumed(
-            run.state.history, f"resumed after epoch {run.state.epoch}, step {run.state.step}, on {workers}"
-        )
-    return values is not None
+    values = read_newest([report.checkpoint for report in reversed(reported)])
+    if values is None and run.job.start_from is not None:
+        values = read_other_run(run.job.start_from)
+    if values is None:
+        return False
+    restore(run.state, values)
+    workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"
+    run.reporter.resumed(
+        run.state.history, f"resumed after epoch {run.state.epoch}, step {run.state.step}, on {workers}"
+    )
+    run.timer.restart()
+    return True
 
 
 def train_epoch(run: Run) -> None:
     """The M-step: one pass over the images, or the rest of one that was interrupted."""
     run.step_model.train()
-    batches = run.images.epoch(run.state.epoch, run.state.step)
-    for batch in run.ledger.timed(batches):
-        with run.ledger.time("step"):
+    steps = run.job.plan.steps_per_epoch
+    for batch in run.timer.timed(run.images.epoch(run.state.epoch, run.state.step)):
+        with run.timer.time("step"):
             train_step(run, batch)
-        if run.state.step < run.steps:
+        if run.state.step % FINITE_STEPS == 0 or run.state.step == steps:
+            check_run_finite(run)
+        if run.state.step < steps:
             save_inside_epoch(run)
-    check_finite(run)
     run.state.epoch, run.state.step = run.state.epoch + 1, 0
 
 
 def save_inside_epoch(run: Run) -> None:
     """A checkpoint when the configuration asks for one here, or when a node is about to be taken away."""
-    every, leaving = run.config.checkpoint.every_steps, preemption_announced(run)
+    every, leaving = run.job.config.checkpoint.every_steps, preemption_announced(run)
     if leaving or (every and run.state.step % every == 0):
-        check_finite(run)
+        check_run_finite(run)
         report(run, {"epoch": run.state.epoch, "step": run.state.step}, save=SYNC if leaving else ASYNC)
 
 
 def preemption_announced(run: Run) -> bool:
-    """Whether another node of the workers is announced to go since the last look. All workers get the same answer."""
+    """Whether a further node of the workers is announced to go since the last check. All workers agree."""
     if run.state.step % PREEMPTION_STEPS:
         return False
     info = ray.train.get_preemption_info()
-    before, run.leaving = run.leaving, info.preempted_node_ids if info else []
-    return not set(run.leaving) <= set(before)
+    before, run.preempted_nodes = run.preempted_nodes, info.preempted_node_ids if info else []
+    return not set(run.preempted_nodes) <= set(before)
 
 
-def check_finite(run: Run) -> None:
-    """Raise Diverged before what is not finite reaches a checkpoint, from which no restart could heal it."""
-    losses = all_sum(run.state.loss_sums)
-    with torch.no_grad():
-        weights = torch.stack(torch._foreach_norm(list(run.state.model.parameters())))
-    if not bool(torch.isfinite(losses).all() and torch.isfinite(weights).all()):
-        sums = dict(zip(LOSSES, losses.tolist(), strict=True))
-        raise Diverged(
-            f"losses or weights are not finite in epoch {run.state.epoch + 1}, at or before step {run.state.step} "
-            f"(sums of losses: {sums}); lower optim.lr, or use float32"
-        )
+def check_run_finite(run: Run) -> None:
+    """Raise Diverged before what is not finite reaches a checkpoint."""
+    where = f"in epoch {run.state.epoch + 1}, at or before step {run.state.step}"
+    check_finite(run.state.loss_sums, run.state.model.parameters(), where)
 
 
 def train_step(run: Run, batch: Batch) -> None:
     """Views, losses, gradients, one move of the optimizer."""
-    state, method = run.state, run.config.method
-    at = state.epoch * run.steps + state.step
-    warmup = state.epoch < run.config.optim.warmup_epochs
+    state, config, plan = run.state, run.job.config, run.job.plan
+    at = state.epoch * plan.steps_per_epoch + state.step
+    warmup = state.epoch < config.optim.warmup_epochs
     assert state.pseudo is not None
     set_learning_rates(state.optimizer, float(run.schedules.lr[at]), float(run.schedules.predictor_lr[at]))
     losses = run.step_model(
@@ -188,61 +192,60 @@ def train_step(run: Run, batch: Batch) -> None:
         target_momentum=float(run.schedules.target_momentum[at]),
         noise=None if warmup else latent_noise(run, batch.index),
         warmup=warmup,
-        group_centers=group_reset(run, at + 1) if method.group_weight else None,
+        group_centers=state.model.bank_centers(seed=at + 1) if plan.resets_groups(at + 1) else None,
         rows=batch.rows,
     )
     state.optimizer.zero_grad()
     losses.total.backward()
     state.optimizer.step()
-    state.loss_sums += torch.stack(losses).detach()
+    for total, loss in zip(state.loss_sums.values(), losses, strict=True):
+        total += loss.detach()
     state.step += 1
 
 
 def latent_noise(run: Run, index: Tensor) -> Tensor | None:
     """Noise (2, B, D) on the online features of both views, each image's own; None when it is switched off."""
-    scale, size = run.config.method.latent_noise, run.config.model.feature_size
-    if scale == 0:
+    config = run.job.config
+    if config.method.latent_noise == 0:
         return None
-    draws = [normal(run.config.seed, run.state.epoch, index, stream, size) for stream in NOISE_STREAMS]
-    return scale * torch.stack(draws)
-
-
-def group_reset(run: Run, iteration: int) -> Tensor | None:
-    """Centres for the periodic reset of the groups, in iterations 2, 3, ... that are multiples of its period."""
-    model = run.state.model
-    period = run.config.method.reset_every or len(model.groups.features)
-    return model.bank_centers(seed=iteration) if iteration > 1 and iteration % period == 0 else None
+    draws = [
+        normal(config.seed, run.state.epoch, index, stream, config.model.feature_size)
+        for stream in (Stream.NOISE_A, Stream.NOISE_B)
+    ]
+    return config.method.latent_noise * torch.stack(draws)
 
 
 def run_estep(run: Run) -> None:
     """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
-    state, clusters, previous = run.state, run.state.model.settings.num_clusters, run.state.pseudo
-    with run.ledger.time("estep"):
-        features = all_features(state.model, run.images, run.views, run.manifest.num_images)
-        state.pseudo, health = estimate(features, clusters, run.config.estep, run.config.seed, previous)
-    with run.ledger.time("evaluate"):
+    state, job, previous = run.state, run.job, run.state.pseudo
+    with run.timer.time("estep"):
+        features = encode_all(state.model, run.images, run.preprocess, job.manifest.num_images)
+        state.pseudo, metrics = estimate(features, job.plan.num_clusters, job.config.estep, job.config.seed, previous)
+    with run.timer.time("evaluate"):
         if run.probe:
-            health |= objectives(state.model, run.views, run.probe, features, state.pseudo, previous)
-        if LABEL_FREE_WEIGHTS.keys() <= health.keys():  # the first E-step agrees with nothing
-            health["label_free"] = label_free_score(health)
+            metrics |= label_free_metrics(state.model, run.views, run.probe, features, state.pseudo, previous)
+        if LABEL_FREE_WEIGHTS.keys() <= metrics.keys():  # the first E-step agrees with nothing
+            metrics["label_free"] = label_free_score(metrics)
         scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
-    state.history.append({"epoch": state.epoch, **health, **spread, **scores})
+    state.history.append({"epoch": state.epoch, **metrics, **spread, **scores})
 
 
 def finish_epoch(run: Run) -> None:
     """Complete the epoch's metrics, send them out, and save when it is time."""
-    state, config = run.state, run.config
+    state, config = run.state, run.job.config
     if state.history[-1]["epoch"] != state.epoch:  # an epoch without E-step
         state.history.append({"epoch": state.epoch})
     metrics = state.history[-1]
     if state.epoch:
         metrics |= mean_losses(run)
-        metrics["lr"] = float(run.schedules.lr[state.epoch * run.steps - 1])
-    metrics |= {f"seconds_{entry}": seconds for entry, seconds in run.ledger.close().items()}
-    if state.epoch:
-        metrics["images_per_second"] = run.steps * config.optim.batch_size / metrics["seconds_epoch"]
+        metrics["lr"] = float(run.schedules.lr[state.epoch * run.job.plan.steps_per_epoch - 1])
+    metrics |= {f"seconds_{entry}": seconds for entry, seconds in run.timer.page().items()}
+    if state.epoch:  # of the images that this process saw: a resumed epoch has fewer
+        metrics["images_per_second"] = run.timer.batches * config.optim.batch_size / metrics["seconds_epoch"]
+    run.timer.restart()
     run.reporter.epoch(metrics)
+    raise_alarms(run, metrics)
     if state.epoch == config.optim.epochs:
         save: CheckpointUploadMode | None = SYNC
     else:
@@ -250,32 +253,43 @@ def finish_epoch(run: Run) -> None:
     report(run, metrics, save=save)
 
 
+def raise_alarms(run: Run, metrics: dict[str, float]) -> None:
+    """Report what is wrong with an epoch after the warm-up, once for as long as it lasts."""
+    if "size_entropy" not in metrics or run.state.epoch <= run.job.config.optim.warmup_epochs:
+        return
+    found = alarms(metrics, run.job.plan.num_clusters)
+    for kind in found.keys() - run.alarms:
+        run.reporter.message(f"warning: after epoch {run.state.epoch} {found[kind]}")
+    run.alarms = set(found)
+
+
 def mean_losses(run: Run) -> dict[str, float]:
-    """Means over the epoch and the workers."""
-    means = all_sum(run.state.loss_sums) / (run.steps * world_size())
-    run.state.loss_sums = torch.zeros_like(run.state.loss_sums)
-    return dict(zip(LOSSES, means.float().tolist(), strict=True))
+    """Means over the epoch's steps and the workers; the sums start again from zero."""
+    sums = mean_over_workers(run.state.loss_sums)
+    for total in run.state.loss_sums.values():
+        total.zero_()
+    return {name: value / run.job.plan.steps_per_epoch for name, value in sums.items()}
 
 
 def report(run: Run, metrics: dict[str, Any], *, save: CheckpointUploadMode | None) -> None:
     """Hand the metrics, and a checkpoint where one is to be saved, to Ray Train; a barrier over the workers.
 
-    ASYNC uploads while training goes on, in the order of the reports. The last checkpoint of a run, and one that
+    ASYNC uploads while training continues, in the order of the reports. The last checkpoint of a run, and one that
     must be there before a node goes, are SYNC.
     """
-    with run.ledger.time("checkpoint"):
+    with run.timer.time("checkpoint"):
         ray.train.report(
             metrics,
-            checkpoint=written(run) if save else None,
+            checkpoint=write_checkpoint(run) if save else None,
             checkpoint_upload_mode=save or SYNC,
             delete_local_checkpoint_after_upload=True,
         )
 
 
-def written(run: Run) -> Checkpoint | None:
-    """The state in a folder of this worker's own, on rank 0; all call it, for what is spread over the workers."""
+def write_checkpoint(run: Run) -> Checkpoint | None:
+    """The state in a temporary folder, on rank 0; all workers call it, for what is spread over them."""
     folder = tempfile.mkdtemp(dir=Path.cwd())  # Ray's session folder, which goes when the cluster goes
-    save_state(run.state, run.config, Path(folder))
+    save_state(run.state, run.job.config, Path(folder))
     if rank() == 0:
         return Checkpoint.from_directory(folder)
     Path(folder).rmdir()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
-from pipeline.checks.capacity import TRIAL_CPUS, Capacity, search_capacity
+from pipeline.checks.capacity import TRIAL_CPUS, Capacity, search_capacity, worker_resources
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError
@@ -34,6 +35,7 @@ def config(workers: object = 2, **resources: object) -> RunConfig:
         ({"gpus": False}, "resident", GPUS, 16, None, Capacity(14, 1.0, False)),
         ({"workers": 16}, "resident", GPUS, 16, None, Capacity(1, 1.0, False)),  # auto: not enough GPUs
         ({"workers": "{min: 1, max: 4}"}, "resident", GPUS, 16, None, Capacity(2, 3.0, True)),  # the most it may have
+        ({"workers": "{min: 2, max: 16}"}, "resident", GPUS, 16, None, Capacity(1, 3.0, True)),  # 8 GPUs, one trial
         ({"autoscale": True, "gpus": True}, "resident", LAPTOP, 16, 8, Capacity(8, 1.0, True)),
     ],
 )
@@ -46,6 +48,15 @@ def test_as_many_trials_as_fit(
     expected: Capacity,
 ) -> None:
     assert search_capacity(config(**resources), mode, nodes, trials, wanted) == expected
+
+
+@pytest.mark.parametrize(("devices", "taken"), [(1.0, False), (2.0, True), (8.0, True)])
+def test_a_run_and_a_search_take_gpus_by_one_rule(monkeypatch: pytest.MonkeyPatch, devices: float, taken: bool) -> None:
+    """As soon as the fewest workers can have one each."""
+    elastic, cluster = config("{min: 2, max: 4}"), {"CPU": 32.0, "GPU": devices}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
+    assert worker_resources(elastic, "resident").gpus is taken
+    assert search_capacity(elastic, "resident", [cluster], 1).gpus is taken
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])

@@ -8,11 +8,11 @@ import pytest
 import ray
 
 from pipeline.checks.capacity import worker_resources
-from pipeline.checks.settings import check_run
-from pipeline.checks.storage import check_storage
+from pipeline.checks.settings import check_settings
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.storage import check_writable
 from tests.helpers.manifests import manifest
 
 
@@ -25,19 +25,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch, **resources: float) -> None:
 
 
 def test_storage_is_probed_and_left_clean(tmp_path: Path) -> None:
-    check_storage(str(tmp_path / "new" / "runs"))
+    check_writable(str(tmp_path / "new" / "runs"))
     assert list((tmp_path / "new" / "runs").iterdir()) == []
 
 
 def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match=r"storage='.*file/runs' cannot be written \(.*\); set storage to"):
-        check_storage(str(tmp_path / "file" / "runs"))
+        check_writable(str(tmp_path / "file" / "runs"))
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_a_run_that_fits_passes() -> None:
-    check_run(config("optim.batch_size=8", "resources.workers=3"), manifest(100))
+    check_settings(config("optim.batch_size=8", "resources.workers=3"), manifest(100))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_run_that_fits_passes() -> None:
 )
 def test_numbers_that_cannot_go_together_are_named(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check_run(config("optim.batch_size=32", *overrides), manifest(100))
+        check_settings(config("optim.batch_size=32", *overrides), manifest(100))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_streaming_takes_a_batch_that_every_number_of_workers_can_share() -> None:
     mine = ["data.mode=streaming", "resources.workers={min: 1, max: 4}"]
-    check_run(config("optim.batch_size=24", *mine), manifest(100))
+    check_settings(config("optim.batch_size=24", *mine), manifest(100))
     with pytest.raises(ConfigError, match=r"batch_size=32 does not divide by resources\.workers=3.*take 24"):
-        check_run(config("optim.batch_size=32", *mine), manifest(100))
+        check_settings(config("optim.batch_size=32", *mine), manifest(100))
 
 
 def test_elastic_workers_take_whole_cpus_and_start_with_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:

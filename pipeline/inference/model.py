@@ -1,0 +1,47 @@
+"""The trained model as a module: uint8 images in, similarities with the clusters out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.build import build_model, build_preprocess
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import Manifest
+from pipeline.method.losses import unit
+
+TARGET = "networks.target."  # beginning of the target network's names in a checkpoint
+
+
+class ClusterModel(nn.Module):
+    """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres; the cluster is the argmax.
+
+    Parameters
+    ----------
+    config : RunConfig
+    manifest : Manifest
+        Of the images that it was trained on: their statistics normalise all others.
+    values : dict
+        Of one of the run's checkpoints.
+    """
+
+    centers: Tensor
+
+    def __init__(self, config: RunConfig, manifest: Manifest, values: dict[str, Any]) -> None:
+        super().__init__()
+        network = build_model(config, len(values["centers"]), torch.device("cpu")).networks.target.float()
+        weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
+        network.load_state_dict({name.removeprefix(TARGET): value for name, value in weights.items()})
+        self.network = network.eval()
+        self.preprocess = build_preprocess(config, manifest)
+        self.register_buffer("centers", unit(values["centers"].float()))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Unit features (B, D) of uint8 images (B, H, W, 3)."""
+        return unit(self.network(self.preprocess(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Similarities, in [-1, 1]."""
+        return self.features(images) @ self.centers.T

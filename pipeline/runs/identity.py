@@ -1,0 +1,83 @@
+"""Whose folder it is: a run's name belongs to one configuration on the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config.identity import result_settings
+from pipeline.config.loading import parse_config
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import MANIFEST, Manifest, read_manifest
+from pipeline.errors import ConfigError
+from pipeline.storage import Folder, filesystem
+from pipeline.tracking import RunRef
+
+IDENTITY, SUMMARY = "run.json", "summary.json"
+
+
+def claim_folder(config: RunConfig) -> Folder:
+    """The folder of a named configuration, new or of the same run.
+
+    Raises
+    ------
+    ConfigError
+        When a run with other settings, or on other images, already has the name; the message lists what differs.
+    """
+    assert config.name is not None
+    folder = Folder(f"{config.storage}/{config.name}").make()
+    identity = folder.read(IDENTITY)
+    if identity is not None and "manifest" in identity:  # without one it failed its checks and never started
+        changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
+        if changed:
+            raise ConfigError(
+                f"run {config.name!r} in {config.storage} was started with other settings: {'; '.join(changed)}. "
+                "Give another name (--set name=...), or the settings it had"
+            )
+    folder.update(IDENTITY, config=config.model_dump(mode="json"))
+    return folder
+
+
+def record_start(folder: Folder, manifest: Manifest, tracking: RunRef) -> None:
+    """Note the images and MLflow's run: from now on the name is taken."""
+    folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=manifest.model_dump(mode="json"))
+
+
+def mlflow_run(folder: Folder) -> str | None:
+    """MLflow's run of a folder that was started before."""
+    return (folder.read(IDENTITY) or {}).get("mlflow_run")
+
+
+def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
+    """Configuration and manifest of a run that was started.
+
+    Raises
+    ------
+    ConfigError
+        When the folder holds no run.
+    """
+    identity = folder.read(IDENTITY)
+    if identity is None or "manifest" not in identity:
+        raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
+    origin = f"{folder.path}/{IDENTITY}"
+    return parse_config(identity["config"], origin), Manifest.model_validate(identity["manifest"])
+
+
+def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
+    """What differs between the settings that a run was started with and those of now."""
+    before = result_settings(parse_config(identity["config"], f"{folder.path}/{IDENTITY}"))
+    return [
+        f"{key} was {before[key]}, is {value}" for key, value in result_settings(config).items() if before[key] != value
+    ]
+
+
+def _changed_images(identity: dict[str, Any], config: RunConfig) -> list[str]:
+    """How the images differ: by the source's digest, so that a data folder may move."""
+    files, root = filesystem(config.data.path)
+    if files.get_file_info(f"{root}/{MANIFEST}").is_file:
+        before, now = identity["manifest"]["source"], read_manifest(config.data.path).source
+        same = before["digest"] == now.digest
+        return (
+            [] if same else [f"the images came from {before['source']}, those of {config.data.path} from {now.source}"]
+        )
+    source, wanted = identity["config"]["data"]["source"], config.data.source
+    return [] if source == wanted else [f"data.source was {source}, is {wanted}"]

@@ -1,0 +1,101 @@
+"""A training run from the driver's side: prepare, fit, write what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from ray.train import TrainingFailedError
+
+from pipeline.checks.nodes import check_nodes
+from pipeline.checks.settings import check_settings
+from pipeline.cluster import connect
+from pipeline.config.identity import fingerprint
+from pipeline.config.models import RunConfig
+from pipeline.data.ingest import ingest
+from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
+from pipeline.errors import RunFailed
+from pipeline.runs.artifacts import write_artifacts
+from pipeline.runs.identity import SUMMARY, claim_folder, mlflow_run, record_start
+from pipeline.storage import absolute, check_writable, filesystem
+from pipeline.tracking import RunWriter, open_run, spool_path
+from pipeline.training.fit import failure_reason, fit, new_board
+from pipeline.training.job import Job
+from pipeline.training.progress import ProgressPrinter
+
+Echo = Callable[[str], None]
+
+
+def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[str, Any]:
+    """Train to the end, or resume where an earlier call with the same configuration stopped.
+
+    Parameters
+    ----------
+    config : RunConfig
+    label : str
+        First part of the run's name where the configuration gives none: usually the preset.
+    echo : callable
+        Takes the lines of progress.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in summary.json of the run's folder.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For what can be known beforehand; nothing has been started then.
+    RunFailed
+        When workers failed more often than resources.max_failures. The same call resumes from the last checkpoint.
+    """
+    config = resolve_paths_and_name(config, label)
+    check_writable(config.storage)
+    manifest = load_or_ingest(config, echo)
+    plan = check_settings(config, manifest)
+    folder = claim_folder(config)
+    if (summary := folder.read(SUMMARY)) is not None:
+        echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
+        return summary
+    validate_shards(config.data.path)
+    echo(f"run {config.name}: {manifest.num_images:,} images, {plan.mode} ({plan.mode_reason})")
+    tracking = open_run(config, config.storage, folder.name, mlflow_run(folder), {})
+    record_start(folder, manifest, tracking)
+    connect()
+    check_nodes(config)
+    job = Job(config, manifest, plan, tracking, board=new_board())
+    fit_with_progress(job, echo)
+    return write_artifacts(job)
+
+
+def fit_with_progress(job: Job, echo: Echo) -> None:
+    """Run the workers and show their progress; RunFailed, with the first worker's error, when they fail for good."""
+    try:
+        with ProgressPrinter(job.board, job.config.optim.epochs, job.plan.images_per_epoch, echo):
+            fit(job)
+    except TrainingFailedError as error:
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            RunWriter(job.tracking, spool_path(job.folder)).finish("FAILED")
+        raise RunFailed(f"run {job.folder.name} failed {failure_reason(error)}") from error
+
+
+def resolve_paths_and_name(config: RunConfig, label: str) -> RunConfig:
+    """The configuration with a name, and with paths that mean the same in every process."""
+    return config.model_copy(
+        update={
+            "name": config.name or f"{label}-{fingerprint(config)}",
+            "storage": absolute(config.storage),
+            "data": config.data.model_copy(update={"path": absolute(config.data.path)}),
+        }
+    )
+
+
+def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
+    """The manifest of the run's data set, which is ingested first when it is missing and a source is given."""
+    files, root = filesystem(config.data.path)
+    if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+        echo(f"ingesting {config.data.source} into {config.data.path}")
+        connect()
+        return ingest(config.data.source, config.data.path)
+    return read_manifest(config.data.path)

@@ -1,0 +1,43 @@
+"""What a worker is handed: one value, complete and picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import Manifest
+from pipeline.plan import Plan
+from pipeline.storage import Folder
+from pipeline.tracking import RunRef
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prepared training run.
+
+    Attributes
+    ----------
+    config : RunConfig
+        With a name, and with paths that mean the same in every process.
+    manifest : Manifest
+    plan : Plan
+    tracking : RunRef
+        MLflow's run.
+    board : actor handle or None
+        A `Board`, where rank 0 posts its news.
+    start_from : str or None
+        Checkpoint of another run, by absolute path or URI, that this one starts from when it has none of its own.
+    """
+
+    config: RunConfig
+    manifest: Manifest
+    plan: Plan
+    tracking: RunRef
+    board: Any = None
+    start_from: str | None = None
+
+    @property
+    def folder(self) -> Folder:
+        """The run's folder."""
+        return Folder(f"{self.config.storage}/{self.config.name}")
