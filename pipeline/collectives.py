@@ -1,4 +1,4 @@
-"""Sums, gathers and exchanges over the workers of a run; every one is the identity in a single process.
+"""Sums, gathers and exchanges over the workers of a run; each is the identity in a single process.
 
 Gradient convention: :func:`all_sum` adds up the gradients of all workers in its backward pass. A loss computed
 from global sums is the same number on every worker, so after the sum each worker holds W times the gradient of
@@ -7,38 +7,33 @@ that loss, and the average that DistributedDataParallel takes brings it out exac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from enum import Enum, auto
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SMALL = 1 << 16  # numbers that cost less to send to everyone than another round of messages
-
-_alone = False
+SMALL = 1 << 16  # up to this many numbers, sending them to every worker costs less than a second round of messages
 
 
-def world_size() -> int:
-    """Number of workers (1 when no process group runs)."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+class Scope(Enum):
+    """The workers that a computation spans."""
+
+    ALL_WORKERS = auto()
+    """Each worker holds its own rows of a global array."""
+    THIS_WORKER = auto()
+    """Every worker holds all rows and computes by itself: its world size is 1, and nothing is sent."""
 
 
-def rank() -> int:
-    """This worker's number, 0 to W-1."""
-    return dist.get_rank() if world_size() > 1 else 0
+def world_size(scope: Scope = Scope.ALL_WORKERS) -> int:
+    """Number of workers in `scope`; 1 when no process group runs."""
+    return dist.get_world_size() if scope is Scope.ALL_WORKERS and dist.is_initialized() else 1
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process counts as the only worker: for work on data that every worker holds whole."""
-    global _alone
-    before, _alone = _alone, True
-    try:
-        yield
-    finally:
-        _alone = before
+def rank(scope: Scope = Scope.ALL_WORKERS) -> int:
+    """This worker's number within `scope`, 0 to W-1."""
+    return dist.get_rank() if world_size(scope) > 1 else 0
 
 
 class RowRange(NamedTuple):
@@ -55,7 +50,7 @@ class RowRange(NamedTuple):
 
 
 def row_range(total: int, of_rank: int | None = None) -> RowRange:
-    """Rows of a global array that a worker owns: contiguous, in rank order, sizes apart by one at most."""
+    """Rows of a global array that a worker owns: contiguous, in rank order, sizes differ by at most one."""
     workers, r = world_size(), rank() if of_rank is None else of_rank
     return RowRange(total * r // workers, total * (r + 1) // workers, total)
 
@@ -76,7 +71,7 @@ class _AllSum(torch.autograd.Function):
 
 
 def _sum(x: Tensor) -> Tensor:
-    """The sum; of few numbers by one exchange, which halves the latency that they are all about."""
+    """Sum over all workers. Few numbers are exchanged once, which halves the latency that dominates their cost."""
     if x.numel() * world_size() <= SMALL:
         return all_stack(x).sum(dim=0)
     total = x.clone(memory_format=torch.contiguous_format)
@@ -84,26 +79,26 @@ def _sum(x: Tensor) -> Tensor:
     return total
 
 
-def all_sum(x: Tensor) -> Tensor:
+def all_sum(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
     """Sum of `x` over the workers, differentiable; the backward pass sums the workers' gradients."""
-    return cast(Tensor, _AllSum.apply(x)) if world_size() > 1 else x
+    return cast(Tensor, _AllSum.apply(x)) if world_size(scope) > 1 else x
 
 
-def all_stack(x: Tensor) -> Tensor:
+def all_stack(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
     """The workers' tensors `x`, all of one shape, stacked in rank order: (W, *x.shape). No gradient."""
-    if world_size() == 1:
+    if world_size(scope) == 1:
         return x[None]
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.stack(parts)
 
 
-def gather_rows(x: Tensor) -> Tensor:
+def gather_rows(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
     """Rows of all workers in rank order, on every worker; the numbers of rows may differ. No gradient."""
-    counts = all_stack(torch.tensor(len(x), device=x.device))
+    counts = all_stack(torch.tensor(len(x), device=x.device), scope)
     padded = x.new_zeros((int(counts.max()), *x.shape[1:]))
     padded[: len(x)] = x
-    return torch.cat([part[:n] for part, n in zip(all_stack(padded), counts.tolist(), strict=True)])
+    return torch.cat([part[:n] for part, n in zip(all_stack(padded, scope), counts.tolist(), strict=True)])
 
 
 def from_rank_zero(x: Tensor) -> Tensor:

@@ -66,15 +66,18 @@ def test_row_ranges_cover_all_rows_and_shares_average_to_one(pair: Workers) -> N
     assert (share_0 + share_1) / 2 == pytest.approx(1)
 
 
-def _alone(rank: int) -> tuple[int, int, float]:
-    with c.alone():
-        inside = (c.world_size(), c.rank(), float(c.all_sum(torch.tensor(1.0))))
-    assert c.world_size() == 2
-    return inside
+def _among_this_worker(rank: int) -> tuple[int, int, torch.Tensor, list[list[float]], list[float]]:
+    x, only = torch.tensor([rank + 1.0], requires_grad=True), c.Scope.THIS_WORKER
+    (c.all_sum(x, only) ** 2).sum().backward()
+    stacked, rows = c.all_stack(x.detach(), only), c.gather_rows(x.detach(), only)
+    return c.world_size(only), c.rank(only), x.grad, stacked.tolist(), rows.tolist()
 
 
-def test_alone_counts_one_worker(pair: Workers) -> None:
-    assert pair.run(_alone) == [(1, 0, 1.0)] * 2
+def test_among_this_worker_alone_every_collective_is_the_identity(pair: Workers) -> None:
+    for number, (size, rank, gradient, stacked, rows) in enumerate(pair.run(_among_this_worker)):
+        own = number + 1.0
+        assert (size, rank, stacked, rows) == (1, 0, [[own]], [own])
+        assert gradient.tolist() == [2 * own]  # of this worker's loss alone
 
 
 def _from_zero(rank: int) -> float:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.collectives import all_stack, all_sum, gather_rows, rank
+from pipeline.collectives import Scope, all_stack, all_sum, gather_rows, rank
 
 # Similarities held at a time: on a CPU 1 MiB of float32, which stays in a core's cache; on a GPU enough to fill it.
 CHUNK_VALUES, GPU_CHUNK_VALUES = 1 << 18, 1 << 26
@@ -56,6 +56,7 @@ def spherical_kmeans(
     seed: int = 0,
     empty: Literal["keep", "reseed"] = "keep",
     extra_start: Tensor | None = None,
+    scope: Scope = Scope.ALL_WORKERS,
 ) -> KMeansResult:
     """Cluster rows by cosine distance.
 
@@ -77,6 +78,8 @@ def spherical_kmeans(
         way), or the row that lies farthest from its own centre.
     extra_start : Tensor (K, D), optional
         Centres of one more start beside the restarts, for example the last result.
+    scope : Scope
+        THIS_WORKER when every worker holds all rows: each then clusters them by itself.
 
     Returns
     -------
@@ -89,14 +92,15 @@ def spherical_kmeans(
         When there are fewer rows than clusters, or a value is not finite.
     """
     features = features.detach()
-    place = _place(features, num_clusters)
+    place = _place(features, scope, num_clusters)
     if isinstance(init, Tensor):
         starts = init[None].to(features)
     else:
-        starts = kmeans_plus_plus(features, *_draws(place.total, num_clusters, restarts, seed, features.device)).centers
+        draws = _draws(place.total, num_clusters, restarts, seed, features.device)
+        starts = kmeans_plus_plus(features, *draws, scope=scope).centers
     if extra_start is not None:
         starts = torch.cat([starts, extra_start[None].to(features)])
-    runs = _Lloyd(features, starts, reseed=empty == "reseed")
+    runs = _Lloyd(features, starts, scope, reseed=empty == "reseed")
     for _ in range(max_iter):
         if not runs.iterate(tol):
             break
@@ -104,21 +108,24 @@ def spherical_kmeans(
 
 
 class _Place(NamedTuple):
-    """Where this worker's rows stand among all rows."""
+    """Where this worker's rows stand among all rows of `scope`."""
 
     offset: int
     total: int
+    scope: Scope
 
 
-def _place(features: Tensor, num_clusters: int = 1) -> _Place:
+def _place(features: Tensor, scope: Scope, num_clusters: int = 1) -> _Place:
+    """Count the rows; ValueError when they are too few or not finite."""
     broken = (~torch.isfinite(features)).any(dim=1).sum()
-    rows, bad = all_stack(torch.stack([torch.tensor(len(features), device=features.device), broken])).T.tolist()
+    own = torch.stack([torch.tensor(len(features), device=features.device), broken])
+    rows, bad = all_stack(own, scope).T.tolist()
     total = sum(rows)
     if sum(bad):
         raise ValueError(f"{sum(bad)} of {total} feature rows are not finite; the network has diverged: lower optim.lr")
     if not 1 <= num_clusters <= total:
         raise ValueError(f"{num_clusters} clusters asked of {total} rows; give 1 <= num_clusters <= rows")
-    return _Place(sum(rows[: rank()]), total)
+    return _Place(sum(rows[: rank(scope)]), total, scope)
 
 
 def _draws(total: int, num_clusters: int, restarts: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -139,7 +146,7 @@ class Seeding(NamedTuple):
     centers: Tensor
 
 
-def kmeans_plus_plus(features: Tensor, first: Tensor, uniforms: Tensor) -> Seeding:
+def kmeans_plus_plus(features: Tensor, first: Tensor, uniforms: Tensor, *, scope: Scope = Scope.ALL_WORKERS) -> Seeding:
     """Greedy k-means++ on cosine distance, for R restarts at once (Arthur and Vassilvitskii 2007).
 
     Parameters
@@ -151,15 +158,17 @@ def kmeans_plus_plus(features: Tensor, first: Tensor, uniforms: Tensor) -> Seedi
     uniforms : Tensor (R, K-1, L)
         In [0, 1). Each further centre is the best of L candidates, drawn with probability proportional to the
         distance to the nearest centre so far; the best leaves the smallest sum of distances, the first on ties.
+    scope : Scope
+        THIS_WORKER when every worker holds all rows.
     """
-    directions, place = F.normalize(features, dim=1), _place(features)
+    directions, place = F.normalize(features, dim=1), _place(features, scope)
     chosen, centers = [first], [_rows_at(features, first, place)]
     nearest = _distances(directions, centers[0][:, None])[..., 0]
     for step_uniforms in uniforms.unbind(1):
         candidates = _draw(nearest, step_uniforms, place)
         rows = _rows_at(features, candidates, place)
         distances = torch.minimum(_distances(directions, rows), nearest[..., None])
-        pick = all_sum(distances.sum(dim=0, dtype=torch.float64)).argmin(dim=1, keepdim=True)
+        pick = all_sum(distances.sum(dim=0, dtype=torch.float64), scope).argmin(dim=1, keepdim=True)
         chosen.append(candidates.gather(1, pick)[:, 0])
         centers.append(torch.take_along_dim(rows, pick[..., None], dim=1)[:, 0])
         nearest = torch.take_along_dim(distances, pick[None], dim=2)[..., 0]
@@ -170,10 +179,10 @@ def _draw(nearest: Tensor, uniforms: Tensor, place: _Place) -> Tensor:
     """Row numbers (R, L): where the cumulative distance over all rows first reaches uniforms (R, L) of its sum."""
     cumulative = nearest.T.to(torch.float64).cumsum(dim=1)
     own = cumulative[:, -1] if len(nearest) else cumulative.new_zeros(len(cumulative))
-    totals = all_stack(own)
-    target = uniforms * totals.sum(dim=0)[:, None] - totals[: rank()].sum(dim=0)[:, None]
+    totals = all_stack(own, place.scope)
+    target = uniforms * totals.sum(dim=0)[:, None] - totals[: rank(place.scope)].sum(dim=0)[:, None]
     rows_before = torch.searchsorted(cumulative, target)  # 0 on workers behind the target, all rows before it
-    return all_sum(rows_before).clamp(max=place.total - 1)
+    return all_sum(rows_before, place.scope).clamp(max=place.total - 1)
 
 
 def _rows_at(features: Tensor, numbers: Tensor, place: _Place) -> Tensor:
@@ -182,7 +191,7 @@ def _rows_at(features: Tensor, numbers: Tensor, place: _Place) -> Tensor:
     mine = (local >= 0) & (local < len(features))
     rows = features.new_zeros((*numbers.shape, features.shape[1]))
     rows[mine] = features[local[mine]]
-    return all_sum(rows)
+    return all_sum(rows, place.scope)
 
 
 def _distances(directions: Tensor, centers: Tensor) -> Tensor:
@@ -196,9 +205,10 @@ class _Lloyd:
     `sums` (R, K, D+1) are each cluster's summed rows and their count under `labels` (n_local, R), over all workers.
     """
 
-    def __init__(self, features: Tensor, starts: Tensor, *, reseed: bool) -> None:
-        self.features, self.directions, self.reseed = features, F.normalize(features, dim=1), reseed
-        self.variance = _mean_column_variance(features)
+    def __init__(self, features: Tensor, starts: Tensor, scope: Scope, *, reseed: bool) -> None:
+        self.features, self.directions = features, F.normalize(features, dim=1)
+        self.scope, self.reseed = scope, reseed
+        self.variance = _mean_column_variance(features, scope)
         restarts = len(starts)
         self.active = torch.arange(restarts, device=features.device)
         self.centers = starts
@@ -251,8 +261,8 @@ class _Lloyd:
     def _farthest(self, start: int, count: int) -> Tensor:
         """The `count` rows farthest from their own centre over all workers, the first ones on ties."""
         order = torch.argsort(self.distances[:, start], descending=True, stable=True)[:count]
-        distances = gather_rows(self.distances[order, start])
-        rows = gather_rows(self.features[order])
+        distances = gather_rows(self.distances[order, start], self.scope)
+        rows = gather_rows(self.features[order], self.scope)
         return rows[torch.argsort(distances, descending=True, stable=True)[:count]]
 
     def _assign(self, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,7 +281,7 @@ class _Lloyd:
             self.labels[rows, self.active] = labels
             self.distances[rows, self.active] = 1 - cosine
             _add_members(sums, self.features[rows], labels)
-        flat = all_sum(torch.cat([sums.flatten(), totals.flatten()]))
+        flat = all_sum(torch.cat([sums.flatten(), totals.flatten()]), self.scope)
         totals = flat[sums.numel() :].view_as(totals)
         return flat[: sums.numel()].view_as(sums), totals[0], totals[1]
 
@@ -283,9 +293,9 @@ def _add_members(sums: Tensor, features: Tensor, labels: Tensor) -> None:
         cluster_sums.index_add_(0, start_labels, counted)
 
 
-def _mean_column_variance(features: Tensor) -> Tensor:
+def _mean_column_variance(features: Tensor, scope: Scope) -> Tensor:
     """Mean over columns of the unbiased variance of all rows, in float64; about the mean, so that it cannot cancel."""
     wide = features.to(torch.float64)
-    sums = all_sum(F.pad(wide.sum(dim=0), (0, 1), value=len(wide)))
+    sums = all_sum(F.pad(wide.sum(dim=0), (0, 1), value=len(wide)), scope)
     mean, rows = sums[:-1] / sums[-1], sums[-1]
-    return (all_sum(((wide - mean) ** 2).sum(dim=0)) / (rows - 1).clamp(min=1)).mean()
+    return (all_sum(((wide - mean) ** 2).sum(dim=0), scope) / (rows - 1).clamp(min=1)).mean()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.collectives import RowRange, alone, equal_rows, from_rank_zero
+from pipeline.collectives import RowRange, Scope, equal_rows, from_rank_zero
 from pipeline.method.batchnorm import use_global_batchnorm
 from pipeline.method.groups import FeatureBank, MomentumGroups
 from pipeline.method.losses import group_loss, instance_loss, prototype_loss, unit
@@ -193,9 +193,8 @@ class DigPro(nn.Module):
         rows, num_groups = self.bank.gather(), len(self.groups.features)
         if len(rows) < num_groups:
             return None
-        with alone():
-            centers = spherical_kmeans(rows, num_groups, restarts=1, seed=seed).centers
-        return from_rank_zero(centers)  # workers on unlike machines may differ in the last bit
+        centers = spherical_kmeans(rows, num_groups, restarts=1, seed=seed, scope=Scope.THIS_WORKER).centers
+        return from_rank_zero(centers)  # different machines may differ in the last bit
 
     def encode(self, images: Tensor) -> Tensor:
         """Features of the target network (B, D), in evaluation mode: what pseudo-labels are made of."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.clustering.kmeans import KMeansResult, kmeans_plus_plus, spherical_kmeans
+from pipeline.collectives import Scope
 from tests.helpers.golden import assert_close, golden
 from tests.helpers.workers import Workers
 
@@ -114,6 +115,20 @@ def test_the_other_starts_are_those_that_lost() -> None:
     for loser in losers:
         assert any(torch.allclose(loser.centers, other) for other in result.others)
     assert alone[0].others.shape == (0, 5, 8)
+
+
+def _whole_on_each(rank: int, x: torch.Tensor, empty: str) -> KMeansResult:
+    return spherical_kmeans(x, 5, restarts=2, seed=rank, empty=empty, scope=Scope.THIS_WORKER)
+
+
+@pytest.mark.parametrize("empty", ["keep", "reseed"])
+def test_workers_that_hold_all_rows_can_cluster_them_each_alone(pair: Workers, empty: str) -> None:
+    x = _features()
+    for seed, found in enumerate(pair.run(_whole_on_each, x, empty)):
+        expected = spherical_kmeans(x, 5, restarts=2, seed=seed, empty=empty)
+        assert found.labels.equal(expected.labels)
+        assert_close(found.centers, expected.centers, rtol=1e-6)
+        assert found.inertia == pytest.approx(expected.inertia, rel=1e-6)
 
 
 def test_more_clusters_than_rows_is_an_error() -> None:
