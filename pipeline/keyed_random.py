@@ -4,12 +4,13 @@ The key is (seed, epoch, sample index, stream, column). Each row is one SplitMix
 "Fast splittable pseudorandom number generators", OOPSLA 2014) whose start is a hash of the rest of the key. A run on
 W workers therefore augments an image exactly as a run on one does, and a resumed run needs no generator state.
 
-Whoever draws for a purpose of his own takes a `stream` of his own: equal keys give equal numbers by design.
+Equal keys give equal numbers by design, so every purpose has its own entry in `Stream`.
 """
 
 from __future__ import annotations
 
 import math
+from enum import IntEnum, unique
 
 import torch
 from torch import Tensor
@@ -20,15 +21,27 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _FIELD = (1 << 24) - 1  # a float32 holds 24 bits exactly, so that k / 2**24 is uniform without rounding up to 1
 
 
-def uniform(seed: int, epoch: int, index: Tensor, stream: int, size: int) -> Tensor:
+@unique
+class Stream(IntEnum):
+    """What numbers are drawn for: the registry of all streams. Numbers are part of every run: never change one."""
+
+    VIEW_A = 0
+    VIEW_B = 1
+    NOISE_A = 2
+    NOISE_B = 3
+
+
+def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:
     """Uniform numbers for each sample, the same bits on every device.
 
     Parameters
     ----------
-    seed, epoch, stream : int
-        The part of the key that the whole batch shares.
+    seed, epoch : int
+        The part of the key that the whole batch shares; any integers.
     index : Tensor of shape (B,), int64
         Sample indices within the data set.
+    stream : Stream
+        What the numbers are drawn for.
     size : int
         Numbers per sample; the first n of them are the same for every ``size >= n``.
 
@@ -45,7 +58,7 @@ def uniform(seed: int, epoch: int, index: Tensor, stream: int, size: int) -> Ten
     return _fraction(_words(seed, epoch, index, stream, size), 40)
 
 
-def normal(seed: int, epoch: int, index: Tensor, stream: int, size: int) -> Tensor:
+def normal(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:
     """Standard normal numbers for each sample (Box-Muller), all within +-5.8.
 
     Parameters, shape and errors are those of `uniform`. Devices agree to the last bits of log, cos and sin.
@@ -56,7 +69,7 @@ def normal(seed: int, epoch: int, index: Tensor, stream: int, size: int) -> Tens
     return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=2).flatten(1)[:, :size]
 
 
-def _words(seed: int, epoch: int, index: Tensor, stream: int, size: int) -> Tensor:
+def _words(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:
     """(B, size) int64 words of 64 random bits."""
     if index.dtype != torch.int64 or index.dim() != 1:
         raise ValueError(f"index is {index.dtype} of shape {tuple(index.shape)}; give a vector of int64 sample indices")
@@ -83,7 +96,7 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def _shift_right(words: Tensor, shift: int) -> Tensor:
-    """Logical shift: int64 shifts copy the sign bit, which the mask takes away again."""
+    """Logical shift: int64 shifts copy the sign bit, which the mask removes."""
     return (words >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pipeline.keyed_random import normal, uniform
+from pipeline.keyed_random import Stream, normal, uniform
 
 INDEX = torch.arange(4000)
 KEYS = {"base": (0, 0, 0), "seed": (1, 0, 0), "epoch": (0, 1, 0), "stream": (0, 0, 1), "swapped": (0, 2, 1)}
@@ -53,6 +53,18 @@ def test_numbers_are_pinned():
         [(mix(mix((i * golden ^ key) & mask) + c * golden & mask) >> 40) / 2**24 for c in (1, 2, 3)] for i in indices
     ]
     assert uniform(7, 11, torch.tensor(indices), 2, 3).double().tolist() == expected
+
+
+def test_streams_keep_their_numbers():
+    """A run draws the same after an upgrade only if no stream is renumbered; new purposes are added at the end."""
+    assert dict(Stream.__members__) == {"VIEW_A": 0, "VIEW_B": 1, "NOISE_A": 2, "NOISE_B": 3}
+
+
+def test_the_streams_of_one_image_are_unrelated():
+    draws = {stream: uniform(0, 0, INDEX, stream, 8) for stream in Stream}
+    for first, second in itertools.combinations(draws.values(), 2):
+        assert (first == second).float().mean() < 1e-3
+        assert abs(np.corrcoef(first.flatten(), second.flatten())[0, 1]) < 5 / first.numel() ** 0.5
 
 
 def test_uniform_is_uniform_with_24_exact_bits():

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pipeline.config.models import ViewsConfig
 from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray
-from pipeline.keyed_random import uniform
+from pipeline.keyed_random import Stream, uniform
 
 CROP_TRIES = 10  # torchvision's number
 
@@ -100,7 +100,10 @@ class TwoViews:
         if index.shape != images.shape[:1]:
             raise ValueError(f"index has shape {tuple(index.shape)} for {len(images)} images; give one for each image")
         pixels = _scale(images)
-        first, second = (self._view(pixels, uniform(self.seed, epoch, index, view, _NUM_DRAWS)) for view in (0, 1))
+        first, second = (
+            self._view(pixels, uniform(self.seed, epoch, index, stream, _NUM_DRAWS))
+            for stream in (Stream.VIEW_A, Stream.VIEW_B)
+        )
         return first, second
 
     def plain(self, images: Tensor) -> Tensor:
