@@ -17,6 +17,7 @@ import os
 from pipeline.tracking.model import log_final_model
 from pipeline.tracking.opening import environment, flatten, open_run
 from pipeline.tracking.registry import register_model, tag_run
+from pipeline.tracking.spool import spool_path
 from pipeline.tracking.store import RunRef, tracking_uri
 from pipeline.tracking.writer import RunWriter, deliver
 
@@ -29,6 +30,7 @@ __all__ = [
     "log_final_model",
     "open_run",
     "register_model",
+    "spool_path",
     "tag_run",
     "tracking_uri",
 ]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from pipeline.storage import Folder
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -84,3 +87,9 @@ class Spool:
                     self.points[row[0], row[1]] = Point(*row)
             except (ValueError, TypeError):  # the process died while it wrote this line
                 _logger.warning("%s line %d is damaged and left out: %.100r", self.path, number, line)
+
+
+def spool_path(folder: Folder) -> Path:
+    """Where MLflow's points wait: in the folder, or on this machine when the folder is not local."""
+    base = Path(folder.root) if folder.is_local else Path(tempfile.gettempdir(), "digpro", folder.name)
+    return base / "mlflow-spool.jsonl"
