@@ -85,10 +85,10 @@ def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     Example:
       digpro train --preset digits --set optim.epochs=20 --set resources.workers=1
     """
-    from pipeline.runs import train as run_training
+    from pipeline.runs.train import train as run_training
 
     config = load_config(preset, settings)
-    summary = run_training(config, label=Path(preset).stem, say=console.print)
+    summary = run_training(config, label=Path(preset).stem, echo=console.print)
     _print_result(summary)
 
 
@@ -156,7 +156,7 @@ def evaluate(
     Example:
       digpro evaluate runs/digits-0123abcd --data data/other-digits
     """
-    from pipeline.inference.evaluate import evaluate as run_evaluation
+    from pipeline.runs.evaluate import evaluate as run_evaluation
 
     _print_result(run_evaluation(run, data, out))
 
@@ -170,7 +170,7 @@ def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
       digpro doctor --preset cifar10 --set storage=s3://bucket/runs --set tracking.uri=http://mlflow:5000
     """
     from pipeline.checks.doctor import examine
-    from pipeline.runs import resolve_paths_and_name
+    from pipeline.runs.train import resolve_paths_and_name
 
     config = resolve_paths_and_name(load_config(preset, settings), Path(preset).stem)
     connect()

@@ -10,11 +10,10 @@ import ray
 
 from pipeline.checks.capacity import worker_resources
 from pipeline.checks.nodes import Answer, Finding, alive_nodes, ask_nodes, storage_finding, versions_finding
-from pipeline.checks.settings import check_run
+from pipeline.checks.settings import check_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.plan import choose_mode
 from pipeline.submission import LIMIT_MIB, travelling_files
 from pipeline.tracking import tracking_uri
 
@@ -42,8 +41,8 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
     have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
     try:
         manifest = read_manifest(config.data.path)
-        check_run(config, manifest)
-        mode, reason = choose_mode(config, manifest)
+        plan = check_settings(config, manifest)
+        mode, reason = plan.mode, plan.mode_reason
         yield Finding("images", f"{manifest.num_images:,} at {config.data.path}, {mode} ({reason})")
     except (ConfigError, DataError) as error:
         mode = "resident"

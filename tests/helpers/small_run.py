@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model, build_run_optimizer, build_run_schedules, build_views, data_parallel
+from pipeline.build import (
+    build_model,
+    build_preprocess,
+    build_run_optimizer,
+    build_run_schedules,
+    build_views,
+    data_parallel,
+)
 from pipeline.collectives import row_range
 from pipeline.config.loading import load_config
-from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.ingest import ingest
-from pipeline.data.loader import Batch
+from pipeline.data.loader import ResidentImages
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
+from pipeline.plan import make_plan
+from pipeline.tracking.store import RunRef
 from pipeline.training.checkpoint import TrainState
+from pipeline.training.job import Job
 from pipeline.training.probe import Probe
 from pipeline.training.progress import Reporter
-from pipeline.training.timing import Ledger
-from pipeline.training.worker import LOSSES, Run
+from pipeline.training.timing import EpochTimer
+from pipeline.training.worker import Run, zero_losses
 
-IMAGES, STEPS = 200, 4
+IMAGES = 200  # four steps of 48 images
 SMALL = [
     "optim.epochs=4",
     "optim.warmup_epochs=1",
@@ -45,25 +53,6 @@ SMALL = [
 ]
 
 
-class MemoryImages:
-    """Resident images without Ray Data."""
-
-    def __init__(self, images: Tensor, batch_size: int) -> None:
-        self.images, self.batch_size = images, batch_size
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(epoch))
-        rows = row_range(self.batch_size)
-        for step in range(first_step, len(order) // self.batch_size):
-            index = order[step * self.batch_size :][rows.start : rows.stop]
-            yield Batch(self.images[index], index, rows)
-
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = torch.arange(len(self.images))[row_range(len(self.images)).start : row_range(len(self.images)).stop]
-        for index in mine.split(50):
-            yield self.images[index], index
-
-
 def digits(folder: Path) -> tuple[Tensor, Manifest]:
     """The first images of digits as uint8 (n, 16, 16, 3), and their manifest."""
     manifest = ingest("digits", str(folder))
@@ -71,24 +60,29 @@ def digits(folder: Path) -> tuple[Tensor, Manifest]:
     return torch.from_numpy(images[:IMAGES]), manifest.model_copy(update={"num_images": IMAGES})
 
 
+def small_job(manifest: Manifest, *overrides: str) -> Job:
+    """A job of digits that nobody tracks."""
+    config = load_config("digits", [*SMALL, *overrides])
+    tracking = RunRef("sqlite:///none", "none", "digpro", "small", {}, {})
+    return Job(config, manifest, make_plan(config, manifest), tracking)
+
+
 def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool = False) -> Run:
     """A run of this process (with the process group's other ones, if there are)."""
-    precision = ["optim.precision=float64"] if double else []
-    config: RunConfig = load_config("digits", [*SMALL, *precision, *overrides])
-    model = build_model(config, 10, torch.device("cpu"))
-    state = TrainState(model, build_run_optimizer(config, model), torch.zeros(len(LOSSES), dtype=torch.float64))
+    job = small_job(manifest, *overrides, *(["optim.precision=float64"] if double else []))
+    config, cpu = job.config, torch.device("cpu")
+    model = build_model(config, job.plan.num_clusters, cpu)
     return Run(
-        config=config,
-        manifest=manifest,
-        images=MemoryImages(images, config.optim.batch_size),
+        job=job,
+        images=ResidentImages(images, seed=config.seed, batch_size=config.optim.batch_size, block_size=50),
         views=build_views(config, manifest),
+        preprocess=build_preprocess(config, manifest),
         probe=_probe(images, config.estep.probe),
         labels=None,
-        state=state,
+        state=TrainState(model, build_run_optimizer(config, model), zero_losses(cpu)),
         step_model=data_parallel(model),
-        schedules=build_run_schedules(config, STEPS),
-        steps=STEPS,
-        ledger=Ledger(),
+        schedules=build_run_schedules(config, job.plan.steps_per_epoch),
+        timer=EpochTimer(),
         reporter=Reporter(),
     )
 
