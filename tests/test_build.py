@@ -1,4 +1,4 @@
-"""From configurations to the method's objects: counts that must fit the data, and settings that must arrive."""
+"""From configurations to the method's objects: settings that must arrive."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.build import autocast_dtype, build_model, build_run_optimizer, build_run_schedules, build_views
+from pipeline.build import autocast_dtype, build_model, build_preprocess, build_run_optimizer, build_run_schedules
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.plan import cluster_count, steps_per_epoch
 from tests.helpers.manifests import manifest
 
 CPU = torch.device("cpu")
@@ -19,31 +17,6 @@ TINY = ["model.projector_hidden=8", "model.predictor_hidden=8", "model.feature_s
 
 def config(*overrides: str) -> RunConfig:
     return load_config("digits", [*TINY, *overrides])
-
-
-def test_the_number_of_clusters_is_the_setting_or_the_classes() -> None:
-    assert cluster_count(config("method.num_clusters=7"), manifest(classes=10)) == 7
-    assert cluster_count(config("method.num_clusters=null"), manifest(classes=5)) == 5
-
-
-@pytest.mark.parametrize("classes", [0, 1])
-def test_no_number_of_clusters_says_which_setting_gives_one(classes: int) -> None:
-    with pytest.raises(ConfigError, match=rf"data/digits names {classes} classes; set method\.num_clusters"):
-        cluster_count(config("method.num_clusters=null"), manifest(classes=classes))
-
-
-def test_more_clusters_than_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.num_clusters=101 exceeds the 100 images of data/digits; lower it"):
-        cluster_count(config("method.num_clusters=101"), manifest(100))
-
-
-def test_an_epoch_has_whole_batches_only() -> None:
-    assert steps_per_epoch(config("optim.batch_size=30"), manifest(100)) == 3
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.batch_size=101 exceeds the 100 images of data/digits; lower it"):
-        steps_per_epoch(config("optim.batch_size=101"), manifest(100))
 
 
 def test_the_seed_alone_decides_the_weights() -> None:
@@ -95,5 +68,5 @@ def test_precision_is_float32_on_a_cpu_unless_asked_for() -> None:
 
 def test_a_constant_channel_is_centred_only() -> None:
     images = torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)
-    view = build_views(config(), manifest()).plain(images)
+    view = build_preprocess(config(), manifest())(images)
     assert view[0, :, 0, 0].tolist() == pytest.approx([2.5, 6.0, 0.7])

@@ -73,7 +73,7 @@ def collapse(metrics: Mapping[str, float]) -> str | None:
     low = {key: metrics[key] for key, least in COLLAPSED.items() if metrics.get(key, least) < least}
     if not low:
         return None
-    return f"collapsed: {', '.join(f'{key} is {value:.4f}' for key, value in low.items())}"
+    return f"collapsed: {', '.join(f'{key} is {value:.4f} (below {COLLAPSED[key]})' for key, value in low.items())}"
 
 
 def alarms(metrics: Mapping[str, float], num_clusters: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How many trials fit: the sums, without Ray."""
+"""What a cluster has room for: workers of a run, and trials of a search; the sums, without Ray."""
 
 from __future__ import annotations
 
@@ -91,3 +91,80 @@ def test_a_worker_does_not_lie_on_two_nodes() -> None:
 def test_what_does_not_fit_is_refused_with_its_sum(resources: dict[str, object], wanted: int | None, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         search_capacity(config(**resources), "resident", LAPTOP, 16, wanted)
+
+
+def overridden(*overrides: str) -> RunConfig:
+    return load_config("digits", list(overrides))
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, **resources: float) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "share"), [(2, 1, 1.0), (2, 2, 0.5), (4, 2, 1.0), (16, 2, 7.0), (2, 4, 0.2), (1, 1, 0.1)]
+)
+def test_a_cpu_is_left_to_ray_data_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, workers: int, share: float
+) -> None:
+    cluster(monkeypatch, CPU=cpus)
+    assert worker_resources(overridden(f"resources.workers={workers}"), "resident").cpus == share
+
+
+def test_streaming_that_would_wait_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=2)
+    full = overridden("resources.workers=2", "resources.cpus_per_worker=1")
+    assert worker_resources(full, "resident").cpus == 1
+    with pytest.raises(ConfigError) as caught:
+        worker_resources(full, "streaming")
+    for text in ("2 workers of 1 CPUs", "Ray Data", "2 CPUs", "resources.cpus_per_worker", "data.mode=resident"):
+        assert text in str(caught.value)
+
+
+def test_streaming_on_a_single_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=1)
+    with pytest.raises(ConfigError, match=r"1 workers of 0\.1 CPUs and one for Ray Data.*data\.mode=resident"):
+        worker_resources(overridden("resources.workers=1"), "streaming")
+
+
+def test_more_cpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=4)
+    with pytest.raises(ConfigError, match=r"3 workers of 2 CPUs take more than the cluster's 4 CPUs; lower") as caught:
+        worker_resources(overridden("resources.workers=3", "resources.cpus_per_worker=2"), "resident")
+    assert "Ray Data" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("there", "asked", "taken"), [(2, "auto", True), (1, "auto", False), (2, "false", False)])
+def test_gpus_are_taken_when_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch, there: int, asked: str, taken: bool
+) -> None:
+    cluster(monkeypatch, CPU=8, GPU=there)
+    assert worker_resources(overridden("resources.workers=2", f"resources.gpus={asked}"), "resident").gpus is taken
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=8, GPU=1)
+    with pytest.raises(
+        ConfigError, match=r"a GPU for each of 2 workers and the cluster has 1; lower resources\.workers"
+    ):
+        worker_resources(overridden("resources.workers=2", "resources.gpus=true"), "resident")
+
+
+def test_elastic_workers_take_whole_cpus_and_start_with_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=2)
+    elastic = overridden("resources.workers={min: 1, max: 8}", "resources.resize_seconds=7")
+    scaling = worker_resources(elastic, "resident").scaling(elastic.resources)
+    assert scaling.num_workers == (1, 8)
+    assert scaling.resources_per_worker == {"CPU": 1.0}
+    assert scaling.elastic_resize_monitor_interval_s == 7
+    with pytest.raises(ConfigError, match="8 workers of 1 CPUs and one for Ray Data"):  # growing would take the last
+        worker_resources(elastic, "streaming")
+
+
+def test_a_cluster_that_grows_is_asked_for_what_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=1)
+    asked = overridden("resources.workers=8", "resources.autoscale=true", "resources.gpus=true")
+    resources = worker_resources(asked, "streaming")
+    assert (resources.cpus, resources.gpus) == (1.0, True)
+    with pytest.raises(ConfigError, match=r"cannot tell whether GPUs will come; set resources\.gpus"):
+        worker_resources(overridden("resources.autoscale=true"), "resident")

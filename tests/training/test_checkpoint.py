@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,17 @@ from torch import Tensor
 
 from pipeline.data.shards import Manifest
 from pipeline.errors import CheckpointError
-from pipeline.training.checkpoint import ABOUT, STATE, read, read_handed_on, read_newest, restore, save
-from pipeline.training.worker import Run, run_estep, train_step
+from pipeline.training.checkpoint import (
+    ABOUT,
+    STATE,
+    mean_over_workers,
+    read_checkpoint,
+    read_newest,
+    read_other_run,
+    restore,
+    save_state,
+)
+from pipeline.training.worker import Run, mean_losses, run_estep, train_step
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import digits, small_run, snapshot
 from tests.helpers.workers import Workers
@@ -44,24 +55,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole, first, second = (small_run(*data) for _ in range(3))
     _advance(whole, 3)
     _advance(first, 3, stop_at)
-    save(first.state, first.config, tmp_path)
-    restore(second.state, read(tmp_path))
+    save_state(first.state, first.job.config, tmp_path)
+    restore(second.state, read_checkpoint(tmp_path))
     assert (second.state.epoch, second.state.step) == stop_at
     _advance(second, 3)
     expected = snapshot(whole)
     for name, value in snapshot(second).items():
         assert value.equal(expected[name]), name
-    assert second.state.loss_sums.equal(whole.state.loss_sums)
+    assert second.state.loss_sums == whole.state.loss_sums
     assert second.state.history == whole.state.history
     assert "label_free" in second.state.history[-1]
 
 
+def _advance_within(run: Run, stop_at: tuple[int, int]) -> None:
+    """Up to a step of an epoch, with the sums of losses of that epoch alone."""
+    _advance(run, stop_at[0])
+    mean_losses(run)
+    _advance(run, stop_at[0] + 1, stop_at)
+
+
 def _save_on_workers(rank: int, data: tuple[Tensor, Manifest], folder: Path) -> dict[str, Any]:
     run = small_run(*data, double=True)
-    _advance(run, 2, (1, 2))
-    save(run.state, run.config, folder)
+    _advance_within(run, (1, 2))
+    save_state(run.state, run.job.config, folder)
     _advance(run, 2)
-    return snapshot(run)
+    return snapshot(run) | {"losses": mean_losses(run)}
 
 
 def test_two_workers_equal_one_also_across_a_resume(
@@ -69,37 +87,63 @@ def test_two_workers_equal_one_also_across_a_resume(
 ) -> None:
     expected, _ = pair.run(_save_on_workers, data, tmp_path)
     alone, whole = (small_run(*data, double=True) for _ in range(2))
-    restore(alone.state, read(tmp_path))
+    restore(alone.state, read_checkpoint(tmp_path))
     _advance(alone, 2)
+    _advance(whole, 1)
+    mean_losses(whole)
     _advance(whole, 2)
+    losses = expected.pop("losses")
     for run in (alone, whole):
         for name, value in snapshot(run).items():
             assert_close(value, expected[name], rtol=1e-7)
+        assert mean_losses(run) == pytest.approx(losses, rel=1e-7)
 
 
-def _load_on_workers(rank: int, data: tuple[Tensor, Manifest], folder: Path) -> tuple[Tensor, Tensor]:
-    run = small_run(*data)
-    restore(run.state, read(folder))
-    return run.state.model.bank.gather(), run.state.loss_sums
+def _load_on_workers(
+    rank: int, data: tuple[Tensor, Manifest], folder: Path
+) -> tuple[Tensor, dict[str, float], dict[str, float]]:
+    """The bank, the losses so far as a checkpoint would keep them, and the mean losses of the finished epoch."""
+    run = small_run(*data, double=True)
+    restore(run.state, read_checkpoint(folder))
+    bank, sums = run.state.model.bank.gather(), mean_over_workers(run.state.loss_sums)
+    _advance(run, 1)
+    return bank, sums, mean_losses(run)
 
 
 def test_a_checkpoint_of_one_worker_is_shared_out_over_two(
     pair: Workers, data: tuple[Tensor, Manifest], tmp_path: Path
 ) -> None:
-    run = small_run(*data)
+    run = small_run(*data, double=True)
     _advance(run, 1, (0, 3))
-    save(run.state, run.config, tmp_path)
-    answers = pair.run(_load_on_workers, data, tmp_path)
-    for bank, _ in answers:
-        assert bank.equal(run.state.model.bank.gather())
-    assert sum(losses for _, losses in answers).equal(run.state.loss_sums)
+    save_state(run.state, run.job.config, tmp_path)
+    so_far, bank_so_far = mean_over_workers(run.state.loss_sums), run.state.model.bank.gather()
+    _advance(run, 1)
+    expected = mean_losses(run)
+    for bank, sums, losses in pair.run(_load_on_workers, data, tmp_path):
+        assert bank.equal(bank_so_far)
+        assert sums == so_far
+        assert losses == pytest.approx(expected, rel=1e-7)
+
+
+def test_a_checkpoint_of_an_earlier_version_keeps_its_losses(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
+    """It has a sum over the workers, whose number is in about.json."""
+    folder = _saved(data, tmp_path / "c")
+    values = torch.load(folder / STATE, weights_only=True)
+    del values["mean_loss_sums"]
+    torch.save(values | {"loss_sums": torch.tensor([2.0, 4.0, 6.0, 8.0], dtype=torch.float64)}, folder / STATE)
+    about = json.loads((folder / ABOUT).read_text())
+    about |= {"workers": 2, "sha256": hashlib.sha256((folder / STATE).read_bytes()).hexdigest()}
+    (folder / ABOUT).write_text(json.dumps(about))
+    assert read_checkpoint(folder)["mean_loss_sums"] == {
+        "loss_instance": 1.0, "loss_prototype": 2.0, "loss_group": 3.0, "loss": 4.0,
+    }  # fmt: skip
 
 
 def _saved(data: tuple[Tensor, Manifest], folder: Path) -> Path:
     folder.mkdir()
     run = small_run(*data)
     run_estep(run)
-    save(run.state, run.config, folder)
+    save_state(run.state, run.job.config, folder)
     return folder
 
 
@@ -111,7 +155,7 @@ def test_damage_is_named_and_the_checkpoint_before_it_used(
     content[len(content) // 2] ^= 1
     (new / STATE).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"new is damaged: state\.pt does not match its checksum"):
-        read(new)
+        read_checkpoint(new)
     values = read_newest([Checkpoint.from_directory(new), Checkpoint.from_directory(old)])
     assert values is not None
     assert "new is damaged" in caplog.text
@@ -122,8 +166,8 @@ def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(
 ) -> None:
     giver, taker = small_run(*data), small_run(*data, "optim.momentum=0.5", "optim.weight_decay=0")
     _advance(giver, 1)
-    save(giver.state, giver.config, tmp_path)
-    restore(taker.state, read_handed_on(str(tmp_path)))
+    save_state(giver.state, giver.job.config, tmp_path)
+    restore(taker.state, read_other_run(str(tmp_path)))
     assert {(group["momentum"], group["weight_decay"]) for group in taker.state.optimizer.param_groups} == {(0.5, 0.0)}
     momenta = [state["momentum_buffer"] for state in taker.state.optimizer.state.values()]
     expected = [state["momentum_buffer"] for state in giver.state.optimizer.state.values()]
@@ -133,7 +177,7 @@ def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(
 
 def test_another_runs_checkpoint_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"run/gone, from which this run was to start, cannot be read"):
-        read_handed_on(str(tmp_path / "run" / "gone"))
+        read_other_run(str(tmp_path / "run" / "gone"))
 
 
 def test_missing_files_and_other_formats_are_errors(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
@@ -141,10 +185,10 @@ def test_missing_files_and_other_formats_are_errors(data: tuple[Tensor, Manifest
     about = (folder / ABOUT).read_text()
     (folder / ABOUT).write_text(about.replace('"format": 1', '"format": 99'))
     with pytest.raises(CheckpointError, match="has format 99, this version reads 1"):
-        read(folder)
+        read_checkpoint(folder)
     (folder / STATE).unlink()
     with pytest.raises(CheckpointError, match="is incomplete"):
-        read(folder)
+        read_checkpoint(folder)
     assert read_newest([]) is None
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.data.shards import Manifest
-from pipeline.training.estep import PseudoLabels, all_features, estimate, rank_spread, size_health
+from pipeline.training.estep import PseudoLabels, encode_all, estimate
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -26,8 +24,8 @@ def _estep(rank: int, data: tuple[Tensor, Manifest], reverse: bool) -> tuple[Ten
         numbers = torch.arange(IMAGES).flip(0)
         rows = numbers[rank * 77 : IMAGES if rank else 77]
         run.images.blocks = lambda: iter([(run.images.images[rows], rows)])
-    features = all_features(run.state.model, run.images, run.views, IMAGES)
-    return features, *estimate(features, 10, run.config.estep, 0, None)
+    features = encode_all(run.state.model, run.images, run.preprocess, IMAGES)
+    return features, *estimate(features, 10, run.job.config.estep, 0, None)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -38,14 +36,6 @@ def test_workers_agree_with_one_process(pair: Workers, data: tuple[Tensor, Manif
     for _, found, found_health in answers:
         assert found.labels.equal(pseudo.labels)
         assert found_health == pytest.approx(health, rel=1e-4)
-
-
-def test_sizes_and_their_entropy() -> None:
-    health = size_health(torch.tensor([0, 0, 0, 1]), 3)
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(3)
-    assert health == pytest.approx(
-        {"cluster_smallest": 0, "cluster_largest": 3, "clusters_empty": 1, "size_entropy": entropy}
-    )
 
 
 def test_churn_counts_images_not_cluster_numbers() -> None:
@@ -71,11 +61,3 @@ def test_spread_is_one_on_an_even_sphere_and_zero_when_collapsed() -> None:
     assert estimate(sphere, 2, settings, 0, None)[1]["feature_spread"] == pytest.approx(1, abs=0.01)
     same = torch.ones(50, 4) / 2
     assert estimate(same, 2, settings, 0, None)[1]["feature_spread"] == pytest.approx(0, abs=1e-3)
-
-
-def _spread(rank: int) -> tuple[float, float]:
-    return rank_spread(torch.ones(3)), rank_spread(torch.tensor([1.0, 1.0 + rank / 4]))
-
-
-def test_rank_spread_sees_any_difference(pair: Workers) -> None:
-    assert pair.run(_spread) == [(0.0, 0.25)] * 2

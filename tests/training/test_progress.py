@@ -1,14 +1,8 @@
-"""The lines that a person reads, and the ledger behind the times."""
+"""The lines of progress that a person reads."""
 
 from __future__ import annotations
 
-import time
-
-import pytest
-
-from pipeline.config.loading import load_config
 from pipeline.training.progress import ProgressPrinter, Reporter, progress_line
-from pipeline.training.timing import ENTRIES, Ledger
 
 
 def test_a_line_has_scores_throughput_and_the_time_left() -> None:
@@ -28,48 +22,22 @@ def test_the_initial_estep_promises_no_time() -> None:
 
 
 def test_lines_are_few_but_the_last_one_comes() -> None:
-    said: list[str] = []
-    printer = ProgressPrinter(
-        None, load_config("digits", ["optim.epochs=9", "optim.warmup_epochs=1"]), 100, said.append
-    )
+    lines: list[str] = []
+    printer = ProgressPrinter(None, 9, 100, lines.append)
     for epoch in range(10):
-        printer._line({"epoch": float(epoch), "seconds_epoch": 1.0})
-    assert [line.split()[1] for line in said] == ["0/9", "9/9"]
+        printer._print_epoch({"epoch": float(epoch), "images_per_second": 100.0})
+    assert [line.split()[1] for line in lines] == ["0/9", "9/9"]
+
+
+def test_the_time_left_is_that_of_whole_epochs() -> None:
+    """An epoch that was resumed near its end is short; the ones to come are not."""
+    lines: list[str] = []
+    printer = ProgressPrinter(None, 11, 600, lines.append)
+    printer._print_epoch({"epoch": 1.0, "seconds_epoch": 0.1, "images_per_second": 100.0})
+    assert lines[0].endswith("100 images/s  1:00 left")
 
 
 def test_a_reporter_without_writer_and_board_is_silent() -> None:
     with Reporter() as reporter:
         reporter.epoch({"epoch": 1.0})
         reporter.resumed([], "nothing happens")
-
-
-def test_the_ledger_tells_first_batch_wait_and_work_apart() -> None:
-    ledger = Ledger()
-
-    def batches():
-        for pause in (0.05, 0.01, 0.01):
-            time.sleep(pause)
-            yield pause
-
-    for _ in ledger.timed(batches()):
-        with ledger.time("step"):
-            time.sleep(0.02)
-    page = ledger.close()
-    assert set(page) == {*ENTRIES, "epoch"}
-    assert 0.05 <= page["first_batch"] < 0.2
-    assert 0.02 <= page["batch_wait"] < 0.2
-    assert 0.06 <= page["step"] < 0.3
-    assert page["epoch"] >= page["first_batch"] + page["batch_wait"] + page["step"]
-    assert ledger.close()["step"] == 0
-
-
-def _fail_slowly() -> None:
-    time.sleep(0.01)
-    raise KeyError
-
-
-def test_an_error_inside_an_entry_still_counts_its_time() -> None:
-    ledger = Ledger()
-    with pytest.raises(KeyError), ledger.time("estep"):
-        _fail_slowly()
-    assert ledger.close()["estep"] >= 0.01

@@ -77,7 +77,7 @@ def test_views_of_the_probe_are_those_of_no_epoch_and_always_the_same(data: tupl
     index = torch.arange(8)
     probe, again = (run.views(data[0][:8], index, PROBE_EPOCH) for _ in range(2))
     assert all(view.equal(other) for view, other in zip(probe, again, strict=True))
-    for epoch in range(run.config.optim.epochs):
+    for epoch in range(run.job.config.optim.epochs):
         assert not any(view.equal(probe[0]) for view in run.views(data[0][:8], index, epoch))
 
 
@@ -101,9 +101,9 @@ def test_seeds_agree_where_clusters_are_plain_and_one_seed_agrees_with_none(data
     run_estep(run)
     assert run.state.pseudo is not None
     total, found = run.probe.total, run.state.pseudo
-    features = run.state.model.encode(run.views.plain(data[0][:total]))
+    features = run.state.model.encode(run.preprocess(data[0][:total]))
     agreements = [assignment_agreement(found.labels[:total], nearest_center(features, other)) for other in found.others]
-    assert len(agreements) == run.config.estep.restarts - 1
+    assert len(agreements) == run.job.config.estep.restarts - 1
     assert run.state.history[-1]["seed_agreement"] == pytest.approx(sum(agreements) / len(agreements))
     single = small_run(*data, "estep.restarts=1")
     run_estep(single)

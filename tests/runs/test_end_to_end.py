@@ -20,8 +20,8 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
-from pipeline.inference.evaluate import evaluate
-from pipeline.runs import train
+from pipeline.runs.evaluate import evaluate
+from pipeline.runs.train import train
 from tests.helpers.runs import EPOCHS, end, family, outcome, settings, start, train_workers
 
 pytestmark = pytest.mark.slow
@@ -59,8 +59,8 @@ def whole(folder: Path) -> dict[str, Any]:
     return run(folder, "name=whole")
 
 
-def run(folder: Path, *more: str, say: Callable[[str], None] = print) -> dict[str, Any]:
-    return train(load_config("digits", settings(folder, *more)), say=say)
+def run(folder: Path, *more: str, echo: Callable[[str], None] = print) -> dict[str, Any]:
+    return train(load_config("digits", settings(folder, *more)), echo=echo)
 
 
 def test_a_run_leaves_scores_pictures_assignments_and_ledger(whole: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def test_mlflow_holds_the_run_its_metrics_and_its_model(whole: dict[str, Any]) -
 
 def test_a_finished_run_is_not_run_again(folder: Path, whole: dict[str, Any]) -> None:
     said: list[str] = []
-    assert run(folder, "name=whole", say=said.append) == whole
+    assert run(folder, "name=whole", echo=said.append) == whole
     assert "already finished" in said[0]
 
 
@@ -120,7 +120,7 @@ def when_saved(run_folder: Path, checkpoints: int, act: Callable[[], None]) -> t
 def test_killing_a_worker_in_mid_epoch_changes_nothing(folder: Path, whole: dict[str, Any]) -> None:
     said: list[str] = []
     thread = when_saved(folder / "runs" / "hurt", 3, kill_a_worker)
-    summary = run(folder, "name=hurt", say=said.append)
+    summary = run(folder, "name=hurt", echo=said.append)
     thread.join()
     assert any(line.startswith("resumed after epoch") for line in said)
     assert outcome(summary["folder"]) == outcome(whole["folder"])
@@ -141,7 +141,7 @@ def test_runs_live_in_a_bucket_too(folder: Path, whole: dict[str, Any], bucket: 
     thread = threading.Thread(target=kill_when_saved)
     thread.start()
     places = [f"storage={bucket}/runs", f"data.path={bucket}/digits", f"tracking.uri=sqlite:///{folder}/afar.db"]
-    summary = run(folder, "name=afar", *places, say=said.append)
+    summary = run(folder, "name=afar", *places, echo=said.append)
     thread.join()
     assert any(line.startswith("resumed after epoch") for line in said)
     assert outcome(summary["folder"]) == outcome(whole["folder"])
@@ -167,7 +167,7 @@ def test_killing_everything_and_running_the_command_again_changes_nothing(folder
     end(cluster)  # Ray's agents take minutes to notice
     assert not (folder / "runs" / "again" / "summary.json").exists()
     said: list[str] = []
-    assert outcome(run(folder, "name=again", say=said.append)["folder"]) == outcome(whole["folder"])
+    assert outcome(run(folder, "name=again", echo=said.append)["folder"]) == outcome(whole["folder"])
     assert any(line.startswith("resumed after epoch") for line in said)
 
 

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray.exceptions import RayActorError
-from ray.train.v2.api.exceptions import ControllerError
 
-from pipeline import runs as trainer
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs import resolve_paths_and_name, train
+from pipeline.runs import train as module
+from pipeline.runs.train import resolve_paths_and_name, train
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def _train(folder: Path, *settings: str) -> None:
 @pytest.fixture(autouse=True)
 def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting Ray would be a failure of these tests: everything is known before."""
-    monkeypatch.setattr(trainer, "connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(module, "connect", lambda: pytest.fail("Ray was started"))
 
 
 def test_a_truncated_shard_is_named(data: Path) -> None:
@@ -72,28 +70,3 @@ def test_paths_mean_the_same_in_every_process() -> None:
     assert Path(config.data.path).is_absolute()
     assert config.name is not None
     assert config.name.startswith("digits-")
-
-
-class DyingStart:
-    """A trainer, of which a worker dies while it is being started, so many times."""
-
-    def __init__(self, deaths: int, cause: Exception) -> None:
-        self.deaths, self.cause, self.fits = deaths, cause, 0
-
-    def fit(self) -> str:
-        self.fits += 1
-        if self.fits <= self.deaths:
-            raise ControllerError(self.cause)
-        return "result"
-
-
-def test_a_worker_that_dies_while_it_is_started_is_started_again() -> None:
-    starts = DyingStart(2, RayActorError())
-    assert trainer.fit_through_starts(starts, retries=2) == "result"
-    assert starts.fits == 3
-
-
-@pytest.mark.parametrize(("deaths", "cause"), [(3, RayActorError()), (1, ValueError("a fault of ours"))])
-def test_starts_that_never_work_are_given_up(deaths: int, cause: Exception) -> None:
-    with pytest.raises(ControllerError):
-        trainer.fit_through_starts(DyingStart(deaths, cause), retries=2)

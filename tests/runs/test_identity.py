@@ -9,7 +9,9 @@ import pytest
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.training.run_folder import IDENTITY, RunFolder
+from pipeline.runs.identity import IDENTITY, claim_folder, mlflow_run, record_start
+from pipeline.storage import Folder
+from pipeline.tracking import RunRef
 from tests.helpers.manifests import manifest
 
 
@@ -23,18 +25,18 @@ def images(folder: Path, digest: str = "d") -> None:
     manifest(digest=digest).write(str(folder))
 
 
-def start(chosen: RunConfig) -> RunFolder:
+def start(chosen: RunConfig) -> Folder:
     """Claim the folder, and go as far as the images."""
-    folder = RunFolder.claim(chosen)
-    folder.update(IDENTITY, manifest=manifest().model_dump(mode="json"), mlflow_run="m")
+    folder = claim_folder(chosen)
+    record_start(folder, manifest(), RunRef("sqlite:///none", "m", "digpro", "mine", {}, {}))
     return folder
 
 
 def test_the_same_run_comes_back_to_its_folder(tmp_path: Path) -> None:
     images(tmp_path / "data")
-    first, again = start(config(tmp_path)), RunFolder.claim(config(tmp_path))
+    first, again = start(config(tmp_path)), claim_folder(config(tmp_path))
     assert first.path == again.path == str(tmp_path / "runs" / "mine")
-    assert (again.read(IDENTITY) or {})["mlflow_run"] == "m"
+    assert mlflow_run(again) == "m"
 
 
 def test_a_name_in_use_says_what_differs_and_nothing_else(tmp_path: Path) -> None:
@@ -42,7 +44,7 @@ def test_a_name_in_use_says_what_differs_and_nothing_else(tmp_path: Path) -> Non
     folder = start(config(tmp_path))
     before = folder.read(IDENTITY)
     with pytest.raises(ConfigError) as caught:
-        RunFolder.claim(config(tmp_path, "optim.lr=0.3", "optim.batch_size=64", "resources.workers=7"))
+        claim_folder(config(tmp_path, "optim.lr=0.3", "optim.batch_size=64", "resources.workers=7"))
     said = str(caught.value)
     assert "'mine'" in said
     assert "optim.lr was 0.1, is 0.3" in said
@@ -59,7 +61,7 @@ def test_circumstances_may_change_and_are_remembered(tmp_path: Path, override: s
     images(tmp_path / "data")
     folder = start(config(tmp_path))
     changed = config(tmp_path, override)
-    RunFolder.claim(changed)
+    claim_folder(changed)
     assert RunConfig.model_validate((folder.read(IDENTITY) or {})["config"]) == changed
 
 
@@ -67,7 +69,7 @@ def test_a_data_folder_may_move(tmp_path: Path) -> None:
     images(tmp_path / "data")
     start(config(tmp_path))
     (tmp_path / "data").rename(tmp_path / "moved")
-    RunFolder.claim(config(tmp_path, f"data.path={tmp_path / 'moved'}"))
+    claim_folder(config(tmp_path, f"data.path={tmp_path / 'moved'}"))
 
 
 def test_other_images_in_the_same_folder_are_another_run(tmp_path: Path) -> None:
@@ -77,19 +79,19 @@ def test_other_images_in_the_same_folder_are_another_run(tmp_path: Path) -> None
     with pytest.raises(
         ConfigError, match=r"the images came from imagefolder:d, those of .*data from imagefolder:other"
     ):
-        RunFolder.claim(config(tmp_path))
+        claim_folder(config(tmp_path))
 
 
 def test_another_source_for_images_that_are_gone_is_another_run(tmp_path: Path) -> None:
     start(config(tmp_path))
-    RunFolder.claim(config(tmp_path))
+    claim_folder(config(tmp_path))
     with pytest.raises(ConfigError, match=r"data\.source was digits, is imagefolder:x"):
-        RunFolder.claim(config(tmp_path, "data.source=imagefolder:x"))
+        claim_folder(config(tmp_path, "data.source=imagefolder:x"))
 
 
 def test_a_run_that_failed_its_checks_does_not_keep_the_name(tmp_path: Path) -> None:
-    RunFolder.claim(config(tmp_path, "method.num_clusters=5000"))
-    folder = RunFolder.claim(config(tmp_path, "method.num_clusters=10"))
+    claim_folder(config(tmp_path, "method.num_clusters=5000"))
+    folder = claim_folder(config(tmp_path, "method.num_clusters=10"))
     assert (folder.read(IDENTITY) or {})["config"]["method"]["num_clusters"] == 10
 
 
@@ -98,31 +100,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     folder = start(config(tmp_path))
     Path(folder.root, IDENTITY).write_text('{"config": ')
     with pytest.raises(ConfigError, match=r"mine/run\.json is damaged .*another name"):
-        RunFolder.claim(config(tmp_path))
+        claim_folder(config(tmp_path))
     start_again = config(tmp_path, "name=second")
     start(start_again)
     Path(tmp_path, "data", "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
-        RunFolder.claim(start_again)
-
-
-def test_looking_at_a_folder_does_not_make_it(tmp_path: Path) -> None:
-    assert RunFolder.at(str(tmp_path / "absent")).read(IDENTITY) is None
-    (tmp_path / "file").touch()
-    assert RunFolder.at(str(tmp_path / "file")).read(IDENTITY) is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
-
-
-def test_a_json_file_is_replaced_whole(tmp_path: Path) -> None:
-    folder = RunFolder.at(str(tmp_path / "run")).make()
-    folder.write("x.json", {"a": 1, "b": 2})
-    folder.update("x.json", b=3, c=4)
-    assert folder.read("x.json") == {"a": 1, "b": 3, "c": 4}
-    assert [path.name for path in Path(folder.root).iterdir()] == ["x.json"]
-
-
-def test_the_spool_is_local_whatever_the_storage(tmp_path: Path) -> None:
-    assert RunFolder(str(tmp_path), "r").spool == tmp_path / "r" / "mlflow-spool.jsonl"
-    remote = RunFolder("mock://bucket/runs", "r").spool
-    assert remote.is_absolute()
-    assert remote.parts[-2:] == ("r", "mlflow-spool.jsonl")
+        claim_folder(start_again)

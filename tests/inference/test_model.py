@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model, build_views
+from pipeline.build import build_model, build_preprocess
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.config.loading import load_config
-from pipeline.inference.assign import Assigner, ClusterModel
+from pipeline.inference.assign import Assigner
+from pipeline.inference.model import ClusterModel
 from pipeline.method.digpro import DigPro
 from tests.helpers.manifests import manifest
 
@@ -51,7 +52,7 @@ def images(count: int, size: int = 16) -> Tensor:
 
 
 def features(model: DigPro, block: Tensor) -> Tensor:
-    return model.encode(build_views(CONFIG, MANIFEST).plain(block))
+    return model.encode(build_preprocess(CONFIG, MANIFEST)(block))
 
 
 def checkpoint(model: DigPro, centers: Tensor) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def test_rows_do_not_depend_on_their_batch(trained: DigPro) -> None:
 def test_a_block_keeps_its_index(trained: DigPro) -> None:
     model = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8)))
     block = {"image": images(9).numpy(), "index": np.arange(9)[::-1] + 100}
-    found = Assigner(model)(block)
+    found = Assigner(lambda: model)(dict(block))
     similarity, cluster = model(images(9)).max(dim=1)
     np.testing.assert_array_equal(found["index"], block["index"])
     np.testing.assert_array_equal(found["cluster"], cluster)
