@@ -39,9 +39,11 @@ from pipeline.data.ingest import ingest
 from pipeline.data.loader import Batch
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.data.streaming import build_datasets
+from pipeline.plan import make_plan
 from pipeline.storage import absolute
 from pipeline.tracking import open_run
 from pipeline.training.estep import PseudoLabels
+from pipeline.training.job import Job
 from pipeline.training.worker import Run, build_run, train_step
 
 CLAIM = 0.9
@@ -49,28 +51,29 @@ PRECISION_STEPS = 4  # a round of float32 against bfloat16
 DEFAULT_IMAGES = {"tiny": 8192}  # a fed block of some ten seconds; 512 for ResNets
 
 
-def measure(job: dict[str, Any]) -> dict[str, Any]:
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Time the blocks; what each Ray Train worker runs."""
-    run, epochs = build_run(job), itertools.count(1)
-    device, clusters = run.state.loss_sums.device, len(run.state.model.groups.features)
-    labels = torch.arange(run.manifest.num_images, device=device) % clusters
-    run.state.pseudo = PseudoLabels(labels, run.state.model.groups.features)
+    run, rounds, epochs = build_run(settings["job"]), settings["rounds"], itertools.count(1)
+    groups = run.state.model.groups.features
+    device = groups.device
+    labels = torch.arange(run.job.manifest.num_images, device=device) % len(groups)
+    run.state.pseudo = PseudoLabels(labels, groups)
     run.step_model.train()
     held = list(run.images.epoch(0))
     train_on(run, held[:2])  # the first steps allocate
     seconds = interleaved(
         {"bare": lambda: train_on(run, held), "fed": lambda: train_on(run, fed_batches(run, next(epochs)))},
-        job["rounds"],
+        rounds,
         device,
     )
-    first_batch = run.ledger.seconds["first_batch"] / job["rounds"]
+    first_batch = run.timer.seconds["first_batch"] / rounds
     peaks = memory_gib(device)
     few = held[:PRECISION_STEPS]
     precisions = interleaved(
-        {str(d): partial(train_on, run, few, d) for d in (torch.float32, torch.bfloat16)}, job["rounds"], device
+        {str(d): partial(train_on, run, few, d) for d in (torch.float32, torch.bfloat16)}, rounds, device
     )
     return {
-        "images": len(held) * run.config.optim.batch_size,
+        "images": len(held) * run.job.config.optim.batch_size,
         "seconds": seconds,
         "first_batch_seconds": first_batch,
         "bfloat16_speedup": speedup(precisions, of="torch.bfloat16", over="torch.float32"),
@@ -80,7 +83,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 def fed_batches(run: Run, epoch: int) -> Iterable[Batch]:
     """What `train_epoch` iterates over."""
-    return run.ledger.timed(run.images.epoch(epoch))
+    return run.timer.timed(run.images.epoch(epoch))
 
 
 def train_on(run: Run, batches: Iterable[Batch], precision: torch.dtype | None = None) -> None:
@@ -104,18 +107,13 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) -> dict[str, Any]:
     """Run `measure` in the workers of a TorchTrainer; rank 0's figures with their ratio."""
+    config = config.model_copy(update={"name": mode, "data": config.data.model_copy(update={"mode": mode})})
+    job = Job(config, manifest, make_plan(config, manifest), open_run(config, config.storage, mode, None, {}))
     scaling = worker_resources(config, mode).scaling(config.resources)
-    datasets, data_config = build_datasets(config, manifest, mode, f"{config.storage}/{mode}")
+    datasets, data_config = build_datasets(config, manifest, mode, job.folder.path)
     result = TorchTrainer(
         measure,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "manifest": manifest.model_dump(mode="json"),
-            "mode": mode,
-            "tracking": open_run(config, config.storage, mode, None, {}),
-            "board": None,
-            "rounds": rounds,
-        },
+        train_loop_config={"job": job, "rounds": rounds},
         datasets=datasets,
         dataset_config=data_config,
         scaling_config=scaling,
