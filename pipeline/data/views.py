@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pipeline.config.models import ViewsConfig
 from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray
+from pipeline.data.preprocess import Preprocess, check_images, scale_to_unit
 from pipeline.keyed_random import Stream, uniform
 
 CROP_TRIES = 10  # torchvision's number
@@ -45,7 +46,7 @@ class _Draws(NamedTuple):
 
 
 class TwoViews:
-    """Draws two views of each image, and makes the plain view that evaluation uses.
+    """Draws two views of each image.
 
     Colour jitter applies brightness, contrast, saturation and hue in this order to every sample. torchvision shuffles
     the four for each image, which a batch could only follow by computing all of them several times over.
@@ -55,26 +56,20 @@ class TwoViews:
     policy : ViewsConfig
         Which operations, how often and how strongly.
     mean, std : sequence of 3 floats
-        Of the data set's channels, on images scaled to [0, 1].
+        Of the data set's channels, as `Preprocess` takes them.
     seed : int
         The run's seed.
 
     Raises
     ------
     ValueError
-        If `mean` or `std` has not three finite numbers, or `std` one that is not above zero.
+        As `Preprocess` raises it.
     """
 
     def __init__(self, policy: ViewsConfig, mean: Sequence[float], std: Sequence[float], seed: int) -> None:
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(map(math.isfinite, values)):
-                raise ValueError(f"{name} is {list(values)}; give one finite number for each of the 3 channels")
-        if min(std) <= 0:
-            raise ValueError(f"std is {list(std)}; every channel's must be above 0 (use 1 for a constant channel)")
         self.policy = policy
         self.seed = seed
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self._preprocess = Preprocess(policy.size, mean, std)
 
     def __call__(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Make two independent views of each image.
@@ -96,40 +91,22 @@ class TwoViews:
         ValueError
             If `images` or `index` has another type or shape.
         """
-        _check_images(images)
+        check_images(images)
         if index.shape != images.shape[:1]:
             raise ValueError(f"index has shape {tuple(index.shape)} for {len(images)} images; give one for each image")
-        pixels = _scale(images)
+        pixels = scale_to_unit(images)
+        self._preprocess.to(images.device)  # copies on first use only
         first, second = (
             self._view(pixels, uniform(self.seed, epoch, index, stream, _NUM_DRAWS))
             for stream in (Stream.VIEW_A, Stream.VIEW_B)
         )
         return first, second
 
-    def plain(self, images: Tensor) -> Tensor:
-        """The view without randomness: the whole image resized, its aspect not kept.
-
-        Parameters
-        ----------
-        images : Tensor of shape (B, H, W, 3), uint8
-
-        Returns
-        -------
-        Tensor of shape (B, 3, size, size), float32
-            Normalised, on the images' device.
-        """
-        _check_images(images)
-        pixels = _scale(images).permute(0, 3, 1, 2)
-        size = (self.policy.size, self.policy.size)
-        if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return self._normalise(pixels)
-
     def _view(self, pixels: Tensor, numbers: Tensor) -> Tensor:
         """One view of `pixels` (B, H, W, 3) in [0, 1], from `numbers` (B, _NUM_DRAWS)."""
         crop_draws = numbers[:, : 2 * CROP_TRIES].unflatten(1, (CROP_TRIES, 2))
         draws = _Draws(*numbers[:, 2 * CROP_TRIES :].unbind(1))
-        return self._normalise(self._colour(self._geometry(pixels, crop_draws, draws), draws))
+        return self._preprocess.normalize(self._colour(self._geometry(pixels, crop_draws, draws), draws))
 
     def _geometry(self, pixels: Tensor, crop_draws: Tensor, draws: _Draws) -> Tensor:
         """Rotate about the crop's centre, crop, flip and resize: (B, H, W, 3) to (B, 3, size, size)."""
@@ -175,11 +152,6 @@ class TwoViews:
         radius = min(math.ceil(3 * self.policy.blur_sigma[1]), self.policy.size - 1)
         kernel = get_gaussian_kernel1d(2 * radius + 1, sigma[:, None])
         return filter2d_separable(images, kernel, kernel)  # kornia's gaussian_blur2d reads sigma back from a GPU
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        """(images - mean) / std in place, contiguous."""
-        self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)  # copies on first use only
-        return images.sub_(self._mean).div_(self._std).contiguous()
 
 
 _NUM_DRAWS = 2 * CROP_TRIES + len(_Draws._fields)
@@ -265,14 +237,3 @@ def _rotate(pixels: Tensor, angle: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _between(draw: Tensor, low: float, high: float) -> Tensor:
     """A uniform number in [0, 1) taken to [low, high)."""
     return low + (high - low) * draw
-
-
-def _scale(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]."""
-    return images.float().div_(255)
-
-
-def _check_images(images: Tensor) -> None:
-    """Raise ValueError unless `images` is (B, H, W, 3) uint8."""
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
-        raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; give uint8 of shape (B, H, W, 3)")

@@ -74,7 +74,7 @@ def test_views_are_normalised_float32():
     images = noise(4)
     views = TwoViews(ViewsConfig(**NOTHING), mean, std, 0)
     expected = tv.normalize(channels_first(images), mean, std)
-    for view in (*views(images, torch.arange(4), 0), views.plain(images)):
+    for view in views(images, torch.arange(4), 0):
         assert view.dtype == torch.float32
         assert view.device == images.device
         torch.testing.assert_close(view, expected)
@@ -163,10 +163,11 @@ def test_jitter_probability_and_strength():
     images = noise(2000, 4, 4, high=128)  # brightness up to 1.9 saturates nothing
     views = views_of(4, **{**NOTHING, "jitter": 0.6, "brightness": 0.9, "contrast": 0, "saturation": 0, "hue": 0})
     view, _ = views(images, torch.arange(2000), 0)
-    factor = view.sum((1, 2, 3)) / views.plain(images).sum((1, 2, 3))
+    original = channels_first(images)
+    factor = view.sum((1, 2, 3)) / original.sum((1, 2, 3))
     changed = (factor - 1).abs() > 1e-6
     assert abs(changed.float().mean() - 0.6) < 0.05
-    assert torch.equal(view[~changed], views.plain(images)[~changed])
+    assert torch.equal(view[~changed], original[~changed])
     assert stats.kstest(factor[changed], stats.uniform(0.1, 1.8).cdf).pvalue > 1e-3
 
 
@@ -251,18 +252,10 @@ def test_views_epochs_seeds_and_indices_differ():
         assert (second != other[1]).flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (20, 28, 32), (96, 64, 24)])
-def test_plain_equals_torchvision(height, width, size):
-    images = noise(4, height, width)
-    expected = tv.resize(channels_first(images), [size, size], antialias=True)
-    torch.testing.assert_close(views_of(size).plain(images), expected, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("images", [noise(3).float(), noise(3)[0], noise(3).permute(0, 3, 1, 2)])
 def test_other_images_are_errors(images):
-    for make in (views_of().plain, lambda batch: views_of()(batch, torch.arange(3), 0)):
-        with pytest.raises(ValueError, match="uint8 of shape"):
-            make(images)
+    with pytest.raises(ValueError, match="uint8 of shape"):
+        views_of()(images, torch.arange(3), 0)
 
 
 def test_other_arguments_are_errors():
@@ -270,10 +263,6 @@ def test_other_arguments_are_errors():
         views_of()(noise(3), torch.arange(4), 0)
     with pytest.raises(ValueError, match="mean is"):
         TwoViews(ViewsConfig(), [0.5], [0.5] * 3, 0)
-    with pytest.raises(ValueError, match="mean is"):
-        TwoViews(ViewsConfig(), [float("nan")] * 3, [0.5] * 3, 0)
-    with pytest.raises(ValueError, match="std is"):
-        TwoViews(ViewsConfig(), [0.5] * 3, [0.5, 0.0, 0.5], 0)
 
 
 def test_no_value_of_the_batch_reaches_the_host_on_cuda():
