@@ -47,9 +47,17 @@ class DigProSettings:
     reference_empty_logit: float = float("-inf")
     reference_raw_groups: bool = False
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss in the total, by its name in `StepLosses`."""
+        return {"instance": self.instance_weight, "prototype": self.prototype_weight, "group": self.group_weight}
+
 
 class StepLosses(NamedTuple):
-    """Losses of one step; their averages over the workers are the losses of the global batch."""
+    """Losses of one step; their averages over the workers are the losses of the global batch.
+
+    A new loss is a field here, a weight in `DigProSettings` and a term in `DigPro._pass`.
+    """
 
     instance: Tensor
     prototype: Tensor
@@ -130,18 +138,18 @@ class DigPro(nn.Module):
         if group_centers is not None:
             self.groups.reset(group_centers)
         elif self.settings.reference_lead_momentum is not None:
-            self.networks.follow(self.settings.reference_lead_momentum)
+            self.networks.ema_update(self.settings.reference_lead_momentum)
         online = self._features(self.networks.online, view_a, view_b)
         with torch.no_grad():
             target = self._features(self.networks.target, view_b, view_a)
         clean, noisy = self._predictions(online, noise)
         with torch.autocast(view_a.device.type, enabled=False):
             passes = zip(online, target, clean, noisy, strict=True)
-            losses = [self._pass(*features, None if warmup else labels) for features in passes]
+            losses = [self._pass(*features, None if warmup else labels, own.share) for features in passes]
             for features in online:
                 self.bank.push(unit(features), own)
-        self.networks.follow(target_momentum)
-        return self._mean_over_passes(losses, own.share)
+        self.networks.ema_update(target_momentum)
+        return self._mean_over_passes(losses)
 
     def _features(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         """Features (2, B, D) of two views, in the precision of the weights."""
@@ -158,35 +166,34 @@ class DigPro(nn.Module):
         predictions = predictions.to(online.dtype).view(2, 2, *online.shape[1:])
         return predictions[:, 0], predictions[:, 1]
 
-    def _pass(self, online: Tensor, target: Tensor, clean: Tensor, noisy: Tensor, labels: Tensor | None) -> Tensor:
-        """Instance, prototype and group loss (3,) of one view against the other's target features; moves the groups.
+    def _pass(
+        self, online: Tensor, target: Tensor, clean: Tensor, noisy: Tensor, labels: Tensor | None, share: float
+    ) -> dict[str, Tensor]:
+        """Losses of one view against the other's target features, by their names in `StepLosses`; moves the groups.
 
         The order matters: the target's group is looked up before the groups move, the contrast is with the moved ones.
+        Means over this worker's rows are weighed by its `share`; the prototype loss is the global batch's already.
         """
-        s = self.settings
         assignment = self.groups.assign(target)
         moved = self.groups.update(online)
-        grouping = group_loss(clean, moved, assignment, s.group_temperature)
-        if labels is None:
-            aggregation = online.new_zeros(())
-        else:
-            aggregation = prototype_loss(
-                online,
-                target,
-                labels,
-                s.num_clusters,
-                s.prototype_temperature,
-                empty_logit=s.reference_empty_logit,
-            )
-        return torch.stack([instance_loss(noisy, target), aggregation, grouping])
+        return {
+            "instance": share * instance_loss(noisy, target),
+            "prototype": online.new_zeros(()) if labels is None else self._prototype_loss(online, target, labels),
+            "group": share * group_loss(clean, moved, assignment, self.settings.group_temperature),
+        }
 
-    def _mean_over_passes(self, losses: list[Tensor], share: float) -> StepLosses:
-        """The two passes' mean; batch means are weighed so that their average over workers is the global mean."""
-        instance, prototype, group = torch.stack(losses).mean(dim=0)
-        instance, group = share * instance, share * group
+    def _prototype_loss(self, online: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         s = self.settings
-        total = s.instance_weight * instance + s.prototype_weight * prototype + s.group_weight * group
-        return StepLosses(instance, prototype, group, total)
+        return prototype_loss(
+            online, target, labels, s.num_clusters, s.prototype_temperature, empty_logit=s.reference_empty_logit
+        )
+
+    def _mean_over_passes(self, passes: list[dict[str, Tensor]]) -> StepLosses:
+        """Each loss's mean over the two passes, and their weighted total."""
+        weights = self.settings.weights
+        means = {name: torch.stack([losses[name] for losses in passes]).mean() for name in weights}
+        total = torch.stack([weight * means[name] for name, weight in weights.items()]).sum()
+        return StepLosses(**means, total=total)
 
     def bank_centers(self, seed: int) -> Tensor | None:
         """Centres (G, D) to reset the groups to, equal on every worker; None while the bank has fewer than G rows."""

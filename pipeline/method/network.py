@@ -1,11 +1,11 @@
-"""The online network, its momentum twin, and the step by which the twin follows."""
+"""The online network, its momentum twin, and the update that moves the twin."""
 
 from __future__ import annotations
 
 import copy
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.method.batchnorm import use_global_batchnorm
 
@@ -25,9 +25,10 @@ class OnlineTarget(nn.Module):
         self.online = use_global_batchnorm(network, blocks=2)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
-    @torch.no_grad()
-    def follow(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * online, weights only: BatchNorm statistics are its own."""
-        target: list[Tensor] = [*self.target.parameters()]
-        online: list[Tensor] = [*self.online.parameters()]
-        torch._foreach_lerp_(target, online, weight=1 - momentum)
+    def ema_update(self, momentum: float) -> None:
+        """target <- momentum * target + (1 - momentum) * online, in place; ValueError outside [0, 1].
+
+        Weights only: the target's BatchNorm statistics are those of its own inputs.
+        """
+        target, online = list(self.target.parameters()), list(self.online.parameters())
+        get_ema_multi_avg_fn(momentum)(target, online, None)

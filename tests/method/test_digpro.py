@@ -191,6 +191,15 @@ def test_gradients_of_unequal_shards_equal_one_worker(pair: Workers, cut: int, n
             assert_close(found_state[name], value, 1e-10)
 
 
+def test_the_total_weighs_every_loss_by_its_name() -> None:
+    weights = {"instance": 2.0, "prototype": 3.0, "group": 5.0}
+    settings = DigProSettings(num_clusters=7, **{f"{name}_weight": weight for name, weight in weights.items()})
+    assert settings.weights == weights
+    assert StepLosses._fields == (*weights, "total")
+    losses = _tiny_model(settings)(*_step_inputs(0, torch.float64), target_momentum=0.99)
+    assert_close(losses.total, sum(weight * getattr(losses, name) for name, weight in weights.items()))
+
+
 def test_groups_may_be_finer_than_clusters() -> None:
     model = DigPro(nn.Flatten(), build_head(12, 24, 8), build_head(8, 24, 8), 8, DigProSettings(7, num_groups=20))
     model.bank.push(torch.randn(48, 8), collectives.equal_rows(48))
