@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.clustering.nearest import dot_chunks
 from pipeline.collectives import Scope, all_stack, all_sum, gather_rows, rank
-
-# Similarities held at a time: on a CPU 1 MiB of float32, which stays in a core's cache; on a GPU enough to fill it.
-CHUNK_VALUES, GPU_CHUNK_VALUES = 1 << 18, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -268,14 +266,10 @@ class _Lloyd:
     def _assign(self, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Label all rows by the active starts' centers (R, K, D): sums (R, K, D+1), inertia (R,), rows changed (R,)."""
         restarts, clusters, size = centers.shape
-        directions = F.normalize(centers, dim=-1).flatten(0, 1).T
         sums = torch.zeros((restarts, clusters, size + 1), dtype=torch.float64, device=centers.device)
         totals = torch.zeros((2, restarts), dtype=torch.float64, device=centers.device)
-        step = max(1, (GPU_CHUNK_VALUES if centers.is_cuda else CHUNK_VALUES) // (restarts * clusters))
-        for begin in range(0, len(self.features), step):
-            rows = slice(begin, begin + step)
-            similarity = (self.directions[rows] @ directions).unflatten(1, (restarts, clusters))
-            cosine, labels = similarity.max(dim=2)
+        for rows, cosines in dot_chunks(self.directions, centers.flatten(0, 1)):
+            cosine, labels = cosines.unflatten(1, (restarts, clusters)).max(dim=2)
             totals[0] += (1 - cosine).sum(dim=0, dtype=torch.float64)
             totals[1] += (labels != self.labels[rows, self.active]).sum(dim=0)
             self.labels[rows, self.active] = labels

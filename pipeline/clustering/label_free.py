@@ -12,10 +12,10 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.clustering.nearest import center_margin
 from pipeline.collectives import all_sum
 
 SAME = 1e-4  # rows at a lower cosine distance differ by rounding: bfloat16's comes to 1e-5
-CHUNK_ROWS = 4096  # rows compared with the centres at a time
 LABEL_FREE_WEIGHTS = {"size_entropy": 1 / 2, "view_agreement": 1 / 6, "silhouette": 1 / 6, "estep_agreement": 1 / 6}
 
 
@@ -87,13 +87,8 @@ def prototype_margin(features: Tensor, centers: Tensor) -> float:
     float
         In [0, 2].
     """
-    directions = F.normalize(centers, dim=1).T
-    sums = torch.zeros(2, dtype=torch.float64, device=features.device)
-    for rows in features.split(CHUNK_ROWS):
-        best, second = (F.normalize(rows, dim=1) @ directions).topk(2, dim=1).values.T
-        sums[0] += (best - second).sum(dtype=torch.float64)
-        sums[1] += len(rows)
-    total, count = all_sum(sums).tolist()
+    margin = center_margin(features, centers).double()
+    total, count = all_sum(torch.stack([margin.sum(), torch.ones_like(margin).sum()])).tolist()
     return total / count
 
 

@@ -72,7 +72,9 @@ def label_free_metrics(
 
 def seed_agreement(features: Tensor, labels: Tensor, others: Tensor) -> float:
     """Mean agreement of the labels (n,) of features (n, D) with those by the centres (R, K, D) of other seeds."""
-    agreements = [assignment_agreement(labels.cpu(), nearest_center(features, centers).cpu()) for centers in others]
+    agreements = [
+        assignment_agreement(labels.cpu(), nearest_center(features, centers).labels.cpu()) for centers in others
+    ]
     return sum(agreements) / len(agreements)
 
 
@@ -81,5 +83,5 @@ def view_clusters(model: DigPro, views: TwoViews, probe: Probe, centers: Tensor)
     found = [torch.empty((0, 2), dtype=torch.int64, device=centers.device)]  # for a worker without probe images
     for images, index in probe.blocks:
         pair = views(images, index, PROBE_EPOCH)
-        found.append(torch.stack([nearest_center(model.encode(view), centers) for view in pair], dim=1))
+        found.append(torch.stack([nearest_center(model.encode(view), centers).labels for view in pair], dim=1))
     return gather_rows(torch.cat(found))

@@ -102,7 +102,9 @@ def test_seeds_agree_where_clusters_are_plain_and_one_seed_agrees_with_none(data
     assert run.state.pseudo is not None
     total, found = run.probe.total, run.state.pseudo
     features = run.state.model.encode(run.preprocess(data[0][:total]))
-    agreements = [assignment_agreement(found.labels[:total], nearest_center(features, other)) for other in found.others]
+    agreements = [
+        assignment_agreement(found.labels[:total], nearest_center(features, other).labels) for other in found.others
+    ]
     assert len(agreements) == run.job.config.estep.restarts - 1
     assert run.state.history[-1]["seed_agreement"] == pytest.approx(sum(agreements) / len(agreements))
     single = small_run(*data, "estep.restarts=1")
