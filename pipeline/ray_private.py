@@ -56,3 +56,10 @@ def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], No
 def own_execution_options(config: DataConfig, dataset_name: str) -> ExecutionOptions:
     """Options that Ray Train would use for a data set; whoever overrides `DataConfig.configure` needs them."""
     return config._resolve_execution_options(dataset_name)
+
+
+def record_error() -> type[Exception]:
+    """What `ray.train.Result.from_path` raises for a damaged record of checkpoints; Ray Train does not export it."""
+    from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
+
+    return CheckpointManagerInitializationError

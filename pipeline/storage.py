@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -101,6 +102,11 @@ class Folder:
         """The folder of this name in it."""
         return Folder(f"{self.path}/{name}")
 
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the files and folders in it that begin with `prefix`, sorted; none where it does not exist."""
+        found = self.files.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.base_name.startswith(prefix))
+
     def read(self, file: str) -> dict[str, Any] | None:
         """Values of a JSON file; None when there is none.
 
@@ -125,6 +131,11 @@ class Folder:
     def update(self, file: str, **values: Any) -> None:
         """Set values of a JSON file."""
         self.write(file, (self.read(file) or {}) | values)
+
+    def delete(self, file: str) -> None:
+        """Delete a file; nothing happens when there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.files.delete_file(f"{self.root}/{file}")
 
     def open_output(self, file: str) -> Any:
         """A binary stream into a file of the folder."""

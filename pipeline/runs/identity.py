@@ -15,6 +15,12 @@ from pipeline.tracking import RunRef
 IDENTITY, SUMMARY = "run.json", "summary.json"
 
 
+def run_folder(config: RunConfig) -> Folder:
+    """The folder of a named configuration."""
+    assert config.name is not None
+    return Folder(f"{config.storage}/{config.name}")
+
+
 def claim_folder(config: RunConfig) -> Folder:
     """The folder of a named configuration, new or of the same run.
 
@@ -23,9 +29,13 @@ def claim_folder(config: RunConfig) -> Folder:
     ConfigError
         When a run with other settings, or on other images, already has the name; the message lists what differs.
     """
-    assert config.name is not None
-    folder = Folder(f"{config.storage}/{config.name}").make()
+    folder = run_folder(config).make()
     identity = folder.read(IDENTITY)
+    if identity is None and (left := folder.names("checkpoint_")):
+        raise ConfigError(
+            f"{folder.path} holds {left[0]} and no {IDENTITY}, which says whose it is; restore that file, or give "
+            "another name (--set name=...)"
+        )
     if identity is not None and "manifest" in identity:  # without one it failed its checks and never started
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
         if changed:

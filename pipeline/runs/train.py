@@ -16,10 +16,13 @@ from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
 from pipeline.errors import RunFailed
+from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
-from pipeline.runs.identity import SUMMARY, claim_folder, mlflow_run, record_start
+from pipeline.runs.identity import SUMMARY, claim_folder, mlflow_run, record_start, run_folder
+from pipeline.runs.lease import hold
 from pipeline.storage import absolute, check_writable, filesystem
 from pipeline.tracking import RunWriter, open_run, spool_path
+from pipeline.training.checkpoint import check_resumable
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
 from pipeline.training.progress import ProgressPrinter
@@ -54,19 +57,29 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
     check_writable(config.storage)
     manifest = load_or_ingest(config, echo)
     plan = check_settings(config, manifest)
-    folder = claim_folder(config)
-    if (summary := folder.read(SUMMARY)) is not None:
-        echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
-        return summary
+    with hold(run_folder(config).make()):
+        folder = claim_folder(config)
+        if (summary := folder.read(SUMMARY)) is not None:
+            echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
+            return summary
+        job = prepare(config, manifest, plan, echo)
+        fit_with_progress(job, echo)
+        return write_artifacts(job)
+
+
+def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Job:
+    """The job of a run whose folder is claimed: images and checkpoints checked, MLflow's run opened, Ray connected."""
+    folder = run_folder(config)
     validate_shards(config.data.path)
+    known = mlflow_run(folder)
+    if not check_resumable(folder) and known is not None:
+        echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
     echo(f"run {config.name}: {manifest.num_images:,} images, {plan.mode} ({plan.mode_reason})")
-    tracking = open_run(config, config.storage, folder.name, mlflow_run(folder), {})
+    tracking = open_run(config, config.storage, folder.name, known, {})
     record_start(folder, manifest, tracking)
     connect()
     check_nodes(config)
-    job = Job(config, manifest, plan, tracking, board=new_board())
-    fit_with_progress(job, echo)
-    return write_artifacts(job)
+    return Job(config, manifest, plan, tracking, board=new_board())
 
 
 def fit_with_progress(job: Job, echo: Echo) -> None:

@@ -22,12 +22,15 @@ from torch.optim import SGD
 
 from pipeline.collectives import all_sum, rank, world_size
 from pipeline.config.models import RunConfig
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, first_line
 from pipeline.method.digpro import DigPro
-from pipeline.storage import filesystem
+from pipeline.ray_private import record_error
+from pipeline.storage import Folder, filesystem
 from pipeline.training.estep import PseudoLabels
 
 STATE, ABOUT = "state.pt", "about.json"
+RAY_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+RESTORE = "restore what was deleted, or start afresh under another name (--set name=...)"
 FORMAT = 1
 LOSSES_BEFORE_0_2 = ("loss_instance", "loss_prototype", "loss_group", "loss")
 log = logging.getLogger(__name__)
@@ -162,18 +165,58 @@ def read_other_run(path: str) -> dict[str, Any]:
 
 
 def newest_in(run_folder: str) -> dict[str, Any] | None:
-    """Values of the newest sound checkpoint that Ray Train registered in a run's folder; None without one."""
-    files, root = filesystem(run_folder)
+    """Values of the newest sound checkpoint that Ray Train registered in a run's folder; None without one.
+
+    Raises
+    ------
+    CheckpointError
+        When Ray Train's record of checkpoints is damaged, or names one that is gone.
+    """
+    return read_newest(registered_checkpoints(Folder(run_folder)))
+
+
+def registered_checkpoints(folder: Folder) -> list[Checkpoint]:
+    """The checkpoints that Ray Train registered in a run's folder and kept, the newest first.
+
+    Raises
+    ------
+    CheckpointError
+        When the record is damaged or missing beside checkpoints, or names a checkpoint that is gone.
+    """
+    left = folder.names("checkpoint_")
+    if RAY_RECORD not in left:
+        if len(left) < 2:  # a kill can leave the first checkpoint before it is registered
+            return []
+        raise CheckpointError(f"{folder.path}/{RAY_RECORD} is missing, and {left[-1]} cannot be used; {RESTORE}")
     try:
-        result = Result.from_path(root, storage_filesystem=files)
-    except (OSError, RuntimeError, ValueError):
-        return None
-    return read_newest(newest_first(result))
-
-
-def newest_first(result: Result) -> list[Checkpoint]:
-    """The checkpoints that a run kept, the latest first."""
+        result = Result.from_path(folder.root, storage_filesystem=folder.files)
+    except (RuntimeError, record_error()) as error:
+        gone = "" if len(left) > 1 else "; no checkpoint is left"
+        reason = first_line(error).split("(")[0].strip()
+        raise CheckpointError(f"{folder.path}/{RAY_RECORD} cannot be used: {reason}{gone}; {RESTORE}") from None
     return [checkpoint for checkpoint, _ in reversed(result.best_checkpoints or [])]
+
+
+def check_resumable(folder: Folder) -> bool:
+    """Whether a run has a checkpoint to resume from; cheap, without reading one.
+
+    Raises
+    ------
+    CheckpointError
+        When it had some and none can be used: it must not start again at epoch 0 in silence.
+    """
+    checkpoints = registered_checkpoints(folder)
+    if checkpoints and not any(_is_complete(checkpoint) for checkpoint in checkpoints):
+        raise CheckpointError(
+            f"none of the {len(checkpoints)} checkpoints in {folder.path} can be read, {STATE} is empty or missing; "
+            f"{RESTORE}"
+        )
+    return bool(checkpoints)
+
+
+def _is_complete(checkpoint: Checkpoint) -> bool:
+    files = checkpoint.filesystem.get_file_info([f"{checkpoint.path}/{name}" for name in (STATE, ABOUT)])
+    return all(info.is_file and info.size for info in files)
 
 
 def _digest(path: Path) -> str:

@@ -30,12 +30,14 @@ from pipeline.data.preprocess import Preprocess
 from pipeline.data.read import read_labels
 from pipeline.data.streaming import worker_images
 from pipeline.data.views import TwoViews
+from pipeline.errors import CheckpointError
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
 from pipeline.method.optimizer import set_learning_rates
 from pipeline.method.schedules import Schedules
 from pipeline.tracking import RunWriter, spool_path
 from pipeline.training.checkpoint import (
+    RESTORE,
     TrainState,
     mean_over_workers,
     read_newest,
@@ -129,6 +131,10 @@ def resume(run: Run) -> bool:
     """Continue from the newest sound checkpoint of this run, or else from another run's; False when there is none."""
     reported = ray.train.get_all_reported_checkpoints()
     values = read_newest([report.checkpoint for report in reversed(reported)])
+    if values is None and reported:
+        raise CheckpointError(
+            f"none of the {len(reported)} checkpoints in {run.job.folder.path} can be read; {RESTORE}"
+        )
     if values is None and run.job.start_from is not None:
         values = read_other_run(run.job.start_from)
     if values is None:

@@ -106,3 +106,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
     Path(tmp_path, "data", "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
         claim_folder(start_again)
+
+
+def test_checkpoints_without_identity_belong_to_nobody(tmp_path: Path) -> None:
+    images(tmp_path / "data")
+    folder = start(config(tmp_path))
+    Path(folder.root, "checkpoint_2026-01-01").mkdir()
+    claim_folder(config(tmp_path))
+    Path(folder.root, IDENTITY).unlink()
+    with pytest.raises(ConfigError, match=r"holds checkpoint_2026-01-01 and no run\.json, .*another name"):
+        claim_folder(config(tmp_path))

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray.train import Checkpoint
 from torch import Tensor
 
 from pipeline.data.shards import Manifest
 from pipeline.errors import CheckpointError
+from pipeline.storage import Folder
 from pipeline.training.checkpoint import (
     ABOUT,
+    RAY_RECORD,
     STATE,
+    check_resumable,
     mean_over_workers,
+    newest_in,
     read_checkpoint,
     read_newest,
     read_other_run,
+    registered_checkpoints,
     restore,
     save_state,
 )
@@ -196,3 +204,87 @@ def test_loading_runs_no_code(data: tuple[Tensor, Manifest], tmp_path: Path) -> 
     folder = _saved(data, tmp_path / "c")
     values = torch.load(folder / STATE, weights_only=True)  # refuses anything but tensors and plain values
     assert set(values) >= {"model", "bank", "optimizer", "labels", "centers", "epoch", "step"}
+
+
+def _registered(data: tuple[Tensor, Manifest], run: Path, count: int = 2) -> Path:
+    """A run's folder with checkpoints, and Ray Train's record of them."""
+    run.mkdir()
+    names = [f"checkpoint_2026-01-0{i + 1}_00-00-00.000000" for i in range(count)]
+    for name in names:
+        _saved(data, run / name)
+    results = [{"version": 0, "metrics": {"epoch": 1}, "checkpoint_dir_name": name} for name in names]
+    record = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(count)),
+        "latest_checkpoint_result": results[-1],
+        "current_report_index": count,
+    }
+    lists = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
+    more = ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
+    record |= {name: [] for name in (*lists, *more)}
+    (run / RAY_RECORD).write_text(json.dumps(record))
+    return run
+
+
+def test_the_newest_registered_checkpoint_is_read(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
+    run = _registered(data, tmp_path / "run")
+    assert [Path(found.path).name[:21] for found in registered_checkpoints(Folder(str(run)))] == [
+        "checkpoint_2026-01-02",
+        "checkpoint_2026-01-01",
+    ]
+    assert check_resumable(Folder(str(run)))
+    assert newest_in(str(run)) is not None
+
+
+def test_a_run_without_checkpoints_has_nothing_to_resume(tmp_path: Path) -> None:
+    assert not check_resumable(Folder(str(tmp_path / "new")))
+    assert newest_in(str(tmp_path)) is None
+
+
+def _delete_all(run: Path) -> None:
+    for folder in run.glob("checkpoint_2*"):
+        shutil.rmtree(folder)
+
+
+def _delete_one(run: Path) -> None:
+    shutil.rmtree(next(run.glob("checkpoint_2*")))
+
+
+def _empty_all(run: Path) -> None:
+    for file in run.glob("checkpoint_2*/*"):
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_delete_all, r"checkpoint that does not exist anymore; no checkpoint is left; restore what was deleted"),
+        (_delete_one, r"checkpoint that does not exist anymore; restore what was deleted"),
+        (_empty_all, r"none of the 2 checkpoints in .*run can be read, state\.pt is empty or missing; restore"),
+        (
+            lambda run: (run / RAY_RECORD).write_bytes(b""),
+            r"snapshot\.json cannot be used: Expecting value.* name=",
+        ),
+        (
+            lambda run: (run / RAY_RECORD).unlink(),
+            r"snapshot\.json is missing, and checkpoint_2026-01-02.* name=",
+        ),
+    ],
+)
+def test_checkpoints_that_somebody_damaged_are_one_line_and_never_a_start_at_epoch_0(
+    data: tuple[Tensor, Manifest], tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    run = _registered(data, tmp_path / "run")
+    damage(run)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        check_resumable(Folder(str(run)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_first_checkpoint_that_a_kill_left_unregistered_is_no_damage(
+    data: tuple[Tensor, Manifest], tmp_path: Path
+) -> None:
+    run = _registered(data, tmp_path / "run", count=1)
+    (run / RAY_RECORD).unlink()
+    assert not check_resumable(Folder(str(run)))
