@@ -24,7 +24,6 @@ PACKAGES = (
     "scikit-learn",
     "pyarrow",
     "pillow",
-    "kornia",
     "mlflow",
     "optuna",
 )

@@ -15,12 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.models import ViewsConfig
-from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray
+from pipeline.data.colour import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    to_gray,
+)
 from pipeline.data.preprocess import Preprocess, check_images, scale_to_unit
 from pipeline.keyed_random import Stream, uniform
 
@@ -150,8 +156,7 @@ class TwoViews:
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         """Gaussian blur of every image; the kernel reaches 3 of the largest sigma, or as far as the image."""
         radius = min(math.ceil(3 * self.policy.blur_sigma[1]), self.policy.size - 1)
-        kernel = get_gaussian_kernel1d(2 * radius + 1, sigma[:, None])
-        return filter2d_separable(images, kernel, kernel)  # kornia's gaussian_blur2d reads sigma back from a GPU
+        return gaussian_blur(images, sigma, radius)
 
 
 _NUM_DRAWS = 2 * CROP_TRIES + len(_Draws._fields)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pipeline.config.models import RunConfig
 from pipeline.tracking.store import PARAM_LENGTH, TAG_LENGTH, RunRef, attach, client_for, reason, tracking_uri
 
-_PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow", "kornia")
+_PACKAGES = ("ray", "torch", "torchvision", "mlflow", "pyarrow")
 
 _logger = logging.getLogger(__name__)
 

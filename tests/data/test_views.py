@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline.config.models import ViewsConfig
-from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
+from pipeline.data.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, gaussian_blur
 from pipeline.data.views import TwoViews
 
 NOTHING = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "horizontal_flip": 0, "jitter": 0, "grayscale": 0}
@@ -217,6 +217,15 @@ def test_blur():
     blurred = (some != channels_first(images)).flatten(1).any(1)
     assert abs(blurred.float().mean() - 0.3) < 0.06
     assert some[blurred].std((1, 2, 3)).std() > 0.01  # a sigma of each sample's own
+
+
+def test_each_image_is_blurred_by_its_own_sigma():
+    images, sigma = channels_first(noise(5, 20, 12)), torch.tensor([0.1, 0.4, 1.0, 2.0, 1e-30])
+    expected = [
+        tv.gaussian_blur(image[None], [13, 13], [max(float(s), 0.01)] * 2)[0]
+        for image, s in zip(images, sigma, strict=True)
+    ]
+    torch.testing.assert_close(gaussian_blur(images, sigma, 6), torch.stack(expected), atol=1e-6, rtol=0)
 
 
 def test_a_blur_wider_than_the_view_still_works():
