@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from pipeline.config.identity import CIRCUMSTANCES
+from pipeline.config.identity import circumstances
 from pipeline.config.loading import settings_table
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- settings: written by docs/settings.py -->\n", "<!-- end of se
 def default(field: FieldInfo) -> str:
     """The default as an override would give it."""
     if field.is_required():
-        return "needed"
+        return "required"
     value = field.default
     text = (
         value
@@ -31,7 +31,7 @@ def table() -> str:
     """A row for each setting: key, default, whether it decides the result, meaning."""
     rows = ["| setting | default | same run | meaning |", "|---|---|---|---|"]
     for key, field in settings_table().items():
-        free = "yes" if key.startswith(CIRCUMSTANCES) else ""
+        free = "yes" if key in circumstances() else ""
         rows.append(f"| `{key}` | {default(field)} | {free} | {(field.description or '').replace('|', '/')} |")
     return "\n".join(rows) + "\n"
 

@@ -1,32 +1,27 @@
-"""Which settings decide the result of a run, and the fingerprint that they make."""
+"""Which settings decide the result of a run, the fingerprint that they make, and the name of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from functools import reduce
-from operator import getitem
+import re
 from typing import Any
 
-from pipeline.config.loading import settings_table
-from pipeline.config.models import RunConfig
+from pipeline.config.loading import get_setting, settings_table
+from pipeline.config.models import CIRCUMSTANCE, ENVIRONMENT, NAME_BYTES, RunConfig
 
-# Settings, and beginnings of settings, that say where and how a run is done, and not what comes out of it.
-CIRCUMSTANCES = (
-    "name",
-    "storage",
-    "data.path",
-    "data.source",
-    "data.mode",
-    "data.resident_limit_gb",
-    "data.shuffle_buffer",
-    "data.prefetch_batches",
-    "estep.batch_size",
-    "estep.probe",
-    "checkpoint.",
-    "resources.",
-    "tracking.",
-)
+
+def circumstances() -> list[str]:
+    """Dotted keys of the settings that say where and how a run is carried out, and not what comes out of it.
+
+    Each is marked at its field in `models.py`; a new setting is not one until it is marked.
+    """
+    return [key for key, field in settings_table().items() if CIRCUMSTANCE in field.metadata]
+
+
+def environment_settings() -> list[str]:
+    """Dotted keys of the circumstances that are the same for all trials of a search: places, resources, records."""
+    return [key for key, field in settings_table().items() if ENVIRONMENT in field.metadata]
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
@@ -34,9 +29,8 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
 
     Where images, runs and records lie, how the images travel, and on how many workers it runs are not among them.
     """
-    values = config.model_dump(mode="json")
-    keys = [key for key in settings_table() if not key.startswith(CIRCUMSTANCES)]
-    return {key: reduce(getitem, key.split("."), values) for key in keys}
+    values, others = config.model_dump(mode="json"), set(circumstances())
+    return {key: get_setting(values, key) for key in settings_table() if key not in others}
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -44,3 +38,15 @@ def fingerprint(config: RunConfig) -> str:
     folder = config.data.path.rstrip("/").rpartition("/")[2]  # not where it lies: moving it changes nothing
     values = {"images": folder, **result_settings(config)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(config: RunConfig, label: str) -> str:
+    """The name of a run: its own, or a label (usually the preset) and the fingerprint, as in `digits-9687ae1c`.
+
+    Characters of the label that no name may have become hyphens, and a label that is too long is cut.
+    """
+    if config.name is not None:
+        return config.name
+    clean = re.sub(r"[^\w.-]", "-", label).lstrip(".-") or "run"
+    kept = clean.encode()[: NAME_BYTES - 9].decode(errors="ignore")
+    return f"{kept}-{fingerprint(config)}"

@@ -6,37 +6,70 @@ YAML file, then dotted overrides (``optim.lr=0.1``). Unknown keys are errors tha
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import unicodedata
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+# Marks, given at the field. A setting without one decides the result of a run and is part of its identity.
+CIRCUMSTANCE = "circumstance"  # says how a run is carried out, and not what comes out of it
+ENVIRONMENT = "environment"  # also: where a run lives and what it takes, the same for all trials of a search
+
+T = TypeVar("T")
+Circumstance = Annotated[T, CIRCUMSTANCE]
+Environment = Annotated[T, CIRCUMSTANCE, ENVIRONMENT]
+
+NAME_BYTES = 200  # file systems take 255 for the name of a folder; a search appends to it
+LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which scikit-learn and Optuna use; PyTorch takes more
+
+
+def folder_name(name: str) -> str:
+    """The name of a run in Unicode's composed form, so that it is one folder however a keyboard makes its letters.
+
+    Letters and digits of every alphabet are allowed; characters that mean something in a path or to a shell are not.
+    """
+    name = unicodedata.normalize("NFC", name)
+    if bad := [c for c in name if c not in "._-" and unicodedata.category(c)[0] not in "LMN"]:
+        raise ValueError(f"{bad[0]!r} cannot be part of a name; use letters, digits, '.', '_' and '-'")
+    if not name or name[0] in ".-":
+        raise ValueError("a name begins with a letter, a digit or '_'")
+    if (size := len(name.encode())) > NAME_BYTES:
+        raise ValueError(f"the name has {size} bytes, and the folder of a run can have {NAME_BYTES}; shorten it")
+    return name
 
 
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys are errors, and so are infinities and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
     """Where the images are and how they reach the workers."""
 
-    path: str = Field(description="folder of shards with a manifest.json, as `digpro ingest` writes it; or its URI")
-    source: str | None = Field(
+    path: Environment[str] = Field(
+        min_length=1, description="folder of shards with a manifest.json, as `digpro ingest` writes it; or its URI"
+    )
+    source: Environment[str | None] = Field(
         None, description="what to ingest into `path` when it holds no manifest yet (see `digpro ingest --help`)"
     )
     image_size: int = Field(32, ge=4, description="images are decoded to image_size x image_size pixels")
-    mode: Literal["auto", "resident", "streaming"] = Field(
+    mode: Circumstance[Literal["auto", "resident", "streaming"]] = Field(
         "auto",
         description="resident: every worker holds the decoded set; streaming: Ray Data feeds each epoch; "
         "auto chooses by resident_limit_gb",
     )
-    resident_limit_gb: float = Field(
+    resident_limit_gb: Circumstance[float] = Field(
         4.0, gt=0, description="largest decoded set per worker, in GiB, that `auto` keeps resident"
     )
-    shuffle_buffer: int = Field(8192, ge=0, description="streaming: images in each worker's local shuffle buffer")
-    prefetch_batches: int = Field(1, ge=0, description="streaming: batches that each worker fetches ahead")
+    shuffle_buffer: Circumstance[int] = Field(
+        8192, ge=0, description="streaming: images in each worker's local shuffle buffer"
+    )
+    prefetch_batches: Circumstance[int] = Field(
+        1, ge=0, description="streaming: batches that each worker fetches ahead"
+    )
 
 
 class ViewsConfig(Section):
@@ -142,12 +175,12 @@ class EStepConfig(Section):
     """Pseudo-labels by spherical k-means on the target network's features."""
 
     every: int = Field(1, ge=1, description="epochs between E-steps")
-    batch_size: int = Field(512, ge=1, description="images per worker and forward pass")
+    batch_size: Circumstance[int] = Field(512, ge=1, description="images per worker and forward pass")
     restarts: int = Field(10, ge=1, description="starts of k-means; the lowest inertia wins")
     max_iter: int = Field(300, ge=1, description="iterations of a start at most")
     tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
     warm_start: bool = Field(False, description="add the last centres as one more start")
-    probe: int = Field(
+    probe: Circumstance[int] = Field(
         512, ge=0, description="images that the label-free objectives look at (docs/objectives.md); 0 switches them off"
     )
 
@@ -155,9 +188,11 @@ class EStepConfig(Section):
 class CheckpointConfig(Section):
     """When the state is saved, and how many saves are kept."""
 
-    every_epochs: int = Field(1, ge=1, description="epochs between saves; the last epoch is always saved")
-    every_steps: int | None = Field(None, ge=1, description="also inside an epoch, for epochs of hours")
-    keep: int = Field(2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it")
+    every_epochs: Environment[int] = Field(1, ge=1, description="epochs between saves; the last epoch is always saved")
+    every_steps: Environment[int | None] = Field(None, ge=1, description="also inside an epoch, for epochs of hours")
+    keep: Environment[int] = Field(
+        2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it"
+    )
 
 
 class WorkerRange(Section):
@@ -176,25 +211,27 @@ class WorkerRange(Section):
 class ResourcesConfig(Section):
     """What the run asks of the Ray cluster."""
 
-    workers: Annotated[int, Field(ge=1)] | WorkerRange = Field(
+    workers: Environment[Annotated[int, Field(ge=1)] | WorkerRange] = Field(
         2, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
     )
-    autoscale: bool = Field(
+    autoscale: Environment[bool] = Field(
         False, description="the cluster grows on demand: ask it for what it has not, instead of refusing to start"
     )
-    wait_minutes: float = Field(
+    wait_minutes: Environment[float] = Field(
         10.0,
         gt=0,
         description="how long a fixed number of workers may wait for places, all in all; {min, max} waits without end",
     )
-    resize_seconds: float = Field(
+    resize_seconds: Environment[float] = Field(
         60.0, gt=0, description="with {min, max}: how often a running group looks whether it can grow"
     )
-    gpus: Literal[True, False, "auto"] = Field(
+    gpus: Environment[bool | Literal["auto"]] = Field(
         "auto", description="one GPU per worker; auto takes them when there are enough"
     )
-    cpus_per_worker: float | None = Field(None, gt=0, description="null leaves at least one CPU to Ray Data")
-    max_failures: int = Field(
+    cpus_per_worker: Environment[float | None] = Field(
+        None, gt=0, description="null leaves at least one CPU to Ray Data"
+    )
+    max_failures: Environment[int] = Field(
         3, ge=0, description="worker-group restarts before the run gives up; announced preemptions do not count"
     )
 
@@ -209,23 +246,25 @@ class ResourcesConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str | None = Field(
+    uri: Environment[str | None] = Field(
         None, description="any MLflow URI; null is MLFLOW_TRACKING_URI, or else an SQLite file in the storage folder"
     )
-    experiment: str = Field("digpro", description="MLflow experiment that the run appears in")
-    system_metrics: bool = Field(True, description="also record CPU, memory and GPU use")
+    experiment: Environment[str] = Field(
+        "digpro", min_length=1, description="MLflow experiment that the run appears in"
+    )
+    system_metrics: Environment[bool] = Field(True, description="also record CPU, memory and GPU use")
 
 
 class RunConfig(Section):
     """All of one training run."""
 
-    name: str | None = Field(
-        None,
-        pattern=r"^\w[\w.-]*$",  # it becomes the name of a folder
-        description="identity of the run; null derives it from preset, data folder and settings",
+    name: Environment[Annotated[str, AfterValidator(folder_name)] | None] = Field(
+        None, description="identity of the run; null derives it from preset, data folder and settings"
     )
-    storage: str = Field("runs", description="folder or pyarrow filesystem URI under which runs are kept")
-    seed: int = Field(0, ge=0, description="of every random choice of the run")
+    storage: Environment[str] = Field(
+        "runs", min_length=1, description="folder or pyarrow filesystem URI under which runs are kept"
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of every random choice of the run")
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
