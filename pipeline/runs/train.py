@@ -11,7 +11,7 @@ from ray.train import TrainingFailedError
 from pipeline.checks.nodes import check_nodes
 from pipeline.checks.settings import check_settings
 from pipeline.cluster import connect
-from pipeline.config.identity import fingerprint
+from pipeline.config.identity import run_name
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
@@ -97,7 +97,7 @@ def resolve_paths_and_name(config: RunConfig, label: str) -> RunConfig:
     """The configuration with a name, and with paths that mean the same in every process."""
     return config.model_copy(
         update={
-            "name": config.name or f"{label}-{fingerprint(config)}",
+            "name": run_name(config, label),
             "storage": absolute(config.storage),
             "data": config.data.model_copy(update={"path": absolute(config.data.path)}),
         }
