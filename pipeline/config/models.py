@@ -246,6 +246,7 @@ class ResourcesConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
+    enabled: Environment[bool] = Field(True, description="false trains without records")
     uri: Environment[str | None] = Field(
         None, description="any MLflow URI; null is MLFLOW_TRACKING_URI, or else an SQLite file in the storage folder"
     )

@@ -1,23 +1,40 @@
-"""The spool: what waits on disk until the server has confirmed it."""
+"""The spool: what waits on disk until the store has confirmed it."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.storage import Folder
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _logger = logging.getLogger(__name__)
 
 
-class Point(NamedTuple):
+def spool_path(folder: Folder) -> Path:
+    """The spool of a run: in its folder, or in this machine's temporary folder when that is remote.
+
+    Under the temporary folder it depends on the user and on the whole address, so that runs of one name in two
+    storages have two spools.
+    """
+    if folder.is_local:
+        return Path(folder.root, "mlflow-spool.jsonl")
+    place = f"{folder.name}-{hashlib.sha256(folder.path.encode()).hexdigest()[:8]}"
+    return Path(tempfile.gettempdir(), f"digpro-{os.getuid()}", place, "mlflow-spool.jsonl")
+
+
+class MetricPoint(NamedTuple):
     """One metric value; `timestamp` in milliseconds since 1970, kept so that sending twice sends the same."""
 
     key: str
@@ -27,29 +44,47 @@ class Point(NamedTuple):
 
 
 class Spool:
-    """What the server has not confirmed: points and the final status in a JSONL file, files in a folder beside it."""
+    """What the store has not confirmed: points and the final status in a JSONL file, files in a folder beside it.
+
+    The disk is the truth and every change holds a lock, so that the driver can end a run or deliver its records while
+    a writer in a worker still lives. Both may send the same point, which is harmless: it is the same to the
+    millisecond.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.points: dict[tuple[str, int], Point] = {}
-        self.status: tuple[str, int] | None = None
+        self.points: dict[tuple[str, int], MetricPoint] = {}
+        self.status: tuple[RunStatus, int] | None = None
         self._folder = path.with_suffix(".files")
         self._folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        with self._locked():
             self._read()
-        self.save()  # without damaged lines, and existing: `deliver` can tell an empty spool from a wrong path
+            self._write()  # without damaged lines
 
     @property
     def pending(self) -> int:
         """Points and files that wait, and one for the status."""
         return len(self.points) + len(self.files()) + (self.status is not None)
 
-    def add(self, points: list[Point]) -> None:
+    def reload(self) -> None:
+        """Take over what other processes have added or delivered."""
+        with self._locked():
+            self._read()
+
+    def add(self, points: Iterable[MetricPoint]) -> None:
         """Append points; a (key, step) that already waits keeps its first value."""
         fresh = {point[:2]: point for point in points if point[:2] not in self.points}
         self.points |= fresh
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(point) + "\n" for point in fresh.values())
+        with self._locked(), self.path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(point) for point in fresh.values())
+
+    def confirm(self, points: Iterable[MetricPoint]) -> None:
+        """Forget points that have arrived."""
+        with self._locked():
+            self._read()
+            for point in points:
+                self.points.pop((point.key, point.step), None)
+            self._write()
 
     def add_file(self, path: Path, folder: str) -> None:
         """Copy a file or folder; a file appears in the spool whole or not at all."""
@@ -57,39 +92,52 @@ class Spool:
             target = self._folder / folder / source.relative_to(path.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_suffix(".part")
-            shutil.copyfile(source, part)
-            part.replace(target)
+            with self._locked():
+                shutil.copyfile(source, part)
+                part.replace(target)
 
     def files(self) -> list[tuple[Path, str]]:
         """The copies that wait, each with the artifact folder it goes to ("" is the run's root)."""
         found = sorted(path for path in self._folder.rglob("*") if path.is_file())
         return [(path, path.parent.relative_to(self._folder).as_posix().removeprefix(".")) for path in found]
 
-    def end(self, status: Status) -> None:
-        """Note how the run ended, and when."""
-        self.status = (status, int(time.time() * 1000))
-        self.save()
+    def set_status(self, status: RunStatus | None) -> None:
+        """Note how the run ended, and when (now); None forgets it."""
+        with self._locked():
+            self._read()
+            self.status = None if status is None else (status, int(time.time() * 1000))
+            self._write()
 
-    def save(self) -> None:
-        """Write the file anew from what is still pending."""
-        part = self.path.with_suffix(".part")
-        rows: list[tuple[Any, ...]] = [*self.points.values(), *([self.status] if self.status else [])]
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        part.replace(self.path)
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems have no locks: go without
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _read(self) -> None:
-        for number, line in enumerate(self.path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        self.points, self.status = {}, None
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for number, line in enumerate(text.splitlines(), start=1):
             try:
-                row = json.loads(line)
+                row = json.loads(line or "[]")
                 if len(row) == 2:
                     self.status = (row[0], row[1])
-                else:
-                    self.points[row[0], row[1]] = Point(*row)
+                elif row:
+                    self.points[row[0], row[1]] = MetricPoint(*row)
             except (ValueError, TypeError):  # the process died while it wrote this line
                 _logger.warning("%s line %d is damaged and left out: %.100r", self.path, number, line)
 
+    def _write(self) -> None:
+        part = self.path.with_suffix(".part")
+        rows: list[tuple[Any, ...]] = [*self.points.values(), *([self.status] if self.status else [])]
+        part.write_text("".join(_line(row) for row in rows), encoding="utf-8")
+        part.replace(self.path)
 
-def spool_path(folder: Folder) -> Path:
-    """Where MLflow's points wait: in the folder, or on this machine when the folder is not local."""
-    base = Path(folder.root) if folder.is_local else Path(tempfile.gettempdir(), "digpro", folder.name)
-    return base / "mlflow-spool.jsonl"
+
+def _line(row: tuple[Any, ...]) -> str:
+    """A row of the file; it begins a new line, since a killed process may have left half of one."""
+    return f"\n{json.dumps(row)}"

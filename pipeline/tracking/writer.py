@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pipeline.tracking.sender import Sender
-from pipeline.tracking.spool import Point, Spool, Status
-from pipeline.tracking.store import RunRef, reason
+from pipeline.tracking.delivery import Sender
+from pipeline.tracking.diagnosis import is_unreachable, summary_of
+from pipeline.tracking.run import RunRef
+from pipeline.tracking.spool import MetricPoint, RunStatus, Spool
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-SEND_SECONDS = 10.0  # between two sends while the server answers
+SEND_SECONDS = 10.0  # between two sends while the store answers
 LONGEST_PAUSE_SECONDS = 600.0  # between two tries while it does not; doubles from SEND_SECONDS
 
 _METRIC_NAME = re.compile(r"\w[\w\-. :]*(/\w[\w\-. :]*)*")  # what MLflow takes, less "." and ".." as path parts
@@ -28,35 +29,41 @@ _logger = logging.getLogger(__name__)
 class RunWriter:
     """Writes one run's metrics and files; use it as a context manager on rank 0.
 
-    No method raises because of the server: one warning says that it went away, one line that it is back.
+    No method raises because of the store: one warning says that records wait, one line that they were delivered.
     Leaving the context finishes the run: FINISHED, or FAILED after an exception, KILLED after an interrupt.
 
     Parameters
     ----------
     ref : RunRef
-        From :func:`open_run`.
+        From :func:`open_run`. Where records are off, every method does nothing.
     spool : Path
-        Local JSONL file that belongs to this run alone; files wait in a folder beside it. What an earlier writer
-        left there is sent first.
+        Local JSONL file that belongs to this run alone, usually :func:`spool_path` of its folder; files wait in a
+        folder beside it. What an earlier writer left there is sent first.
     system_metrics : bool, default False
         Also log this machine's CPU, memory, disk, network and GPU every 10 s, by MLflow's own monitor.
     """
 
+    _spool: Spool  # these two exist where records are on
+    _sender: Sender
+
     def __init__(self, ref: RunRef, spool: Path, *, system_metrics: bool = False) -> None:
-        self._spool = Spool(spool)
-        self._spool.status = None  # an earlier end of this run: it goes on now
-        self._sender = Sender(ref, self._spool, reopen=True)
+        self._opened = ref
         self._system_metrics = system_metrics
         self._monitor: SystemMetricsMonitor | None = None
-        self._away = self._finished = False
+        self._failing = False
+        self._finished = not ref.enabled
         self._pause = SEND_SECONDS
         self._next_send = 0.0
-        self.flush()
+        if ref.enabled:
+            self._spool = Spool(spool)
+            self._spool.set_status(None)  # an earlier end of this run, which is now resumed
+            self._sender = Sender(ref, self._spool, reopen=True)
+            self.flush()
 
     @property
     def ref(self) -> RunRef:
         """The run, with MLflow's id as soon as it is known."""
-        return self._sender.ref
+        return self._sender.ref if self._opened.enabled else self._opened
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log one value per key; each (key, step) counts once, and steps may come in any order.
@@ -71,36 +78,40 @@ class RunWriter:
         now = int(time.time() * 1000)
         values = {key: float(value) for key, value in metrics.items()}
         points = [
-            Point(key, step, value, now) if math.isfinite(value) else Point(f"non_finite/{key}", step, 1.0, now)
+            MetricPoint(key, step, value, now)
+            if math.isfinite(value)
+            else MetricPoint(f"non_finite/{key}", step, 1.0, now)
             for key, value in values.items()
         ]
         for point in points:
             if len(point.key) > 250 or not _METRIC_NAME.fullmatch(point.key):
                 raise ValueError(f"metric name {point.key!r}; use up to 250 letters, digits, spaces and _ - . : /")
-        self._spool.add(points)
+        if self._opened.enabled:
+            self._spool.add(points)
         if time.monotonic() >= self._next_send:
             self.flush()
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, or a folder with all in it, as ``<folder>/<name>``; a copy is taken now."""
-        self._spool.add_file(path, folder)
-        self.flush()
+        if self._opened.enabled:
+            self._spool.add_file(path, folder)
+            self.flush()
 
     def flush(self) -> None:
-        """Send what is pending; while the server is away only now and then, so that training does not wait."""
-        if not self._away or time.monotonic() >= self._next_send:
+        """Send what is pending; while that fails only now and then, so that training does not wait."""
+        if self._opened.enabled and (not self._failing or time.monotonic() >= self._next_send):
             self._try_to_send()
 
-    def finish(self, status: Status) -> None:
-        """Send everything and end the run; what cannot be sent stays in the spool for :func:`deliver`."""
+    def finish(self, status: RunStatus) -> None:
+        """Send everything and end the run; what cannot be sent stays in the spool for :func:`deliver_run`."""
         if self._finished:
             return
         self._finished = True
         self._stop_monitor()
-        self._spool.end(status)
+        self._spool.set_status(status)
         self._try_to_send()
         if self._spool.pending:
-            _logger.warning("%d points and files wait for MLflow in %s", self._spool.pending, self._spool.path)
+            _logger.warning("%d records wait for MLflow in %s", self._spool.pending, self._spool.path)
 
     def __enter__(self) -> Self:
         return self
@@ -115,15 +126,16 @@ class RunWriter:
         try:
             self._sender.send()
         except Exception as error:
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS) if self._away else SEND_SECONDS
-            if not self._away:
-                _logger.warning("MLflow is away, points wait in %s: %s", self._spool.path, reason(error))
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS) if self._failing else SEND_SECONDS
+            if not self._failing:
+                problem = "cannot be reached with the records" if is_unreachable(error) else "refuses the records"
+                _logger.warning("MLflow %s, which wait in %s: %s", problem, self._spool.path, summary_of(error))
                 self._stop_monitor()  # its thread ends at the first failed request
-            self._away = True
+            self._failing = True
         else:
-            if self._away:
-                _logger.info("MLflow is back, everything pending was delivered")
-            self._away, self._pause = False, SEND_SECONDS
+            if self._failing:
+                _logger.info("MLflow answers again; all that waited was delivered")
+            self._failing, self._pause = False, SEND_SECONDS
             self._start_monitor()
         self._next_send = time.monotonic() + self._pause
 
@@ -137,32 +149,9 @@ class RunWriter:
             self._monitor.start()
         except Exception as error:
             self._system_metrics = False
-            _logger.warning("system metrics are off: %s", reason(error))
+            _logger.warning("system metrics are off: %s", summary_of(error))
 
     def _stop_monitor(self) -> None:
         if self._monitor:
             self._monitor.finish()
         self._monitor = None
-
-
-def deliver(spool: Path, ref: RunRef) -> int:
-    """Send what an earlier process left in its spool, and the status it ended with.
-
-    Returns
-    -------
-    int
-        Points and files still waiting: 0 when all arrived. A failure of the server is logged, not raised.
-
-    Raises
-    ------
-    FileNotFoundError
-        No writer ever used this `spool`.
-    """
-    if not spool.exists():
-        raise FileNotFoundError(f"no spool at {spool}; give the path that the run's writer was given")
-    waiting = Spool(spool)
-    try:
-        Sender(ref, waiting, reopen=False).send()
-    except Exception as error:
-        _logger.warning("not all of %s was delivered: %s", spool, reason(error))
-    return waiting.pending

@@ -1,0 +1,201 @@
+"""From the spool to the store, each point once: by the writer, by the driver at a run's end, or long after it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.errors import ConfigError
+from pipeline.storage import Folder, absolute
+from pipeline.tracking.diagnosis import check_store, is_unreachable, refusal, summary_of
+from pipeline.tracking.run import RunRef, find_or_create_run, load_ref
+from pipeline.tracking.spool import MetricPoint, RunStatus, Spool, spool_path
+from pipeline.tracking.store import client_for, database_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BATCH_METRICS = 1000  # MLflow's limit
+
+_logger = logging.getLogger(__name__)
+
+
+class Delivery(NamedTuple):
+    """Points, files and statuses of a spool: how many the store confirmed, and how many still wait.
+
+    `uri` says where they go, without a password; it is empty where records are off.
+    """
+
+    sent: int
+    waiting: int
+    uri: str
+
+
+def deliver_run(run_folder: str, uri: str | None = None) -> Delivery:
+    """Send what a run left in its spool on this machine, and the status it ended with; the run is not reopened.
+
+    Parameters
+    ----------
+    run_folder : str
+        Local path or URI of the run's folder.
+    uri : str, optional
+        Where the records go now, for a store that has moved or a URI with a password; see :func:`load_ref`.
+
+    Returns
+    -------
+    Delivery
+        With `waiting` above 0 when the store is unreachable, which is logged.
+
+    Raises
+    ------
+    ConfigError
+        The folder is not a run's, or the store answers and cannot be used.
+    """
+    folder = Folder(absolute(run_folder))
+    ref = load_ref(folder, uri)
+    path = spool_path(folder)
+    if not ref.enabled or not path.exists():
+        return Delivery(0, 0, ref.public_uri)
+    database = database_path(ref.uri)
+    if database is not None and not database.is_file():
+        raise ConfigError(f"the records of {folder.path} go to {database}, which is not there; give its URI of now")
+    check_store(ref.uri)
+    spool = Spool(path)
+    before = spool.pending
+    try:
+        Sender(ref, spool, reopen=False).send()
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not is_unreachable(error):
+            raise refusal(error, ref.uri) from error
+        _logger.warning("MLflow is unreachable; records wait in %s: %s", path, summary_of(error))
+    return Delivery(max(0, before - spool.pending), spool.pending, ref.public_uri)
+
+
+def end_run(ref: RunRef, spool: Path, status: RunStatus) -> int:
+    """End a run from the driver, whose writer lives in a worker, or died there; it is not reopened.
+
+    What the writer left on this machine is sent too. Nothing is raised because of the store: what cannot be sent
+    stays in the spool for :func:`deliver_run`.
+
+    Returns
+    -------
+    int
+        Points, files and statuses that wait.
+    """
+    if not ref.enabled:
+        return 0
+    records = Spool(spool)
+    records.set_status(status)
+    try:
+        Sender(ref, records, reopen=False).send()
+    except Exception as error:
+        _logger.warning("%d records wait for MLflow in %s: %s", records.pending, spool, summary_of(error))
+    return records.pending
+
+
+class Sender:
+    """Moves a spool's content to the store. Raises what the store raises, and can be called again.
+
+    `reopen` sets a run that had ended RUNNING again, at the first connection only: a writer that outlives the end of
+    its run must not resurrect it.
+    """
+
+    def __init__(self, ref: RunRef, spool: Spool, *, reopen: bool) -> None:
+        self.ref = ref
+        self._spool, self._reopen = spool, reopen
+        self._connection: MlflowClient | None = None
+        self._ended = 0  # when the run ended according to the store, in milliseconds since 1970
+        self._last_step: dict[str, int] = {}
+        self._steps: dict[str, set[int]] = {}
+
+    def send(self) -> None:
+        """Deliver points, then files, then the status, connecting first if necessary.
+
+        What the store refuses does not keep back the rest; the first refusal is raised at the end.
+        """
+        try:
+            client = self._connection = self._connection or self._connect()
+            self._spool.reload()
+            files = [partial(self._send_file, client, *file) for file in self._spool.files()]
+            _do_all([partial(self._send_points, client), *files, partial(self._send_status, client)])
+        except Exception:
+            self._connection = None  # a lost reply leaves it open what arrived: ask again before the next try
+            raise
+
+    def _connect(self) -> MlflowClient:
+        client = client_for(self.ref.uri)
+        run = find_or_create_run(client, self.ref, reopen=self._reopen)
+        self._ended = 0 if self._reopen else run.info.end_time or 0
+        self._reopen = False
+        self.ref = replace(self.ref, run_id=run.info.run_id)
+        self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._steps = {}
+        return client
+
+    def _send_points(self, client: MlflowClient) -> None:
+        from mlflow.entities import Metric
+
+        waiting = list(self._spool.points.values())
+        arrived: list[MetricPoint] = []
+        try:
+            for start in range(0, len(waiting), BATCH_METRICS):
+                batch = waiting[start : start + BATCH_METRICS]
+                fresh = [point for point in batch if not self._has_arrived(client, point)]
+                if fresh:
+                    client.log_batch(self.ref.run_id, [Metric(p.key, p.value, p.timestamp, p.step) for p in fresh])
+                for point in batch:
+                    self._remember(point)
+                arrived += batch
+        finally:
+            if arrived:
+                self._spool.confirm(arrived)
+
+    def _send_file(self, client: MlflowClient, path: Path, folder: str) -> None:
+        try:
+            client.log_artifact(self.ref.run_id, str(path), folder or None)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+        path.unlink(missing_ok=True)  # another process may have delivered it in the meantime
+
+    def _send_status(self, client: MlflowClient) -> None:
+        if self._spool.status is None:
+            return
+        status, ended = self._spool.status
+        if ended >= self._ended:  # an old spool does not change what a later attempt came to
+            client.set_terminated(self.ref.run_id, status, ended)
+        self._spool.set_status(None)
+
+    def _has_arrived(self, client: MlflowClient, point: MetricPoint) -> bool:
+        last = self._last_step.get(point.key)
+        if last is None or point.step > last:
+            return False
+        if point.key not in self._steps:
+            history = client.get_metric_history(self.ref.run_id, point.key)
+            self._steps[point.key] = {metric.step for metric in history}
+        return point.step in self._steps[point.key]
+
+    def _remember(self, point: MetricPoint) -> None:
+        self._last_step[point.key] = max(point.step, self._last_step.get(point.key, point.step))
+        if point.key in self._steps:
+            self._steps[point.key].add(point.step)
+
+
+def _do_all(parts: Sequence[Callable[[], None]]) -> None:
+    """Do every part although some are refused, and raise the first refusal; an unreachable store ends it at once."""
+    refused: Exception | None = None
+    for part in parts:
+        try:
+            part()
+        except Exception as error:
+            if is_unreachable(error):
+                raise
+            refused = refused or error
+    if refused:
+        raise refused

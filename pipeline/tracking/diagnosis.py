@@ -1,0 +1,140 @@
+"""What is wrong with a store: unreachable for now, which the spool bridges, or unusable, which the user must fix."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from shlex import quote
+
+from pipeline.errors import ConfigError, first_line
+from pipeline.tracking.store import database_path, redacted
+
+WAY_OUT = "or train without records (--set tracking.enabled=false)"
+
+# What the drivers of SQLite, PostgreSQL, MySQL and SQL Server say of a database that may answer later.
+_BUSY_DATABASE = re.compile(
+    r"is locked|refused|timed? ?out|unreachable|can't connect|could not (connect|translate)|gone away|reset by peer|"
+    r"closed|lost connection|starting up|shutting down|too many|name resolution|deadlock",
+    re.IGNORECASE,
+)
+# In the message of an error -> what to do about it.
+_REMEDIES = {
+    r"out-of-date database schema|Can't locate revision": "back up the database and run `mlflow db upgrade {uri}`, or "
+    "upgrade mlflow here if the database is newer",
+    r"code 40[13]|UNAUTHENTICATED|PERMISSION_DENIED|Unauthorized": "check the user and the password "
+    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD) and what the server permits",
+    r"No module named": "install the driver of the database",
+    r"SSL|certificate": "trust the server's certificate (MLFLOW_TRACKING_SERVER_CERT_PATH)",
+    r"code 404|ENDPOINT_NOT_FOUND|valid JSON": "give the address of an MLflow server in tracking.uri",
+}
+
+
+def summary_of(error: BaseException) -> str:
+    """One short line about an error, without the password that a URI in it may carry."""
+    return redacted(f"{type(error).__name__}: {first_line(error)}")[:300]
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether a store may answer later: refused connection, timeout, a server's 5xx, or a locked database.
+
+    False for a store that answered and will give the same answer again.
+    """
+    from mlflow.exceptions import MlflowException, RestException
+    from requests import exceptions as http
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for cause in _chain(error):
+        if isinstance(cause, http.RequestException):
+            passing = (http.ConnectionError, http.Timeout, http.RetryError, http.ChunkedEncodingError)
+            return isinstance(cause, passing) and not isinstance(cause, http.SSLError)
+        if isinstance(cause, (SQLAlchemyError, sqlite3.Error)):
+            return _BUSY_DATABASE.search(str(cause)) is not None
+        if isinstance(cause, (ConnectionError, TimeoutError)):
+            return True
+    if isinstance(error, RestException):
+        return int(error.get_http_status_code()) >= 500
+    status = re.search(r"failed with error code (\d+)", str(error)) if isinstance(error, MlflowException) else None
+    return status is not None and int(status[1]) >= 500
+
+
+def refusal(error: BaseException, uri: str) -> ConfigError:
+    """The error for a store that answered and cannot be used: what is wrong, what to do, and the way out."""
+    text = str(error)
+    found = (remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, text))
+    remedy = next(found, "correct it there, or give another store in tracking.uri").format(uri=quote(redacted(uri)))
+    return ConfigError(f"MLflow at {redacted(uri)} cannot be used: {summary_of(error)}; {remedy}, {WAY_OUT}")
+
+
+def check_store(uri: str) -> None:
+    """ConfigError when `uri` is an SQLite file that MLflow cannot write to; other stores are known by their answer.
+
+    Nothing is changed in the file. One that is missing or empty is a new database, and one that is locked for the
+    moment passes.
+    """
+    database = database_path(uri)
+    if database is None:
+        return
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(database, timeout=5.0)) as connection:
+            problem = _problem_of(connection, uri)
+    except (sqlite3.Error, OSError) as error:
+        if _BUSY_DATABASE.search(str(error)):
+            return
+        problem = f"{first_line(error)}; {_remedy_of_file(error)}"
+    if problem:
+        raise ConfigError(f"the MLflow database {database} cannot be used: {problem}, {WAY_OUT}")
+
+
+def _problem_of(connection: sqlite3.Connection, uri: str) -> str:
+    """What is wrong with an open SQLite database, and the remedy; nothing when MLflow can use it."""
+    connection.isolation_level = None  # transactions are begun and ended here, not by the driver
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE digpro_probe (x)")  # the first write finds a file or folder that is read-only
+    connection.execute("ROLLBACK")
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables - {"alembic_version"}:
+        return ""
+    if not {"alembic_version", "experiments", "runs"} <= tables:
+        return f"it belongs to another program (tables: {', '.join(sorted(tables)[:5])}); give another tracking.uri"
+    (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone() or ("none",)
+    newest, known = _schema_versions()
+    if version == newest:
+        return ""
+    if version in known:
+        return (
+            f"its schema is old (version {version}, this MLflow has {newest}); back up the file and run "
+            f"`mlflow db upgrade {quote(uri)}`, give another tracking.uri"
+        )
+    return (
+        f"its schema version {version} is not known to the MLflow installed here, whose newest is {newest}; upgrade "
+        "mlflow where the file is of a newer one, give another tracking.uri"
+    )
+
+
+@functools.cache
+def _schema_versions() -> tuple[str | None, frozenset[str]]:
+    """The newest version of the installed MLflow's schema, and all that it can upgrade from."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+
+
+def _remedy_of_file(error: Exception) -> str:
+    if re.search(r"not a database|malformed", str(error)):
+        return "restore it from a backup or move it away, give another tracking.uri"
+    return "permit this user to write the file and its folder, give another tracking.uri"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, outermost first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,246 @@
+"""The MLflow run of a training run: its reference, opening it in the driver, and finding it from anywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.provenance import git_commit, hardware, versions
+from pipeline.storage import Folder
+from pipeline.tracking.diagnosis import WAY_OUT, check_store, is_unreachable, refusal, summary_of
+from pipeline.tracking.store import ENVIRONMENT, HIDDEN, client_for, database_path, redacted, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RECORD = "mlflow.json"  # in a run's folder: its RunRef, without a password
+BATCH_PARAMS, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000  # MLflow's limits
+
+_OPENED_AS = "digpro.opened_as"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """All that a process needs to find the MLflow run, or to create it. Picklable.
+
+    `run_id` is MLflow's, or ``pending-...`` when the store could not be reached yet; both are stable names of the
+    run. `uri` may carry a password: show :attr:`public_uri`. Both are empty where records are off.
+    """
+
+    uri: str = field(repr=False)
+    run_id: str
+    experiment: str
+    name: str
+    tags: Mapping[str, str] = field(repr=False)
+    params: Mapping[str, str] = field(repr=False)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are records at all (tracking.enabled)."""
+        return bool(self.uri)
+
+    @property
+    def public_uri(self) -> str:
+        """The URI without user and password, for screens, files and logs."""
+        return redacted(self.uri)
+
+
+def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags: Mapping[str, str] = {}) -> RunRef:
+    """Create the MLflow run of a training run, or continue the one that `folder` has; call it once, in the driver.
+
+    The reference is kept in the folder as ``mlflow.json``, so that the next start, :func:`load_ref` and
+    `deliver_run` find the same run.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Logged as params with dotted keys, when the run is created. `tracking.uri` null means
+        MLFLOW_TRACKING_URI, or else the SQLite file ``mlflow.db`` in `storage`.
+    folder : Folder
+        Of the training run; it exists. A run of it that MLflow no longer has is replaced, with a warning.
+    name : str, optional
+        Shown by MLflow; the folder's name by default.
+    tags : mapping
+        More tags; ``mlflow.parentRunId`` makes the run the child of another.
+
+    Returns
+    -------
+    RunRef
+        With a ``pending-...`` id when the store is unreachable; the writer then creates the run later.
+
+    Raises
+    ------
+    ConfigError
+        The store answers and cannot be used, or `tracking.uri` is not a store.
+    """
+    ref = _new_ref(config, (folder.read(RECORD) or {}).get("run_id"), name or folder.name, tags)
+    if ref.enabled:
+        check_store(ref.uri)
+        try:
+            run = find_or_create_run(client_for(ref.uri), ref, reopen=True)
+            ref = replace(ref, run_id=run.info.run_id)
+        except ConfigError:
+            raise
+        except Exception as error:
+            if not is_unreachable(error):
+                raise refusal(error, ref.uri) from error
+            _logger.warning("MLflow is unreachable; the run is created once it answers: %s", summary_of(error))
+    save_ref(folder, ref)
+    return ref
+
+
+def save_ref(folder: Folder, ref: RunRef) -> None:
+    """Keep the reference in a run's folder; the password stays out of the file."""
+    folder.write(RECORD, asdict(ref) | {"uri": ref.public_uri})
+
+
+def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
+    """The reference that a run's folder has.
+
+    Parameters
+    ----------
+    folder : Folder
+    uri : str, optional
+        Where the records go now, instead of the URI in the folder. A URI with a password has to be given again: here
+        or as MLFLOW_TRACKING_URI.
+
+    Raises
+    ------
+    ConfigError
+        There is no reference, it is damaged, or its password is not known.
+    """
+    values = folder.read(RECORD)
+    if values is None:
+        raise ConfigError(f"{folder.path} has no {RECORD}; give the folder of a training run that was started")
+    try:
+        ref = RunRef(**values)
+    except TypeError as error:
+        remedy = f"delete it, and the run is recorded anew (known: {', '.join(RunRef.__dataclass_fields__)})"
+        raise ConfigError(f"{folder.path}/{RECORD} is damaged ({error}); {remedy}") from None
+    if uri is not None:
+        return replace(ref, uri=tracking_uri(uri, folder.path))
+    return replace(ref, uri=_with_password(ref.uri)) if HIDDEN in ref.uri else ref
+
+
+def tag_run(ref: RunRef, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, also of one that has ended; a failure is logged, not raised."""
+    if not ref.enabled:
+        return
+    try:
+        client = client_for(ref.uri)
+        for key, value in tags.items():
+            client.set_tag(ref.run_id, key, value[:TAG_LENGTH])
+    except Exception as error:
+        _logger.warning("MLflow run %s could not be tagged: %s", ref.name, summary_of(error))
+
+
+def config_params(config: BaseModel) -> dict[str, str]:
+    """Dotted key -> value as an override would be written, ``{"optim.lr": "0.05"}``; passwords in URIs are hidden."""
+
+    def leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from leaves(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, redacted(value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH]
+
+    return dict(leaves("", config.model_dump(mode="json")))
+
+
+def environment_tags() -> dict[str, str]:
+    """Tags that say what the run was made with: versions, commit, and the driver's machine."""
+    machine = {key: ", ".join(value) or "none" if key == "gpus" else value for key, value in hardware().items()}
+    tags = {f"env.{name}": str(value) for name, value in (versions() | machine).items()}
+    if (commit := git_commit()) is None:
+        return tags
+    return tags | {"env.commit": commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+
+
+def find_or_create_run(client: MlflowClient, ref: RunRef, *, reopen: bool) -> Run:
+    """MLflow's run of `ref`, created if there is none; `reopen` sets an ended one RUNNING again."""
+    from mlflow.entities import Param
+
+    experiment_id = _experiment_id(client, ref)
+    run = _find_run(client, experiment_id, ref.run_id)
+    if run is None:
+        if not ref.run_id.startswith("pending-"):
+            _logger.warning("MLflow run %s no longer exists; a new run takes its place", ref.run_id)
+        run = client.create_run(experiment_id, tags={**ref.tags, _OPENED_AS: ref.run_id}, run_name=ref.name)
+    if not run.data.params:
+        params = [Param(key, value) for key, value in ref.params.items()]
+        for start in range(0, len(params), BATCH_PARAMS):
+            client.log_batch(run.info.run_id, params=params[start : start + BATCH_PARAMS])
+    if reopen and run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    return run
+
+
+def _new_ref(config: RunConfig, known_id: str | None, name: str, tags: Mapping[str, str]) -> RunRef:
+    if not config.tracking.enabled:
+        return RunRef("", "", config.tracking.experiment, name, {}, {})
+    return RunRef(
+        uri=tracking_uri(config.tracking.uri, config.storage),
+        run_id=known_id or f"pending-{uuid.uuid4().hex}",
+        experiment=config.tracking.experiment,
+        name=name,
+        tags={key: value[:TAG_LENGTH] for key, value in {**environment_tags(), **tags}.items()},
+        params=config_params(config),
+    )
+
+
+def _with_password(hidden: str) -> str:
+    """The URI whose password was left out of a file, which only MLFLOW_TRACKING_URI can tell."""
+    full = os.environ.get(ENVIRONMENT, "")
+    if redacted(full) != hidden:
+        raise ConfigError(f"the records go to {hidden}, whose password is not kept; set {ENVIRONMENT} to the whole URI")
+    return full
+
+
+def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
+    """The run with this id, or the one that was created in its stead (whoever asked for it first)."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage == "active":
+            return run
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    successors = client.search_runs([experiment_id], f"tags.`{_OPENED_AS}` = '{run_id}'", max_results=1)
+    return successors[0] if successors else None
+
+
+def _experiment_id(client: MlflowClient, ref: RunRef) -> str:
+    """The experiment's id; created with its files beside the database when that is SQLite."""
+    from mlflow.exceptions import MlflowException
+
+    if experiment := client.get_experiment_by_name(ref.experiment):
+        if experiment.lifecycle_stage == "deleted":
+            restore = f"MLFLOW_TRACKING_URI={quote(ref.public_uri)} mlflow experiments restore --experiment-id"
+            raise ConfigError(
+                f"the MLflow experiment {ref.experiment!r} at {ref.public_uri} was deleted; restore it "
+                f"(`{restore} {experiment.experiment_id}`), choose another (--set tracking.experiment=...), {WAY_OUT}"
+            )
+        return str(experiment.experiment_id)
+    database = database_path(ref.uri)
+    location = (database.parent / "mlflow-artifacts").as_uri() if database else None
+    try:
+        return str(client.create_experiment(ref.experiment, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _experiment_id(client, ref)  # another run was quicker
