@@ -1,8 +1,8 @@
-"""Pictures of a finished run: what the clusters hold, and how it got there."""
+"""Pictures of a finished run: the images of each cluster, and the metrics over the epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-ROWS, TYPICAL, BORDERLINE = 20, 10, 3
+SCORES = ("acc", "nmi", "ari", "label_free")
+HEALTH = ("label_churn", "size_entropy", "feature_spread", "silhouette", "view_agreement")
+ROWS, TYPICAL, BORDERLINE = 20, 10, 3  # clusters on a sheet, and images of each
 GAP = 0.3  # width of the column between typical and borderline images, over an image's
 Array = np.ndarray[Any, Any]
 
@@ -75,7 +77,7 @@ def _draw_row(row: Array, images: Array, members: Array) -> None:
 
 
 def _majority(labels: Array | None, members: Array, names: Sequence[str]) -> str:
-    """The commonest class of the members and its share, as text."""
+    """The most frequent class of the members and its share, as text."""
     if labels is None or not len(members) or (labels[members] < 0).all():
         return ""
     values, counts = np.unique(labels[members][labels[members] >= 0], return_counts=True)
@@ -83,23 +85,28 @@ def _majority(labels: Array | None, members: Array, names: Sequence[str]) -> str
     return f", {counts.max() / counts.sum():.0%} are {names[best] if best < len(names) else best}"
 
 
-def draw_curves(path: Path, history: Sequence[dict[str, float]]) -> None:
-    """Losses, scores, health and the time ledger over the epochs, as one PNG."""
-    panels = {
-        "losses": ("loss", "loss_instance", "loss_prototype", "loss_group"),
-        "scores": ("acc", "nmi", "ari", "label_free"),
-        "health": ("label_churn", "size_entropy", "feature_spread", "silhouette", "view_agreement"),
-    }
+def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Losses, scores, health and times over the epochs, as one PNG.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file to write.
+    history : sequence of dict
+        Metrics of each epoch. All that begin with "loss" are drawn as losses, and "seconds_..." as times.
+    """
+    losses = dict.fromkeys(key for metrics in history for key in metrics if key.startswith("loss"))
     figure, axes = plt.subplots(2, 2, figsize=(9, 6))
-    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
-        _lines(axis, title, keys, history)
-    _ledger(axes.flat[3], history)
+    _draw_lines(axes.flat[0], "losses", list(losses), history)
+    _draw_lines(axes.flat[1], "scores", SCORES, history)
+    _draw_lines(axes.flat[2], "health", HEALTH, history)
+    _draw_times(axes.flat[3], history)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _lines(axis: Axes, title: str, keys: Sequence[str], history: Sequence[dict[str, float]]) -> None:
+def _draw_lines(axis: Axes, title: str, keys: Sequence[str], history: Sequence[Mapping[str, float]]) -> None:
     for key in keys:
         points = [(metrics["epoch"], metrics[key]) for metrics in history if key in metrics]
         if points:
@@ -111,12 +118,13 @@ def _lines(axis: Axes, title: str, keys: Sequence[str], history: Sequence[dict[s
         axis.text(0.5, 0.5, "none recorded", ha="center", transform=axis.transAxes)
 
 
-def _ledger(axis: Axes, history: Sequence[dict[str, float]]) -> None:
-    pages = [metrics for metrics in history if metrics["epoch"] > 0]
-    keys = [key for key in pages[0] if key.startswith("seconds_") and key != "seconds_epoch"] if pages else []
+def _draw_times(axis: Axes, history: Sequence[Mapping[str, float]]) -> None:
+    """Where the time of each trained epoch went, stacked; without the total, and without the E-step before training."""
+    trained = [metrics for metrics in history if metrics["epoch"] > 0]
+    keys = [key for key in trained[0] if key.startswith("seconds_") and key != "seconds_epoch"] if trained else []
     axis.stackplot(
-        [page["epoch"] for page in pages],
-        [[page[key] for page in pages] for key in keys],
+        [metrics["epoch"] for metrics in trained],
+        [[metrics[key] for metrics in trained] for key in keys],
         labels=[key.removeprefix("seconds_") for key in keys],
     )
     axis.set(title="seconds of an epoch", xlabel="epoch")

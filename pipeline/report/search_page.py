@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
@@ -16,55 +13,79 @@ matplotlib.use("Agg")  # no display on a cluster
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
-import optuna.visualization.matplotlib as pictures
-from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+import optuna.visualization.matplotlib as plots
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.tuning.result import Row
-from pipeline.tuning.space import Space, describe
+from pipeline.report.html import figure_png, heading, html_page, image, paragraph, table
 
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-LEGEND = 12  # entries; more trials than these have colours that nobody could tell apart
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 13px } td, th { padding: 3px 10px; text-align: left; border-bottom: 1px
-solid #ddd; white-space: nowrap } tr.best { background: #e8f4e8 } tr.failed, tr.stopped { color: #888 }
-div { overflow-x: auto } img { max-width: 100%; margin: 1em 0 } .empty { color: #888 }
-"""
-
-
-def study_of(found: Sequence[Row], space: Space) -> optuna.Study:
-    """The search as a study of Optuna's: finished trials are complete, stopped ones pruned."""
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    study = optuna.create_study(
-        directions=["maximize" if mode == "max" else "minimize" for _, mode in space.objectives]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental, says Optuna
-        study.set_metric_names([metric for metric, _ in space.objectives])
-    short = short_names(list(space.domains))
-    domains = OptunaSearch.convert_search_space({short[key]: domain for key, domain in space.domains.items()})
-    for row in found:
-        complete, single = row.status == "finished", len(space.objectives) == 1
-        trial = optuna.trial.create_trial(
-            state=STATES[row.status],
-            params={short[key]: value for key, value in row.point.items()},
-            distributions=domains,
-            values=[row.last[metric] for metric, _ in space.objectives] if complete else None,
-            intermediate_values={int(p["epoch"]): p[space.objectives[0][0]] for p in row.pages} if single else None,
-        )
-        study.add_trial(trial)
-    return study
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Settings without their section, where that is clear: Optuna cuts names off after 20 letters."""
-    last = {key: key.partition(".")[2] or key for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+LEGEND = 12  # entries; the colours of more trials could not be told apart
+STYLE = "tr.best { background: #e8f4e8 } tr.failed, tr.stopped { color: #888 }\n"
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownTrial:
+    """One trial, as plain values.
+
+    Attributes
+    ----------
+    status : "finished", "stopped" or "failed"
+    reason : str
+        Why it did not finish.
+    point : dict
+        Dotted key of a setting -> value.
+    history : sequence of dict
+        Metrics of each reported epoch, with `epoch` among them; empty for a trial that reported none.
+    """
+
+    number: int
+    status: str
+    reason: str
+    point: Mapping[str, Any]
+    history: Sequence[Mapping[str, float]]
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch that it reported, 0 without any."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Metrics of its last epoch."""
+        return {key: value for key, value in self.history[-1].items() if key != "epoch"} if self.history else {}
+
+
+@dataclass(frozen=True)
+class ShownSearch:
+    """A search, as plain values.
+
+    Attributes
+    ----------
+    introduction : sequence of str
+        The first paragraphs.
+    objectives : sequence of (metric, "max" or "min")
+    distributions : dict
+        Dotted key of a setting -> the distribution that it was searched in.
+    ranges : dict
+        Dotted key of a setting -> the same in words.
+    trials : sequence of ShownTrial
+        By number.
+    best : int or None
+        Number of the best trial.
+    """
+
+    title: str
+    introduction: Sequence[str]
+    objectives: Sequence[tuple[str, str]]
+    distributions: Mapping[str, BaseDistribution]
+    ranges: Mapping[str, str]
+    trials: Sequence[ShownTrial]
+    best: int | None
+
+
+@dataclass(frozen=True)
+class Plot:
     """One of Optuna's plots; `finished` is how many finished trials it takes to mean something."""
 
     title: str
@@ -73,97 +94,115 @@ class Picture:
     finished: int
 
 
-def gallery(space: Space) -> list[Picture]:
-    """The pictures that suit a search with one objective, or with several."""
-    parameters = [
-        Picture(
+def search_page(search: ShownSearch) -> str:
+    """The page as HTML."""
+    study, width = make_study(search), max(10.0, 1.4 * (1 + len(search.ranges)))
+    body = [
+        *(paragraph(text) for text in search.introduction),
+        *(_plot_section(plot, study, width) for plot in plots_for(len(search.objectives))),
+        heading("Trials"),
+        _trials_table(search),
+        heading("What was searched"),
+        table([], [(item, "") for item in search.ranges.items()]),
+    ]
+    return html_page(search.title, body, STYLE)
+
+
+def make_study(search: ShownSearch) -> optuna.Study:
+    """The search as a study of Optuna: finished trials are complete, stopped ones pruned."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    study = optuna.create_study(
+        directions=["maximize" if mode == "max" else "minimize" for _, mode in search.objectives]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls it experimental
+        study.set_metric_names([metric for metric, _ in search.objectives])
+    for trial in search.trials:
+        study.add_trial(_frozen_trial(trial, search))
+    return study
+
+
+def _frozen_trial(trial: ShownTrial, search: ShownSearch) -> FrozenTrial:
+    short, metrics = short_names(list(search.distributions)), [metric for metric, _ in search.objectives]
+    single, finished = len(metrics) == 1, trial.status == "finished"
+    return optuna.trial.create_trial(
+        state=STATES[trial.status],
+        params={short[key]: value for key, value in trial.point.items()},
+        distributions={short[key]: distribution for key, distribution in search.distributions.items()},
+        values=[trial.last[metric] for metric in metrics] if finished else None,
+        intermediate_values={int(m["epoch"]): m[metrics[0]] for m in trial.history} if single else None,
+    )
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Settings without their section, where that is clear: Optuna cuts names off after 20 letters."""
+    last = {key: key.partition(".")[2] or key for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
+def plots_for(objectives: int) -> list[Plot]:
+    """The plots that suit a search with one objective, or with several."""
+    settings = [
+        Plot(
             "Parallel coordinates",
             "A line for each finished trial, through its settings; the colour is its objective.",
-            pictures.plot_parallel_coordinate,
+            plots.plot_parallel_coordinate,
             2,
         ),
-        Picture(
+        Plot(
             "Importance of the settings",
             "How much a setting decides whether a trial is among the best (PED-ANOVA). With few trials it is noise.",
-            pictures.plot_param_importances,
+            plots.plot_param_importances,
             4,
         ),
     ]
-    if len(space.objectives) > 1:
+    if objectives > 1:
         meaning = "Each point is a finished trial; no trial beats one of the front in all objectives."
-        return [Picture("The front", meaning, pictures.plot_pareto_front, 2), *parameters]
+        return [Plot("Pareto front", meaning, plots.plot_pareto_front, 2), *settings]
     history = "Finished trials in the order they started; the line is the best so far."
-    curves = "All trials by epoch, those that were stopped early too."
+    curves = "All trials by epoch, with those that were stopped early."
     return [
-        Picture("Objective over time", history, pictures.plot_optimization_history, 1),
-        Picture("Curves", curves, pictures.plot_intermediate_values, 0),
-        *parameters,
+        Plot("Objective over time", history, plots.plot_optimization_history, 1),
+        Plot("Curves", curves, plots.plot_intermediate_values, 0),
+        *settings,
     ]
 
 
-def page(title: str, lead: Sequence[str], found: Sequence[Row], chosen: Row | None, space: Space) -> str:
-    """The page as HTML, with its pictures inside.
-
-    Parameters
-    ----------
-    title : str
-    lead : sequence of str
-        What it begins with, a paragraph each.
-    found : sequence of Row
-    chosen : Row or None
-        The best trial.
-    """
-    study, width = study_of(found, space), max(10.0, 1.4 * (1 + len(space.domains)))
-    paragraphs = [f"<p>{escape(text)}</p>" for text in lead]
-    drawn = [_section(picture, study, width) for picture in gallery(space)]
-    body = [f"<h1>{escape(title)}</h1>", *paragraphs, *drawn, _trials(found, chosen, space), _ranges(space)]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html>\n<html><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-
-
-def _section(picture: Picture, study: optuna.Study, width: float) -> str:
-    """A picture under its title; where there is too little to draw, a line that says so."""
-    head = f"<h2>{escape(picture.title)}</h2>\n<p>{escape(picture.meaning)}</p>"
+def _plot_section(plot: Plot, study: optuna.Study, width: float) -> str:
+    """A plot under its title; where there is too little to draw, a line that says so."""
+    head = f"{heading(plot.title)}\n{paragraph(plot.meaning)}\n"
     finished = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
-    if finished < picture.finished:
-        return f'{head}\n<p class="empty">It takes {picture.finished} finished trials; there are {finished}.</p>'
+    if finished < plot.finished:
+        return head + paragraph(f"It takes {plot.finished} finished trials; there are {finished}.", "empty")
     try:
-        drawn = _png(picture.draw, study, width)
+        return head + image(_draw(plot, study, width), plot.title)
     except (ValueError, RuntimeError) as error:  # for example a setting that had one value only
-        return f'{head}\n<p class="empty">Optuna could not draw it: {escape(str(error))}</p>'
-    return f'{head}\n<img alt="{escape(picture.title)}" src="data:image/png;base64,{drawn}">'
+        return head + paragraph(f"Optuna could not draw it: {error}", "empty")
 
 
-def _png(draw: Callable[[optuna.Study], Any], study: optuna.Study, width: float) -> str:
+def _draw(plot: Plot, study: optuna.Study, width: float) -> bytes:
     with warnings.catch_warnings(), plt.style.context("default"):
         warnings.simplefilter("ignore")  # Optuna calls its matplotlib plots experimental
-        axes = np.ravel(draw(study))[0]
+        axes = np.ravel(plot.draw(study))[0]
         if (legend := axes.get_legend()) and len(legend.get_texts()) > LEGEND:
             legend.remove()
         figure = axes.figure
         figure.set_size_inches(width, width / 2.4)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+        png = figure_png(figure)
         plt.close(figure)
-    return base64.b64encode(file.getvalue()).decode()
+    return png
 
 
-def _trials(found: Sequence[Row], chosen: Row | None, space: Space) -> str:
-    figures = list(dict.fromkeys([*dict(space.objectives), *(key for row in found for key in row.last)]))
-    keys = list(space.domains)
-    lines = [_line("th", ["trial", "status", "epochs", *figures, *keys, "reason"])]
-    for row in found:
-        values = [row.last.get(figure) for figure in figures] + [row.point.get(key) for key in keys]
-        cells = [row.number, row.status, row.epochs, *values, row.reason]
-        lines.append(_line("td", cells, "best" if row is chosen else row.status))
-    return "<h2>Trials</h2>\n<div><table>\n" + "\n".join(lines) + "\n</table></div>"
+def _trials_table(search: ShownSearch) -> str:
+    metrics = list(dict.fromkeys([*dict(search.objectives), *(key for trial in search.trials for key in trial.last)]))
+    header = ["trial", "status", "epochs", *metrics, *search.ranges, "reason"]
+    return table(header, [(_cells(trial, metrics, search), _css_class(trial, search)) for trial in search.trials])
 
 
-def _ranges(space: Space) -> str:
-    lines = [_line("td", [key, describe(domain)]) for key, domain in space.domains.items()]
-    return "<h2>What was searched</h2>\n<div><table>\n" + "\n".join(lines) + "\n</table></div>"
+def _cells(trial: ShownTrial, metrics: Sequence[str], search: ShownSearch) -> list[Any]:
+    values = [trial.last.get(metric) for metric in metrics] + [trial.point.get(key) for key in search.ranges]
+    return [trial.number, trial.status, trial.epochs, *values, trial.reason]
 
 
-def _line(tag: str, cells: Sequence[Any], kind: str = "") -> str:
-    texts = ("" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
-    return f'<tr class="{kind}">' + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+def _css_class(trial: ShownTrial, search: ShownSearch) -> str:
+    return "best" if trial.number == search.best else trial.status

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from pipeline.report import figures as report
+from pipeline.report import figures as module
 from pipeline.report.figures import BORDERLINE, ROWS, TYPICAL, draw_clusters, draw_curves
 
 
@@ -16,7 +16,7 @@ from pipeline.report.figures import BORDERLINE, ROWS, TYPICAL, draw_clusters, dr
 def _figures(monkeypatch: pytest.MonkeyPatch):
     """Keep the figures that are drawn, to look into them."""
     kept = plt.close
-    monkeypatch.setattr(report.plt, "close", lambda figure: None)
+    monkeypatch.setattr(module.plt, "close", lambda figure: None)
     yield
     kept("all")
 
@@ -91,32 +91,39 @@ def test_empty_clusters_and_ones_outside_of_the_sample(tmp_path: Path) -> None:
     assert shown(figure, 1) == shown(figure, 2) == []
 
 
-def pages(epochs: int, **more: float) -> list[dict[str, float]]:
+def history(epochs: int, **more: float) -> list[dict[str, float]]:
     seconds = {"seconds_step": 1.0, "seconds_estep": 0.5, "seconds_epoch": 1.6}
     return [{"epoch": epoch, "label_churn": 0.1, **seconds, **more} for epoch in range(epochs + 1)]
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 30])
 def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
-    draw_curves(tmp_path / "curves.png", pages(epochs, acc=0.5, loss=-1.0))
+    draw_curves(tmp_path / "curves.png", history(epochs, acc=0.5, loss=-1.0))
     assert (tmp_path / "curves.png").stat().st_size > 1000
     scores = plt.gcf().axes[1].lines
     assert [len(line.get_xdata()) for line in scores] == [epochs + 1]
 
 
+def test_every_loss_is_drawn_whatever_it_is_called(tmp_path: Path) -> None:
+    before, after = history(2, loss=-1.0, loss_group=0.5), history(3, loss=1.0, loss_of_tomorrow=2.0)
+    draw_curves(tmp_path / "curves.png", before[1:] + after[3:])
+    lines = {line.get_label(): list(line.get_xdata()) for line in plt.gcf().axes[0].lines}
+    assert lines == {"loss": [1, 2, 3], "loss_group": [1, 2], "loss_of_tomorrow": [3]}
+
+
 def test_curves_of_an_unlabelled_set_show_the_score_that_needs_no_classes(tmp_path: Path) -> None:
-    draw_curves(tmp_path / "curves.png", pages(3, label_free=0.7, silhouette=0.4))
+    draw_curves(tmp_path / "curves.png", history(3, label_free=0.7, silhouette=0.4))
     labels = [[line.get_label() for line in axis.lines] for axis in plt.gcf().axes[1:3]]
     assert labels == [["label_free"], ["label_churn", "silhouette"]]
 
 
 def test_curves_without_any_score_say_so(tmp_path: Path) -> None:
-    draw_curves(tmp_path / "curves.png", pages(3))
+    draw_curves(tmp_path / "curves.png", history(3))
     assert [text.get_text() for text in plt.gcf().axes[1].texts] == ["none recorded"]
 
 
-def test_the_ledger_leaves_out_the_total_and_the_first_page(tmp_path: Path) -> None:
-    draw_curves(tmp_path / "curves.png", pages(3))
-    ledger = plt.gcf().axes[3]
-    assert [text.get_text() for text in ledger.get_legend().get_texts()] == ["step", "estep"]
-    assert ledger.dataLim.x0 == 1
+def test_times_leave_out_the_total_and_the_epoch_before_training(tmp_path: Path) -> None:
+    draw_curves(tmp_path / "curves.png", history(3))
+    times = plt.gcf().axes[3]
+    assert [text.get_text() for text in times.get_legend().get_texts()] == ["step", "estep"]
+    assert times.dataLim.x0 == 1

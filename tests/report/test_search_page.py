@@ -1,0 +1,89 @@
+"""The page of a search, from made-up results."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
+
+from pipeline.report.search_page import ShownSearch, ShownTrial, make_study, search_page, short_names
+
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "optim.lr": FloatDistribution(0.01, 1, log=True),
+    "method.reset_every": CategoricalDistribution([None, 30]),
+}
+ONE, TWO = [("label_free", "max")], [("loss", "min"), ("images_per_second", "max")]
+
+
+def trial(number: int, status: str = "finished", epochs: int = 4, **metrics: float) -> ShownTrial:
+    point = {"optim.lr": 0.02 * number, "method.reset_every": None if number % 2 else 30}
+    history = [{"epoch": float(epoch), **metrics} for epoch in range(1, epochs + 1)]
+    return ShownTrial(number, status, "for a reason" if status != "finished" else "", point, history)
+
+
+def shown(objectives: list[tuple[str, str]], *trials: ShownTrial, **more: Any) -> ShownSearch:
+    values = {"title": "a <search>", "introduction": ["It went well."], "best": None} | more
+    return ShownSearch(
+        objectives=objectives,
+        distributions=DISTRIBUTIONS,
+        ranges={"optim.lr": "0.01 to 1, log", "method.reset_every": "one of [null, 30]"},
+        trials=trials,
+        **values,
+    )
+
+
+@pytest.mark.parametrize("objectives", [ONE, TWO], ids=["one objective", "two"])
+def test_the_study_has_every_trial(objectives: list[tuple[str, str]]) -> None:
+    metrics = {"label_free": 0.5, "loss": 1.0, "images_per_second": 10.0}
+    trials = [trial(1, **metrics), trial(2, "stopped", 2, **metrics), trial(3, "failed", 0)]
+    study = make_study(shown(objectives, *trials))
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert study.trials[0].params == {"lr": 0.02, "reset_every": None}
+    if objectives is ONE:
+        assert study.trials[1].intermediate_values == {1: 0.5, 2: 0.5}
+
+
+def test_settings_lose_their_section_where_no_other_has_the_name() -> None:
+    assert short_names(
+        ["method.group_weight", "optim.batch_size", "estep.batch_size", "views.crop_scale.0", "seed"]
+    ) == {
+        "method.group_weight": "group_weight",
+        "optim.batch_size": "optim.batch_size",
+        "estep.batch_size": "estep.batch_size",
+        "views.crop_scale.0": "crop_scale.0",
+        "seed": "seed",
+    }
+
+
+@pytest.mark.parametrize("objectives", [ONE, TWO], ids=["one objective", "two"])
+def test_the_page_needs_nothing_beside_it(objectives: list[tuple[str, str]]) -> None:
+    trials = [trial(n, label_free=n / 10, loss=1 / n, images_per_second=float(n), acc=0.5) for n in range(1, 7)]
+    trials += [trial(7, "stopped", 2, label_free=0.1, loss=3.0, images_per_second=1.0), trial(8, "failed", 0)]
+    text = search_page(shown(objectives, *trials, best=6))
+    assert "a &lt;search&gt;" in text
+    pictures = 4 if objectives is ONE else 3
+    assert len(re.findall(r'src="data:image/png;base64,[\w+/=]{2000,}"', text)) == pictures
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert text.count('<tr class="finished">') == 5
+    assert text.count('<tr class="best">') == 1
+    assert "for a reason" in text
+    assert "0.01 to 1, log" in text
+    assert "could not draw" not in text
+
+
+def test_a_page_of_too_few_trials_says_so() -> None:
+    text = search_page(shown(ONE, trial(1, label_free=0.5)))
+    assert "It takes 2 finished trials; there are 1." in text
+    assert "It takes 4 finished trials; there are 1." in text
+    assert search_page(shown(ONE, trial(1, "failed", 0))).count("It takes") == 3
+
+
+def test_a_page_is_drawn_without_ray() -> None:
+    script = "import sys; sys.modules['ray'] = None; import pipeline.report.search_page, pipeline.report.figures"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
