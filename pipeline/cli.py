@@ -119,9 +119,8 @@ def tune(
     Example:
       digpro tune --space tune_spaces/digpro.py --preset digits --trials 16 --set resources.workers=1
     """
-    from pipeline.tuning.logbook import format_point
     from pipeline.tuning.search import search
-    from pipeline.tuning.space import load_space
+    from pipeline.tuning.space import format_point, load_space
 
     config = load_config(preset, settings)
     summary = search(
@@ -129,9 +128,9 @@ def tune(
         load_space(space),
         label=Path(preset).stem,
         trials=trials,
-        schedule=scheduler,
+        scheduler=scheduler,
         concurrent=concurrent,
-        say=_plain,
+        echo=_plain,
     )
     best = summary["best"]
     _plain(f"best of {len(summary['trials'])} trials: trial {best['number']}  {format_point(best['point'])}")

@@ -41,12 +41,12 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def run_name(config: RunConfig, label: str) -> str:
-    """The name of a run: its own, or a label (usually the preset) and the fingerprint, as in `digits-9687ae1c`.
+    """The name of a run: its own, or a label (usually the preset) and the fingerprint, as in `digits-9687ae1c`."""
+    return config.name or derive_name(label, fingerprint(config))
 
-    Characters of the label that no name may have become hyphens, and a label that is too long is cut.
-    """
-    if config.name is not None:
-        return config.name
+
+def derive_name(label: str, digest: str) -> str:
+    """A name of a label and eight characters; what no name may have becomes hyphens, and a long label is cut."""
     clean = re.sub(r"[^\w.-]", "-", label).lstrip(".-") or "run"
     kept = clean.encode()[: NAME_BYTES - 9].decode(errors="ignore")
-    return f"{kept}-{fingerprint(config)}"
+    return f"{kept}-{digest}"

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import runpy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import numpy as np
-from pydantic.fields import FieldInfo
+from optuna.distributions import BaseDistribution
+from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
-from pipeline.checks.settings import check_run
-from pipeline.config.loading import parse_config, settings_table
+from pipeline.checks.settings import check_settings
+from pipeline.config.identity import environment_settings
+from pipeline.config.loading import get_setting, settings_table, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean, first_line
 
-Point = dict[str, Any]
-LABEL_FREE = [("label_free", "max")]
+SearchPoint = dict[str, Any]  # dotted key of a setting -> value
+Objective = tuple[str, str]  # metric, and "max" or "min"
+LABEL_FREE: list[Objective] = [("label_free", "max")]
 SCORES = ("acc", "nmi", "ari")  # known on labelled sets only
 NAMES = {"SPACE": dict, "FIRST": list, "OBJECTIVES": list, "SETTINGS": dict}
-# Where a trial lives and what it may take is the search's to say; and trials are compared after as many epochs.
-NOT_SET = ("name", "storage", "data.path", "data.source", "checkpoint.", "resources.", "tracking.")
-NOT_SEARCHED = (*NOT_SET, "optim.epochs")
+EPOCHS = "optim.epochs"  # not searched: trials are compared after as many epochs
 DRAWS = 200  # points of a space that are tried as configurations before anything starts
 
 
@@ -52,9 +50,14 @@ class Space:
 
     name: str
     domains: dict[str, Domain]
-    first: list[Point] = field(default_factory=list)
-    objectives: list[tuple[str, str]] = field(default_factory=lambda: list(LABEL_FREE))
-    settings: Point = field(default_factory=dict)
+    first: list[SearchPoint] = field(default_factory=list)
+    objectives: list[Objective] = field(default_factory=lambda: list(LABEL_FREE))
+    settings: SearchPoint = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the objectives."""
+        return [metric for metric, _ in self.objectives]
 
     def values(self, key: str) -> list[Any]:
         """The values of a choice, or the ends of a range; empty where the space does not hold the key."""
@@ -63,10 +66,18 @@ class Space:
             return []
         return list(domain.categories) if isinstance(domain, Categorical) else list(bounds(domain))
 
-    def described(self) -> dict[str, Any]:
+    def ranges(self) -> dict[str, str]:
+        """Each key's domain in words."""
+        return {key: describe_domain(domain) for key, domain in self.domains.items()}
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Each key's domain as Optuna has it."""
+        return dict(OptunaSearch.convert_search_space(dict(self.domains)))
+
+    def as_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {
-            "space": {key: describe(domain) for key, domain in self.domains.items()},
+            "space": self.ranges(),
             "first": self.first,
             "objectives": [list(objective) for objective in self.objectives],
             "settings": self.settings,
@@ -74,7 +85,7 @@ class Space:
 
 
 def load_space(path: str) -> Space:
-    """The space in a Python file, whose ending may be left out.
+    """The space in a Python file, whose suffix may be left out.
 
     Raises
     ------
@@ -84,78 +95,107 @@ def load_space(path: str) -> Space:
     file = Path(path).with_suffix(".py")
     if not file.is_file():
         others = [str(other) for other in sorted(file.parent.glob("*.py"))]
-        raise ConfigError(f"there is no search space {str(file)!r}{_near(str(file), others)}")
+        raise ConfigError(f"there is no search space {str(file)!r}{_hint(str(file), others)}; give the path of one")
+    names = _run_file(file)
+    if faults := list(_faults(names)):
+        raise ConfigError(f"search space {str(file)!r} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+    objectives = [(metric, mode) for metric, mode in names.get("OBJECTIVES", LABEL_FREE)]
+    return Space(file.stem, names["SPACE"], names.get("FIRST", []), objectives, names.get("SETTINGS", {}))
+
+
+def _run_file(file: Path) -> dict[str, Any]:
+    """The names that a Python file defines; ConfigError says in which line it failed."""
     try:
-        found = runpy.run_path(str(file))
+        return runpy.run_path(str(file))
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         where = f" at line {lines[-1]}" if lines else ""
-        said = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"search space {str(file)!r} cannot be loaded{where}: {said}") from None
-    if faults := list(_faults(found)):
-        raise ConfigError(f"search space {str(file)!r} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
-    objectives = [(metric, mode) for metric, mode in found.get("OBJECTIVES", LABEL_FREE)]
-    return Space(file.stem, found["SPACE"], found.get("FIRST", []), objectives, found.get("SETTINGS", {}))
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"search space {str(file)!r} cannot be loaded{where}: {reason}; correct it there") from None
 
 
-def _faults(found: dict[str, Any]) -> Iterator[str]:
+def _faults(names: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the names that a file defines, one sentence each."""
-    for name in found:
+    for name in names:
         if name.isupper() and not name.startswith("_") and name not in NAMES:
-            yield f"{name}: unknown name{_near(name, list(NAMES))}; a name of your own begins with an underscore"
-    wrong = [name for name, kind in NAMES.items() if not isinstance(found.get(name, kind()), kind)]
-    yield from (f"{name}: is {found[name]!r}, and must be a {NAMES[name].__name__}" for name in wrong)
+            yield f"{name}: unknown name{_hint(name, NAMES)}; a name of your own begins with an underscore"
+    wrong = [name for name, kind in NAMES.items() if not isinstance(names.get(name, kind()), kind)]
+    yield from (f"{name}: is {names[name]!r}, and must be a {NAMES[name].__name__}" for name in wrong)
     if wrong:
         return
-    space, objectives = found.get("SPACE", {}), found.get("OBJECTIVES", LABEL_FREE)
-    if not space:
+    domains = names.get("SPACE", {})
+    if not domains:
         yield "SPACE: give settings with their domains, such as {'optim.lr': tune.loguniform(0.01, 1)}"
-    for key, domain in space.items():
-        yield from _key_faults(key, NOT_SEARCHED)
-        if not supported(domain):
-            yield f"{key}: {domain!r} is no domain to search; give tune.uniform, loguniform, randint or choice"
-    for key in found.get("SETTINGS", {}):
-        yield from _key_faults(key, NOT_SET)
-        if key in space:
-            yield f"{key}: is in SPACE and in SETTINGS; take it out of one"
-    for number, point in enumerate(found.get("FIRST", []), start=1):
-        yield from (f"FIRST, point {number}: {fault}" for fault in _point_faults(point, space))
-    if not objectives or not all(
-        isinstance(item, (tuple, list)) and tuple(item[1:]) in (("max",), ("min",)) for item in objectives
-    ):
-        yield f"OBJECTIVES: give pairs of a metric and 'max' or 'min', not {objectives!r}"
+    for key, domain in domains.items():
+        yield from _key_faults(key, [*environment_settings(), EPOCHS])
+        yield from _domain_faults(key, domain)
+    for key in names.get("SETTINGS", {}):
+        yield from _key_faults(key, environment_settings())
+        if key in domains:
+            yield f"{key}: is in SPACE and in SETTINGS; remove it from one of them"
+    for number, point in enumerate(names.get("FIRST", []), start=1):
+        yield from (f"FIRST, point {number}: {fault}" for fault in _point_faults(point, domains))
+    yield from _objective_faults(names.get("OBJECTIVES", LABEL_FREE))
 
 
-def _key_faults(key: str, barred: tuple[str, ...]) -> Iterator[str]:
-    known = settings_table()
-    if key not in known and not _is_part(key, known):
-        yield f"{key}: unknown setting{_near(key, list(known))}"
-    elif key.startswith(barred):
+def _key_faults(key: Any, barred: Collection[str]) -> Iterator[str]:
+    setting = _setting_of(key)
+    if setting is None:
+        yield f"{key}: unknown setting{_hint(str(key), settings_table())}"
+    elif setting in barred:
         yield f"{key}: is the same for all trials; give it with --set"
 
 
-def _is_part(key: str, known: dict[str, FieldInfo]) -> bool:
-    """Whether a key means one number of a setting that has several, as `views.crop_scale.0` does."""
-    whole, _, number = key.rpartition(".")
-    kind = known[whole].annotation if whole in known else None
-    return get_origin(kind) is tuple and number.isdigit() and int(number) < len(get_args(kind))
+def _setting_of(key: Any) -> str | None:
+    """The setting that a key means, or one number of, as `views.crop_scale.0` does; None when there is none."""
+    known = settings_table()
+    if key in known:
+        return str(key)
+    setting, _, number = str(key).rpartition(".")
+    kind = known[setting].annotation if setting in known else None
+    is_part = get_origin(kind) is tuple and number.isdigit() and int(number) < len(get_args(kind))
+    return setting if is_part else None
 
 
-def _point_faults(point: Point, space: dict[str, Domain]) -> Iterator[str]:
+def _domain_faults(key: str, domain: Any) -> Iterator[str]:
+    if not is_supported(domain):
+        yield f"{key}: {domain!r} is not a domain to search; give tune.uniform, loguniform, randint or choice"
+    elif isinstance(domain, Categorical):
+        if not domain.categories:
+            yield f"{key}: the choice is empty; give it values"
+    elif not bounds(domain)[0] <= bounds(domain)[1]:
+        yield f"{key}: the range {describe_domain(domain)} is empty; give an upper end above the lower"
+
+
+def _point_faults(point: Any, domains: dict[str, Domain]) -> Iterator[str]:
     if not isinstance(point, dict):
-        yield f"{point!r} is no mapping"
+        yield f"{point!r} is not a mapping; give a value for each key of SPACE"
         return
-    if odd := point.keys() ^ space.keys():
-        yield f"it must have the keys of SPACE, and differs in {', '.join(sorted(odd))}"
+    if odd := point.keys() ^ domains.keys():
+        yield f"it must have the keys of SPACE, and differs in {', '.join(sorted(map(str, odd)))}"
         return
     for key, value in point.items():
-        if supported(space[key]) and not inside(space[key], value):
-            yield f"{key}={value!r} lies outside {describe(space[key])}"
+        if is_supported(domains[key]) and not contains(domains[key], value):
+            yield f"{key}={value!r} is outside {describe_domain(domains[key])}"
 
 
-def _near(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _objective_faults(objectives: list[Any]) -> Iterator[str]:
+    def is_objective(item: Any) -> bool:
+        return (
+            isinstance(item, (tuple, list))
+            and len(item) == 2
+            and isinstance(item[0], str)
+            and item[1] in ("max", "min")
+        )
+
+    if not objectives or not all(map(is_objective, objectives)):
+        yield f"OBJECTIVES: give pairs of a metric and 'max' or 'min', not {objectives!r}"
+    elif len({metric for metric, _ in objectives}) < len(objectives):
+        yield f"OBJECTIVES: {objectives!r} has a metric twice; give each once"
+
+
+def _hint(word: str, known: Collection[str]) -> str:
+    return did_you_mean(word, known, cutoff=0.5)
 
 
 def _sampler(domain: Domain) -> tuple[Any, float | None]:
@@ -164,8 +204,8 @@ def _sampler(domain: Domain) -> tuple[Any, float | None]:
     return (sampler.sampler, sampler.q) if isinstance(sampler, Quantized) else (sampler, None)
 
 
-def supported(domain: Any) -> bool:
-    """Whether Optuna can search it."""
+def is_supported(domain: Any) -> bool:
+    """Whether Optuna can search a domain."""
     return isinstance(domain, (Float, Integer, Categorical)) and isinstance(_sampler(domain)[0], (Uniform, LogUniform))
 
 
@@ -175,7 +215,7 @@ def bounds(domain: Domain) -> tuple[float, float]:
     return domain.lower, domain.upper - 1 if excluded else domain.upper
 
 
-def inside(domain: Domain, value: Any) -> bool:
+def contains(domain: Domain, value: Any) -> bool:
     """Whether a domain holds a value."""
     if isinstance(domain, Categorical):
         return value in domain.categories
@@ -186,34 +226,28 @@ def inside(domain: Domain, value: Any) -> bool:
     return low <= value <= high
 
 
-def describe(domain: Domain) -> str:
+def describe_domain(domain: Domain) -> str:
     """A domain in words, for example `0.01 to 1, log`."""
     if isinstance(domain, Categorical):
-        return f"one of {json.dumps(domain.categories)}"
+        return f"one of {json.dumps(domain.categories, default=str)}"
     sampler, step = _sampler(domain)
     low, high = bounds(domain)
     log = ", log" if isinstance(sampler, LogUniform) else ""
     return f"{low:g} to {high:g}{log}{f', in steps of {step:g}' if step else ''}"
 
 
-def configured(base: RunConfig, *changes: Point, origin: str = "trial") -> RunConfig:
-    """A configuration with values by dotted key put in; ConfigError when that cannot be one."""
-    values = base.model_dump(mode="json")
-    for key, value in (item for change in changes for item in change.items()):
-        *path, last = _path(key)
-        reduce(getitem, path, values)[last] = value
-    return parse_config(values, origin)
+def format_point(point: SearchPoint) -> str:
+    """A point in one line, for example `optim.lr=0.1235  seed=3`."""
+    return "  ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
+    )
 
 
-def _path(key: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in key.split(".")]
-
-
-def first_points(base: RunConfig, space: Space) -> list[Point]:
+def first_points(base: RunConfig, space: Space) -> list[SearchPoint]:
     """The configuration's own values, where the space holds them, and then the space's first points."""
     values = base.model_dump(mode="json")
-    own = {key: reduce(getitem, _path(key), values) for key in space.domains}
-    held = all(inside(domain, own[key]) for key, domain in space.domains.items())
+    own = {key: get_setting(values, key) for key in space.domains}
+    held = all(contains(domain, own[key]) for key, domain in space.domains.items())
     return [*([own] if held else []), *(point for point in space.first if not held or point != own)]
 
 
@@ -223,6 +257,6 @@ def check_points(base: RunConfig, space: Space, manifest: Manifest) -> None:
     drawn = [{key: domain.sample(random_state=random) for key, domain in space.domains.items()} for _ in range(DRAWS)]
     for point in [*first_points(base, space), *drawn]:
         try:
-            check_run(configured(base, point, origin=space.name), manifest)
+            check_settings(with_settings(base, point, space.name), manifest)
         except ConfigError as error:
             raise ConfigError(f"space {space.name!r} holds {point}, which cannot be run: {error}") from None

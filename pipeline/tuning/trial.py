@@ -1,4 +1,7 @@
-"""One trial: a whole distributed training run, inside an actor of Ray Tune."""
+"""The life of one trial: a whole distributed training run, inside an actor of Ray Tune.
+
+`run_trial` is all that the actor does: start the run or resume it, report its epochs to Tune, and fail with a reason.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,40 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train import Result, UserCallback
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import Result, TrainingFailedError, UserCallback
 
-from pipeline.checks.settings import check_run
+from pipeline.checks.settings import check_settings
+from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
-from pipeline.errors import ConfigError, DataError, RunFailed
-from pipeline.plan import choose_mode
+from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_line
+from pipeline.runs.identity import claim_folder, record_start
+from pipeline.storage import Folder
 from pipeline.tracking import RunRef, open_run
-from pipeline.training.fit import fit, new_board, ray_reason
+from pipeline.training.fit import failure_reason, fit, new_board, worker_errors
+from pipeline.training.health import collapse
+from pipeline.training.job import Job
 from pipeline.training.progress import POLL_SECONDS
-from pipeline.training.run_folder import IDENTITY, RunFolder
-from pipeline.tuning.schedule import CHECKPOINT, START_FROM
-from pipeline.tuning.space import Point, Space, configured
+from pipeline.tuning.schedulers import CHECKPOINT, START_FROM
+from pipeline.tuning.space import SearchPoint, Space
 
-TRIAL = "trial.json"  # in the folder of a trial: its MLflow run, and why it failed
-COLLAPSED = {"feature_spread": 0.01, "size_entropy": 0.1}  # less than untrained features have; all in one cluster
-Page = dict[str, Any]
+TRIAL = "trial.json"  # in the folder of a trial: its MLflow run, and why it failed for good
+Metrics = dict[str, Any]  # of one epoch, or of a save inside one
 
 
 @dataclass(frozen=True)
-class TrialJob:
-    """What all trials of a search have in common.
+class SearchJob:
+    """What the trials of a search have in common.
 
     Attributes
     ----------
     config : RunConfig
         Of the search, with its name and storage, the space's own settings and the resources of a trial.
-    trials : str
+    space : Space
+    manifest : Manifest
+    trials_path : str
         Folder of the trials.
-    parent : str
+    parent_run : str
         MLflow's id of the search.
     label : str
         What is searched for, usually a preset's name.
@@ -52,94 +58,99 @@ class TrialJob:
     config: RunConfig
     space: Space
     manifest: Manifest
-    trials: str
-    parent: str
+    trials_path: str
+    parent_run: str
     label: str
 
+    def folder(self, trial: str) -> Folder:
+        """Folder of a trial, by its id; its first run has the same one."""
+        return Folder(f"{self.trials_path}/{trial}")
 
-def run_trial(settings: dict[str, Any], job: TrialJob) -> None:
-    """Train with the values of a point, and report every epoch to Tune.
 
-    A failure is written down where it would come again: Tune tries failed trials once more, for those that died with
-    their node, and one that is known to fail is spared that.
+def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
+    """Train with the settings that Tune gave, and report every complete epoch to it.
+
+    A permanent failure is written down: Tune starts each failed trial once more, for those that died with their node,
+    and one that is known to fail is spared that.
     """
     trial = tune.get_context().get_trial_id()
-    home = RunFolder(job.trials, trial).make()
-    if (known := (home.read(TRIAL) or {}).get("failed")) is not None:
-        raise RunFailed(known)
+    folder = search.folder(trial).make()
+    if (reason := (folder.read(TRIAL) or {}).get("failed")) is not None:
+        raise RunFailed(reason)
     try:
-        train_trial(settings, job, home)
+        job = trial_job(settings, search, trial)
+        claim_folder(job.config)
+        record_start(job.folder, job.manifest, job.tracking)
+        train_and_report(job, search.space)
     except Exception as error:
-        reason = ray_reason(error) if isinstance(error, TrainingFailedError) else str(error)
-        if lasting(error):
-            home.update(TRIAL, failed=reason)
+        reason = reason_of(error)
+        if is_permanent(error):
+            folder.update(TRIAL, failed=reason)
         raise RunFailed(reason) from error
 
 
-def lasting(error: Exception) -> bool:
+def reason_of(error: Exception) -> str:
+    """Why a trial failed: the first worker's own error, or ours in one line, however many it has."""
+    if isinstance(error, TrainingFailedError):
+        return failure_reason(error)
+    return " ".join(str(error).split()) if isinstance(error, UserError) else first_line(error)
+
+
+def is_permanent(error: Exception) -> bool:
     """Whether the run itself failed, and not something under it, such as a node or all of Ray."""
     if isinstance(error, TrainingFailedError):
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        causes = [getattr(failure, "cause", None) or failure for failure in failures.values()]
-        return not any(isinstance(cause, (ray.exceptions.RayError, TrainingFailedError)) for cause in causes)
+        accidents = (ray.exceptions.RayError, TrainingFailedError)
+        return not any(isinstance(cause, accidents) for cause in worker_errors(error).values())
     return isinstance(error, (ConfigError, DataError, RunFailed))
 
 
-def point_of(settings: dict[str, Any]) -> Point:
-    """The values that a search chose, out of a trial's settings."""
+def trial_job(settings: dict[str, Any], search: SearchJob, trial: str) -> Job:
+    """The run of a trial, ready to be started, or to be read when it has ended."""
+    config = trial_config(settings, search, trial)
+    plan = check_settings(config, search.manifest)
+    tracking = open_trial_run(config, search, trial)
+    return Job(config, search.manifest, plan, tracking, start_from=settings.get(START_FROM))
+
+
+def trial_config(settings: dict[str, Any], search: SearchJob, trial: str) -> RunConfig:
+    """The configuration of a trial."""
+    config = with_settings(search.config, point_of(settings), f"trial {trial}")
+    return config.model_copy(update={"name": run_name(trial, settings), "storage": search.trials_path})
+
+
+def point_of(settings: dict[str, Any]) -> SearchPoint:
+    """The values that the search chose, out of a trial's settings."""
     return {key: value for key, value in settings.items() if key != START_FROM}
 
 
 def run_name(trial: str, settings: dict[str, Any]) -> str:
-    """Name of a trial's run, by which Ray Train finds the checkpoints to go on from.
+    """Name of a trial's run, by which Ray Train finds the checkpoints to resume from.
 
-    It is the trial's own as long as that goes on by itself, and another one when it takes over from somebody else.
+    It is the trial's own until it takes over from another trial: then the run is a new one.
     """
     source = settings.get(START_FROM)
     return f"{trial}-{hashlib.sha256(source.encode()).hexdigest()[:6]}" if source else trial
 
 
-def trial_config(settings: dict[str, Any], job: TrialJob, trial: str) -> RunConfig:
-    """The configuration of a trial."""
-    config = configured(job.config, point_of(settings), origin=f"trial {trial}")
-    return config.model_copy(update={"name": run_name(trial, settings), "storage": job.trials})
-
-
-def train_trial(settings: dict[str, Any], job: TrialJob, home: RunFolder) -> None:
-    """Start the run of a trial, or go on with it, and pass its pages on until it ends."""
-    config = trial_config(settings, job, home.name)
-    check_run(config, job.manifest)
-    folder, tracking = RunFolder.claim(config), open_record(config, job, home)
-    folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=job.manifest.model_dump(mode="json"))
-    mode, board = choose_mode(config, job.manifest)[0], new_board()
-    take_over = settings.get(START_FROM)
-    run = in_background(
-        lambda: fit(config, job.manifest, mode, folder, tracking, start_from=take_over, callbacks=[Relay(board)])
-    )
-    reports = 0
-    for page in pages(board, run, folder.path):
-        reports += report(page, config, job.space)
-    if (result := run.result()) and not reports:  # it had ended before, and Tune was killed before it knew
-        report(result.return_value, config, job.space)
-
-
-def open_record(config: RunConfig, job: TrialJob, home: RunFolder) -> RunRef:
+def open_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
     """MLflow's run of a trial, a child of the search's: one, however often the trial is started and takes over."""
-    known = (home.read(TRIAL) or {}).get("mlflow_run")
-    tags = {"mlflow.parentRunId": job.parent, "digpro.trial": home.name}
-    record = open_run(config, job.config.storage, f"{job.config.name}-{home.name}", known, tags)
-    home.update(TRIAL, mlflow_run=record.run_id)
-    return record
+    folder = search.folder(trial).make()
+    known = (folder.read(TRIAL) or {}).get("mlflow_run")
+    tags = {"mlflow.parentRunId": search.parent_run, "digpro.trial": trial}
+    tracking = open_run(config, search.config.storage, f"{search.config.name}-{trial}", known, tags)
+    folder.update(TRIAL, mlflow_run=tracking.run_id)
+    return tracking
 
 
-def report(page: Page, config: RunConfig, space: Space) -> bool:
-    """Give Tune the page of an epoch, if it is a whole one; RunFailed when it shows that the run is lost."""
-    if not whole(page, config):
-        return False
-    if reason := fault(page, config, space):
-        raise RunFailed(reason)
-    tune.report(page)
-    return True
+def train_and_report(job: Job, space: Space) -> None:
+    """Start the run of a trial, or resume it, and report its complete epochs until it ends."""
+    board = new_board()
+    run = in_background(lambda: fit(job, callbacks=[Relay(board)]))
+    reports = 0
+    for metrics in received_metrics(board, run, job.folder.path):
+        reports += report_epoch(metrics, job.config, space)
+    if (result := run.result()) and not reports:  # it had ended before, and Tune was killed before it knew
+        report_epoch(result.return_value, job.config, space)
 
 
 class Relay(UserCallback):
@@ -148,10 +159,10 @@ class Relay(UserCallback):
     def __init__(self, board: Any) -> None:
         self.board = board
 
-    def after_report(self, run_context: Any, metrics: list[Page], checkpoint: Any) -> None:
+    def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
         """Post rank 0's metrics, and the name of the checkpoint's folder."""
         name = checkpoint.path.rstrip("/").rpartition("/")[2] if checkpoint else None
-        ray.get(self.board.post.remote({"page": metrics[0], "checkpoint": name}))
+        ray.get(self.board.post.remote({"metrics": metrics[0], "checkpoint": name}))
 
 
 def in_background(call: Callable[[], Result]) -> Future[Result]:
@@ -168,34 +179,43 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
     return future
 
 
-def pages(board: Any, run: Future[Result], folder: str) -> Iterator[Page]:
+def received_metrics(board: Any, run: Future[Result], folder: str) -> Iterator[Metrics]:
     """Metrics of every report until the run has ended, each with the path of the newest checkpoint."""
     newest = None
     while True:
         ended = run.done()
         for item in ray.get(board.take.remote()):
             newest = f"{folder}/{item['checkpoint']}" if item["checkpoint"] else newest
-            yield item["page"] | {CHECKPOINT: newest}
+            yield item["metrics"] | {CHECKPOINT: newest}
         if ended:
             return
         time.sleep(POLL_SECONDS)
 
 
-def whole(page: Page, config: RunConfig) -> bool:
-    """Whether a page is of an epoch with training and an E-step, and has all metrics that the run will ever have."""
-    epoch = page["epoch"]
-    return "step" not in page and epoch > 0 and (epoch % config.estep.every == 0 or epoch == config.optim.epochs)
+def report_epoch(metrics: Metrics, config: RunConfig, space: Space) -> bool:
+    """Report the metrics of a complete epoch to Tune; RunFailed when they show that the run has failed."""
+    if not is_complete_epoch(metrics, config):
+        return False
+    if reason := failure_of(metrics, config, space):
+        raise RunFailed(reason)
+    tune.report(metrics)
+    return True
 
 
-def fault(page: Page, config: RunConfig, space: Space) -> str | None:
-    """Why a run is lost, as a whole page shows it."""
-    metrics, epoch = [metric for metric, _ in space.objectives], page["epoch"]
-    if missing := [metric for metric in metrics if metric not in page]:
-        known = ", ".join(sorted(key for key in page if key != CHECKPOINT))
+def is_complete_epoch(metrics: Metrics, config: RunConfig) -> bool:
+    """Whether metrics are of an epoch with training and an E-step, and so hold all that the run will ever report."""
+    epoch = metrics["epoch"]
+    return "step" not in metrics and epoch > 0 and (epoch % config.estep.every == 0 or epoch == config.optim.epochs)
+
+
+def failure_of(metrics: Metrics, config: RunConfig, space: Space) -> str | None:
+    """Why a run has failed, as the metrics of a complete epoch show it; None while it has not."""
+    epoch = metrics["epoch"]
+    if missing := [metric for metric in space.metrics if metric not in metrics]:
+        known = ", ".join(sorted(key for key in metrics if key != CHECKPOINT))
         return f"the run reports no {', '.join(missing)}; it reports {known}"
-    if bad := [f"{metric} is {page[metric]}" for metric in metrics if not math.isfinite(page[metric])]:
+    if bad := [f"{metric} is {metrics[metric]}" for metric in space.metrics if not math.isfinite(metrics[metric])]:
         return f"{', '.join(bad)} after epoch {epoch}"
-    low = {key: page[key] for key, least in COLLAPSED.items() if page.get(key, least) < least}
-    if low and epoch > config.optim.warmup_epochs:
-        return f"collapsed: {', '.join(f'{key} is {value:.4f}' for key, value in low.items())} after epoch {epoch}"
+    if epoch > config.optim.warmup_epochs and (reason := collapse(metrics)):
+        return f"{reason} after epoch {epoch}"
     return None

@@ -19,8 +19,8 @@ from ray.util.state import list_actors, list_placement_groups
 from pipeline.build import build_run_schedules
 from pipeline.config.loading import load_config
 from pipeline.training.checkpoint import newest_in
-from pipeline.tuning import schedule
-from pipeline.tuning.schedule import START_FROM
+from pipeline.tuning import schedulers
+from pipeline.tuning.schedulers import START_FROM
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
 from pipeline.tuning.trial import run_name
@@ -41,7 +41,7 @@ TRIAL = [
     "resources.max_failures=0",
     "tracking.system_metrics=false",
 ]
-RAYS_OWN = {"_AutoscalingCoordinatorActor"}  # one for the cluster, which stays
+KEPT_BY_RAY = {"_AutoscalingCoordinatorActor"}  # one for the cluster, which stays
 CALL: dict[str, Any] = {"trials": 4, "concurrent": 2}
 
 
@@ -79,19 +79,19 @@ def killed(folder: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def summary(folder: Path, killed: float, said: list[str]) -> dict[str, Any]:
-    """The same search, gone on with."""
-    return run(folder, said)
+def summary(folder: Path, killed: float, lines: list[str]) -> dict[str, Any]:
+    """The same search, resumed."""
+    return run(folder, lines)
 
 
-def run(folder: Path, said: list[str]) -> dict[str, Any]:
+def run(folder: Path, lines: list[str]) -> dict[str, Any]:
     config = load_config("digits", settings(folder, "name=search", *TRIAL))
-    return search(config, load_space(str(folder / "space.py")), label="digits", say=said.append, **CALL)
+    return search(config, load_space(str(folder / "space.py")), label="digits", echo=lines.append, **CALL)
 
 
 def test_every_trial_ends_as_it_must(summary: dict[str, Any]) -> None:
@@ -106,22 +106,22 @@ def test_every_trial_ends_as_it_must(summary: dict[str, Any]) -> None:
 
 
 def test_a_finished_trial_is_not_trained_again(
-    folder: Path, summary: dict[str, Any], said: list[str], killed: float
+    folder: Path, summary: dict[str, Any], lines: list[str], killed: float
 ) -> None:
-    assert not [line for line in said if line.startswith(("trial 0 ", "trial 1 "))]
+    assert not [line for line in lines if line.startswith(("trial 0 ", "trial 1 "))]
     for trial in summary["trials"][:2]:
         saves = list((folder / "runs" / "search" / "trials" / trial["trial"]).glob("checkpoint_2*"))
         assert saves
         assert max(path.stat().st_mtime for path in saves) < killed
 
 
-def test_a_person_can_follow_it(folder: Path, summary: dict[str, Any], said: list[str]) -> None:
+def test_its_progress_can_be_read(folder: Path, summary: dict[str, Any], lines: list[str]) -> None:
     before = (folder / "log").read_text().splitlines()
-    opening = "search search: 4 trials of 3 epochs, 2 at a time, each with 1 worker of 0.2 CPUs; lr (max); "
-    assert f"{opening}poor ones are stopped after epoch 2" in before
+    first = "search search: 4 trials of 3 epochs, 2 at a time, each with 1 worker of 0.2 CPUs; lr (max); "
+    assert f"{first}poor ones are stopped after epoch 2" in before
     assert any(line.startswith("trial 0 finished  epoch 3/3  lr ") for line in before)
-    assert any(line.startswith("trial 2 stopped early  epoch 2/3  lr ") for line in said)
-    assert any(line.startswith("trial 3 failed: in worker 0: ") for line in said)
+    assert any(line.startswith("trial 2 stopped early  epoch 2/3  lr ") for line in lines)
+    assert any(line.startswith("trial 3 failed: in worker 0: ") for line in lines)
     assert not [line for line in before if "╭" in line or "A new study" in line]
 
 
@@ -166,8 +166,8 @@ def taken_over(folder: Path) -> dict[str, Any]:
     (folder / "pair.py").write_text(SPACE.replace("(0.1, 0.01, 1e6)", "(0.001,)").replace("1e6", "0.2"))
     config = load_config("digits", settings(folder, "name=pair", "optim.epochs=30", *TRIAL))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "PBT_ROUNDS", 3)  # a takeover is a restart, which takes longer than all epochs here
-        return search(config, load_space(str(folder / "pair.py")), schedule="pbt", trials=2)
+        patch.setattr(schedulers, "PBT_ROUNDS", 3)  # a takeover is a restart, which takes longer than all epochs here
+        return search(config, load_space(str(folder / "pair.py")), scheduler="pbt", trials=2)
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -176,14 +176,14 @@ def history(run: Path) -> list[dict[str, float]]:
     return list(values["history"])
 
 
-def test_the_poor_trial_goes_on_from_the_others_checkpoint(folder: Path, taken_over: dict[str, Any]) -> None:
+def test_the_poor_trial_resumes_from_the_others_checkpoint(folder: Path, taken_over: dict[str, Any]) -> None:
     good, poor = taken_over["trials"]
     assert [trial["epochs"] for trial in (good, poor)] == [30, 30]
     trials, settings = folder / "runs" / "pair" / "trials", {START_FROM: poor["took_over"]}
     mine, before = history(trials / run_name(poor["trial"], settings)), history(trials / poor["trial"])
     source, first = history(Path(poor["took_over"]).parent), history(trials / good["trial"])
     assert mine[2] == source[2] == first[2] != before[2]  # what it has of early epochs is the other's
-    shared = [page == other for page, other in zip(mine, source, strict=False)]
+    shared = [metrics == other for metrics, other in zip(mine, source, strict=False)]
     assert len(mine) > sum(shared) >= 9  # and what it trained since is its own
     config = load_config(
         "digits", ["optim.epochs=30", "optim.warmup_epochs=1", f"optim.lr={poor['point']['optim.lr']}"]
@@ -195,7 +195,7 @@ def test_nothing_is_left_on_the_cluster(taken_over: dict[str, Any]) -> None:
     deadline, cluster = time.monotonic() + 40, {"address": ray.get_runtime_context().gcs_address}
     while left := [
         *(group.placement_group_id for group in list_placement_groups(filters=[("state", "!=", "REMOVED")], **cluster)),
-        *({actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], **cluster)} - RAYS_OWN),
+        *({actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], **cluster)} - KEPT_BY_RAY),
     ]:
         assert time.monotonic() < deadline, left
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""Search spaces: the ones that come with the project, and what is said of those that cannot be used."""
+"""Search spaces: the ones that come with the project, and the messages about those that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 from ray import tune
 
-from pipeline.config.loading import load_config, preset_names
+from pipeline.config.loading import load_config, preset_names, with_settings
 from pipeline.errors import ConfigError
-from pipeline.tuning.space import Space, check_points, configured, describe, first_points, inside, load_space
+from pipeline.tuning.space import (
+    Space,
+    check_points,
+    contains,
+    describe_domain,
+    first_points,
+    format_point,
+    load_space,
+)
 from tests.helpers.manifests import manifest
 
 SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.py"))
@@ -26,7 +34,7 @@ def space_file(folder: Path, text: str) -> str:
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_point_of_our_spaces_can_be_run_with_every_preset(path: Path, preset: str) -> None:
     space = load_space(str(path))
-    base = configured(load_config(preset), space.settings)
+    base = with_settings(load_config(preset), space.settings, "test")
     check_points(base, space, manifest(images=1797, classes=10))
     assert len(first_points(base, space)) >= 1
 
@@ -50,13 +58,13 @@ def test_what_is_not_given_is_label_free_and_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("SPACE = {'optim.lrr': tune.uniform(0, 1)}", "optim.lrr: unknown setting; did you mean 'optim.lr'?"),
         ("SPACE = {'lr': tune.uniform(0, 1)}", "lr: unknown setting"),
         ("SPACE = {'optim.lr.0': tune.uniform(0, 1)}", "optim.lr.0: unknown setting"),
         ("SPACE = {'views.crop_scale.2': tune.uniform(0, 1)}", "views.crop_scale.2: unknown setting"),
-        ("SPACE = {'optim.lr': 0.1}", "optim.lr: 0.1 is no domain to search; give tune.uniform"),
+        ("SPACE = {'optim.lr': 0.1}", "optim.lr: 0.1 is not a domain to search; give tune.uniform"),
         ("SPACE = {'optim.lr': tune.randn(0, 1)}", "optim.lr: "),
         ("SPACE = {'storage': tune.choice(['a'])}", "storage: is the same for all trials; give it with --set"),
         ("SPACE = {'optim.epochs': tune.randint(1, 5)}", "optim.epochs: is the same for all trials"),
@@ -66,7 +74,7 @@ def test_what_is_not_given_is_label_free_and_empty(tmp_path: Path) -> None:
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nFIRST = [{}]", "FIRST, point 1: it must have the keys of SPACE"),
         (
             "SPACE = {'optim.lr': tune.uniform(0.1, 1)}\nFIRST = [{'optim.lr': 0.5}, {'optim.lr': 2}]",
-            "FIRST, point 2: optim.lr=2 lies outside 0.1 to 1",
+            "FIRST, point 2: optim.lr=2 is outside 0.1 to 1",
         ),
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nOBJECTIVES = [('acc', 'most')]", "OBJECTIVES: give pairs"),
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nOBJECTIVES = ['acc']", "OBJECTIVES: give pairs"),
@@ -75,18 +83,28 @@ def test_what_is_not_given_is_label_free_and_empty(tmp_path: Path) -> None:
             "optim.lr: is in SPACE and in SETTINGS",
         ),
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nSETTINGS = {'optim.epoch': 1}", "did you mean 'optim.epochs'?"),
+        ("SPACE = {1: tune.uniform(0, 1)}", "1: unknown setting"),
+        ("SPACE = {'optim.lr': tune.uniform(1, 0.1)}", "optim.lr: the range 1 to 0.1 is empty"),
+        ("SPACE = {'optim.lr': tune.choice([])}", "optim.lr: the choice is empty"),
+        ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nOBJECTIVES = [(1, 'max')]", "OBJECTIVES: give pairs"),
+        ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nOBJECTIVES = [('acc', 'max')] * 2", "has a metric twice"),
+        (
+            "SPACE = {'optim.lr': tune.uniform(0, 1)}\nFIRST = [{1: 2}]",
+            "FIRST, point 1: it must have the keys of SPACE",
+        ),
+        ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nFIRST = [0.1]", "FIRST, point 1: 0.1 is not a mapping"),
         ("\nSPACE = tuna.uniform(0, 1)", "cannot be loaded at line 3: NameError: name 'tuna' is not defined"),
         ("SPACE = {", "cannot be loaded: SyntaxError"),
     ],
 )
-def test_what_is_wrong_with_a_space_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_wrong_with_a_space_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_space(space_file(tmp_path, text))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "mine.py" in str(caught.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)optim\.lrr: unknown.*seeed: unknown"):
         load_space(space_file(tmp_path, "SPACE = {'optim.lrr': tune.uniform(0, 1), 'seeed': tune.randint(0, 9)}"))
 
@@ -97,25 +115,20 @@ def test_a_file_that_is_not_there_names_its_nearest_neighbour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("domains", "said"),
+    ("domains", "message"),
     [
         ({"optim.lr": tune.uniform(-1, 1)}, r"optim\.lr: Input should be greater than 0"),
         ({"optim.warmup_epochs": tune.randint(0, 200)}, r"warmup_epochs is \d+, more than epochs \(80\)"),
         ({"optim.batch_size": tune.choice([64, 4096])}, r"batch_size=4096 exceeds the 1797 images"),
     ],
 )
-def test_a_space_with_points_that_cannot_be_run_is_refused(domains: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)space 'mine' holds .*which cannot be run: .*{said}"):
+def test_a_space_with_points_that_cannot_be_run_is_refused(domains: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)space 'mine' holds .*which cannot be run: .*{message}"):
         check_points(load_config("digits"), Space("mine", domains), manifest(images=1797))
 
 
-def test_a_point_is_put_into_a_configuration() -> None:
-    base = load_config("digits")
-    found = configured(base, {"optim.epochs": 29}, {"views.crop_scale.0": 0.2, "method.reset_every": 5})
-    assert (found.optim.epochs, found.views.crop_scale, found.method.reset_every) == (29, (0.2, 1.0), 5)
-    assert base.optim.epochs == 80
-    with pytest.raises(ConfigError, match=r"optim\.lr: .*greater than 0"):
-        configured(base, {"optim.lr": -1})
+def test_a_point_is_one_line() -> None:
+    assert format_point({"optim.lr": 0.123456, "method.num_groups": None}) == "optim.lr=0.1235  method.num_groups=None"
 
 
 def test_the_configurations_own_values_come_first_where_the_space_holds_them() -> None:
@@ -139,6 +152,6 @@ def test_the_configurations_own_values_come_first_where_the_space_holds_them() -
 def test_domains_are_described_and_know_their_members(
     domain: object, words: str, member: object, stranger: object
 ) -> None:
-    assert describe(domain) == words
-    assert inside(domain, member)
-    assert not inside(domain, stranger)
+    assert describe_domain(domain) == words
+    assert contains(domain, member)
+    assert not contains(domain, stranger)
