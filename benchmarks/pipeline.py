@@ -40,6 +40,7 @@ from pipeline.data.loader import Batch
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.data.streaming import build_datasets
 from pipeline.plan import make_plan
+from pipeline.runs.identity import run_folder
 from pipeline.storage import absolute
 from pipeline.tracking import open_run
 from pipeline.training.estep import PseudoLabels
@@ -108,7 +109,7 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) -> dict[str, Any]:
     """Run `measure` in the workers of a TorchTrainer; rank 0's figures with their ratio."""
     config = config.model_copy(update={"name": mode, "data": config.data.model_copy(update={"mode": mode})})
-    job = Job(config, manifest, make_plan(config, manifest), open_run(config, config.storage, mode, None, {}))
+    job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
     scaling = worker_resources(config, mode).scaling(config.resources)
     datasets, data_config = build_datasets(config, manifest, mode, job.folder.path)
     result = TorchTrainer(

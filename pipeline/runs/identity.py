@@ -10,7 +10,6 @@ from pipeline.config.models import RunConfig
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder, filesystem
-from pipeline.tracking import RunRef
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
 
@@ -36,7 +35,7 @@ def claim_folder(config: RunConfig) -> Folder:
             f"{folder.path} holds {left[0]} and no {IDENTITY}, which says whose it is; restore that file, or give "
             "another name (--set name=...)"
         )
-    if identity is not None and "manifest" in identity:  # without one it failed its checks and never started
+    if identity is not None and was_started(folder):
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
         if changed:
             raise ConfigError(
@@ -47,14 +46,14 @@ def claim_folder(config: RunConfig) -> Folder:
     return folder
 
 
-def record_start(folder: Folder, manifest: Manifest, tracking: RunRef) -> None:
-    """Note the images and MLflow's run: from now on the name is taken."""
-    folder.update(IDENTITY, mlflow_run=tracking.run_id, manifest=manifest.model_dump(mode="json"))
+def record_start(folder: Folder, manifest: Manifest) -> None:
+    """Note the images: from now on the name is taken."""
+    folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"))
 
 
-def mlflow_run(folder: Folder) -> str | None:
-    """MLflow's run of a folder that was started before."""
-    return (folder.read(IDENTITY) or {}).get("mlflow_run")
+def was_started(folder: Folder) -> bool:
+    """Whether a run has passed its checks here; one that failed them does not keep the name."""
+    return "manifest" in (folder.read(IDENTITY) or {})
 
 
 def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
@@ -66,7 +65,7 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
         When the folder holds no run.
     """
     identity = folder.read(IDENTITY)
-    if identity is None or "manifest" not in identity:
+    if identity is None or not was_started(folder):
         raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
     origin = f"{folder.path}/{IDENTITY}"
     return parse_config(identity["config"], origin), Manifest.model_validate(identity["manifest"])

@@ -18,10 +18,10 @@ from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_sha
 from pipeline.errors import RunFailed
 from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
-from pipeline.runs.identity import SUMMARY, claim_folder, mlflow_run, record_start, run_folder
+from pipeline.runs.identity import SUMMARY, claim_folder, record_start, run_folder, was_started
 from pipeline.runs.lease import hold
 from pipeline.storage import absolute, check_writable, filesystem
-from pipeline.tracking import RunWriter, open_run, spool_path
+from pipeline.tracking import end_run, open_run, spool_path
 from pipeline.training.checkpoint import check_resumable
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
@@ -71,12 +71,11 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     """The job of a run whose folder is claimed: images and checkpoints checked, MLflow's run opened, Ray connected."""
     folder = run_folder(config)
     validate_shards(config.data.path)
-    known = mlflow_run(folder)
-    if not check_resumable(folder) and known is not None:
+    if not check_resumable(folder) and was_started(folder):
         echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
     echo(f"run {config.name}: {manifest.num_images:,} images, {plan.mode} ({plan.mode_reason})")
-    tracking = open_run(config, config.storage, folder.name, known, {})
-    record_start(folder, manifest, tracking)
+    tracking = open_run(config, folder)
+    record_start(folder, manifest)
     connect()
     check_nodes(config)
     return Job(config, manifest, plan, tracking, board=new_board())
@@ -89,7 +88,7 @@ def fit_with_progress(job: Job, echo: Echo) -> None:
             fit(job)
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            RunWriter(job.tracking, spool_path(job.folder)).finish("FAILED")
+            end_run(job.tracking, spool_path(job.folder), "FAILED")
         raise RunFailed(f"run {job.folder.name} failed {failure_reason(error)}") from error
 
 
