@@ -24,7 +24,7 @@ from pipeline.data.loader import ResidentImages
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
 from pipeline.plan import make_plan
-from pipeline.tracking.store import RunRef
+from pipeline.tracking import RunRef
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.job import Job
 from pipeline.training.probe import Probe
