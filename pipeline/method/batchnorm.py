@@ -12,15 +12,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.collectives import all_stack, all_sum
+from pipeline.collectives import all_stack, all_sum, world_size
 
 
 class _Normalize(torch.autograd.Function):
     """y = (x - mean) / std * weight + bias with the mean and variance of each block over all workers.
 
-    x is (V*B, C, ...): V stacked blocks of B rows. It is cut into blocks in here: a view of an output would cost
-    autograd a copy of the whole gradient where a ReLU then works in place. Products and sums are apart because
-    `addcmul` with two broadcast factors is not vectorised on a CPU and takes three times as long.
+    x is (V*B, C, ...): V stacked blocks of B rows. It is divided into blocks in here: if the output were a view, an
+    in-place ReLU behind it would cost autograd a copy of the whole gradient. Products and sums are separate steps
+    because `addcmul` with two broadcast factors is not vectorised on a CPU and takes three times as long.
     """
 
     @staticmethod
@@ -128,6 +128,10 @@ class GlobalBatchNorm(nn.Module):
             )
         if len(x) % self.blocks:
             raise ValueError(f"{len(x)} rows do not divide into {self.blocks} blocks of equal length")
+        if x.numel() * world_size() == self.blocks * x.shape[1]:
+            raise ValueError(
+                f"an input of {tuple(x.shape)} has 1 value per channel and block; variance needs 2 or more"
+            )
         y, mean, var, count = cast(
             tuple[Tensor, ...], _Normalize.apply(x, self.weight, self.bias, self.blocks, self.eps)
         )
@@ -142,14 +146,20 @@ class GlobalBatchNorm(nn.Module):
 
 
 def use_global_batchnorm(module: nn.Module, blocks: int = 1) -> nn.Module:
-    """Replace every torch BatchNorm inside `module` by a GlobalBatchNorm with the same weights and statistics."""
+    """Replace every torch BatchNorm inside `module` by a GlobalBatchNorm with the same weights and statistics.
+
+    ValueError for one without weights, running statistics or a fixed momentum, which GlobalBatchNorm does not have.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm = GlobalBatchNorm(child.num_features, blocks=blocks, eps=child.eps, momentum=child.momentum or 0.1)
+            if not child.affine or not child.track_running_stats or child.momentum is None:
+                raise ValueError(f"{name}: {child} cannot be made global; give it weights, statistics and a momentum")
+            norm = GlobalBatchNorm(child.num_features, blocks=blocks, eps=child.eps, momentum=child.momentum)
+            norm.to(child.weight)  # first: a float64 state would lose bits in float32
             state = child.state_dict()
             state.pop("num_batches_tracked")
             norm.load_state_dict(state)
-            setattr(module, name, norm.to(child.weight.dtype))
+            setattr(module, name, norm)
         else:
             use_global_batchnorm(child, blocks)
     return module
