@@ -21,7 +21,7 @@ from pipeline import runs as trainer
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.errors import RunFailed
-from pipeline.runs import train
+from pipeline.runs.train import train
 from pipeline.training import worker
 from tests.helpers.runs import EPOCHS, outcome, settings
 

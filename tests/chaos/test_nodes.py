@@ -18,7 +18,7 @@ from ray.util.state import list_actors
 
 from pipeline.cluster import QUIET
 from pipeline.config.loading import load_config
-from pipeline.runs import train
+from pipeline.runs.train import train
 from tests.helpers.runs import outcome, settings
 
 pytestmark = pytest.mark.chaos
@@ -55,7 +55,7 @@ class Driver(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.summary = train(self.config, say=self.said.append)
+            self.summary = train(self.config, echo=self.said.append)
         except BaseException as error:
             self.error = error
 
@@ -116,7 +116,11 @@ def test_workers_follow_the_cluster_without_a_new_command(cluster: Cluster, tmp_
     history, labels = outcome(driver.result()["folder"])
     assert len(history) == 13
     steady = Driver(tmp_path, "name=steady", *mine, "resources.workers=1").result()
-    assert labels == outcome(steady["folder"])[1]
+    expected, expected_labels = outcome(steady["folder"])
+    assert labels == expected_labels
+    for metrics, other in zip(history, expected, strict=True):  # losses too: some epochs were shared by both groups
+        for name in ("loss", "loss_instance", "loss_prototype", "loss_group"):
+            assert metrics.get(name) == pytest.approx(other.get(name), rel=1e-5), (metrics["epoch"], name)
 
 
 def test_a_node_that_announces_its_end_is_left_with_a_fresh_checkpoint(cluster: Cluster, tmp_path: Path) -> None:

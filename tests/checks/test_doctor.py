@@ -20,7 +20,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError
-from pipeline.runs import resolve_paths_and_name
+from pipeline.runs.train import resolve_paths_and_name
 
 
 @pytest.fixture
