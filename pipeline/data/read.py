@@ -34,6 +34,26 @@ def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
     return labels if (labels >= 0).any() else None
 
 
+def has_labels(folder: str) -> bool:
+    """Whether any image has a class, from the statistics in the shards' footers.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read.
+    """
+
+    def is_labelled(shard: Shard) -> bool:
+        with _opened(folder, shard) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+            found = [column.statistics for column in columns if column.path_in_schema == "label"]
+            return any(statistics is None or statistics.max >= 0 for statistics in found)
+
+    with ThreadPoolExecutor(8) as pool:
+        return any(pool.map(is_labelled, read_manifest(folder).shards))
+
+
 def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:
     """The first `count` rows {"image", "index"}, or all: a fair sample, because ingest shuffles.
 

@@ -11,7 +11,7 @@ import torch
 from pipeline.cluster import cluster_facts, connect
 from pipeline.clustering.scores import contingency_scores
 from pipeline.config.models import RunConfig
-from pipeline.data.read import read_labels
+from pipeline.data.read import has_labels
 from pipeline.data.shards import Manifest, read_manifest, validate_shards
 from pipeline.data.streaming import decoded_dataset, quiet_data_context
 from pipeline.errors import ConfigError
@@ -19,6 +19,7 @@ from pipeline.inference.assign import assign, read_assignments
 from pipeline.inference.model import ClusterModel
 from pipeline.runs.artifacts import ASSIGNMENTS
 from pipeline.runs.identity import SUMMARY, read_started_run
+from pipeline.runs.lease import hold
 from pipeline.storage import Folder, absolute
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.health import size_metrics
@@ -61,10 +62,11 @@ def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[
         raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
     validate_shards(path)
     target = Folder(absolute(out) if out else f"{folder.path}/evaluation").make()
-    labelled = read_labels(path) is not None
-    write_assignments(trained, ClusterModel(trained, manifest, values).eval(), path, here, target, labelled)
-    summary = summarise(folder, path, target, count_assignments(target, labelled), len(values["centers"]))
-    target.write(SUMMARY, summary)
+    labelled = has_labels(path)
+    with hold(target):
+        write_assignments(trained, ClusterModel(trained, manifest, values).eval(), path, here, target, labelled)
+        summary = summarise(folder, path, target, count_assignments(target, labelled), len(values["centers"]))
+        target.write(SUMMARY, summary)
     return summary
 
 

@@ -20,8 +20,8 @@ from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_folder, record_start, run_folder, was_started
 from pipeline.runs.lease import hold
-from pipeline.storage import absolute, check_writable, filesystem
-from pipeline.tracking import end_run, open_run, spool_path
+from pipeline.storage import Folder, absolute, check_writable, filesystem
+from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
 from pipeline.training.checkpoint import check_resumable
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
@@ -61,10 +61,22 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
         folder = claim_folder(config)
         if (summary := folder.read(SUMMARY)) is not None:
             echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
+            deliver_waiting(folder, echo)
             return summary
         job = prepare(config, manifest, plan, echo)
         fit_with_progress(job, echo)
         return write_artifacts(job)
+
+
+def deliver_waiting(folder: Folder, echo: Echo) -> None:
+    """Send what waits for MLflow since the run ended while the store was unreachable."""
+    if folder.read(RECORD) is None or not spool_path(folder).exists():
+        return
+    delivery = deliver_run(folder.path)
+    if delivery.sent:
+        echo(f"{delivery.sent} records that had waited were sent to {delivery.uri}")
+    if delivery.waiting:
+        echo(f"{delivery.waiting} records still wait for {delivery.uri}; `digpro deliver {folder.path}` sends them")
 
 
 def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Job:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -18,7 +18,7 @@ from pipeline.clustering.label_free import (
     label_free_score,
     prototype_margin,
 )
-from pipeline.clustering.scores import clustering_scores
+from pipeline.clustering.scores import clustering_scores, contingency_scores
 from tests.helpers.golden import golden
 from tests.helpers.workers import Workers
 
@@ -151,3 +151,20 @@ def test_separated_clusters_score_higher_than_blurred_ones() -> None:
     assert cosine_silhouette(clean, labels) > cosine_silhouette(blurred, labels) + 0.3
     centers = one_hot(torch.arange(5), 8).double()
     assert prototype_margin(clean, centers) > prototype_margin(blurred, centers) + 0.2
+
+
+@pytest.mark.parametrize(("classes", "clusters"), [(1, 1), (1, 4), (3, 1), (5, 5), (7, 3)])
+def test_scores_from_counts_are_those_of_scikit_learn(classes: int, clusters: int) -> None:
+    rng = np.random.default_rng(classes * 10 + clusters)
+    true, predicted = rng.integers(classes, size=200), rng.integers(clusters, size=200)
+    table = np.zeros((classes + 1, clusters + 2), dtype=np.int64)  # with a class and clusters that have no rows
+    np.add.at(table, (true, predicted), 1)
+    found = contingency_scores(table)
+    assert found["nmi"] == pytest.approx(normalized_mutual_info_score(true, predicted), abs=1e-12)
+    assert found["ari"] == pytest.approx(adjusted_rand_score(true, predicted), abs=1e-12)
+    assert found == clustering_scores(true, predicted)
+
+
+def test_counts_of_billions_do_not_overflow() -> None:
+    table = np.full((2, 2), 3_000_000_000)
+    assert contingency_scores(table) == pytest.approx({"acc": 0.5, "nmi": 0.0, "ari": 0.0}, abs=1e-9)

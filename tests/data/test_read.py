@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.ingest import ingest
-from pipeline.data.read import read_labels, read_sample
+from pipeline.data.read import has_labels, read_labels, read_sample
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
@@ -31,6 +31,14 @@ def manifest(folder: Path) -> Manifest:
 
 def whole(folder: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("shard-*.parquet")))
+
+
+def test_whether_there_are_labels_is_read_off_the_footers(folder: Path, tmp_path: Path) -> None:
+    assert has_labels(str(folder))
+    put(tmp_path / "images" / "a.png", encoded())  # a folder without classes
+    ingest(str(tmp_path / "images"), str(tmp_path / "unlabelled"))
+    assert not has_labels(str(tmp_path / "unlabelled"))
+    assert read_labels(str(tmp_path / "unlabelled")) is None
 
 
 def test_labels_come_by_index(folder: Path) -> None:

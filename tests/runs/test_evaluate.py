@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.evaluate import evaluate
+from pipeline.inference.assign import assign
+from pipeline.runs.evaluate import contingency, evaluate
 from tests.helpers.manifests import manifest
 
 
@@ -59,8 +64,6 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
-    import ray
-
     from pipeline.runs.train import train
 
     places = [f"storage={tmp_path / 'runs'}", f"data.path={tmp_path / 'data'}", "name=tiny"]
@@ -77,3 +80,21 @@ def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
     for column in ("index", "cluster", "label"):
         assert ours.column(column).to_pylist() == theirs.column(column).to_pylist()
     assert json.loads(Path(found["outputs"]["summary"]).read_text()) == found
+
+
+def test_counts_become_a_table_of_the_classes_that_are_known() -> None:
+    counts = Counter({(4, 0): 3, (4, 2): 1, (9, 2): 5, (-1, 1): 7})
+    np.testing.assert_array_equal(contingency(counts, 3), [[3, 0, 1], [0, 0, 5]])
+
+
+def test_a_plan_holds_a_reference_to_the_model_and_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data keeps a plan's arguments in its logs and sends them with every task."""
+    put: list[object] = []
+    monkeypatch.setattr(ray, "put", lambda model: put.append(model) or "reference")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    dataset = MagicMock()
+    model = object()
+    assign(dataset, model, batch_size=4, max_actors=2)
+    (load,) = dataset.map_batches.call_args.kwargs["fn_constructor_args"]
+    assert put == [model]
+    assert (load.func, load.args) == (ray.get, ("reference",))
