@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torchvision
 from torch import nn
+
+from pipeline.errors import did_you_mean
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 
@@ -18,7 +18,7 @@ def build_encoder(name: str, *, small_stem: bool = False) -> tuple[nn.Module, in
     name : {"tiny", "resnet18", "resnet34", "resnet50"}
         `tiny` is four convolutions for images of about 16 pixels; the others are torchvision's, without weights.
     small_stem : bool
-        3x3 stride-1 first convolution and no max-pool, for images up to about 64 pixels. `tiny` has no other.
+        3x3 stride-1 first convolution and no max-pool, for images up to about 64 pixels. `tiny` always has one.
 
     Raises
     ------
@@ -29,8 +29,7 @@ def build_encoder(name: str, *, small_stem: bool = False) -> tuple[nn.Module, in
         return _tiny(), 128
     if name not in RESNETS:
         known = ("tiny", *RESNETS)
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown encoder {name!r}; did you mean {nearest!r}? known: {', '.join(known)}")
+        raise ValueError(f"unknown encoder {name!r} (known: {', '.join(known)}){did_you_mean(name, known)}")
     resnet = torchvision.models.get_model(name, weights=None)
     if small_stem:
         resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
@@ -41,6 +40,7 @@ def build_encoder(name: str, *, small_stem: bool = False) -> tuple[nn.Module, in
 
 
 def _tiny() -> nn.Module:
+    """Four convolutions, of which three halve the resolution: (B, 3, H, W) to (B, 128)."""
     layers: list[nn.Module] = []
     for channels_in, channels, stride in ((3, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 2)):
         conv = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)

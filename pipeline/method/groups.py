@@ -101,9 +101,9 @@ class FeatureBank(nn.Module):
     def gather(self) -> Tensor:
         """The bank's rows (n, D), oldest first, equal on every worker; n = size once it is full."""
         rows, pushed = all_sum(self.rows), int(self.pushed)
-        return torch.roll(rows, -(pushed % len(rows)), dims=0) if pushed >= len(rows) else rows[:pushed]
+        return torch.roll(rows, -(pushed % len(rows)), dims=0) if pushed >= len(rows) else rows[:pushed].clone()
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
         """The whole bank, whatever the number of workers: what a checkpoint keeps."""
-        return {"rows": all_sum(self.rows), "pushed": self.pushed.clone()}
+        return {"rows": all_sum(self.rows).clone(), "pushed": self.pushed.clone()}

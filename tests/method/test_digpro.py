@@ -229,13 +229,6 @@ def test_the_bank_and_its_centres_do_not_depend_on_the_split(pair: Workers, batc
         assert_close(found_centers, centers, 1e-6)
 
 
-def test_the_bank_keeps_the_newest_rows_of_a_batch_that_exceeds_it() -> None:
-    model = _tiny_model(DigProSettings(num_clusters=7, bank_size=10), torch.float32)
-    batch = torch.randn(24, 8)
-    model.bank.push(batch, collectives.equal_rows(24))
-    assert model.bank.gather().equal(batch[-10:])
-
-
 def test_an_almost_empty_bank_gives_no_centres() -> None:
     model = _tiny_model(DigProSettings(num_clusters=7))
     model.bank.push(torch.randn(6, 8), collectives.equal_rows(6))

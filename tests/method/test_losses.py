@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from pipeline.method.batchnorm import use_global_batchnorm
 from pipeline.method.encoder import build_predictor
-from pipeline.method.groups import MomentumGroups
-from pipeline.method.losses import group_loss, instance_loss, prototype_loss, unit
+from pipeline.method.losses import group_loss, instance_loss, prototype_loss
 from tests.helpers.golden import assert_close, golden
 from tests.helpers.workers import Workers
 
-INSTANCE, PROTOTYPE, GROUP = golden("instance_loss"), golden("prototype_loss"), golden("group_step")
+INSTANCE, PROTOTYPE = golden("instance_loss"), golden("prototype_loss")
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
 
 
@@ -90,39 +89,6 @@ def test_two_workers_equal_one_with_an_empty_cluster(pair: Workers, cut: int) ->
     for half_loss, _ in answers:
         assert_close(half_loss, loss.detach())
     assert_close(torch.cat([gradient for _, gradient in answers]) / 2, whole.grad)  # DDP's average
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS)
-def test_group_steps_match_the_reference(dtype: torch.dtype, rtol: float) -> None:
-    groups = MomentumGroups(6, 10, momentum=float(GROUP["beta"]), raw_updates=True).to(dtype)
-    groups.features = GROUP["group0"].to(dtype)
-    for step in range(3):
-        q, p = (_leaf(GROUP[name][step], dtype) for name in ("q", "p"))
-        assignment = groups.assign(GROUP["k"][step].to(dtype))
-        assert assignment.equal(GROUP["assign_k"][step])
-        assert groups.assign(q).equal(GROUP["assign_q"][step])
-        moved = groups.update(q)
-        loss = group_loss(p, moved, assignment, float(GROUP["temperature"]))
-        loss.backward()
-        assert_close(groups.features, GROUP["group_after"][step], rtol)
-        assert_close(loss, GROUP["loss"][step], rtol)
-        assert_close(p.grad, GROUP["grad_p"][step], 5 * rtol)
-        assert_close(q.grad, GROUP["grad_q_through_groups"][step], 5 * rtol)
-
-
-def test_unit_updates_ignore_the_length_of_features() -> None:
-    groups, twin = (MomentumGroups(4, 8) for _ in range(2))
-    twin.features = groups.features
-    features = torch.randn(16, 8)
-    assert_close(groups.update(features), twin.update(100 * features), rtol=1e-6)
-
-
-def test_reset_puts_groups_on_the_sphere_and_checks_the_shape() -> None:
-    groups, centers = MomentumGroups(4, 8), 3 * torch.randn(4, 8)
-    groups.reset(centers)
-    assert_close(groups.features, unit(centers), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"centers are \(3, 8\); the groups need \(4, 8\)"):
-        groups.reset(centers[:3])
 
 
 def test_losses_are_at_their_best_for_equal_features() -> None:
