@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryFile
 
 from pipeline.errors import ConfigError, first_line
-from pipeline.tracking.store import database_path, redacted
+from pipeline.tracking.store import database_path, local_path, redacted
 
 WAY_OUT = "or train without records (--set tracking.enabled=false)"
 
@@ -88,6 +89,23 @@ def check_store(uri: str) -> None:
         problem = f"{first_line(error)}; {_remedy_of_file(error)}"
     if problem:
         raise ConfigError(f"the MLflow database {database} cannot be used: {problem}, {WAY_OUT}")
+
+
+def check_artifacts(location: str) -> None:
+    """ConfigError when a run's files go to a folder of this machine that cannot be written; the folder is created."""
+    folder = local_path(location)
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the files of MLflow's experiment go to {folder}, which cannot be written ({first_line(error)}); permit "
+            "it, choose another experiment (--set tracking.experiment=...), start the server with "
+            f"--artifacts-destination, {WAY_OUT}"
+        ) from None
 
 
 def _problem_of(connection: sqlite3.Connection, uri: str) -> str:

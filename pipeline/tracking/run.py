@@ -17,12 +17,12 @@ from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.provenance import git_commit, hardware, versions
 from pipeline.storage import Folder
-from pipeline.tracking.diagnosis import WAY_OUT, check_store, is_unreachable, refusal, summary_of
-from pipeline.tracking.store import ENVIRONMENT, HIDDEN, client_for, database_path, redacted, tracking_uri
+from pipeline.tracking.diagnosis import WAY_OUT, check_artifacts, check_store, is_unreachable, refusal, summary_of
+from pipeline.tracking.store import ENVIRONMENT, HIDDEN, client_for, database_path, local_path, redacted, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 RECORD = "mlflow.json"  # in a run's folder: its RunRef, without a password
 BATCH_PARAMS, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000  # MLflow's limits
@@ -89,15 +89,7 @@ def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags
     ref = _new_ref(config, (folder.read(RECORD) or {}).get("run_id"), name or folder.name, tags)
     if ref.enabled:
         check_store(ref.uri)
-        try:
-            run = find_or_create_run(client_for(ref.uri), ref, reopen=True)
-            ref = replace(ref, run_id=run.info.run_id)
-        except ConfigError:
-            raise
-        except Exception as error:
-            if not is_unreachable(error):
-                raise refusal(error, ref.uri) from error
-            _logger.warning("MLflow is unreachable; the run is created once it answers: %s", summary_of(error))
+        ref = _open_in_store(ref)
     save_ref(folder, ref)
     return ref
 
@@ -201,6 +193,26 @@ def _new_ref(config: RunConfig, known_id: str | None, name: str, tags: Mapping[s
     )
 
 
+def _open_in_store(ref: RunRef) -> RunRef:
+    """The reference with the id of its run, or as it is when the store is unreachable; ConfigError for a wrong one."""
+    try:
+        client = client_for(ref.uri)
+        run = find_or_create_run(client, ref, reopen=True)
+        try:
+            check_artifacts(run.info.artifact_uri)
+        except ConfigError:
+            client.set_terminated(run.info.run_id, "FAILED")
+            raise
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not is_unreachable(error):
+            raise refusal(error, ref.uri) from error
+        _logger.warning("MLflow is unreachable; the run is created once it answers: %s", summary_of(error))
+        return ref
+    return replace(ref, run_id=run.info.run_id)
+
+
 def _with_password(hidden: str) -> str:
     """The URI whose password was left out of a file, which only MLFLOW_TRACKING_URI can tell."""
     full = os.environ.get(ENVIRONMENT, "")
@@ -228,19 +240,32 @@ def _experiment_id(client: MlflowClient, ref: RunRef) -> str:
     """The experiment's id; created with its files beside the database when that is SQLite."""
     from mlflow.exceptions import MlflowException
 
-    if experiment := client.get_experiment_by_name(ref.experiment):
-        if experiment.lifecycle_stage == "deleted":
-            restore = f"MLFLOW_TRACKING_URI={quote(ref.public_uri)} mlflow experiments restore --experiment-id"
-            raise ConfigError(
-                f"the MLflow experiment {ref.experiment!r} at {ref.public_uri} was deleted; restore it "
-                f"(`{restore} {experiment.experiment_id}`), choose another (--set tracking.experiment=...), {WAY_OUT}"
-            )
-        return str(experiment.experiment_id)
     database = database_path(ref.uri)
     location = (database.parent / "mlflow-artifacts").as_uri() if database else None
+    if experiment := client.get_experiment_by_name(ref.experiment):
+        _check_experiment(experiment, ref, location)
+        return str(experiment.experiment_id)
     try:
         return str(client.create_experiment(ref.experiment, artifact_location=location))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return _experiment_id(client, ref)  # another run was quicker
+
+
+def _check_experiment(experiment: Experiment, ref: RunRef, location: str | None) -> None:
+    """ConfigError for an experiment that was deleted; a warning for one whose files are not beside their database."""
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"MLFLOW_TRACKING_URI={quote(ref.public_uri)} mlflow experiments restore --experiment-id"
+        raise ConfigError(
+            f"the MLflow experiment {ref.experiment!r} at {ref.public_uri} was deleted; restore it "
+            f"(`{restore} {experiment.experiment_id}`), choose another (--set tracking.experiment=...), {WAY_OUT}"
+        )
+    folder = local_path(experiment.artifact_location)
+    if location and experiment.artifact_location != location and folder and not folder.exists():
+        _logger.warning(
+            "MLflow's experiment %r keeps its files in %s, which is not there: was this storage moved? They go there "
+            "again; another experiment (--set tracking.experiment=...) keeps them here",
+            ref.experiment,
+            folder,
+        )

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow.fs as pafs
 
@@ -67,6 +69,14 @@ def database_path(uri: str) -> Path | None:
     from sqlalchemy import make_url
 
     return Path(make_url(uri).database or "") if uri.startswith("sqlite") else None
+
+
+def local_path(uri: str) -> Path | None:
+    """The path of a ``file:`` URI or a plain path; None for every other URI."""
+    parts = urlsplit(uri)
+    if parts.scheme:
+        return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+    return Path(uri)
 
 
 def client_for(uri: str) -> MlflowClient:

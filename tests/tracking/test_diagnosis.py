@@ -7,6 +7,8 @@ import logging
 import os
 import sqlite3
 import ssl
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +119,52 @@ def test_a_locked_database_is_bridged(
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", locked)
     assert open_run(config(storage), folder).run_id.startswith("pending-")
     assert "MLflow is unreachable; the run is created once it answers" in caplog.text
+
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "mlflow_states.py"
+STATES = {
+    "deleted_experiment": "was deleted; restore it",
+    "old_schema": "schema is old",
+    "future_schema": "is not known to the MLflow installed here",
+    "garbage": "not a database",
+    "readonly": "permit this user to write",
+    "empty": "",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CASES.is_file(), reason="the generators of cases are not here")
+@pytest.mark.parametrize("kind", STATES)
+def test_every_state_of_the_shared_cases(tmp_path: Path, kind: str) -> None:
+    database = tmp_path / "mlflow.db"
+    subprocess.run([sys.executable, CASES, database, kind], check=True, capture_output=True)
+    if kind == "readonly" and os.geteuid() == 0:
+        pytest.skip("root may write it; see the test of an ordinary user")
+    expected = pytest.raises(ConfigError, match=STATES[kind]) if STATES[kind] else contextlib.nullcontext()
+    with expected:
+        open_run(config(tmp_path), Folder(f"{tmp_path}/run").make())
+
+
+def test_files_that_cannot_be_written_are_refused_before_training(
+    storage: Path, folder: Folder, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file where the folder of artifacts should be")
+    location = (tmp_path / "taken" / "artifacts").as_uri()
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.create_experiment("digpro", artifact_location=location)
+    with pytest.raises(ConfigError, match=r"files of MLflow.*taken/artifacts/.*tracking\.experiment.*enabled=false"):
+        open_run(config(storage), folder)
+    assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
+
+
+def test_files_that_go_to_the_place_before_a_move_are_reported(
+    storage: Path, folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_run(config(storage), folder)
+    assert caplog.text == ""
+    storage.rename(tmp_path / "moved")
+    open_run(config(tmp_path / "moved"), Folder(f"{tmp_path}/moved/run-1"))
+    assert f"experiment 'digpro' keeps its files in {storage}/mlflow-artifacts" in caplog.text
 
 
 ANSWERS = [

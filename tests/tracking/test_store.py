@@ -78,7 +78,7 @@ def test_a_database_is_created_below_the_worst_name(tmp_path: Path, monkeypatch:
     ref = open_run(config(storage), Folder(f"{storage}/run").make())
     assert client(ref).get_run(ref.run_id).info.status == "RUNNING"
     assert [path.name for path in storage.parent.iterdir()] == [storage.name]
-    assert {path.name for path in storage.iterdir()} == {"mlflow.db", "run"}
+    assert {path.name for path in storage.iterdir()} == {"mlflow.db", "mlflow-artifacts", "run"}
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
