@@ -3,7 +3,7 @@
     python -m benchmarks.asha --space tune_spaces/digpro.py --trials 24 --set resources.workers=1 --concurrent 2
 
 First a search in which every trial runs to its end; then one with ASHA whose points are those of the first, in the
-same order. Both are resumed when the same command is given again.
+same order. The same command resumes both.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def main() -> None:
         "trials": arguments.trials,
         "concurrent": arguments.concurrent,
     }
-    full = search(config, space, schedule="none", **call)
+    full = search(config, space, scheduler="none", **call)
     again = replace(space, name=f"{space.name}-again", first=[row["point"] for row in full["trials"]])
-    early = search(config, again, schedule="asha", **call)
-    results = compared(full, early)
+    early = search(config, again, scheduler="asha", **call)
+    results = compare(full, early)
     print_comparison(results)
     conclude(results, arguments.out)
 
 
-def compared(full: dict[str, Any], early: dict[str, Any]) -> dict[str, Any]:
+def compare(full: dict[str, Any], early: dict[str, Any]) -> dict[str, Any]:
     """Epochs of both searches, their best trials, and what ASHA made of the best one of all."""
     metric = full["objectives"][0][0]
     results: dict[str, Any] = {"metric": metric, "saved": 1 - early["epochs_trained"] / full["epochs_trained"]}
@@ -61,7 +61,7 @@ def compared(full: dict[str, Any], early: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_comparison(results: dict[str, Any]) -> None:
-    """Two lines and what they come to."""
+    """A line for each search, and what ASHA saved."""
     for name in ("full", "asha"):
         part = results[name]
         best = "  ".join(f"{key} {value:.4f}" for key, value in part["best"].items())

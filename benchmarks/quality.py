@@ -5,7 +5,7 @@
     python -m benchmarks.quality --set resources.workers=1 --concurrent 2    # two seeds at a time, a core each
 
 The runs are the trials of a search without early stopping. So they may share the machine, a finished one is not
-repeated, and a killed benchmark goes on when the same command is given again.
+repeated, and the same command resumes a benchmark that was killed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.training.checkpoint import newest_in
 from pipeline.tuning.search import TRIALS, search
-from pipeline.tuning.space import Point, Space
+from pipeline.tuning.space import SearchPoint, Space
 
 GROUPS, PROTOTYPES = "method.group_weight", "method.prototype_weight"
-FIGURES = ("acc", "nmi", "ari", "label_free")
+METRICS = ("acc", "nmi", "ari", "label_free")
 Rows = list[dict[str, Any]]
 
 
@@ -44,33 +44,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     config = load_config(arguments.preset, arguments.settings)
-    named = variants(config, arguments.ablation)
-    space = seeds_and_variants(list(named.values()), arguments.seeds)
+    by_name = variants(config, arguments.ablation)
+    space = seeds_and_variants(list(by_name.values()), arguments.seeds)
     summary = search(
         config,
         space,
         label=Path(arguments.preset).stem,
         trials=len(space.first),
-        schedule="none",
+        scheduler="none",
         concurrent=arguments.concurrent,
     )
     check_finished(summary["trials"])
     results: dict[str, Any] = {"preset": arguments.preset, "settings": arguments.settings}
-    for name, variant in named.items():
+    for name, variant in by_name.items():
         rows = [row for row in summary["trials"] if row["point"].items() >= variant.items()]
-        results[name] = figures_of(rows, [labels_of(summary, row) for row in rows])
+        results[name] = seed_metrics(rows, [labels_of(summary, row) for row in rows])
         print(f"\n{name} ({arguments.preset} {' '.join(arguments.settings)})")
         print_table(results[name])
     conclude(results, arguments.out)
 
 
 def check_finished(rows: Rows) -> None:
-    """A run that failed must not be missing from a mean in silence; SystemExit names it and its reason."""
-    if lost := [f"  {row['point']}: {row['reason']}" for row in rows if row["status"] != "finished"]:
-        raise SystemExit("no table, because these runs did not come to their end:\n" + "\n".join(lost))
+    """SystemExit, with the reason, for a run that failed: a mean must not leave it out in silence."""
+    if failed := [f"  {row['point']}: {row['reason']}" for row in rows if row["status"] != "finished"]:
+        raise SystemExit("no table, because these runs did not finish:\n" + "\n".join(failed))
 
 
-def variants(config: RunConfig, ablation: bool) -> dict[str, Point]:
+def variants(config: RunConfig, ablation: bool) -> dict[str, SearchPoint]:
     """Weights of the terms by the name of the variant, the complete method's first."""
     full, none = {GROUPS: config.method.group_weight, PROTOTYPES: config.method.prototype_weight}, 0.0
     if not ablation:
@@ -83,8 +83,8 @@ def variants(config: RunConfig, ablation: bool) -> dict[str, Point]:
     }
 
 
-def seeds_and_variants(weights: list[Point], seeds: int) -> Space:
-    """A space whose first points are all that there is to train."""
+def seeds_and_variants(weights: list[SearchPoint], seeds: int) -> Space:
+    """A space whose first points are all that is trained."""
     points = [point | {"seed": seed} for point, seed in itertools.product(weights, range(seeds))]
     domains = {key: tune.choice(list(dict.fromkeys(point[key] for point in points))) for key in points[0]}
     return Space("seeds" if len(weights) == 1 else "ablation", domains, first=points)
@@ -97,24 +97,24 @@ def labels_of(summary: dict[str, Any], row: dict[str, Any]) -> Tensor:
     return torch.as_tensor(values["labels"])
 
 
-def figures_of(rows: Rows, labels: list[Tensor]) -> dict[str, Any]:
-    """Figures of each seed, and how far the seeds agree on the clusters: the mean ARI of their pairs."""
+def seed_metrics(rows: Rows, labels: list[Tensor]) -> dict[str, Any]:
+    """Metrics of each seed, and how far the seeds agree on the clusters: the mean ARI of their pairs."""
     pairs = [assignment_agreement(one, other) for one, other in itertools.combinations(labels, 2)]
-    seeds = {row["point"]["seed"]: {name: row[name] for name in FIGURES if name in row} for row in rows}
+    seeds = {row["point"]["seed"]: {name: row[name] for name in METRICS if name in row} for row in rows}
     return {"seeds": dict(sorted(seeds.items())), "agreement": statistics.mean(pairs) if pairs else None}
 
 
-def print_table(figures: dict[str, Any]) -> None:
-    """A line a seed; then mean, standard deviation and worst of each figure."""
-    names = list(next(iter(figures["seeds"].values())))  # without classes there are no scores among them
+def print_table(metrics: dict[str, Any]) -> None:
+    """A line for each seed; then mean, standard deviation and worst of each metric."""
+    names = list(next(iter(metrics["seeds"].values())))  # without classes there are no scores among them
     print("seed  " + "  ".join(f"{name:>10}" for name in names))
-    for seed, values in figures["seeds"].items():
+    for seed, values in metrics["seeds"].items():
         print(f"{seed:<5} " + "  ".join(f"{values[name]:10.4f}" for name in names))
-    columns = {name: [values[name] for values in figures["seeds"].values()] for name in names}
-    for title, figure in (("mean", statistics.mean), ("std", statistics.pstdev), ("worst", min)):
-        print(f"{title:<5} " + "  ".join(f"{figure(columns[name]):10.4f}" for name in names))
-    if figures["agreement"] is not None:
-        print(f"the seeds agree on the clusters with an ARI of {figures['agreement']:.4f}")
+    columns = {name: [values[name] for values in metrics["seeds"].values()] for name in names}
+    for title, statistic in (("mean", statistics.mean), ("std", statistics.pstdev), ("worst", min)):
+        print(f"{title:<5} " + "  ".join(f"{statistic(columns[name]):10.4f}" for name in names))
+    if metrics["agreement"] is not None:
+        print(f"the seeds agree on the clusters with an ARI of {metrics['agreement']:.4f}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.asha import compared
+from benchmarks.asha import compare
 from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import interleaved, speedup
 from benchmarks.objectives import correlations
-from benchmarks.quality import check_finished, figures_of, print_table, seeds_and_variants, variants
+from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_and_variants, variants
 from pipeline.config.loading import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -97,10 +97,10 @@ def test_seeds_have_a_mean_a_spread_and_an_agreement(capsys: pytest.CaptureFixtu
         for seed, acc in ((1, 0.9), (0, 0.7))
     ]
     same, other = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0])  # other numbers, the same clusters
-    figures = figures_of(rows, [same, other])
+    figures = seed_metrics(rows, [same, other])
     assert list(figures["seeds"]) == [0, 1]
     assert figures["agreement"] == 1
-    assert figures_of(rows[:1], [same])["agreement"] is None
+    assert seed_metrics(rows[:1], [same])["agreement"] is None
     print_table(figures)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[1] for line in lines[1:6]] == ["0.7000", "0.9000", "0.8000", "0.1000", "0.7000"]
@@ -108,18 +108,18 @@ def test_seeds_have_a_mean_a_spread_and_an_agreement(capsys: pytest.CaptureFixtu
 
 def test_a_run_that_failed_is_named_and_not_left_out_of_the_mean() -> None:
     check_finished([row(0, "finished", 80, 0.9)])
-    with pytest.raises(SystemExit, match=r"did not come to their end:\n  \{'optim.lr': 1\}: diverged$"):
+    with pytest.raises(SystemExit, match=r"did not finish:\n  \{'optim.lr': 1\}: diverged$"):
         check_finished([row(0, "finished", 80, 0.9), row(1, "failed", 3, 0.1) | {"reason": "diverged"}])
 
 
-def page(trial: int, epoch: int, acc: float, figure: float) -> dict[str, float]:
+def epoch_of(trial: int, epoch: int, acc: float, figure: float) -> dict[str, float]:
     return {"trial": trial, "epoch": epoch, "acc": acc, "figure": figure}
 
 
 def test_correlations_tell_trials_and_epochs_apart() -> None:
-    # within an epoch the figure is ACC turned round; from epoch to epoch both rise
-    pages = [page(trial, epoch, epoch + 0.1 * trial, epoch - 0.1 * trial) for trial in range(4) for epoch in (1, 2, 3)]
-    found = correlations(pages, "figure")
+    # within an epoch the metric is ACC with its sign turned; from epoch to epoch both rise
+    epochs = [epoch_of(trial, n, acc=n + 0.1 * trial, figure=n - 0.1 * trial) for trial in range(4) for n in (1, 2, 3)]
+    found = correlations(epochs, "figure")
     assert found["epoch"] == found["last"] == -1
     assert 0.5 < found["everything"] < 1
     assert (found["chosen"], found["best"]) == (3.0, 3.3)
@@ -132,7 +132,7 @@ def row(number: int, status: str, epochs: int, value: float) -> dict[str, Any]:
 def test_asha_is_compared_with_the_same_trials_run_to_their_end() -> None:
     full = [row(0, "finished", 80, 0.7), row(1, "finished", 80, 0.9)]
     early = [row(0, "finished", 80, 0.7), row(1, "stopped", 9, 0.2)]
-    found = compared(
+    found = compare(
         {"objectives": [["label_free", "max"]], "epochs_trained": 160, "best": full[1], "trials": full},
         {"objectives": [["label_free", "max"]], "epochs_trained": 89, "best": early[0], "trials": early},
     )

@@ -28,7 +28,7 @@ SETTINGS = {"optim.epochs": 2}
 TRIAL = [
     "name=small",
     "resources.workers=1",
-    "resources.cpus_per_worker=0.5",
+    "resources.cpus_per_worker=0.2",
     "resources.max_failures=0",
     "checkpoint.every_steps=null",
     "tracking.system_metrics=false",
@@ -62,7 +62,8 @@ def test_the_summary_has_every_trial_and_the_best(summary: dict[str, Any]) -> No
     good, bad = summary["trials"]
     assert (good["status"], good["epochs"], good["point"]) == ("finished", 2, {"optim.lr": 0.2})
     assert (bad["status"], bad["epochs"], bad["point"]) == ("failed", 0, {"optim.lr": 1e6})
-    assert bad["reason"].startswith("in worker 0: Diverged: losses or weights are not finite")
+    assert bad["reason"].startswith("in worker 0: ")
+    assert "diverged" in bad["reason"].lower()
     assert summary["best"] == good
     assert summary["front"] == [0]
     assert (summary["epochs_trained"], summary["epochs_in_full"]) == (2, 4)
@@ -96,8 +97,8 @@ def test_mlflow_has_the_search_its_trials_and_the_best_model(summary: dict[str, 
 
 
 def test_its_progress_can_be_read(summary: dict[str, Any], lines: list[str]) -> None:
-    workers = "2 trials of 2 epochs, 2 at a time, each with 1 worker of 0.5 CPUs"
+    workers = "2 trials of 2 epochs, 2 at a time, each with 1 worker of 0.2 CPUs"
     assert f"search small: {workers}; label_free (max); none is stopped early" in lines
     assert "trial 0 starts: optim.lr=0.2" in lines
     assert any(line.startswith("trial 0 finished  epoch 2/2  label_free ") for line in lines)
-    assert any(line.startswith("trial 1 failed: in worker 0: Diverged") for line in lines)
+    assert any(line.startswith("trial 1 failed: in worker 0: ") for line in lines)
