@@ -4,8 +4,8 @@
 
 Only settings that should mean the same in a long run are searched. What depends on the horizon is left out: a short run
 likes higher rates, a quicker target network and more frequent resets than a long one. `best.yaml` has the preset's own
-epochs and heads again. Whether the order of short trials is that of long ones has to be tried on your data: train the
-best and the paper's values to the end, and compare.
+epochs and heads. Whether short trials order settings as long ones do must be tried on your data: train the best and the
+paper's values to the end, and compare.
 """
 
 from ray import tune

@@ -3,18 +3,18 @@
     digpro tune --space tune_spaces/digpro.py --preset digits --trials 30
 
 Judged without labels, by `label_free` (docs/objectives.md). The learning rate is left out on purpose: a rate near zero
-holds clusters still, and stable clusters are a part of that figure.
+holds clusters still, and stable clusters are a part of that metric.
 """
 
 from ray import tune
 
 SPACE = {
-    # The instance loss has weight 1. At 1 the prototype loss is its equal; at 0.01 it can no longer be told from none.
+    # The instance loss has weight 1. At 1 the prototype loss counts as much; at 0.01 it has no visible effect.
     "method.prototype_weight": tune.loguniform(0.01, 1.0),
-    # 0.3 holds back on the small digits, where 0.1 is better; so down by another factor of ten.
+    # 0.3 is too much for the small digits, where 0.1 is better; so down by another factor of ten.
     "method.group_weight": tune.loguniform(0.01, 1.0),
-    # Epochs before the prototype loss comes in: a tenth to two fifths of the 80 of digits. Early pseudo-labels are
-    # wrong, and prototypes hold on to them. The paper has 50 or 200 of 1,000: for longer runs, make these longer too.
+    # Epochs before the prototype loss starts: a tenth to two fifths of the 80 of digits. Early pseudo-labels are
+    # wrong, and prototypes reinforce them. The paper has 50 or 200 of 1,000: for longer runs, make these longer too.
     "optim.warmup_epochs": tune.choice([8, 16, 24, 32]),
     # null is K, as in the paper. With 3 to 10 times as many, groups are parts of clusters and cannot merge two.
     "method.num_groups": tune.choice([None, 30, 100]),
@@ -22,13 +22,13 @@ SPACE = {
     "method.prototype_temperature": tune.loguniform(0.1, 1.0),
     # The same, over groups. Contrastive losses are usual from 0.05 to 0.2.
     "method.group_temperature": tune.loguniform(0.03, 0.5),
-    # In steps of about three in what an update takes in: 0.1, 0.03, 0.01, 0.003, 0.001.
+    # In steps of about three in what an update adds: 0.1, 0.03, 0.01, 0.003, 0.001.
     "method.group_momentum": tune.choice([0.9, 0.97, 0.99, 0.997, 0.999]),
     # Steps. null is as many as there are groups; the reference's notes go from 4 to 20. An epoch of digits has 14.
     "method.reset_every": tune.choice([None, 30, 100, 300, 1000]),
-    # 0.986 is what the reference's two moves a step come to. Slower than 0.999, the target stays behind in short runs.
+    # 0.986 is the product of the reference's two moves a step. Slower than 0.999, the target lags in short runs.
     "method.target_momentum": tune.choice([0.97, 0.986, 0.996, 0.999]),
-    # On features that are not normalised, of length 1 to 10: from none that shows to one that hides a tenth of them.
+    # On features that are not normalised, of length 1 to 10: from no visible effect to hiding a tenth of them.
     "method.latent_noise": tune.loguniform(0.0001, 0.1),
 }
 

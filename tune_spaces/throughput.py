@@ -2,15 +2,16 @@
 
     digpro tune --space tune_spaces/throughput.py --preset cifar10 --trials 12 --concurrent 1
 
-`torch.compile` is not among it: on two CPU cores the digits step takes 1.1 times as long with it, after a minute and
+`torch.compile` is not searched: on two CPU cores the digits step takes 1.1 times as long with it, after a minute and
 more of compiling, and on GPUs it has not been tried.
 
-One trial at a time, because trials that share a machine slow each other down. The learning rate follows the batch by
-itself (`optim.lr` is at a batch of 256). Of trials whose clusters are about equally good, the fastest is the best.
+One trial at a time, because trials that share a machine slow each other down. The learning rate follows the batch
+automatically (`optim.lr` is at a batch of 256). Of trials whose clusters are about equally good, the fastest is the
+best.
 
-Not judged by the loss, which does not tell how far a run is: it falls in the warm-up, rises when the prototype loss
-comes in, and falls again. On digits, after the 10 epochs below, a batch of 256 had a loss of -0.28 and an ACC of 0.64,
-one of 128 a loss of -0.12 and an ACC of 0.76; `label_free` was 0.45 and 0.59.
+Not judged by the loss, which does not show the progress of a run: it falls in the warm-up, rises when the prototype
+loss starts, and falls again. On digits, after the 10 epochs below, a batch of 256 had a loss of -0.28 and an ACC of
+0.64, one of 128 a loss of -0.12 and an ACC of 0.76; `label_free` was 0.45 and 0.59.
 """
 
 from ray import tune
@@ -24,11 +25,11 @@ SPACE = {
     "estep.batch_size": tune.choice([256, 512, 2048]),
     # Streaming mode only (--set data.mode=streaming): a larger buffer shuffles better, and fills more slowly.
     "data.shuffle_buffer": tune.choice([1024, 8192, 65536]),
-    # Streaming mode only: more hide an uneven supply, and take memory.
+    # Streaming mode only: more bridge an uneven supply, and take memory.
     "data.prefetch_batches": tune.choice([1, 2, 8]),
 }
 
-# The paper's batch, and what this repository makes of the rest.
+# The paper's batch, and this repository's defaults for the rest.
 FIRST = [
     {
         "optim.batch_size": 256,

@@ -2,8 +2,8 @@
 
     digpro tune --space tune_spaces/views.py --preset uc-merced --trials 30
 
-Not judged by `label_free`: a part of it is the agreement of views, which milder augmentation has for nothing. The
-silhouette and the balance of the clusters are measured on images as they are. With classes at hand, take
+Not judged by `label_free`: a part of it is the agreement of views, which milder augmentation gives without learning.
+The silhouette and the balance of the clusters are measured on images without augmentation. With classes, use
 OBJECTIVES = [("acc", "max")].
 """
 
@@ -22,11 +22,11 @@ SPACE = {
     "views.brightness": tune.uniform(0.0, 0.8),
     "views.contrast": tune.uniform(0.0, 0.8),
     "views.saturation": tune.uniform(0.0, 0.8),
-    # 0.2 is two fifths of the way round the colour circle, in both directions together: beyond, colour says nothing.
+    # 0.2 is two fifths of the colour circle, both directions together: beyond that, colour says nothing.
     "views.hue": tune.uniform(0.0, 0.2),
-    # Takes colour away altogether, which is right when clusters must not be colours.
+    # Removes colour altogether, which is right when clusters must not be colours.
     "views.grayscale": tune.uniform(0.0, 0.5),
-    # Off in the reference. On images of 32 pixels and less it takes more than it gives.
+    # Off in the reference. On images of 32 pixels and less it removes more than it gives.
     "views.blur": tune.uniform(0.0, 0.5),
 }
 
