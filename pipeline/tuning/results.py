@@ -17,7 +17,7 @@ from pipeline.report.search_page import ShownSearch, search_page
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY
 from pipeline.storage import Folder
-from pipeline.tracking import RunRef, RunWriter, register_model, spool_path, tag_run
+from pipeline.tracking import RunRef, RunWriter, end_run, register_model, spool_path, tag_run
 from pipeline.training.job import Job
 from pipeline.tuning.space import format_point
 from pipeline.tuning.trial import SearchJob, open_trial_run, trial_config, trial_job
@@ -75,7 +75,7 @@ def end_trial_run(row: TrialRow, search: SearchJob, *, is_best: bool) -> None:
     except ConfigError:  # a point that is not a configuration: that is why the trial failed
         config = search.config
     tracking = open_trial_run(config, search, row.trial)
-    RunWriter(tracking, spool_path(search.folder(row.run))).finish(MLFLOW_STATUS[row.status])
+    end_run(tracking, spool_path(search.folder(row.run)), MLFLOW_STATUS[row.status])
     tags = {"status": row.status, "reason": row.reason, "number": str(row.number)}
     tag_run(tracking, {f"digpro.{key}": value for key, value in (tags | ({"best": "true"} if is_best else {})).items()})
 

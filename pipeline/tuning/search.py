@@ -25,7 +25,8 @@ from pipeline.data.read import read_labels
 from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.plan import make_plan
-from pipeline.runs.identity import SUMMARY
+from pipeline.runs.identity import SUMMARY, run_folder
+from pipeline.runs.lease import hold
 from pipeline.runs.train import load_or_ingest, resolve_paths_and_name
 from pipeline.storage import Folder, check_writable
 from pipeline.tracking import RunRef, open_run, tracking_uri
@@ -92,22 +93,23 @@ def search(
     check_writable(config.storage)
     manifest = load_or_ingest(config, echo)
     check_points(trial_config, space, manifest)
-    folder = claim_search(config, identity | {"images": manifest.source.digest})
-    if (summary := folder.read(SUMMARY)) is not None:
-        echo(f"search {config.name} is already finished; a new one needs another name (--set name=...)")
-        return successful(summary)
-    validate_shards(config.data.path)
-    check_objectives(trial_config, space)
-    capacity = connect_and_measure(trial_config, manifest, trials, concurrent)
-    check_population(strategy, trials, capacity)
-    parent = open_parent_run(config, folder, space)
-    job = SearchJob(
-        limit_trial(trial_config, capacity, strategy), space, manifest, f"{folder.path}/{TRIALS}", parent.run_id, label
-    )
-    echo(first_message(job, strategy, trials, capacity))
-    observer = Trials(space, job.config.optim.epochs, trials, strategy.scheduler, echo)
-    ended = run_tune(job, folder, strategy, observer, capacity)
-    return successful(write_results(config, job, folder, parent, observer.rows(ended)))
+    with hold(run_folder(config).make()):
+        folder = claim_search(config, identity | {"images": manifest.source.digest})
+        if (summary := folder.read(SUMMARY)) is not None:
+            echo(f"search {config.name} is already finished; a new one needs another name (--set name=...)")
+            return successful(summary)
+        validate_shards(config.data.path)
+        check_objectives(trial_config, space)
+        capacity = connect_and_measure(trial_config, manifest, trials, concurrent)
+        check_population(strategy, trials, capacity)
+        parent = open_parent_run(config, folder, space)
+        trials_path = f"{folder.path}/{TRIALS}"
+        limited = limit_trial(trial_config, capacity, strategy)
+        job = SearchJob(limited, space, manifest, trials_path, parent.run_id, label)
+        echo(first_message(job, strategy, trials, capacity))
+        observer = Trials(space, limited.optim.epochs, trials, strategy.scheduler, echo)
+        ended = run_tune(job, folder, strategy, observer, capacity)
+        return successful(write_results(config, job, folder, parent, observer.rows(ended)))
 
 
 def search_identity(config: RunConfig, space: Space, trials: int, scheduler: str) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def resolve_search(config: RunConfig, label: str, identity: dict[str, Any]) -> R
     digest = hashlib.sha256(json.dumps([fingerprint(config), identity], sort_keys=True).encode()).hexdigest()[:8]
     name = config.name or derive_name(label, digest)
     config = resolve_paths_and_name(config.model_copy(update={"name": name}), label)
+    if not config.tracking.enabled:
+        return config
     tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking.uri, config.storage)})
     return config.model_copy(update={"tracking": tracking})
 
@@ -133,9 +137,9 @@ def claim_search(config: RunConfig, identity: dict[str, Any]) -> Folder:
     ConfigError
         When another search already has the name; the message says what differs.
     """
-    folder = Folder(f"{config.storage}/{config.name}").make()
+    folder = run_folder(config).make()
     before = folder.read(SEARCH) or {}
-    started = "mlflow_run" in before  # without one it failed its checks and never started
+    started = before.keys() & {"started", "mlflow_run"}  # one that failed its checks does not keep the name
     if started and (changed := [key for key in identity if before["search"].get(key) != identity[key]]):
         raise ConfigError(
             f"search {config.name!r} in {config.storage} was started with other {', '.join(changed)}. Give another "
@@ -174,9 +178,8 @@ def check_population(strategy: Strategy, trials: int, capacity: Capacity) -> Non
 
 def open_parent_run(config: RunConfig, folder: Folder, space: Space) -> RunRef:
     """MLflow's run of the search, whose children are the trials."""
-    known = (folder.read(SEARCH) or {}).get("mlflow_run")
-    tracking = open_run(config, config.storage, folder.name, known, {"digpro.search": space.name})
-    folder.update(SEARCH, mlflow_run=tracking.run_id)
+    tracking = open_run(config, folder, tags={"digpro.search": space.name})
+    folder.update(SEARCH, started=True)
     return tracking
 
 

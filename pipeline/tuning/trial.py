@@ -33,7 +33,7 @@ from pipeline.training.progress import POLL_SECONDS
 from pipeline.tuning.schedulers import CHECKPOINT, START_FROM
 from pipeline.tuning.space import SearchPoint, Space
 
-TRIAL = "trial.json"  # in the folder of a trial: its MLflow run, and why it failed for good
+TRIAL = "trial.json"  # in the folder of a trial: why it failed for good
 Metrics = dict[str, Any]  # of one epoch, or of a save inside one
 
 
@@ -80,7 +80,7 @@ def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
     try:
         job = trial_job(settings, search, trial)
         claim_folder(job.config)
-        record_start(job.folder, job.manifest, job.tracking)
+        record_start(job.folder, job.manifest)
         train_and_report(job, search.space)
     except Exception as error:
         reason = reason_of(error)
@@ -134,12 +134,8 @@ def run_name(trial: str, settings: dict[str, Any]) -> str:
 
 def open_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
     """MLflow's run of a trial, a child of the search's: one, however often the trial is started and takes over."""
-    folder = search.folder(trial).make()
-    known = (folder.read(TRIAL) or {}).get("mlflow_run")
     tags = {"mlflow.parentRunId": search.parent_run, "digpro.trial": trial}
-    tracking = open_run(config, search.config.storage, f"{search.config.name}-{trial}", known, tags)
-    folder.update(TRIAL, mlflow_run=tracking.run_id)
-    return tracking
+    return open_run(config, search.folder(trial).make(), name=f"{search.config.name}-{trial}", tags=tags)
 
 
 def train_and_report(job: Job, space: Space) -> None:
