@@ -91,8 +91,8 @@ def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, A
         "last_epoch": last,
         "seconds": totals,
         "images_per_second": float(np.median(rates)),
-        "mlflow": {"uri": tracking.uri, "run_id": tracking.run_id},
-        "outputs": {name: f"{folder.path}/{file}" for name, file in OUTPUTS.items()} | {"mlflow": tracking.uri},
+        "mlflow": {"uri": tracking.public_uri, "run_id": tracking.run_id},
+        "outputs": {name: f"{folder.path}/{file}" for name, file in OUTPUTS.items()} | tracking.output,
         "config": job.config.model_dump(mode="json"),
         **cluster_facts(),
     }

@@ -61,18 +61,18 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
         folder = claim_folder(config)
         if (summary := folder.read(SUMMARY)) is not None:
             echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
-            deliver_waiting(folder, echo)
+            deliver_waiting(folder, config.tracking.uri, echo)
             return summary
         job = prepare(config, manifest, plan, echo)
         fit_with_progress(job, echo)
         return write_artifacts(job)
 
 
-def deliver_waiting(folder: Folder, echo: Echo) -> None:
+def deliver_waiting(folder: Folder, uri: str | None, echo: Echo) -> None:
     """Send what waits for MLflow since the run ended while the store was unreachable."""
     if folder.read(RECORD) is None or not spool_path(folder).exists():
         return
-    delivery = deliver_run(folder.path)
+    delivery = deliver_run(folder.path, uri)
     if delivery.sent:
         echo(f"{delivery.sent} records that had waited were sent to {delivery.uri}")
     if delivery.waiting:

@@ -57,6 +57,11 @@ class RunRef:
         """The URI without user and password, for screens, files and logs."""
         return redacted(self.uri)
 
+    @property
+    def output(self) -> dict[str, str]:
+        """Where the records are, as one of a summary's outputs; empty where there are none."""
+        return {"mlflow": self.public_uri} if self.enabled else {}
+
 
 def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags: Mapping[str, str] = {}) -> RunRef:
     """Create the MLflow run of a training run, or continue the one that `folder` has; call it once, in the driver.

@@ -153,8 +153,8 @@ def summarise(
         "trials": [row.as_dict() for row in rows],
         "epochs_trained": sum(row.epochs for row in rows),
         "epochs_in_full": len(rows) * search.config.optim.epochs,
-        "mlflow": {"uri": parent.uri, "run_id": parent.run_id, "model": model},
-        "outputs": outputs | {"mlflow": parent.uri},
+        "mlflow": {"uri": parent.public_uri, "run_id": parent.run_id, "model": model},
+        "outputs": outputs | parent.output,
         "config": search.config.model_dump(mode="json"),
         **cluster_facts(),
     }

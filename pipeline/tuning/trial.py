@@ -25,7 +25,7 @@ from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_line
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder
-from pipeline.tracking import RunRef, open_run
+from pipeline.tracking import RunRef, open_run, save_ref
 from pipeline.training.fit import failure_reason, fit, new_board, worker_errors
 from pipeline.training.health import collapse
 from pipeline.training.job import Job
@@ -81,6 +81,7 @@ def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
         job = trial_job(settings, search, trial)
         claim_folder(job.config)
         record_start(job.folder, job.manifest)
+        save_ref(job.folder, job.tracking)  # a run that takes over has a folder beside its trial's
         train_and_report(job, search.space)
     except Exception as error:
         reason = reason_of(error)

@@ -54,8 +54,9 @@ def test_a_trial_that_was_no_configuration_does_not_cost_the_others(
 ) -> None:
     """Both fail, one because its point is not a configuration; the search has its summary, its page and its records."""
     monkeypatch.setattr(module, "cluster_facts", dict)
-    parent: RunRef = open_run(config(tmp_path), f"{tmp_path}/runs", "mine", None, {})
-    search, folder = job(tmp_path, WIDE, parent.run_id), Folder(f"{tmp_path}/runs/mine").make()
+    folder = Folder(f"{tmp_path}/runs/mine").make()
+    parent: RunRef = open_run(config(tmp_path), folder)
+    search = job(tmp_path, WIDE, parent.run_id)
     rows = [
         TrialRow(0, "a", "failed", "no memory", {"views.hue": 0.1}, []),
         TrialRow(1, "b", "failed", "views.hue: too large", {"views.hue": 0.9}, []),
