@@ -21,6 +21,7 @@ from pipeline.method.optimizer import build_optimizer
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
 
 REFERENCE_LEAD_MOMENTUM, REFERENCE_EMPTY_LOGIT = 0.99, -10.0  # fixed in the reference code
+ROUNDING_STD = 1 / 255 / 12**0.5  # what rounding to 8 bits alone makes; a channel that varies less is constant
 
 
 def build_model(config: RunConfig, num_clusters: int, device: torch.device) -> DigPro:
@@ -105,9 +106,14 @@ def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
 
 def build_views(config: RunConfig, manifest: Manifest) -> TwoViews:
     """The augmentation, normalised by the data set's own statistics."""
-    return TwoViews(config.views, manifest.statistics.mean, manifest.statistics.std, config.seed)
+    return TwoViews(config.views, manifest.statistics.mean, _channel_stds(manifest), config.seed)
 
 
 def build_preprocess(config: RunConfig, manifest: Manifest) -> Preprocess:
     """The view of evaluation, normalised as the augmented ones are."""
-    return Preprocess(config.views.size, manifest.statistics.mean, manifest.statistics.std)
+    return Preprocess(config.views.size, manifest.statistics.mean, _channel_stds(manifest))
+
+
+def _channel_stds(manifest: Manifest) -> list[float]:
+    """The channels' deviations; 0 for a constant channel, which is only centred."""
+    return [std if std > ROUNDING_STD else 0.0 for std in manifest.statistics.std]

@@ -54,6 +54,21 @@ def ingest(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES)],
     out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI.")],
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
+    bands: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B|N", help="Bands to show as red, green, blue, or one as gray; counted from 1."),
+    ] = None,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH|percentile",
+            help="Values shown as black and white, of images with more than 8 bits.",
+        ),
+    ] = None,
+    background: Annotated[
+        str, typer.Option(metavar="COLOUR", help="What shows through transparent pixels: a name, or #rrggbb.")
+    ] = "white",
 ) -> None:
     """Turn images of any common form into shards with a manifest.
 
@@ -63,11 +78,14 @@ def ingest(
     \b
     Example:
       digpro ingest imagefolder:photos data/photos
+      digpro ingest imagefolder:sentinel data/sentinel --bands 4,3,2 --range 0,3000
     """
     from pipeline.data.ingest import ingest as run_ingest
+    from pipeline.data.pixel_options import parse_pixel_options
 
+    pixels = parse_pixel_options(bands, range_, background)
     connect()
-    manifest = run_ingest(source, out, rows_per_shard=rows_per_shard, on_progress=_ingest_progress)
+    manifest = run_ingest(source, out, pixels=pixels, rows_per_shard=rows_per_shard, on_progress=_ingest_progress)
     console.print(
         f"{manifest.num_images:,} images in {len(manifest.shards)} shards, "
         f"{len(manifest.class_names)} classes, {manifest.quarantined_count} images quarantined"

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, write_atomically
 
@@ -97,6 +98,7 @@ class Manifest(_Record):
     class_names: list[str] = Field(description="empty when the source names no classes")
     statistics: ImageStatistics
     source: SourceInfo
+    pixels: PixelOptions = Field(AS_THEY_ARE, description="how the source's files were turned into pixels")
     shards: list[Shard]
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")

@@ -357,12 +357,11 @@ def bad_images() -> dict[str, bytes]:
         "cut.jpg": noisy_jpeg()[:-600],
         "deep.png": encoded(size=(4, 4), mode="I;16"),
         "empty.png": b"",
-        "gif.png": encoded(kind="GIF"),
+        "icon.png": encoded(kind="ICO"),
         "text.jpg": b"no image at all",
     }
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet", "webdataset"])
 def test_unreadable_images_are_quarantined_alike(kind: str, tmp_path: Path) -> None:
     images = {"a.png": encoded(), **bad_images(), "z.png": encoded(1)}
@@ -376,7 +375,7 @@ def test_unreadable_images_are_quarantined_alike(kind: str, tmp_path: Path) -> N
     manifest = ingest(f"{kind}:{tmp_path}/s", str(tmp_path / "out"))
     assert [row["image"]["bytes"] for row in rows_of(tmp_path / "out")] == [encoded(), encoded(1)]
     reasons = [entry.reason for entry in manifest.quarantined]
-    wanted = ["decompression bomb", "safe to decode", "truncated", "more than 8 bits", *["header is damaged"] * 3]
+    wanted = ["decompression bomb", "safe to decode", "truncated", "uint16; give --range", "empty file", "ICO", "text"]
     assert all(part in reason for part, reason in zip(wanted, reasons, strict=True))
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == reasons
@@ -633,15 +632,14 @@ def test_the_summary_says_what_was_done(tree: Path, tmp_path: Path) -> None:
         put(tree / "cat" / name, encoded(size=(width, 10_000), mode="1"))
     put(tree / "dog" / "bad3.png", b"text")
     out = tmp_path / "out"
-    with pytest.warns(Image.DecompressionBombWarning):
-        manifest = ingest(str(tree), str(out), rows_per_shard=5)
+    manifest = ingest(str(tree), str(out), rows_per_shard=5)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["source"] == {"source": str(tree), "kind": "imagefolder", "digest": manifest.source.digest}
     assert (summary["images"], summary["shards"], summary["classes"]) == (12, 3, 2)
     assert summary["bytes"] == sum(path.stat().st_size for path in out.glob("shard-*"))
     assert summary["quarantined"]["images"] == 3
     assert sorted(summary["quarantined"]["reasons"].values()) == [1, 2]
-    assert "N x N pixels, above the N that are safe to decode" in summary["quarantined"]["reasons"]
+    assert "PNG of N x N pixels, above the N that are safe to decode" in summary["quarantined"]["reasons"]
     assert 0 < summary["seconds"] < 60
     assert summary["versions"]["pyarrow"] == pa.__version__
     assert {"ray", "torchvision", "digpro-ray"} <= set(summary["versions"])

@@ -1,0 +1,43 @@
+"""Mean and deviation of pixels, summed so that nothing cancels: a constant channel has deviation 0 exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel
+
+Channels = tuple[float, float, float]
+
+
+class Moments(BaseModel):
+    """Mean, and sum of squared deviations from it, of RGB grey levels (0..255) over images that weigh the same."""
+
+    images: int = 0
+    mean: Channels = (0.0, 0.0, 0.0)
+    squares: Channels = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Moments:
+        """Those of one RGB image, from integer sums over its histogram."""
+        counts = np.reshape(image.histogram(), (3, 256)).astype(object)  # Python's integers cannot overflow
+        levels = np.arange(256).astype(object)
+        pixels = image.width * image.height
+        sums, squares = counts @ levels, counts @ levels**2
+        variances = (pixels * squares - sums**2) / pixels**2
+        return cls(images=1, mean=tuple(sums / pixels), squares=tuple(variances))
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of both sets of images, by Chan's formula."""
+        images = self.images + other.images
+        if images == 0:
+            return self
+        step = np.subtract(other.mean, self.mean)
+        mean = self.mean + step * (other.images / images)
+        squares = np.add(self.squares, other.squares) + step**2 * (self.images * other.images / images)
+        return Moments(images=images, mean=tuple(mean.tolist()), squares=tuple(squares.tolist()))
+
+    @property
+    def deviation(self) -> Channels:
+        """The standard deviation of the pixels, in grey levels."""
+        red, green, blue = np.sqrt(np.divide(self.squares, self.images)).tolist()
+        return red, green, blue

@@ -1,0 +1,206 @@
+"""Encoded bytes, of any image format, to 8-bit RGB pixels as a viewer shows them.
+
+Content decides what a file is. What has one meaning for every decoder is marked `as_stored`, so that ingest keeps its
+bytes; of anything else the pixels count, or the file is `Unreadable` and the reason says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import imagecodecs
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+
+from pipeline.data.formats import HEAD_BYTES, describe, image_format
+from pipeline.data.pixel_options import PixelOptions
+from pipeline.data.raw_values import Array, RawValues, Unreadable, channels, check_size, needs_range, read_tiff, render
+from pipeline.errors import first_line
+
+PILLOW_NAMES = {"WebP": "WEBP", "PNM": "PPM", "HEIC": "HEIF", "JPEG 2000": "JPEG2000"}  # where they differ from ours
+BY_PILLOW = {"JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP", "PNM", "AVIF", "HEIC", "JPEG 2000"}
+STORED = {"JPEG", "PNG", "WebP", "TIFF"}  # what the decoder of training reads
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+PNM_TOP = re.compile(rb"P[2356]\s+(?:(?:#[^\n]*\n\s*)*\d+\s+){2}(?:#[^\n]*\n\s*)*(\d+)\s")  # the value of white
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it logs of damaged files, the reasons say
+
+
+class Picture(NamedTuple):
+    """An image as a viewer shows it."""
+
+    image: Image.Image
+    """Of mode RGB."""
+    as_stored: bool
+    """Whether every decoder, that of training too, reads just this from the bytes that it came from."""
+
+
+def read_picture(data: bytes, options: PixelOptions) -> Picture:
+    """The pixels of an encoded image: upright, on the background, bands and range as the options say.
+
+    Raises
+    ------
+    Unreadable
+        Saying what the file is, and what would help.
+    """
+    opened = _open(data, options)
+    if isinstance(opened, Picture):
+        return opened
+    return Picture(_turned(render(opened, options), opened.orientation), as_stored=False)
+
+
+def read_values(data: bytes, options: PixelOptions) -> Array | None:
+    """The values (N, 3), in red, green and blue, of the pixels that a range applies to; None for an image of 8 bits."""
+    opened = _open(data, options)
+    if isinstance(opened, Picture) or not needs_range(opened):
+        return None
+    values, coverage = channels(opened, options)
+    return values[coverage > 0]
+
+
+def _open(data: bytes, options: PixelOptions) -> Picture | RawValues:
+    head = data[:HEAD_BYTES]
+    name = image_format(head)
+    if name is None:
+        raise Unreadable(describe(head))
+    try:
+        if name == "JPEG XL":
+            return _open_jpeg_xl(data, options)
+        if name == "TIFF":
+            return read_tiff(data, options) or _open_tiff_picture(data, options)
+        if name in BY_PILLOW:
+            return _open_by_pillow(name, data, options)
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders raise whatever the bytes drive them to
+        raise Unreadable(f"{name}, damaged: {first_line(error)}") from error
+    raise Unreadable(f"{name}, which is not read; convert it to PNG, or to TIFF where it has more than 8 bits")
+
+
+def _open_by_pillow(name: str, data: bytes, options: PixelOptions) -> Picture | RawValues:
+    image = _pillow_image(name, data)
+    if name == "PNG" and data[24] == 16:  # bits, in the header; Pillow keeps the upper 8 of colours
+        bands = _three_axes(imagecodecs.png_decode(data))
+        return RawValues(name, bands, alpha=bands.shape[2] in (2, 4), orientation=_orientation(image))
+    if name == "JPEG 2000" and (bands := _three_axes(imagecodecs.jpeg2k_decode(data))).dtype != np.uint8:
+        return RawValues(name, bands)
+    top = PNM_TOP.match(data)
+    if image.mode in DEEP_MODES or (top and int(top[1]) > 255):
+        raise Unreadable(f"{name} of more than 8 bits; convert it to TIFF or PNG and give --range")
+    return _picture(name, image, options)
+
+
+def _pillow_image(name: str, data: bytes) -> Image.Image:
+    """A single still image, of a safe size, whose checksums are right; not decoded yet."""
+    _prepare_plugin(name)
+    formats = (PILLOW_NAMES.get(name, name),)
+    try:
+        if name == "PNG":
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                image.verify()
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:  # its message holds a memory address, which would differ from run to run
+        raise Unreadable(f"{name}, damaged: its header cannot be read") from None
+    except Image.DecompressionBombError:
+        raise Unreadable(f"{name} that is a decompression bomb: more than twice the pixels safe to decode") from None
+    check_size(name, image.width, image.height)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # an MPO is a JPEG with extras behind it, which no viewer shows
+        raise Unreadable(f"{name} of {frames} frames; save each as a file")
+    return image
+
+
+def _prepare_plugin(name: str) -> None:
+    if name == "HEIC":
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise Unreadable("HEIC; install digpro-ray[formats]") from None
+        register_heif_opener()
+    elif name == "AVIF" and not features.check("avif"):
+        raise Unreadable("AVIF, for which this Pillow was built without a decoder; install Pillow from its wheels")
+
+
+def _open_tiff_picture(data: bytes, options: PixelOptions) -> Picture | RawValues:
+    """An ordinary TIFF. libtiff prints what it stumbles over; that is held back, and such a file is not kept as is."""
+    with tempfile.TemporaryFile() as printed:
+        with _stderr_into(printed.fileno()):
+            opened = _picture("TIFF", _pillow_image("TIFF", data), options)
+        stumbled = os.fstat(printed.fileno()).st_size > 0
+    return opened._replace(as_stored=False) if stumbled and isinstance(opened, Picture) else opened
+
+
+@contextlib.contextmanager
+def _stderr_into(descriptor: int) -> Iterator[None]:
+    """Send what C libraries write to the process's stderr into a file."""
+    kept = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _open_jpeg_xl(data: bytes, options: PixelOptions) -> Picture | RawValues:
+    decoded = imagecodecs.jpegxl_decode(data)  # turns it upright itself
+    if decoded.ndim == 4:
+        raise Unreadable(f"JPEG XL of {len(decoded)} frames; save each as a file")
+    bands = _three_axes(decoded)
+    raw = RawValues("JPEG XL", bands, alpha=bands.shape[2] in (2, 4))
+    return raw if needs_range(raw) or options.bands else Picture(render(raw, options), as_stored=False)
+
+
+def _three_axes(bands: Array) -> Array:
+    return bands[..., None] if bands.ndim == 2 else bands
+
+
+def _picture(name: str, image: Image.Image, options: PixelOptions) -> Picture | RawValues:
+    """An image of 8 bits; its bands, where the options choose among them."""
+    orientation = _orientation(image)
+    image.load()
+    upright = ImageOps.exif_transpose(image) if orientation != 1 else image  # Pillow has turned a TIFF by now
+    if options.bands:
+        native = upright if upright.mode in ("L", "LA", "RGB", "RGBA") else upright.convert("RGB")
+        return RawValues(name, _three_axes(np.asarray(native)))
+    plain = name in STORED and orientation == 1 and upright.mode in ("1", "L", "P", "RGB", "LA", "RGBA")
+    if not upright.has_transparency_data:
+        return Picture(upright.convert("RGB"), plain)
+    cover = upright.convert("RGBA")
+    if cover.getchannel("A").getextrema() == (255, 255):
+        return Picture(cover.convert("RGB"), plain)
+    page = Image.new("RGBA", cover.size, options.background_rgb)
+    return Picture(Image.alpha_composite(page, cover).convert("RGB"), as_stored=False)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 by the EXIF data; viewers ignore it where it is damaged, and so do we."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if value in TURNS else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    method = TURNS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}

@@ -1,0 +1,65 @@
+"""The first look of an ingest with `--range percentile`: which values of the whole data set are black and white.
+
+A range of each image alone would show a dark and a bright one alike. So every image is scaled by the same range: of
+about 1,024 images, evenly spaced over the source, 4,096 random pixels each; the 1st and the 99th percentile of
+each channel. Pixels without a value (transparent, NaN, GDAL's no-data) do not count.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from pipeline.data.pixel_options import Limits, PixelOptions
+from pipeline.data.pixels import read_values
+from pipeline.data.raw_values import Array, Unreadable
+from pipeline.data.shards import Quarantined
+from pipeline.data.sources import Part, Source
+from pipeline.data.tasks import run_each
+from pipeline.errors import DataError
+
+IMAGES = 1024
+PIXELS = 4096
+PERCENTILES = (1, 99)
+
+
+def measure_range(source: Source, pixels: PixelOptions, rows_per_part: int) -> tuple[Limits, Limits, Limits]:
+    """(low, high) of red, green and blue. Every byte of the source is read, a sample is decoded.
+
+    Raises
+    ------
+    DataError
+        Where no image of the sample has more than 8 bits, so that a range has no use.
+    """
+    stride = max(1, len(source.parts) * rows_per_part // IMAGES)
+    calls = [(part, k, pixels, stride) for k, part in enumerate(source.parts)]
+    found = dict(run_each(_sample_part, calls))
+    samples = np.concatenate([np.empty((0, 3)), *(found[k] for k in range(len(source.parts)))])
+    if not len(samples):
+        raise DataError(
+            f"--range percentile: none of the images looked at in {source.name!r} has more than 8 bits and can be read "
+            f"with {pixels}; leave --range out, or see the reasons in quarantine.jsonl without it"
+        )
+    low, high = np.percentile(samples, PERCENTILES, axis=0)
+    high = np.where(high > low, high, low + 1)  # a constant channel is black
+    red, green, blue = zip(low.tolist(), high.tolist(), strict=True)
+    return red, green, blue
+
+
+def _sample_part(part: Part, k: int, pixels: PixelOptions, stride: int) -> tuple[int, Array]:
+    """Values (N, 3) of pixels of every `stride`-th image of part number `k`."""
+    samples = [np.empty((0, 3))]
+    with warnings.catch_warnings(action="ignore"):
+        for position, row in enumerate(part()):
+            if position % stride == 0 and not isinstance(row, Quarantined):
+                samples.append(_sample_image(row.data, pixels, np.random.default_rng([k, position])))
+    return k, np.concatenate(samples)
+
+
+def _sample_image(data: bytes, pixels: PixelOptions, random: np.random.Generator) -> Array:
+    try:
+        values = read_values(data, pixels)
+    except Unreadable:  # it is quarantined later, with the reason
+        values = None
+    return np.empty((0, 3)) if values is None or not len(values) else random.choice(values, PIXELS)
