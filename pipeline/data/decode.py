@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as T
 
-from pipeline.errors import DecodeError
+from pipeline.data.quiet import stderr_into
+from pipeline.errors import DecodeError, first_line
 
 PNG_SIGNATURE = b"\x89PNG"
 
@@ -29,12 +31,15 @@ def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:
     """
     index = table.column("index").to_numpy()
     images = np.empty((len(index), size, size, 3), dtype=np.uint8)
-    for row, image in enumerate(table.column("image").to_pylist()):
-        try:
-            images[row] = decode(image["bytes"], size).permute(1, 2, 0).numpy()
-        except Exception as error:
-            where = f"image {index[row]} ({image['path'] or 'no path'})"
-            raise DecodeError(f"{where} cannot be decoded any more: {error}; ingest the source again") from error
+    with open(os.devnull, "wb") as null, stderr_into(null.fileno()):  # libjpeg prints what it forgives
+        for row, image in enumerate(table.column("image").to_pylist()):
+            try:
+                images[row] = decode(image["bytes"], size).permute(1, 2, 0).numpy()
+            except Exception as error:
+                where = f"image {index[row]} ({image['path'] or 'no path'})"
+                raise DecodeError(
+                    f"{where} cannot be decoded any more: {first_line(error)}; ingest the source again"
+                ) from error
     others = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("image", "index")}
     return {"image": images, "index": index, **others}
 

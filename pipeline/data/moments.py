@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
+LEVELS = np.arange(256)
 Channels = tuple[float, float, float]
 
 
@@ -19,12 +20,13 @@ class Moments(BaseModel):
     @classmethod
     def of(cls, image: Image.Image) -> Moments:
         """Those of one RGB image, from integer sums over its histogram."""
-        counts = np.reshape(image.histogram(), (3, 256)).astype(object)  # Python's integers cannot overflow
-        levels = np.arange(256).astype(object)
+        counts = np.reshape(image.histogram(), (3, 256))
+        sums, squares = (counts @ LEVELS).tolist(), (counts @ LEVELS**2).tolist()
         pixels = image.width * image.height
-        sums, squares = counts @ levels, counts @ levels**2
-        variances = (pixels * squares - sums**2) / pixels**2
-        return cls(images=1, mean=tuple(sums / pixels), squares=tuple(variances))
+        mean = tuple(total / pixels for total in sums)
+        # in Python's integers, which neither round nor overflow
+        variance = tuple((pixels * q - total**2) / pixels**2 for total, q in zip(sums, squares, strict=True))
+        return cls(images=1, mean=mean, squares=variance)
 
     def merged(self, other: Moments) -> Moments:
         """Those of both sets of images, by Chan's formula."""

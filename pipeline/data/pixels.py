@@ -6,13 +6,11 @@ bytes; of anything else the pixels count, or the file is `Unreadable` and the re
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import imagecodecs
@@ -21,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from pipeline.data.formats import HEAD_BYTES, describe, image_format
 from pipeline.data.pixel_options import PixelOptions
+from pipeline.data.quiet import stderr_into
 from pipeline.data.raw_values import Array, RawValues, Unreadable, channels, check_size, needs_range, read_tiff, render
 from pipeline.errors import first_line
 
@@ -131,22 +130,10 @@ def _prepare_plugin(name: str) -> None:
 def _open_tiff_picture(data: bytes, options: PixelOptions) -> Picture | RawValues:
     """An ordinary TIFF. libtiff prints what it stumbles over; that is held back, and such a file is not kept as is."""
     with tempfile.TemporaryFile() as printed:
-        with _stderr_into(printed.fileno()):
+        with stderr_into(printed.fileno()):
             opened = _picture("TIFF", _pillow_image("TIFF", data), options)
         stumbled = os.fstat(printed.fileno()).st_size > 0
     return opened._replace(as_stored=False) if stumbled and isinstance(opened, Picture) else opened
-
-
-@contextlib.contextmanager
-def _stderr_into(descriptor: int) -> Iterator[None]:
-    """Send what C libraries write to the process's stderr into a file."""
-    kept = os.dup(2)
-    os.dup2(descriptor, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _open_jpeg_xl(data: bytes, options: PixelOptions) -> Picture | RawValues:
@@ -172,7 +159,7 @@ def _picture(name: str, image: Image.Image, options: PixelOptions) -> Picture | 
         return RawValues(name, _three_axes(np.asarray(native)))
     plain = name in STORED and orientation == 1 and upright.mode in ("1", "L", "P", "RGB", "LA", "RGBA")
     if not upright.has_transparency_data:
-        return Picture(upright.convert("RGB"), plain)
+        return Picture(upright if upright.mode == "RGB" else upright.convert("RGB"), plain)
     cover = upright.convert("RGBA")
     if cover.getchannel("A").getextrema() == (255, 255):
         return Picture(cover.convert("RGB"), plain)
