@@ -27,6 +27,7 @@ PILLOW_NAMES = {"WebP": "WEBP", "PNM": "PPM", "HEIC": "HEIF", "JPEG 2000": "JPEG
 BY_PILLOW = {"JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP", "PNM", "AVIF", "HEIC", "JPEG 2000"}
 STORED = {"JPEG", "PNG", "WebP", "TIFF"}  # what the decoder of training reads
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+FIRST_OF_MANY = ("MPO", "TIFF")  # a phone's JPEG with extras that no viewer shows; and `read_tiff` counts pages better
 PNM_TOP = re.compile(rb"P[2356]\s+(?:(?:#[^\n]*\n\s*)*\d+\s+){2}(?:#[^\n]*\n\s*)*(\d+)\s")  # the value of white
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it logs of damaged files, the reasons say
@@ -111,7 +112,7 @@ def _pillow_image(name: str, data: bytes) -> Image.Image:
         raise Unreadable(f"{name} that is a decompression bomb: more than twice the pixels safe to decode") from None
     check_size(name, image.width, image.height)
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # an MPO is a JPEG with extras behind it, which no viewer shows
+    if frames > 1 and image.format not in FIRST_OF_MANY:
         raise Unreadable(f"{name} of {frames} frames; save each as a file")
     return image
 

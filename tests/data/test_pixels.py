@@ -9,6 +9,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.data.decode import decode
@@ -211,12 +212,12 @@ def test_bands_are_counted_in_every_format(kind: str) -> None:
 
 
 def test_several_pictures_are_not_cut_to_the_first() -> None:
-    image, other = Image.fromarray(quadrants()), Image.new("RGB", (24, 16))
-    pages = saved(image, "TIFF", save_all=True, append_images=[other] * 2)
+    image, *others = (Image.fromarray(np.roll(quadrants(), turn, axis=1)) for turn in (0, 3, 6))
+    pages = saved(image, "TIFF", save_all=True, append_images=others)
     assert reason(pages) == "TIFF of 3 pages, the first of 3 bands, uint8; save each as a file"
     assert reason(pages, PixelOptions(bands=(1, 2, 3))) == reason(pages)
     for kind, name in (("GIF", "GIF"), ("PNG", "PNG"), ("WEBP", "WebP")):
-        moving = saved(image, kind, save_all=True, append_images=[other] * 2)
+        moving = saved(image, kind, save_all=True, append_images=others)
         assert reason(moving) == f"{name} of 3 frames; save each as a file"
 
 
@@ -226,8 +227,6 @@ def test_what_viewers_leave_out_is_left_out() -> None:
     phone = saved(image, "MPO", save_all=True, append_images=[image.resize((6, 4))], quality=95, subsampling=0)
     assert np.abs(pixels(phone).astype(int) - quadrants()).max() <= 5
     buffer = io.BytesIO()
-    import tifffile
-
     with tifffile.TiffWriter(buffer) as file:
         file.write(quadrants(), photometric="rgb")
         file.write(quadrants()[::2, ::2], photometric="rgb", subfiletype=1)
@@ -321,6 +320,10 @@ def test_an_alpha_that_hides_nothing_keeps_the_bytes() -> None:
 # --- other formats and damage --------------------------------------------------------------------------------
 
 
+HEIGHT = b"\1\1\4\0\1\0\0\0"  # the tag of the height: one number of four bytes
+HUGE = tiff(np.zeros((1, 1), np.uint16)).replace(HEIGHT + b"\1\0\0\0", HEIGHT + b"\0\0\0\x40")
+
+
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "PPM", "JPEG2000"])
 def test_other_still_formats_are_read_and_rewritten(kind: str) -> None:
     picture = read_picture(saved(Image.fromarray(quadrants()), kind), AS_THEY_ARE)
@@ -336,16 +339,15 @@ def test_other_still_formats_are_read_and_rewritten(kind: str) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG, which is not read; convert it to PNG"),
         (bytes(128) + b"DICM", "DICOM, which is not read; convert it to PNG, or to TIFF where it has more than 8 bits"),
         (b"\x93NUMPY\x01\0", "NumPy array; save it as TIFF"),
-        (encoded(kind="JPEG")[:30], "JPEG, damaged: its header cannot be read"),
-        (encoded(kind="TIFF")[:9], "TIFF, damaged: its directory cannot be read"),
+        (encoded(kind="JPEG")[:30], "JPEG, damaged: Truncated"),
+        (encoded(kind="JPEG").replace(b"\xff\xc0", b"\xff\x01"), "JPEG, damaged: its header cannot be read"),
+        (encoded(kind="TIFF")[:9], "TIFF, damaged: "),
+        (b"II*\0" + bytes(8), "TIFF, damaged: its directory cannot be read"),
         (encoded(kind="PNG")[:-30], "PNG, damaged: "),
         (saved(Image.new("LAB", (4, 4)), "TIFF"), "TIFF in colours of type CIELAB, uint8; convert it to RGB"),
         (encoded(size=(20_000, 10_000), mode="1"), "PNG that is a decompression bomb"),
         (encoded(size=(12_000, 10_000), mode="1"), "PNG of 12000 x 10000 pixels, above the 89478485 that are safe"),
-        (
-            tiff(np.zeros((1, 1), np.uint16)).replace(b"\1\1\4\0\1\0\0\0\1\0", b"\1\1\4\0\1\0\0\0\1\xff"),
-            "TIFF",
-        ),
+        (HUGE, "TIFF of 1 x 1073741824 pixels, above the 89478485 that are safe to decode"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
