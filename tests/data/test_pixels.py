@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -381,6 +382,27 @@ def test_what_libtiff_prints_is_kept_off_the_screen(capfd: pytest.CaptureFixture
     data[20] ^= 0x55
     reason(bytes(data))
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_docs_have_the_reasons_as_printed() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    image, *others = (Image.fromarray(np.roll(quadrants(), turn, axis=1)) for turn in (0, 3, 6))
+    printed = [
+        reason(DEEP["PNG of 3 bands, uint16"]),
+        reason(tiff(THIRTEEN.astype(np.uint16), photometric="minisblack", planarconfig="contig")),
+        reason(tiff(THIRTEEN.transpose(2, 0, 1), photometric="minisblack")),
+        reason(saved(image, "TIFF"), PixelOptions(bands=(4, 3, 2))),
+        reason(saved(image, "TIFF", save_all=True, append_images=others)),
+        reason(saved(image, "GIF", save_all=True, append_images=others)),
+        reason(tiff(quadrants(), photometric="rgb", subfiletype=1)),
+        reason(tiff(RAMP.astype(np.complex64))),
+        reason(saved(Image.new("LAB", (4, 4)), "TIFF")),
+        reason(b"P5 2 1 65535\n" + bytes(4)),
+        reason(bytes(128) + b"DICM"),
+        reason(zero_tail(saved(image.resize((99, 99)), "PNG"))),
+        reason(b"<html>"),
+    ]
+    assert [text for text in printed if f"`{text}`" not in docs] == []
 
 
 # --- options -------------------------------------------------------------------------------------------------
