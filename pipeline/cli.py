@@ -69,11 +69,17 @@ def ingest(
     background: Annotated[
         str, typer.Option(metavar="COLOUR", help="What shows through transparent pixels: a name, or #rrggbb.")
     ] = "white",
+    image_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Parquet: the column of images.  [default: detected]")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Parquet: the column of integer labels.  [default: detected]")
+    ] = None,
 ) -> None:
     """Turn images of any common form into shards with a manifest.
 
-    An ingest that was killed goes on when it is run again. Images that cannot be read are left out, counted,
-    and listed with the reason in quarantine.jsonl.
+    An ingest that was killed is resumed by the same command. Whatever lies in SOURCE becomes an image, is listed with
+    the reason in quarantine.jsonl, or is listed with the rule that leaves it out in left_out.jsonl.
 
     \b
     Example:
@@ -85,12 +91,22 @@ def ingest(
 
     pixels = parse_pixel_options(bands, range_, background)
     connect()
-    manifest = run_ingest(source, out, pixels=pixels, rows_per_shard=rows_per_shard, on_progress=_ingest_progress)
+    manifest = run_ingest(
+        source,
+        out,
+        pixels=pixels,
+        rows_per_shard=rows_per_shard,
+        image_column=image_column,
+        label_column=label_column,
+        on_progress=_ingest_progress,
+    )
     console.print(
         f"{manifest.num_images:,} images in {len(manifest.shards)} shards, "
         f"{len(manifest.class_names)} classes, {manifest.quarantined_count} images quarantined"
     )
-    console.print(f"summary:     {out}/{SUMMARY}")
+    if manifest.balance:
+        _plain(str(manifest.balance))
+    _plain(f"summary:     {out}/{SUMMARY}")
 
 
 @app.command()

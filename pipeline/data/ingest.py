@@ -1,8 +1,9 @@
 """Ingest: any source of images -> verified Parquet shards with a dense index, and their manifest.
 
 Two passes. The first (`verify`) decodes every image and writes what is good below ``<out>/_ingest``, part by part, so
-a killed ingest goes on where it was. The second (`assemble`) mixes the parts into shards. Then come quarantine list
-and summary, and the manifest last. Neither the order in which tasks end nor their number changes a byte of the shards.
+that a killed ingest is resumed where it was. The second (`assemble`) mixes the parts into shards. Then come the lists
+of what was quarantined and left out, the summary, and the manifest last. Neither the order in which tasks end nor
+their number changes a byte of the shards.
 
 Tasks run on Ray when it is initialised, otherwise one after the other in this process. On a Ray cluster of
 several machines both source and `out` must be reachable from all of them. One ingest per folder at a time.
@@ -10,30 +11,36 @@ several machines both source and `out` must be reachable from all of them. One i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from pipeline.data.assemble import rows_per_piece, write_shards
+from pipeline.data.balance import collect_entries, content_digest, read_content_digest, take_balance
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.data.shards import (
+    LEFT_OUT,
     MANIFEST,
     QUARANTINE,
     QUARANTINE_CAP,
     SUMMARY,
     WORK_FOLDER,
+    LeftOut,
     Manifest,
     Quarantined,
     SourceInfo,
     read_manifest,
 )
-from pipeline.data.sources import Source, open_source
+from pipeline.data.sources import Columns, Source, open_source
 from pipeline.data.value_range import measure_range
 from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
 from pipeline.errors import DataError
@@ -51,9 +58,11 @@ def ingest(
     *,
     pixels: PixelOptions = AS_THEY_ARE,
     rows_per_shard: int = 5000,
+    image_column: str | None = None,
+    label_column: str | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
-    """Turn `source` into shards in the folder `out`; go on where an earlier, killed call stopped.
+    """Turn `source` into shards in the folder `out`; resume where an earlier, killed call stopped.
 
     The rows lie in a fixed random order, so that every shard is a mixture whatever the order of the source was.
 
@@ -67,6 +76,8 @@ def ingest(
         What the numbers of the source's files mean, where the files do not say it.
     rows_per_shard : int
         Images in a shard; the last one may have fewer.
+    image_column, label_column : str, optional
+        Columns of Parquet files; detected when absent.
     on_progress : callable, optional
         Called with (parts done, parts in all, images so far) at the start and after each verified part.
 
@@ -78,34 +89,39 @@ def ingest(
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard is {rows_per_shard}; give 1 or more")
     started = time.monotonic()
-    opened = open_source(source, rows_per_shard)
+    opened = open_source(source, rows_per_shard, Columns(image_column, label_column))
     fs, root = filesystem(out)
-    manifest = _already_there(opened, pixels, fs, root, out)
+    _refuse_overlap(opened, fs, root, out)
+    manifest = _read_finished(opened, pixels, fs, root, out)
     if manifest is None:
         work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
         pixels = _with_range(opened, pixels, fs, work, rows_per_shard)
         reports = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_piece(rows_per_shard), on_progress)
-        quarantined = _quarantine(opened, reports, out)
-        manifest = _assemble(opened, pixels, reports, quarantined, out, work, rows_per_shard)
-        _write_summary(manifest, reports, quarantined, out, time.monotonic() - started)
+        quarantined, left_out = _write_lists(opened, reports, out)
+        manifest = _assemble(opened, pixels, reports, quarantined, left_out, out, work, rows_per_shard)
+        _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
         manifest.write(out)
     if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
         fs.delete_dir(f"{root}/{WORK_FOLDER}")
     return manifest
 
 
-def _already_there(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, root: str, out: str) -> Manifest | None:
+def _refuse_overlap(source: Source, fs: pafs.FileSystem, root: str, out: str) -> None:
+    """Refuse an `out` inside the source: the next ingest would read it. Links make no difference."""
+    if source.location and source.location[0].equals(fs):
+        is_local = isinstance(fs, pafs.LocalFileSystem)
+        inner, outer = (os.path.realpath(path) if is_local else path for path in (root, source.location[1]))
+        if f"{inner}/".startswith(f"{outer}/"):
+            raise DataError(f"{out} lies inside the source {source.name}; choose a folder outside of it")
+
+
+def _read_finished(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, root: str, out: str) -> Manifest | None:
     """The manifest of a finished ingest of `source`; an error when `out` belongs to something else."""
-    if source.location and source.location[0].equals(fs) and f"{root}/".startswith(f"{source.location[1]}/"):
-        raise DataError(f"{out} lies inside the source {source.name}; choose a folder outside of it")
     entries = _entries(fs, root, out)
     if MANIFEST in entries:
         manifest = read_manifest(out)
-        if manifest.source.digest != source.digest:
-            raise DataError(
-                f"{out} holds the images of {manifest.source.source!r}, and {source.name!r} is another source "
-                "or has changed since; choose another folder, or delete this one"
-            )
+        if manifest.source.stamp != source.stamp:
+            manifest = _compare_content(source, manifest, out)
         if manifest.pixels.requested != pixels:
             raise DataError(
                 f"{out} holds the images of {source.name!r} read with {manifest.pixels}, and now they are to be read "
@@ -115,6 +131,26 @@ def _already_there(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, ro
     if entries and WORK_FOLDER not in entries:
         raise DataError(f"{out} holds other files ({entries[0]!r}, ...); choose an empty or a new folder")
     return None
+
+
+def _compare_content(source: Source, manifest: Manifest, out: str) -> Manifest:
+    """The manifest with the source's new stamp, when only times differ: after a download or a `git clone`, say."""
+    found = manifest.source
+    remedy = "choose another folder, or delete this one"
+    if not found.stamp:
+        raise DataError(
+            f"{out} holds the images of {found.source!r}, ingested by an earlier version that kept no digest of their "
+            f"content, so they cannot be compared with {source.name!r}; {remedy}"
+        )
+    if read_content_digest(source, manifest.pixels) != found.digest:
+        raise DataError(
+            f"{out} holds the images of {found.source!r}, and {source.name!r} is another source or its content has "
+            f"changed since; {remedy}"
+        )
+    manifest = manifest.model_copy(update={"source": found.model_copy(update={"stamp": source.stamp})})
+    with contextlib.suppress(OSError):  # a folder that is read-only keeps the old stamp, and is compared again
+        manifest.write(out)
+    return manifest
 
 
 def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
@@ -128,7 +164,7 @@ def _open_work(
     source: Source, pixels: PixelOptions, fs: pafs.FileSystem, root: str, out: str, rows_per_shard: int
 ) -> str:
     """Create the work folder of this source, shard size and options, prove it writable, drop those of others."""
-    identity = hashlib.sha256(f"{source.digest} {pixels.model_dump_json()}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{source.stamp} {pixels.model_dump_json()}".encode()).hexdigest()
     key = f"v{INGEST_VERSION}-{rows_per_shard}-{identity[:16]}"
     work = f"{root}/{WORK_FOLDER}/{key}"
     try:
@@ -157,14 +193,14 @@ def _with_range(
     return measured
 
 
-def _quarantine(source: Source, reports: list[PartReport], out: str) -> list[Quarantined]:
-    """Write the list of all that was lost, by path, and return it."""
+def _write_lists(source: Source, reports: list[PartReport], out: str) -> tuple[list[Quarantined], list[LeftOut]]:
+    """Write the lists of what was quarantined and what was left out, by path, and return them."""
     fs, root = filesystem(out)
-    found = [*source.quarantined, *(entry for report in reports for entry in report.quarantined)]
-    found.sort(key=lambda entry: entry.path)
-    lines = "".join(f"{entry.model_dump_json()}\n" for entry in found)
-    write_atomically(fs, f"{root}/{QUARANTINE}", lines.encode())
-    return found
+    quarantined, left_out = collect_entries(source, [report.tally for report in reports])
+    for name, entries in ((QUARANTINE, quarantined), (LEFT_OUT, left_out)):
+        lines = "".join(f"{entry.model_dump_json()}\n" for entry in entries)
+        write_atomically(fs, f"{root}/{name}", lines.encode())
+    return quarantined, left_out
 
 
 def _assemble(
@@ -172,33 +208,53 @@ def _assemble(
     pixels: PixelOptions,
     reports: list[PartReport],
     quarantined: list[Quarantined],
+    left_out: list[LeftOut],
     out: str,
     work: str,
     rows_per_shard: int,
 ) -> Manifest:
     """Write the shards; return the manifest that declares them complete."""
-    if not any(report.images for report in reports):
-        first = f"{quarantined[0].path}: {quarantined[0].reason}"
-        raise DataError(f"{source.name!r} has no readable image; see {out}/{QUARANTINE}, which starts with {first}")
+    tallies = [report.tally for report in reports]
+    balance = take_balance(source, tallies, sum(report.images for report in reports))
+    if balance.images == 0:
+        raise DataError(f"{source.name!r} has no readable image ({balance}); {_first(quarantined, left_out, out)}")
     shards = write_shards(reports, out, work, rows_per_shard, source.class_names)
+    digest = content_digest(source, pixels, tallies)
     return Manifest(
         num_images=sum(shard.rows for shard in shards),
         class_names=list(source.class_names),
         statistics=statistics(reports),
-        source=SourceInfo(source=source.name, kind=source.kind, digest=source.digest),
+        source=SourceInfo(source=source.name, kind=source.kind, digest=digest, stamp=source.stamp),
         pixels=pixels,
         shards=shards,
-        quarantined_count=sum(entry.rows for entry in quarantined),
+        balance=balance,
+        quarantined_count=balance.quarantined,
         quarantined=quarantined[:QUARANTINE_CAP],
     )
 
 
+def _first(quarantined: list[Quarantined], left_out: list[LeftOut], out: str) -> str:
+    """Where the reasons are, and the first of them."""
+    if quarantined:
+        return f"see {out}/{QUARANTINE}, which starts with {quarantined[0].path}: {quarantined[0].reason}"
+    first = f", which starts with {left_out[0].path}: {left_out[0].rule}" if left_out else ""
+    return f"see {out}/{LEFT_OUT}{first}"
+
+
 def _write_summary(
-    manifest: Manifest, reports: list[PartReport], quarantined: list[Quarantined], out: str, seconds: float
+    manifest: Manifest,
+    reports: list[PartReport],
+    quarantined: list[Quarantined],
+    left_out: list[LeftOut],
+    out: str,
+    seconds: float,
 ) -> None:
     """Write ``summary.json``: what was done, in numbers, and where it lies. `seconds` are those of the last call."""
     fs, root = filesystem(out)
     folder = absolute(out).rstrip("/")
+    balance = manifest.balance
+    assert balance is not None  # None in manifests of earlier versions only
+    outputs = {"manifest": MANIFEST, "quarantine": QUARANTINE, "left_out": LEFT_OUT}
     summary: dict[str, Any] = {
         "source": manifest.source.model_dump(),
         "images": manifest.num_images,
@@ -207,10 +263,18 @@ def _write_summary(
         "shards": len(manifest.shards),
         "classes": len(manifest.class_names),
         "bytes": sum(shard.bytes for shard in manifest.shards),
-        "quarantined": {"images": manifest.quarantined_count, "reasons": _count_reasons(quarantined)},
+        "balance": balance.model_dump(),
+        "quarantined": {
+            "images": balance.quarantined,
+            "reasons": _most_common((re.sub(r"\d+", "N", entry.reason), entry.rows) for entry in quarantined),
+        },
+        "left_out": {
+            "files": balance.left_out,
+            "rules": _most_common((entry.rule.partition(":")[0], entry.files) for entry in left_out),
+        },
         "seconds": round(seconds, 3),
         "versions": {name: _version(name) for name in PACKAGES},
-        "outputs": {"manifest": f"{folder}/{MANIFEST}", "quarantine": f"{folder}/{QUARANTINE}"},
+        "outputs": {name: f"{folder}/{file}" for name, file in outputs.items()},
     }
     write_atomically(fs, f"{root}/{SUMMARY}", json.dumps(summary, indent=1).encode())
 
@@ -222,9 +286,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _count_reasons(quarantined: list[Quarantined]) -> dict[str, int]:
-    """Images lost for each of the most frequent reasons, whose numbers are written N, so that like meets like."""
-    counts: Counter[str] = Counter()
-    for entry in quarantined:
-        counts[re.sub(r"\d+", "N", entry.reason)] += entry.rows
-    return dict(counts.most_common(REASONS))
+def _most_common(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The most frequent reasons and their counts; reasons that differ in numbers or names only count as one."""
+    total: Counter[str] = Counter()
+    for reason, count in counts:
+        total[reason] += count
+    return dict(total.most_common(REASONS))

@@ -8,6 +8,8 @@ fixed at ingest, so any run of them is a fair sample; ``index`` counts them in t
 from __future__ import annotations
 
 import json
+import posixpath
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from pipeline.storage import filesystem, write_atomically
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
+LEFT_OUT = "left_out.jsonl"
 SUMMARY = "summary.json"
 WORK_FOLDER = "_ingest"  # unfinished ingests keep their parts here
 QUARANTINE_CAP = 100  # entries repeated in the manifest; the file named by QUARANTINE has them all
@@ -57,11 +60,37 @@ class Shard(_Record):
 
 
 class Quarantined(_Record):
-    """Something in the source that could not be ingested."""
+    """Something in the source that could not be ingested, although it is or may be an image."""
 
     path: str = Field(description="where it stood in the source")
     reason: str
-    rows: int = Field(default=1, ge=1, description="images lost with it, as far as the source still tells")
+    rows: int = Field(default=1, ge=0, description="images known to be lost with it; 0 where damage may hide some")
+
+
+class LeftOut(_Record):
+    """Something in the source that is not an image, or that a rule passes over; no image is lost with it."""
+
+    path: str = Field(description="where it stands in the source; `x.tar: *.cls` for members that a tar has many of")
+    rule: str = Field(description="the rule; what follows a colon differs from file to file")
+    files: int = Field(default=1, ge=1)
+
+
+class Balance(_Record):
+    """What became of everything that an ingest saw: seen = images + quarantined + left_out."""
+
+    unit: str = Field(description="what is counted: files, rows, members of tars")
+    seen: int
+    images: int
+    quarantined: int
+    left_out: int
+    damaged: int = Field(default=0, description="entries of quarantine.jsonl after which more images may be missing")
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.seen:,} {self.unit} seen = {self.images:,} images + {self.quarantined:,} quarantined "
+            f"+ {self.left_out:,} left out by rule"
+        )
+        return f"{line}; damage in {self.damaged:,} files may hide more images" if self.damaged else line
 
 
 class ImageStatistics(_Record):
@@ -83,11 +112,17 @@ class ImageStatistics(_Record):
 
 
 class SourceInfo(_Record):
-    """What was ingested; ``digest`` changes with the source's files, labels or class names."""
+    """What was ingested.
+
+    ``digest`` changes with the content: images, how they are read, names, labels, classes. It is the same wherever
+    the source lies, whenever it was copied, and however it was cut into parts. ``stamp`` changes with the names, sizes
+    and times of the source's files, too: while it is the same, nobody needs to read the source to know its digest.
+    """
 
     source: str
     kind: str
     digest: str
+    stamp: str = Field(default="", description="empty in manifests whose digest was made of names, sizes and times")
 
 
 class Manifest(_Record):
@@ -100,6 +135,7 @@ class Manifest(_Record):
     source: SourceInfo
     pixels: PixelOptions = Field(AS_THEY_ARE, description="how the source's files were turned into pixels")
     shards: list[Shard]
+    balance: Balance | None = Field(default=None, description="None in manifests of earlier versions")
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
 
@@ -129,7 +165,7 @@ def read_manifest(folder: str) -> Manifest:
     try:
         with fs.open_input_file(f"{root}/{MANIFEST}") as file:
             raw = file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(_why_no_manifest(fs, root, folder)) from None
     except OSError as error:
         raise DataError(f"cannot read {folder}/{MANIFEST}: {error}") from error
@@ -138,8 +174,16 @@ def read_manifest(folder: str) -> Manifest:
 
 def _why_no_manifest(fs: pafs.FileSystem, root: str, folder: str) -> str:
     if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
-        return f"{folder} holds an unfinished ingest; run the same `digpro ingest` again, it goes on from there"
-    return f"{folder} holds no {MANIFEST}; fill it with `digpro ingest SOURCE {folder}`"
+        return f"{folder} holds an unfinished ingest; run the same `digpro ingest` again to resume it"
+    if fs.get_file_info(root).type == pafs.FileType.File:
+        shards = shlex.quote(f"{posixpath.splitext(folder)[0]}-shards")
+        what = f"{folder} is a file and not a folder of shards"
+    elif fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
+        shards = shlex.quote(f"{folder.rstrip('/')}-shards")
+        what = f"{folder} holds no {MANIFEST} but other files; images must be ingested before they are used"
+    else:
+        return f"{folder} holds no {MANIFEST}; fill it with `digpro ingest SOURCE {shlex.quote(folder)}`"
+    return f"{what}: run `digpro ingest {shlex.quote(folder)} {shards}`, then set data.path={shards}"
 
 
 def _parse_manifest(raw: bytes, folder: str) -> Manifest:

@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
+
+from pipeline.errors import UserError
 
 
 def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[Any]:
-    """Run `task` on every tuple of arguments, on Ray when it is there, and yield the results as they come."""
+    """Run `task` on every tuple of arguments, on Ray when it is initialised, and yield results as they come.
+
+    An error that a user can act on is raised as the task raised it, without the traceback that Ray adds.
+    """
     if len(calls) <= 1 or not ray.is_initialized():
         yield from itertools.starmap(task, calls)
         return
@@ -19,7 +25,16 @@ def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator
     try:
         while pending:
             ready, pending = ray.wait(pending)
-            yield ray.get(ready[0])
+            yield _result(ready[0])
     finally:
-        for reference in pending:  # an error or a closed generator: stop what was not asked for any more
+        for reference in pending:  # after an error or a closed generator: stop what nobody waits for
             ray.cancel(reference)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

@@ -14,8 +14,7 @@ import numpy as np
 from pipeline.data.pixel_options import Limits, PixelOptions
 from pipeline.data.pixels import read_values
 from pipeline.data.raw_values import Array, Unreadable
-from pipeline.data.shards import Quarantined
-from pipeline.data.sources import Part, Source
+from pipeline.data.sources import Part, Row, Source
 from pipeline.data.tasks import run_each
 from pipeline.errors import DataError
 
@@ -52,7 +51,7 @@ def _sample_part(part: Part, k: int, pixels: PixelOptions, stride: int) -> tuple
     samples = [np.empty((0, 3))]
     with warnings.catch_warnings(action="ignore"):
         for position, row in enumerate(part()):
-            if position % stride == 0 and not isinstance(row, Quarantined):
+            if position % stride == 0 and isinstance(row, Row):
                 samples.append(_sample_image(row.data, pixels, np.random.default_rng([k, position])))
     return k, np.concatenate(samples)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow import fs as pafs
 from pydantic import BaseModel
 
+from pipeline.data.balance import Tally, read_part
 from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import read_picture
@@ -36,7 +37,7 @@ class PartReport(BaseModel):
 
     groups: list[int] = []
     """Rows of each row group of the part's file."""
-    quarantined: list[Quarantined] = []
+    tally: Tally = Tally()
     images: int = 0
     rewritten: int = 0
     """Images whose bytes are not those of the source."""
@@ -113,15 +114,12 @@ def _verify_part(
 
 def _good_rows(part: Part, report: PartReport, pixels: PixelOptions, stride: int, num_classes: int) -> Iterator[Row]:
     """Yield the rows that verify, as they are to be stored; count and measure all, and the quarantined, in `report`."""
-    for position, row in enumerate(part()):
-        if isinstance(row, Quarantined):
-            report.quarantined.append(row)
-            continue
+    for position, row in enumerate(read_part(part, report.tally)):
         try:
             _check_label(row.label, num_classes)
             picture = read_picture(row.data, pixels)
         except Exception as error:  # one bad image, or one too large for the memory, never costs the others
-            report.quarantined.append(Quarantined(path=row.where, reason=first_line(error)))
+            report.tally.quarantined.append(Quarantined(path=row.where, reason=first_line(error)))
             continue
         _measure(picture.image, report, sample=position % stride == 0)
         if not picture.as_stored:

@@ -3,28 +3,29 @@
 A source string is ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``webdataset:PATTERN``,
 ``torchvision:NAME:PATH``, or a plain path whose kind is detected.
 
-Where a source allows it, its images are read in a shuffled order, the same each time.
+Where a source allows it, its images are read in a shuffled order, the same each time. Whatever lies in a source is
+yielded as a row, quarantined, or left out by a rule, and counted.
 """
 
 from __future__ import annotations
 
-import difflib
-import posixpath
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 
-from pipeline.data.sources.base import IMAGE_SUFFIXES, Part, Row, Source, find
+from pipeline.data.sources.base import Part, Row, Seen, Source
+from pipeline.data.sources.detection import detect
 from pipeline.data.sources.digits import open_digits
 from pipeline.data.sources.imagefolder import open_imagefolder
-from pipeline.data.sources.parquet import open_parquet
+from pipeline.data.sources.listing import printable
+from pipeline.data.sources.parquet import DETECT, Columns, open_parquet
 from pipeline.data.sources.torchvision_sets import open_torchvision
 from pipeline.data.sources.webdataset import open_webdataset
-from pipeline.errors import DataError
-from pipeline.storage import filesystem
+from pipeline.errors import DataError, did_you_mean
 
-__all__ = ["Part", "Row", "Source", "open_source"]
+__all__ = ["Columns", "Part", "Row", "Seen", "Source", "open_source"]
 
 _OPENERS: dict[str, Callable[[str, str, int], Source]] = {
     "digits": open_digits,
@@ -35,10 +36,15 @@ _OPENERS: dict[str, Callable[[str, str, int], Source]] = {
 }
 
 
-def open_source(source: str, rows_per_part: int) -> Source:
+def open_source(source: str, rows_per_part: int, columns: Columns = DETECT) -> Source:
     """Parse a source string, list the source and cut it into parts of at most `rows_per_part` rows.
 
     A tar file cannot be cut without reading it; it is one part whatever its length.
+
+    Parameters
+    ----------
+    columns : Columns
+        For Parquet: the columns of images and labels; None is to be detected.
 
     Raises
     ------
@@ -47,15 +53,29 @@ def open_source(source: str, rows_per_part: int) -> Source:
     """
     try:
         kind, path = _kind_and_path(source)
-        opened = _OPENERS[kind](source, path, rows_per_part)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source!r} has a file name that is not UTF-8: {error.object!r}; rename it") from None
+        opened = _opener(kind, source, columns)(printable(source), path, rows_per_part)
+    except UnicodeError as error:
+        raise DataError(f"{source!r} holds a name that is not UTF-8: {error}; rename it") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot list the source {source!r}: {error}") from error
+        raise DataError(f"cannot list the source {source!r}: {error}; make it readable, or give another") from error
     if not opened.parts and not opened.quarantined:
-        remedy = f"imagefolder looks for {', '.join(IMAGE_SUFFIXES)}, parquet for rows"
-        raise DataError(f"{source!r}, read as {kind}, holds no images; {remedy}")
-    return opened
+        raise DataError(f"{source!r}, read as {kind}, holds no images{_what_else(opened)}")
+    return replace(opened, name=printable(source))
+
+
+def _opener(kind: str, source: str, columns: Columns) -> Callable[[str, str, int], Source]:
+    if kind == "parquet":
+        return partial(open_parquet, wanted=columns)
+    if columns != DETECT:
+        raise DataError(f"{source!r} is read as {kind}; --image-column and --label-column are for Parquet only")
+    return _OPENERS[kind]
+
+
+def _what_else(source: Source) -> str:
+    if not source.left_out:
+        return "; give a folder of image files, Parquet files with rows, or tars"
+    first = source.left_out[0]
+    return f"; {len(source.left_out)} files were left out, the first is {first.path!r}: {first.rule}"
 
 
 def _kind_and_path(source: str) -> tuple[str, str]:
@@ -64,20 +84,11 @@ def _kind_and_path(source: str) -> tuple[str, str]:
         return "digits", ""
     if kind in _OPENERS and path and not path.startswith("//"):
         return kind, path
-    if "{" in source or "*" in source:
-        return "webdataset", source
-    fs, inner = filesystem(source)
-    info = fs.get_file_info(inner)
-    if info.type == pafs.FileType.NotFound:
-        if source.lower().endswith(".tar"):
-            return "webdataset", source  # may be a pattern
-        raise _unknown(source, kind)
-    suffixes = {posixpath.splitext(found.path)[1].lower() for found in find(fs, inner)}
-    return ("parquet" if ".parquet" in suffixes else "webdataset" if ".tar" in suffixes else "imagefolder"), source
-
-
-def _unknown(source: str, kind: str) -> DataError:
-    near = difflib.get_close_matches(kind, _OPENERS, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    forms = "digits, imagefolder:PATH, parquet:PATH, webdataset:PATTERN, torchvision:NAME:PATH, or a path that exists"
-    return DataError(f"{source!r} is neither a source nor an existing path.{hint} Valid sources: {forms}")
+    detected = detect(source)
+    if detected is None:
+        forms = "digits, imagefolder:PATH, parquet:PATH, webdataset:PATTERN, torchvision:NAME:PATH"
+        hint = did_you_mean(kind, _OPENERS) or "."
+        raise DataError(
+            f"{source!r} is neither a source nor an existing path{hint} Valid sources: {forms}, or a path that exists"
+        )
+    return detected, source

@@ -1,4 +1,4 @@
-"""What every source shares: rows, parts, and how files are listed and identified."""
+"""What every source shares: rows, parts, and how a source is cut and identified."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ import json
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import WORK_FOLDER, Quarantined
+from pipeline.data.formats import HEAD_BYTES, describe, image_format
+from pipeline.data.shards import LeftOut, Quarantined
+from pipeline.data.sources.listing import File, open_file
 from pipeline.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+_SUFFIXES = """
+.jpg .jpeg .jpe .jfif .pjpeg .pjp .png .apng .webp .tif .tiff .gif .bmp .dib .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .jpf
+.jxl .heic .heif .avif .ico .tga .svg .psd .exr .hdr .dcm .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
+"""
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+"""A file of such a name that cannot be read is an image lost. Which files are images is decided by their content."""
 UNKNOWN_LABEL = -1
 ORDER_SEED = 0  # of every shuffle during ingest, which is the same for all: an order, not a draw of the experiment
 
@@ -33,21 +40,56 @@ class Row(NamedTuple):
     where: str  # names the row in a quarantine entry
 
 
-Part = Callable[[], Iterator[Row | Quarantined]]
+class Seen(NamedTuple):
+    """So many more files, rows or members were seen; for sources that cannot count them while they are listed."""
+
+    number: int
+
+
+Part = Callable[[], Iterator[Row | Quarantined | LeftOut | Seen]]
 """Reads a slice of a source: picklable, so that any process can, and always in the same order."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source: listed, not read."""
+    """An opened source: listed, not read.
+
+    Attributes
+    ----------
+    unit : str
+        What `seen` counts, as the balance at the end of an ingest names it.
+    seen : int
+        How many of them are known from the listing; parts add what they meet only while they read.
+    stamp : str
+        Digest of the names, sizes and times of the files: a hint that nothing has changed, and no more than that.
+    """
 
     name: str
     kind: str
     class_names: tuple[str, ...]
     parts: tuple[Part, ...]
-    digest: str
+    unit: str
+    seen: int
+    stamp: str
     location: tuple[pafs.FileSystem, str] | None = None
     quarantined: tuple[Quarantined, ...] = ()  # found while listing
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def read_image(file: Any, name: str) -> bytes | str:
+    """The content of an open file that is an image, or in words what else it is. `name` decides for damaged ones only.
+
+    Of files that are not images, no more than the first bytes are read.
+    """
+    if has_image_suffix(name):
+        return bytes(file.read())
+    head = bytes(file.read(HEAD_BYTES))
+    return describe(head) if image_format(head) is None else head + file.read()
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether the name claims to be that of an image; what a web address appends to it does not matter."""
+    return posixpath.splitext(name.partition("?")[0])[1].lower() in IMAGE_SUFFIXES
 
 
 def shuffled(items: Sequence[T], *key: int) -> list[T]:
@@ -78,48 +120,30 @@ def pack(lengths: Iterable[int], size: int) -> list[list[tuple[int, int, int]]]:
     return [part for part in parts if part]
 
 
-def find(fs: pafs.FileSystem, root: str, suffixes: Sequence[str] = ("",)) -> list[pafs.FileInfo]:
-    """Files at or below `root` with one of `suffixes`, sorted by path; hidden files and work folders are left out."""
-    info = fs.get_file_info(root)
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{root} does not exist; give a path that does")
-    if info.type == pafs.FileType.File:
-        return [info]
-    found = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-    files = [f for f in found if f.type == pafs.FileType.File and f.path.lower().endswith(tuple(suffixes))]
-    return sorted((f for f in files if _visible(relative(f.path, root))), key=lambda f: f.path)
-
-
-def _visible(name: str) -> bool:
-    return not any(piece.startswith((".", WORK_FOLDER)) for piece in name.split("/"))
-
-
-def relative(path: str, root: str) -> str:
-    """The path of a file below `root`, or its name when it is `root` itself."""
-    return posixpath.basename(path) if path == root else posixpath.relpath(path, root)
-
-
-def digest(kind: str, class_names: Iterable[str], files: Iterable[pafs.FileInfo] = (), root: str = "") -> str:
-    """A digest that changes with anything that could change the shards, and not with where the source lies."""
+def stamp(kind: str, class_names: Iterable[str], files: Iterable[File] = ()) -> str:
+    """A digest of names, sizes and times: it changes with whatever changes the shards, and sometimes without need."""
     state = hashlib.sha256(json.dumps([kind, list(class_names)]).encode())
     for file in files:
-        state.update(json.dumps([relative(file.path, root), file.size, file.mtime_ns]).encode())
+        state.update(json.dumps([file.name, file.size, file.mtime_ns]).encode())
     return state.hexdigest()
 
 
 def named_classes(fs: pafs.FileSystem, folder: str) -> tuple[str, ...]:
     """``class_names`` of a ``dataset.json`` in `folder`, or none."""
     path = f"{folder}/dataset.json"
-    if fs.get_file_info(path).type != pafs.FileType.File:
+    try:
+        with open_file(fs, path) as file:
+            raw = file.read()
+    except (FileNotFoundError, NotADirectoryError):
         return ()
-    with fs.open_input_file(path) as file:
-        raw = file.read()
     try:
         names = json.loads(raw).get("class_names", [])
         if not isinstance(names, list):
             raise TypeError(f"class_names is {names!r}")
     except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} is no JSON object with a list `class_names` ({error}); correct or remove it") from None
+        raise DataError(
+            f"{path} is not a JSON object with a list `class_names` ({error}); correct or remove it"
+        ) from None
     return tuple(str(name) for name in names)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from PIL import Image
 
-from pipeline.data.sources.base import Row, Source, cut, digest, png, shuffled
+from pipeline.data.sources.base import Row, Source, cut, png, shuffled, stamp
 
 NUM_DIGITS = 1797
 
@@ -16,7 +16,7 @@ def open_digits(source: str, path: str, rows_per_part: int) -> Source:
     """The digits in parts of `rows_per_part` images, shuffled."""
     names = tuple("0123456789")
     parts = tuple(partial(_rows, numbers) for numbers in cut(shuffled(range(NUM_DIGITS)), rows_per_part))
-    return Source(source, "digits", names, parts, digest("digits", names))
+    return Source(source, "digits", names, parts, "rows", NUM_DIGITS, stamp("digits", names))
 
 
 def _rows(numbers: tuple[int, ...]) -> Iterator[Row]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from pipeline.data.shards import Quarantined
-from pipeline.data.sources.base import Part, Row, Source, cut, digest, find, png, shuffled
-from pipeline.errors import DataError
+from pipeline.data.sources.base import Part, Row, Source, cut, png, shuffled, stamp
+from pipeline.data.sources.listing import list_files
+from pipeline.errors import DataError, did_you_mean, first_line
 from pipeline.storage import filesystem
 
 _BOTH = [{"train": True}, {"train": False}]
@@ -25,22 +25,25 @@ TORCHVISION: dict[str, list[dict[str, Any]]] = {  # data set -> the arguments of
 
 
 def open_torchvision(source: str, path: str, rows_per_part: int) -> Source:
-    """All splits of a data set on disk as one, each shuffled."""
+    """All splits of a data set on disk as one, each shuffled. Its rows are counted, not the files that hold them."""
     name, _, where = path.partition(":")
     if name not in TORCHVISION or not where:
-        near = difflib.get_close_matches(name, TORCHVISION, 1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{source!r} is not torchvision:NAME:PATH.{hint} Valid names: {', '.join(sorted(TORCHVISION))}")
+        hint = did_you_mean(name, TORCHVISION, cutoff=0.4)
+        raise DataError(
+            f"{source!r} is not torchvision:NAME:PATH{hint or '.'} Valid names: {', '.join(sorted(TORCHVISION))}"
+        )
     fs, root = filesystem(where)
     parts: list[Part] = []
+    seen = 0
     class_names: tuple[str, ...] = ()
     for split in TORCHVISION[name]:
         dataset = _torchvision(name, root, split)
         class_names = tuple(getattr(dataset, "classes", ()))
+        seen += len(dataset)
         items = cut(shuffled(range(len(dataset))), rows_per_part)
         parts += [partial(_rows, name, root, split, numbers) for numbers in items]
-    identity = digest(f"torchvision:{name}", class_names, find(fs, root), root)
-    return Source(source, "torchvision", class_names, tuple(parts), identity, (fs, root))
+    mark = stamp(f"torchvision:{name}", class_names, list_files(fs, root).files)
+    return Source(source, "torchvision", class_names, tuple(parts), "rows", seen, mark, (fs, root))
 
 
 def _rows(name: str, root: str, split: dict[str, Any], numbers: tuple[int, ...]) -> Iterator[Row | Quarantined]:
@@ -62,8 +65,9 @@ def _torchvision(name: str, root: str, split: dict[str, Any]) -> Any:
 
     try:
         return getattr(torchvision.datasets, name)(root, download=False, **split)
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # damaged files end in whatever their unpacking raises
         call = ", ".join([repr(root), *(f"{key}={value!r}" for key, value in split.items()), "download=True"])
         raise DataError(
-            f"torchvision finds no {name} in {root} ({error}); fetch it first: torchvision.datasets.{name}({call})"
+            f"torchvision cannot open {name} in {root} ({first_line(error)}); "
+            f"download it first: torchvision.datasets.{name}({call})"
         ) from error

@@ -1,123 +1,256 @@
-"""WebDataset tar files: consecutive members with the same stem are a sample."""
+"""WebDataset tars: the members whose names are equal up to the first dot are a sample, with one label for its images.
+
+Every member whose content is an image is a row. A sample may lie in the tar in any order.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import posixpath
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import Quarantined
-from pipeline.data.sources.base import IMAGE_SUFFIXES, UNKNOWN_LABEL, Row, Source, digest, find, named_classes
+from pipeline.data.shards import LeftOut, Quarantined
+from pipeline.data.sources.base import UNKNOWN_LABEL, Row, Seen, Source, named_classes, stamp
+from pipeline.data.sources.listing import Listing, list_files, printable
+from pipeline.data.sources.tar import LABEL_SUFFIXES, TAR_SUFFIXES, Member, read_members
 from pipeline.errors import DataError
 from pipeline.storage import filesystem
 
-TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error)
+HELD_BYTES = 64 << 20  # of the images of one tar that wait for their labels
+LABEL_KEYS = ("label", "cls")  # of a .json, in this order
+
+Entry = Row | Quarantined | LeftOut | Seen
 
 
 def open_webdataset(source: str, path: str, rows_per_part: int) -> Source:
     """One part for each tar file of a pattern: it cannot be cut without reading it."""
-    found = [_expand(piece) for piece in braceexpand(path)]
+    patterns = _expand_braces(path)
+    found = [_find_tars(pattern) for pattern in patterns]
     fs, root, _ = found[0]
-    files = [info for _, _, infos in found for info in infos]
-    location = filesystem(path) if len(found) == 1 else None
+    files = [file for _, _, listing in found for file in listing.files]
+    left_out = tuple(entry for _, _, listing in found for entry in listing.left_out)
+    lost = tuple(entry for _, _, listing in found for entry in listing.quarantined)
     class_names = named_classes(fs, root)
-    parts = tuple(partial(_rows, fs, info.path) for info in files)
-    return Source(source, "webdataset", class_names, parts, digest("webdataset", class_names, files, root), location)
+    parts = tuple(partial(_rows, fs, file.path, file.name, class_names) for file in files)
+    location = filesystem(path) if len(patterns) == 1 else None
+    mark = stamp("webdataset", class_names, files)
+    seen = len(left_out) + len(lost)
+    return Source(source, "webdataset", class_names, parts, "members", seen, mark, location, lost, left_out)
 
 
-def _expand(path: str) -> tuple[pafs.FileSystem, str, list[pafs.FileInfo]]:
-    """(filesystem, folder, tar files) of a tar file, a folder of them, or a pattern with ``*``, ``?``, ``[``."""
+def _expand_braces(path: str) -> list[str]:
     fs, inner = filesystem(path)
+    if "{" not in path or fs.get_file_info(inner).type != pafs.FileType.NotFound:
+        return [path]
+    try:
+        return list(braceexpand(path))
+    except ValueError as error:
+        raise DataError(f"the pattern {path!r} cannot be expanded: {error}; close its braces") from None
+
+
+def _find_tars(pattern: str) -> tuple[pafs.FileSystem, str, Listing]:
+    """(filesystem, folder, tars) of a tar file, a folder of them, or a pattern with ``*``, ``?``, ``[``."""
+    fs, inner = filesystem(pattern)
     kind = fs.get_file_info(inner).type
     if kind == pafs.FileType.Directory:
-        folder, files = inner, find(fs, inner, (".tar",))
+        folder = inner
+        listing = list_files(fs, inner).keep(lambda name: name.lower().endswith(TAR_SUFFIXES), "not a tar file")
     elif kind == pafs.FileType.File:
-        folder, files = posixpath.dirname(inner), find(fs, inner)
+        folder, listing = posixpath.dirname(inner), list_files(fs, inner)
     else:
-        folder = re.split(r"[*?\[]", inner)[0].rpartition("/")[0]
-        files = [f for f in find(fs, folder) if PurePosixPath(f.path).match(inner)]
-    if not files:
+        folder = re.split(r"[*?\[]", inner)[0].rpartition("/")[0] or "/"
+        listing = Listing([file for file in list_files(fs, folder).files if PurePosixPath(file.path).match(inner)])
+    if not listing.files:
         remedy = "give a .tar, a folder of them, or a pattern such as x-{000..010}.tar"
-        raise DataError(f"no tar file matches {path}; {remedy}")
-    return fs, folder, files
+        raise DataError(f"no tar file matches {pattern!r}; {remedy}")
+    return fs, folder, listing
 
 
-def _rows(fs: pafs.FileSystem, path: str) -> Iterator[Row | Quarantined]:
-    """The images of every sample up to the archive's end, or to its break, which is quarantined."""
-    name, last = posixpath.basename(path), "the start"
-    try:
-        with fs.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for last, sample in _samples(tar):
-                yield from _sample_rows(f"{name}: {last}", last, sample)
-            if not _reached_end(tar):
-                yield Quarantined(path=name, reason=f"no end-of-archive mark after {last}, perhaps cut short there")
-    except TAR_ERRORS as error:
-        yield Quarantined(path=name, reason=f"broken after {last} ({error}); what follows is lost")
+def _rows(fs: pafs.FileSystem, path: str, tar: str, class_names: tuple[str, ...]) -> Iterator[Entry]:
+    """The images of a tar with their labels, and what becomes of every other member."""
+    joiner = _Joiner(printable(tar), class_names)
+    for member in read_members(fs, path, tar):
+        if isinstance(member, Member):
+            yield from joiner.add(member)
+        else:
+            yield member
+    yield from joiner.finish()
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, {suffix: content}); where the archive breaks, what is whole of the last sample comes first."""
-    last, sample = "", dict[str, bytes]()
-    try:
-        for info in tar:
-            if info.isfile():
-                key, suffix = _key_and_suffix(info.name)
-                if sample and (key != last or suffix in sample):
-                    yield last, sample
-                    sample = {}
-                content = tar.extractfile(info)
-                assert content is not None  # only None for members that are no regular files
-                last, sample[suffix] = key, content.read()
-    except TAR_ERRORS:
-        if sample:
-            yield last, sample
-        raise
-    if sample:
-        yield last, sample
-
-
-def _key_and_suffix(name: str) -> tuple[str, str]:
-    """Split a member's name at the first dot of its last piece, as WebDataset does."""
+def key_of(name: str) -> str:
+    """The sample that a member belongs to: its name up to the first dot behind the last slash, as WebDataset has it."""
     folder, file = posixpath.split(name)
-    stem, dot, suffix = file.partition(".")
-    return posixpath.join(folder, stem), (dot + suffix).lower()
+    return posixpath.join(folder, file.partition(".")[0])
 
 
-def _reached_end(tar: tarfile.TarFile) -> bool:
-    """Whether reading stopped at the zero block that ends an archive; tarfile also stops, silently, at garbage."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    return tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+class _Label(NamedTuple):
+    """A label as a member of the tar gives it, -1 for metadata without one; or why it cannot be read."""
+
+    member: str
+    value: int
+    problem: str = ""
 
 
-def _sample_rows(where: str, key: str, sample: dict[str, bytes]) -> Iterator[Row | Quarantined]:
-    images = {suffix: data for suffix, data in sample.items() if suffix in IMAGE_SUFFIXES}
-    if not images:
-        yield Quarantined(path=where, reason=f"no image among {sorted(sample)}; it must end in {IMAGE_SUFFIXES}")
-        return
+@dataclass
+class _Sample:
+    """Members of one key: images as (name, content), and labels by their names without suffix."""
+
+    images: list[tuple[str, bytes]] = field(default_factory=list)
+    labels: dict[str, list[_Label]] = field(default_factory=dict)
+
+    def label_of(self, image: str) -> int:
+        """The label that shares the image's whole stem, or else the one named by the key alone; -1 without any.
+
+        Raises
+        ------
+        ValueError
+            When a label cannot be read, or two disagree.
+        """
+        labels = self.labels.get(posixpath.splitext(image)[0]) or self.labels.get(key_of(image)) or []
+        for label in labels:
+            if label.problem:
+                raise ValueError(label.problem)
+        found = {label.value for label in labels} - {UNKNOWN_LABEL}
+        if len(found) > 1:
+            raise ValueError(f"its labels disagree: {sorted(found)}; keep one of them")
+        return next(iter(found), UNKNOWN_LABEL)
+
+
+class _Joiner:
+    """Joins the images of a tar to their labels, whichever come first.
+
+    Images that have no label yet wait until the tar ends, or until more than `HELD_BYTES` of them wait.
+    """
+
+    def __init__(self, tar: str, class_names: tuple[str, ...]) -> None:
+        self.tar = tar
+        self.class_names = class_names
+        self.waiting: dict[str, _Sample] = {}
+        self.held_bytes = 0
+        self.unlabelled = set[str]()  # keys of images that were handed on without a label
+        self.last = ""
+        self.left_out: dict[tuple[str, str], int] = {}  # (suffix, rule) -> members
+
+    def add(self, member: Member) -> Iterator[Entry]:
+        """Take a member in; yield the rows that need not wait any longer."""
+        name, content = member
+        if isinstance(content, str):
+            self._leave_out(name, f"decided by content: {content}")
+            return
+        yield from self._release_last(name)
+        self.last = key_of(name)
+        sample = self.waiting.setdefault(self.last, _Sample())
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() in LABEL_SUFFIXES:
+            label = _read_label(name, content, self.class_names)
+            self._refuse_late_label(label, sample)
+            sample.labels.setdefault(stem, []).append(label)
+        else:
+            sample.images.append((name, content))
+            self.held_bytes += len(content)
+            yield from self._release_oldest()
+
+    def finish(self) -> Iterator[Entry]:
+        """Yield what still waits, and the members that were left out, those of one suffix together."""
+        while self.waiting:
+            yield from self._release(next(iter(self.waiting)))
+        for (suffix, rule), count in self.left_out.items():
+            yield LeftOut(path=f"{self.tar}: *{suffix}", rule=rule, files=count)
+
+    def _release_last(self, name: str) -> Iterator[Entry]:
+        """Hand the last sample on when it is complete and the next member opens another, perhaps of the same name."""
+        sample = self.waiting.get(self.last)
+        if sample and sample.images and sample.labels:
+            names = [image for image, _ in sample.images]
+            if key_of(name) != self.last or name in names:
+                yield from self._release(self.last)
+
+    def _release_oldest(self) -> Iterator[Entry]:
+        while self.held_bytes > HELD_BYTES:
+            oldest = next(key for key, sample in self.waiting.items() if sample.images)
+            if oldest == self.last:
+                return
+            yield from self._release(oldest)
+
+    def _release(self, key: str) -> Iterator[Entry]:
+        sample = self.waiting.pop(key)
+        for name, content in sample.images:
+            self.held_bytes -= len(content)
+            where = f"{self.tar}: {name}"
+            try:
+                label = sample.label_of(name)
+            except ValueError as error:
+                yield Quarantined(path=where, reason=str(error))
+                continue
+            if label == UNKNOWN_LABEL:
+                self.unlabelled.add(key)
+            yield Row(content, name, label, where)
+        of = "of an image" if sample.images else "without an image of its key, which is the name up to the first dot"
+        for given in itertools.chain(*sample.labels.values()):
+            is_metadata = given.value == UNKNOWN_LABEL and not given.problem
+            self._leave_out(given.member, f"metadata {of}, with no label in it" if is_metadata else f"label {of}")
+
+    def _leave_out(self, name: str, rule: str) -> None:
+        kind = posixpath.splitext(name)[1].lower(), rule
+        self.left_out[kind] = self.left_out.get(kind, 0) + 1
+
+    def _refuse_late_label(self, label: _Label, sample: _Sample) -> None:
+        """A label must not be dropped in silence because its image could not wait for it."""
+        is_late = key_of(label.member) in self.unlabelled and not sample.images
+        if is_late and (label.problem or label.value != UNKNOWN_LABEL):
+            raise DataError(
+                f"{self.tar} is not sorted: {label.member} comes more than {HELD_BYTES >> 20} MiB of images after its "
+                "image; write the tar again with `tar --sort=name`"
+            )
+
+
+def _read_label(member: str, content: bytes, class_names: tuple[str, ...]) -> _Label:
     try:
-        label = _sample_label(sample)
-    except (ValueError, TypeError, AttributeError) as error:
-        yield Quarantined(path=where, reason=f"the label is no integer: {error}", rows=len(images))
-        return
-    for suffix, data in images.items():
-        yield Row(data, key + suffix, label, where + suffix)
+        return _Label(member, parse_label(posixpath.splitext(member)[1].lower(), content, class_names))
+    except ValueError as error:
+        return _Label(member, UNKNOWN_LABEL, str(error))
 
 
-def _sample_label(sample: dict[str, bytes]) -> int:
-    if ".cls" in sample:
-        return int(sample[".cls"])
-    label = json.loads(sample[".json"]).get("label") if ".json" in sample else None
-    if label is None:
-        return UNKNOWN_LABEL
-    if type(label) is not int:
-        raise TypeError(f"{label!r} under 'label' in the .json")
-    return label
+def parse_label(suffix: str, content: bytes, class_names: tuple[str, ...]) -> int:
+    """The label in a .cls, a number or the name of a class, or in a .json, under one of `LABEL_KEYS`; -1 for none.
+
+    Raises
+    ------
+    ValueError
+        When it is something else.
+    """
+    if suffix == ".cls":
+        return _number(content.decode("utf-8-sig", "replace").strip(), class_names)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the .json beside the image is malformed: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"the .json beside the image is not an object with a 'label' but {_short(values)}")
+    value = next((values[key] for key in LABEL_KEYS if values.get(key) is not None), UNKNOWN_LABEL)
+    return _number(value, class_names)
+
+
+def _number(value: Any, class_names: tuple[str, ...]) -> int:
+    if isinstance(value, str) and value in class_names:
+        return class_names.index(value)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}(\.0*)?", value):
+        return int(value.partition(".")[0])
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:
+        return int(value)
+    remedy = "give an integer" if class_names else "give an integer, or list the names in dataset.json as `class_names`"
+    raise ValueError(f"the label {_short(value)} is not an integer; {remedy}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,96 @@
+"""The books of an ingest: everything that was seen became an image, was quarantined, or was left out by a rule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from pydantic import BaseModel
+
+from pipeline.data.pixel_options import PixelOptions
+from pipeline.data.shards import Balance, LeftOut, Quarantined
+from pipeline.data.sources import Part, Row, Seen, Source
+from pipeline.data.tasks import run_each
+
+MODULUS = 2**256
+
+
+class Tally(BaseModel):
+    """What one part yielded beside its rows, and the sum of its rows' digests.
+
+    A sum does not depend on the order of the rows, nor on the parts into which they were cut.
+    """
+
+    seen: int = 0
+    quarantined: list[Quarantined] = []
+    left_out: list[LeftOut] = []
+    content: int = 0
+
+
+def read_part(part: Part, tally: Tally) -> Iterator[Row]:
+    """The rows of a part; everything else that it yields goes into `tally`."""
+    for entry in part():
+        if isinstance(entry, Row):
+            tally.content = (tally.content + _row_digest(entry)) % MODULUS
+            yield entry
+        elif isinstance(entry, Seen):
+            tally.seen += entry.number
+        elif isinstance(entry, Quarantined):
+            tally.quarantined.append(entry)
+        else:
+            tally.left_out.append(entry)
+
+
+def _row_digest(row: Row) -> int:
+    state = hashlib.sha256(json.dumps([row.path, row.label, len(row.data)]).encode())
+    state.update(row.data)
+    return int.from_bytes(state.digest(), "big")
+
+
+def content_digest(source: Source, pixels: PixelOptions, tallies: Iterable[Tally]) -> str:
+    """The digest of a source's content, from the tallies of all its parts, and of how its pixels are read."""
+    total = sum(tally.content for tally in tallies) % MODULUS
+    identity = [source.kind, source.class_names, total, pixels.requested.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def read_content_digest(source: Source, pixels: PixelOptions) -> str:
+    """The digest of a source's content, which is read for it but not decoded."""
+    return content_digest(source, pixels, run_each(_tally_part, [(part,) for part in source.parts]))
+
+
+def _tally_part(part: Part) -> Tally:
+    tally = Tally()
+    for _ in read_part(part, tally):
+        pass
+    return tally
+
+
+def collect_entries(source: Source, tallies: Sequence[Tally]) -> tuple[list[Quarantined], list[LeftOut]]:
+    """All that was quarantined and left out, while listing and while reading, each by its path."""
+    quarantined = [*source.quarantined, *(entry for tally in tallies for entry in tally.quarantined)]
+    left_out = [*source.left_out, *(entry for tally in tallies for entry in tally.left_out)]
+    return sorted(quarantined, key=lambda entry: entry.path), sorted(left_out, key=lambda entry: entry.path)
+
+
+def take_balance(source: Source, tallies: Sequence[Tally], images: int) -> Balance:
+    """Count what was seen and what became of it.
+
+    Raises
+    ------
+    RuntimeError
+        When the numbers do not add up, which is a fault of this program.
+    """
+    quarantined, left_out = collect_entries(source, tallies)
+    balance = Balance(
+        unit=source.unit,
+        seen=source.seen + sum(tally.seen for tally in tallies),
+        images=images,
+        quarantined=sum(entry.rows for entry in quarantined),
+        left_out=sum(entry.files for entry in left_out),
+        damaged=sum(entry.rows == 0 for entry in quarantined),
+    )
+    if balance.seen != balance.images + balance.quarantined + balance.left_out:
+        raise RuntimeError(f"the counts of {source.name!r} do not add up: {balance}; please report this as a bug")
+    return balance
