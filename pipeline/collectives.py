@@ -135,12 +135,13 @@ def route_rows_to_owner(rows: Tensor, index: Tensor, total: int) -> Tensor:
         index, rows = (_exchange(x[order], send.tolist(), receive.tolist()) for x in (index, rows))
     home = rows.new_empty((own.stop - own.start, *rows.shape[1:]))
     if len(rows) != len(home):
-        raise ValueError(f"{len(rows)} rows arrived for the {len(home)} of {own}; each index must come exactly once")
+        raise ValueError(f"{len(rows)} rows arrived for the {len(home)} of {own}; give each index exactly once")
     home[index - own.start] = rows
     return home
 
 
 def _exchange(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    """Rows from all workers, for rows `x` of which the first send[0] go to worker 0, the next send[1] to 1, ..."""
     out = x.new_empty((sum(receive), *x.shape[1:]))
     dist.all_to_all_single(out, x.contiguous(), receive, send)
     return out

@@ -33,7 +33,7 @@ class KMeansResult:
     n_iter : int
         Iterations of the restart that won.
     others : Tensor (R-1, K, D)
-        Centres that the other restarts came to; how far they agree with the best tells how plain the clusters are.
+        Centres of the other starts; how far they agree with the best shows how distinct the clusters are.
     """
 
     labels: Tensor
@@ -72,8 +72,8 @@ def spherical_kmeans(
     seed : int
         Restart r draws from seed + r.
     empty : "keep" or "reseed"
-        What becomes of a cluster without rows: a zero centre, at distance 1 from everything (the reference code's
-        way), or the row that lies farthest from its own centre.
+        The centre of a cluster without rows: zero, at distance 1 from everything (as in the reference code), or the
+        row that lies farthest from its own centre.
     extra_start : Tensor (K, D), optional
         Centres of one more start beside the restarts, for example the last result.
     scope : Scope
@@ -122,7 +122,7 @@ def _place(features: Tensor, scope: Scope, num_clusters: int = 1) -> _Place:
     if sum(bad):
         raise ValueError(f"{sum(bad)} of {total} feature rows are not finite; the network has diverged: lower optim.lr")
     if not 1 <= num_clusters <= total:
-        raise ValueError(f"{num_clusters} clusters asked of {total} rows; give 1 <= num_clusters <= rows")
+        raise ValueError(f"num_clusters is {num_clusters} for {total} rows; give 1 <= num_clusters <= rows")
     return _Place(sum(rows[: rank(scope)]), total, scope)
 
 
@@ -138,7 +138,7 @@ def _draws(total: int, num_clusters: int, restarts: int, seed: int, device: torc
 
 
 class Seeding(NamedTuple):
-    """Rows chosen by k-means++: their numbers (R, K) among all rows, and the rows themselves (R, K, D)."""
+    """Rows chosen by k-means++: their indices (R, K) among all rows, and the rows themselves (R, K, D)."""
 
     rows: Tensor
     centers: Tensor
@@ -152,7 +152,7 @@ def kmeans_plus_plus(features: Tensor, first: Tensor, uniforms: Tensor, *, scope
     features : Tensor (n_local, D)
         This worker's rows.
     first : Tensor (R,) int64
-        Number of each restart's first row, among all rows.
+        Index of each restart's first row, among all rows.
     uniforms : Tensor (R, K-1, L)
         In [0, 1). Each further centre is the best of L candidates, drawn with probability proportional to the
         distance to the nearest centre so far; the best leaves the smallest sum of distances, the first on ties.
@@ -174,7 +174,7 @@ def kmeans_plus_plus(features: Tensor, first: Tensor, uniforms: Tensor, *, scope
 
 
 def _draw(nearest: Tensor, uniforms: Tensor, place: _Place) -> Tensor:
-    """Row numbers (R, L): where the cumulative distance over all rows first reaches uniforms (R, L) of its sum."""
+    """Row indices (R, L): where the cumulative distance over all rows first reaches uniforms (R, L) of its sum."""
     cumulative = nearest.T.to(torch.float64).cumsum(dim=1)
     own = cumulative[:, -1] if len(nearest) else cumulative.new_zeros(len(cumulative))
     totals = all_stack(own, place.scope)
@@ -183,11 +183,11 @@ def _draw(nearest: Tensor, uniforms: Tensor, place: _Place) -> Tensor:
     return all_sum(rows_before, place.scope).clamp(max=place.total - 1)
 
 
-def _rows_at(features: Tensor, numbers: Tensor, place: _Place) -> Tensor:
-    """The rows (*, D) with these numbers (*) among all rows, on every worker."""
-    local = numbers - place.offset
+def _rows_at(features: Tensor, index: Tensor, place: _Place) -> Tensor:
+    """The rows (*, D) at `index` (*) among all rows, on every worker."""
+    local = index - place.offset
     mine = (local >= 0) & (local < len(features))
-    rows = features.new_zeros((*numbers.shape, features.shape[1]))
+    rows = features.new_zeros((*index.shape, features.shape[1]))
     rows[mine] = features[local[mine]]
     return all_sum(rows, place.scope)
 
@@ -198,7 +198,7 @@ def _distances(directions: Tensor, centers: Tensor) -> Tensor:
 
 
 class _Lloyd:
-    """All starts at once; a start that has converged is left out of further passes.
+    """Lloyd's iterations of all starts at once; a start that has converged takes no part in further passes.
 
     `sums` (R, K, D+1) are each cluster's summed rows and their count under `labels` (n_local, R), over all workers.
     """
@@ -218,7 +218,7 @@ class _Lloyd:
         self.best_centers, self.best_labels = self.centers.clone(), self.labels.clone()
 
     def iterate(self, tol: float) -> bool:
-        """One pass of the active starts: new centres, new labels; False once none is active."""
+        """One pass of the active starts: new centres, new labels; False when none is active any more."""
         old, active = self.centers[self.active], self.active
         centers = self._means()
         self.sums, inertia, changed = self._assign(centers)
@@ -230,8 +230,8 @@ class _Lloyd:
         self.best_centers[improved] = centers[better]
         self.best_labels[:, improved] = self.labels[:, improved]
         cosine = (F.normalize(old, dim=-1) * F.normalize(centers, dim=-1)).sum(dim=-1)
-        going = (changed > 0) & ((1 - cosine).sum(dim=1) > tol * self.variance)
-        self.active, self.sums = active[going], self.sums[going]
+        unfinished = (changed > 0) & ((1 - cosine).sum(dim=1) > tol * self.variance)
+        self.active, self.sums = active[unfinished], self.sums[unfinished]
         return len(self.active) > 0
 
     def best(self) -> KMeansResult:
@@ -281,7 +281,7 @@ class _Lloyd:
 
 
 def _add_members(sums: Tensor, features: Tensor, labels: Tensor) -> None:
-    """Add rows (n, D), and their number, to sums (R, K, D+1) under labels (n, R); in float64, so order is no matter."""
+    """Add rows (n, D), and their number, to sums (R, K, D+1) under labels (n, R); in float64: order does not matter."""
     counted = F.pad(features.to(torch.float64), (0, 1), value=1.0)
     for cluster_sums, start_labels in zip(sums, labels.T, strict=True):
         cluster_sums.index_add_(0, start_labels, counted)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pipeline.clustering.nearest import center_margin
 from pipeline.collectives import all_sum
 
-SAME = 1e-4  # rows at a lower cosine distance differ by rounding: bfloat16's comes to 1e-5
+SAME = 1e-4  # rows at a lower cosine distance differ by rounding only: bfloat16's is about 1e-5
 LABEL_FREE_WEIGHTS = {"size_entropy": 1 / 2, "view_agreement": 1 / 6, "silhouette": 1 / 6, "estep_agreement": 1 / 6}
 
 
@@ -32,7 +32,7 @@ def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
     -------
     float
         In [-1, 1]. The mean of (b - a) / max(a, b), with a, b a row's mean distances to its own and to the next
-        cluster; 0 for a row alone in its cluster. -1, the worst, when one cluster has all rows, and b does not exist.
+        cluster; 0 for a row alone in its cluster. -1, the worst, when one cluster has all rows: b does not exist then.
     """
     clusters = len(labels.unique())
     if clusters == 1:
@@ -41,7 +41,7 @@ def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
         return 0.0
     directions = F.normalize(features.double(), dim=1)
     distances = 1 - directions @ directions.T
-    distances[distances < SAME] = 0  # a ratio of distances takes the rounding of equal rows for clusters
+    distances[distances < SAME] = 0  # else the ratio would mistake the rounding of equal rows for clusters
     return float(silhouette_score(distances.cpu().numpy(), labels.cpu().numpy(), metric="precomputed"))
 
 
@@ -50,7 +50,7 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
 
     Agreement of clusterings that should not differ (two views, two E-steps) is the stability by which Ben-Hur et al.
     (2002) and Lange et al. (2004) choose models. Cluster numbers carry no meaning, so that one measure serves all such
-    pairs. Chance is taken off (Hubert and Arabie 1985) because a lopsided clustering agrees with anything lopsided.
+    pairs. It is corrected for chance (Hubert and Arabie 1985) because lopsided clusterings agree by accident.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
     Returns
     -------
     float
-        In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. 0 too when either has one cluster only, which
-        says nothing of any image (scikit-learn gives 1 when both have).
+        In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. Also 0 when either has a single cluster,
+        which carries no information (scikit-learn gives 1 when both have).
     """
     first, second = np.asarray(first), np.asarray(second)
     if min(len(np.unique(first)), len(np.unique(second))) == 1:
@@ -72,8 +72,8 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
 def prototype_margin(features: Tensor, centers: Tensor) -> float:
     """Mean over the rows of all workers of cosine to the nearest centre minus cosine to the second nearest.
 
-    That is b - a of the simplified silhouette (Hruschka et al. 2004), which measures distances to centres, before it
-    is divided: unlike the ratio it goes to 0 as features collapse.
+    That is b - a of the simplified silhouette (Hruschka et al. 2004), which measures distances to centres, without its
+    division by max(a, b): unlike the ratio, the difference goes to 0 as features collapse.
 
     Parameters
     ----------
@@ -93,12 +93,12 @@ def prototype_margin(features: Tensor, centers: Tensor) -> float:
 
 
 def label_free_score(parts: Mapping[str, float]) -> float:
-    """One figure in [0, 1] to compare runs by when there are no classes; higher is better.
+    """A score in [0, 1] to compare runs when there are no classes; higher is better.
 
-    The weighted geometric mean of LABEL_FREE_WEIGHTS' parts, each cut off below 0. A product, and no sum, because each
-    part can be had for nothing at the expense of another: a run that fails on one must not make it up elsewhere, and
-    scores 0 where one is 0. Merging clusters improves all but their balance, which therefore weighs as much as the
-    others together.
+    The weighted geometric mean of the parts in LABEL_FREE_WEIGHTS, each clamped at 0. It is a product, not a sum,
+    because each part is easy to raise at the expense of another: a run that fails on one cannot make up for it
+    elsewhere, and scores 0 where one part is 0. Merging clusters improves every part but their balance, which
+    therefore weighs as much as the others together.
 
     Parameters
     ----------

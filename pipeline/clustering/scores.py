@@ -1,4 +1,4 @@
-"""How well clusters agree with known classes; and, without classes, how separate and how stable they are."""
+"""How well clusters agree with known classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two augmented views of a batch of uint8 images, on the batch's device, with parameters of each sample's own.
+"""Two augmented views of a batch of uint8 images, on the batch's device, with random parameters for each sample.
 
 The set is that of SimCLR as torchvision defines it: random resized crop, rotation, flips, colour jitter, grayscale,
 gaussian blur. Parameters come from `keyed_random` under (seed, epoch, sample index, view), so that neither the number
@@ -120,7 +120,7 @@ class TwoViews:
         crop_width, crop_height = _crop_size(crop_draws, height, width, policy.crop_scale, policy.crop_ratio)
         left = (draws.left * (width - crop_width + 1)).floor()
         top = (draws.top * (height - crop_height + 1)).floor()
-        if policy.rotation > 0:  # before the crop, so that the view's corners show the image, not a fill colour
+        if policy.rotation > 0:  # before the crop, so that the view's corners show the image and not a fill colour
             angle = _between(draws.angle, -policy.rotation, policy.rotation).deg2rad()
             pixels = _rotate(pixels, angle, left + crop_width / 2, top + crop_height / 2)
         rows = _resample_weights(top, crop_height, height, policy.size, draws.vertical_flip < policy.vertical_flip)
@@ -165,7 +165,7 @@ _NUM_DRAWS = 2 * CROP_TRIES + len(_Draws._fields)
 def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
     """`operation` on the images whose `chosen` (B,) is true; CPU images are overwritten.
 
-    A CPU saves the others' work. On CUDA to count the chosen would halt the host, so that all are computed.
+    A CPU skips the others. On CUDA, counting the chosen would make the host wait, so all are computed.
     """
     if images.is_cuda:
         return torch.where(chosen[:, None, None, None], operation(images, *parameters), images)
@@ -224,7 +224,7 @@ def _resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _rotate(pixels: Tensor, angle: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Rotate (B, H, W, 3) counter-clockwise by `angle` (B,) radians about pixel positions (x, y), each (B,).
 
-    What lies outside the image is its mirror image, so that no dark corner gives the angle away.
+    Outside the image lies its mirror image, so that dark corners do not reveal the angle.
     """
     height, width = pixels.shape[1:3]
     cos, sin = angle.cos(), angle.sin()
@@ -240,5 +240,5 @@ def _rotate(pixels: Tensor, angle: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _between(draw: Tensor, low: float, high: float) -> Tensor:
-    """A uniform number in [0, 1) taken to [low, high)."""
+    """A uniform number in [0, 1) mapped to [low, high)."""
     return low + (high - low) * draw

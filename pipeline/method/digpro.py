@@ -18,7 +18,7 @@ from pipeline.method.network import OnlineTarget
 
 @dataclass(frozen=True)
 class DigProSettings:
-    """Numbers of the method; the defaults are the paper's, `reference_*` restore what the reference code does.
+    """Settings of the method; the defaults are the paper's, `reference_*` restore what the reference code does.
 
     Attributes
     ----------
@@ -27,11 +27,11 @@ class DigProSettings:
     num_groups : int or None
         G, of groups; None is K, as in the paper. SMoG, where they come from, has several times as many as classes.
     reference_lead_momentum : float or None
-        The reference moves the target a first time before the forward pass, by a fixed 0.99; here it moves once.
+        Momentum of a first update of the target before the forward pass: the reference has one, of 0.99; None is none.
     reference_empty_logit : float
         Logit of empty prototypes; the reference has -10, which leaves them in the denominator.
     reference_raw_groups : bool
-        Mix raw instead of unit features into the groups.
+        Mix raw instead of unit features into the groups, as the reference does.
     """
 
     num_clusters: int
@@ -115,16 +115,16 @@ class DigPro(nn.Module):
         group_centers: Tensor | None = None,
         rows: RowRange | None = None,
     ) -> StepLosses:
-        """Losses of one step, whose only side effects are on target, groups, bank and BatchNorm statistics.
+        """Losses of one step. Side effects: target, groups, bank and BatchNorm statistics move.
 
         Parameters
         ----------
         view_a, view_b : Tensor (B, 3, H, W)
-            Two views of this worker's images; taken in the precision of the weights.
+            Two views of this worker's images; converted to the precision of the weights.
         labels : Tensor (B,) int64
             Pseudo-labels of the images.
         target_momentum : float
-            Of this step's move of the target; it happens after the losses, before the optimizer's step.
+            Of this step's update of the target, which happens after the losses and before the optimizer's step.
         noise : Tensor (2, B, D), optional
             Added to the online features of each view before the predictor's instance branch.
         warmup : bool
@@ -172,7 +172,7 @@ class DigPro(nn.Module):
         """Losses of one view against the other's target features, by their names in `StepLosses`; moves the groups.
 
         The order matters: the target's group is looked up before the groups move, the contrast is with the moved ones.
-        Means over this worker's rows are weighed by its `share`; the prototype loss is the global batch's already.
+        Means over this worker's rows are weighted by its `share`; the prototype loss is already global.
         """
         assignment = self.groups.assign(target)
         moved = self.groups.update(online)
@@ -204,7 +204,7 @@ class DigPro(nn.Module):
         return from_rank_zero(centers)  # different machines may differ in the last bit
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features of the target network (B, D), in evaluation mode: what pseudo-labels are made of."""
+        """Unit features (B, D) of the target network in evaluation mode: what the E-step clusters."""
         target, own = self.networks.target, self.groups.features.dtype
         was_training = target.training
         target.eval()

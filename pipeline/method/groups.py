@@ -1,7 +1,7 @@
 """Dynamic grouping: G momentum groups that follow the online features, and the bank behind their resets.
 
-DigPro section 3.2, after SMoG (arXiv 2207.06167): groups move with every batch, so that contrast happens between
-an image and groups, not between images.
+DigPro section 3.2, after SMoG (arXiv 2207.06167): groups move with every batch, and each image is contrasted with
+groups instead of other images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class MomentumGroups(nn.Module):
     num_groups, feature_size : int
         G and D.
     momentum : float
-        Part of a group that one update keeps.
+        Fraction of a group that one update keeps.
     raw_updates : bool
-        Mix features into the groups as they are, not on the unit sphere: the reference code's way, in which the
-        step of a group grows with the projector's scale.
+        Mix features into the groups as they are, not on the unit sphere, as the reference code does: the step of a
+        group then grows with the projector's scale.
     """
 
     features: Tensor
@@ -66,7 +66,7 @@ class MomentumGroups(nn.Module):
 
     @torch.no_grad()
     def reset(self, centers: Tensor) -> None:
-        """Put the groups at the directions of centers (G, D); ValueError when the shape is another."""
+        """Move the groups to the directions of centers (G, D); ValueError if the shape differs."""
         if centers.shape != self.features.shape:
             raise ValueError(f"centers are {tuple(centers.shape)}; the groups need {tuple(self.features.shape)}")
         self.features = unit(centers).to(self.features)
@@ -75,8 +75,8 @@ class MomentumGroups(nn.Module):
 class FeatureBank(nn.Module):
     """The last `size` unit features of the global batches, spread over the workers.
 
-    Row p of the stream lies at position p modulo size. A worker writes its own rows and zeros where the others'
-    lie, so that the sum over workers is the whole bank, and no batch has to be gathered.
+    Row p of the stream is at position p modulo size. A worker writes its own rows, and zeros in place of the others',
+    so that the sum over workers is the whole bank and no batch has to be gathered.
     """
 
     rows: Tensor
@@ -90,7 +90,7 @@ class FeatureBank(nn.Module):
     @torch.no_grad()
     def push(self, features: Tensor, own: RowRange) -> None:
         """Append the unit features of this worker's rows `own` of a global batch: features (own rows, D)."""
-        kept = max(own.total - len(self.rows), 0)  # of a batch larger than the bank, only the end would survive
+        kept = max(own.total - len(self.rows), 0)  # only the end of a batch larger than the bank is kept
         positions = torch.arange(kept, own.total, device=self.rows.device)
         self.rows[(self.pushed + positions) % len(self.rows)] = 0
         mine = positions[max(own.start - kept, 0) : max(own.stop - kept, 0)]

@@ -1,6 +1,6 @@
 """The three losses of DigPro: pure functions of features, in the precision of their input.
 
-`unit(x)` is a row over its length. Predictions come from the online network (with predictor), targets from the
+`unit(x)` divides a row by its length. Predictions come from the online network (with predictor), targets from the
 momentum network of the other view; targets carry no gradient.
 """
 
@@ -32,7 +32,7 @@ def group_loss(prediction: Tensor, groups: Tensor, assignment: Tensor, temperatu
     groups : Tensor (G, D)
         Any length of rows; a gradient flows to them where they carry one.
     assignment : Tensor (B,) int64
-        The group that the other view's target feature belongs to.
+        Group of the other view's target feature.
     temperature : float
     """
     logits = unit(prediction) @ unit(groups).T / temperature

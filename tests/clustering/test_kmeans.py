@@ -132,7 +132,7 @@ def test_workers_that_hold_all_rows_can_cluster_them_each_alone(pair: Workers, e
 
 
 def test_more_clusters_than_rows_is_an_error() -> None:
-    with pytest.raises(ValueError, match="9 clusters asked of 8 rows"):
+    with pytest.raises(ValueError, match="num_clusters is 9 for 8 rows"):
         spherical_kmeans(torch.randn(8, 3), 9)
 
 

@@ -46,7 +46,7 @@ def test_silhouette_where_the_definition_ends() -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_rounding_of_a_collapsed_network_is_no_structure(precision: torch.dtype) -> None:
+def test_rounding_of_a_collapsed_network_is_not_structure(precision: torch.dtype) -> None:
     features = (noise(1, 64) * (1 + torch.finfo(precision).eps / 2 * noise(200, 64).sign())).float()
     labels = (features[:, 0] > features[:, 0].mean()).long()
     assert len(labels.unique()) == 2
