@@ -100,4 +100,4 @@ def describe(head: bytes) -> str:
         return f"nothing but zero bytes ({len(head)} of them seen); fetch it again"
     if not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head):
         return f"text that starts with {head[:20].decode(errors='replace')!r}, not an image"
-    return f"unknown content that starts with the bytes {head[:8].hex(" ")}"
+    return f"unknown content that starts with the bytes {head[:8].hex(' ')}"
