@@ -1,1 +1,1 @@
-"""Every speed claim of this repository, repeatable; run them as modules: `python -m benchmarks.pipeline`."""
+"""They make every speed claim of this repository reproducible. Run them as modules: `python -m benchmarks.pipeline`."""

@@ -1,8 +1,8 @@
-"""What the benchmarks share: timing that a busy machine can hardly bend.
+"""Timing for all benchmarks, robust on a busy machine.
 
-Speeds on a shared machine drift by more than what is measured. So the things to compare take turns, in an order that
-turns round each time, and every ratio is taken within a round; the median over the rounds is reported. One thread on
-a CPU is timed by its own CPU time, which other jobs on the machine hardly touch.
+Speeds on a shared machine drift by more than the differences to be measured. So the blocks to compare alternate, in an
+order that is reversed each round, and every ratio is taken within a round; the median over the rounds is reported. A
+single thread on a CPU is timed by its own CPU time, which other processes hardly affect.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from pipeline.collectives import all_sum, world_size
 Seconds = dict[str, list[float]]
 
 
-def interleaved(blocks: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = "cpu") -> Seconds:
-    """Seconds of each block in each round; on several workers all call it, and the slowest counts."""
+def time_interleaved(
+    blocks: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = "cpu"
+) -> Seconds:
+    """Seconds of each block in each round. With several workers, all call it and the slowest determines the time."""
     device = torch.device(device)
     single = device.type == "cpu" and torch.get_num_threads() == 1 and world_size() == 1
     clock = time.process_time if single else time.perf_counter
     seconds: Seconds = {name: [] for name in blocks}
     for turn in range(rounds):
         for name in list(blocks)[:: -1 if turn % 2 else 1]:
-            _wait(device)
+            _synchronize(device)
             start = clock()
             blocks[name]()
-            _wait(device)
+            _synchronize(device)
             seconds[name].append(clock() - start)
     return seconds
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device and the other workers have got here."""
+def _synchronize(device: torch.device) -> None:
+    """Wait until the device and the other workers have reached this point."""
     all_sum(torch.zeros(1, device=device))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -57,14 +59,14 @@ def rate(count: int, seconds: list[float]) -> float:
 
 
 def hardware() -> str:
-    """Processor, cores, GPU, load and versions in a line."""
+    """Processor, cores, GPU, load and versions in one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     load = f"load average {os.getloadavg()[0]:.1f}"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    return f"{_processor()}, {os.cpu_count()} cores, {gpu}, {load}, {versions}"
+    return f"{_processor_name()}, {os.cpu_count()} cores, {gpu}, {load}, {versions}"
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     path = Path("/proc/cpuinfo")  # Linux only
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -72,7 +74,7 @@ def _processor() -> str:
 
 
 def conclude(results: dict[str, Any], out: Path | None) -> None:
-    """Print the hardware, and write results and hardware as JSON where a file is given."""
+    """Print the hardware; if a file is given, write results and hardware to it as JSON."""
     results["hardware"] = hardware()
     print(f"hardware: {results['hardware']}")
     if out is not None:

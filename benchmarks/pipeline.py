@@ -1,12 +1,12 @@
 """Images/s of training fed by Ray Data over images/s of the bare step on data in memory, in one run.
 
     python -m benchmarks.pipeline                   # ResNet-18
-    python -m benchmarks.pipeline --encoder tiny    # the harsh test of the feed
+    python -m benchmarks.pipeline --encoder tiny    # a stress test of the feed
 
-Shapes are those of the preset cifar10, on synthetic images unless --data names a folder of shards. In each worker
-blocks of the same steps take turns: `bare` trains on batches that lie on the device, `fed` on a whole epoch of
-`images.epoch`, the wait for its first batch included. The epoch of a real data set is longer, and that wait a smaller
-part of it. The claim: fed / bare >= 0.9 in both modes. Exit status 1 when it does not hold.
+The shapes are those of the preset cifar10, on synthetic images unless --data names a folder of shards. In each worker
+two blocks of the same steps alternate. `bare` trains on batches that are already on the device. `fed` trains on a whole
+epoch of `images.epoch`, including the wait for its first batch; with a real data set the epoch is longer and this wait
+matters less. The claim: fed / bare >= 0.9 in both modes. Exit status 1 when it does not hold.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import Image
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
-from benchmarks.measure import conclude, interleaved, rate, speedup
+from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import connect
 from pipeline.config.loading import load_config
@@ -48,33 +48,33 @@ from pipeline.training.job import Job
 from pipeline.training.worker import Run, build_run, train_step
 
 CLAIM = 0.9
-PRECISION_STEPS = 4  # a round of float32 against bfloat16
-DEFAULT_IMAGES = {"tiny": 8192}  # a fed block of some ten seconds; 512 for ResNets
+PRECISION_STEPS = 4  # per block when comparing float32 with bfloat16
+DEFAULT_IMAGES = {"tiny": 8192}  # a fed block takes about ten seconds; 512 for ResNets
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Time the blocks; what each Ray Train worker runs."""
+    """Time the blocks; runs in each Ray Train worker."""
     run, rounds, epochs = build_run(settings["job"]), settings["rounds"], itertools.count(1)
     groups = run.state.model.groups.features
     device = groups.device
     labels = torch.arange(run.job.manifest.num_images, device=device) % len(groups)
     run.state.pseudo = PseudoLabels(labels, groups)
     run.step_model.train()
-    held = list(run.images.epoch(0))
-    train_on(run, held[:2])  # the first steps allocate
-    seconds = interleaved(
-        {"bare": lambda: train_on(run, held), "fed": lambda: train_on(run, fed_batches(run, next(epochs)))},
+    in_memory = list(run.images.epoch(0))
+    train_on(run, in_memory[:2])  # warm-up: the first steps allocate
+    seconds = time_interleaved(
+        {"bare": lambda: train_on(run, in_memory), "fed": lambda: train_on(run, fed_batches(run, next(epochs)))},
         rounds,
         device,
     )
     first_batch = run.timer.seconds["first_batch"] / rounds
-    peaks = memory_gib(device)
-    few = held[:PRECISION_STEPS]
-    precisions = interleaved(
+    peaks = peak_memory_gib(device)
+    few = in_memory[:PRECISION_STEPS]
+    precisions = time_interleaved(
         {str(d): partial(train_on, run, few, d) for d in (torch.float32, torch.bfloat16)}, rounds, device
     )
     return {
-        "images": len(held) * run.job.config.optim.batch_size,
+        "images": len(in_memory) * run.job.config.optim.batch_size,
         "seconds": seconds,
         "first_batch_seconds": first_batch,
         "bfloat16_speedup": speedup(precisions, of="torch.bfloat16", over="torch.float32"),
@@ -83,23 +83,23 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def fed_batches(run: Run, epoch: int) -> Iterable[Batch]:
-    """What `train_epoch` iterates over."""
+    """The batches of an epoch, timed as `train_epoch` does."""
     return run.timer.timed(run.images.epoch(epoch))
 
 
 def train_on(run: Run, batches: Iterable[Batch], precision: torch.dtype | None = None) -> None:
-    """Real training steps, all of epoch 0, in the run's own precision unless another is given."""
-    model, own = run.state.model, run.state.model.autocast
+    """Run real training steps, counted from step 0, in the run's own precision unless another is given."""
+    model, original = run.state.model, run.state.model.autocast
     if precision is not None:
         model.autocast = None if precision == torch.float32 else precision
     run.state.step = 0
     for batch in batches:
         train_step(run, batch)
-    model.autocast = own
+    model.autocast = original
 
 
-def memory_gib(device: torch.device) -> dict[str, float]:
-    """Largest resident set of this worker and, on CUDA, most memory allocated."""
+def peak_memory_gib(device: torch.device) -> dict[str, float]:
+    """Peak resident set of this worker and, on CUDA, peak memory allocated; in GiB."""
     peaks = {"worker_peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     if device.type == "cuda":
         peaks["gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -107,7 +107,7 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 
 def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) -> dict[str, Any]:
-    """Run `measure` in the workers of a TorchTrainer; rank 0's figures with their ratio."""
+    """Run `measure` in the workers of a TorchTrainer; rank 0's result, with the ratio fed / bare."""
     config = config.model_copy(update={"name": mode, "data": config.data.model_copy(update={"mode": mode})})
     job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
     scaling = worker_resources(config, mode).scaling(config.resources)
@@ -120,29 +120,29 @@ def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) 
         scaling_config=scaling,
         run_config=RayRunConfig(name=mode, storage_path=config.storage),
     ).fit()
-    figures: dict[str, Any] = result.return_value
-    figures |= {name: rate(figures["images"], figures["seconds"][name]) for name in ("bare", "fed")}
-    ratio, seconds = speedup(figures["seconds"], of="fed", over="bare"), figures["seconds"]
-    later = {**seconds, "fed": [fed - figures["first_batch_seconds"] for fed in seconds["fed"]]}
+    timed: dict[str, Any] = result.return_value
+    timed |= {name: rate(timed["images"], timed["seconds"][name]) for name in ("bare", "fed")}
+    ratio, seconds = speedup(timed["seconds"], of="fed", over="bare"), timed["seconds"]
+    later = {**seconds, "fed": [fed - timed["first_batch_seconds"] for fed in seconds["fed"]]}
     steady = speedup(later, of="fed", over="bare")
-    return {"ratio": ratio, "claim_holds": ratio >= CLAIM, "ratio_after_first_batch": steady, **figures}
+    return {"ratio": ratio, "claim_holds": ratio >= CLAIM, "ratio_after_first_batch": steady, **timed}
 
 
-def report(mode: str, figures: dict[str, Any]) -> None:
-    """A paragraph for people."""
+def print_result(mode: str, result: dict[str, Any]) -> None:
+    """Print the result of a mode, its claim and its memory."""
     print(
-        f"{mode:9s} fed {figures['fed']:,.1f} / bare {figures['bare']:,.1f} images/s = {figures['ratio']:.3f}  "
-        f"{'PASS' if figures['claim_holds'] else 'FAIL'} (claim: >= {CLAIM})\n"
-        f"{'':9s} first batch after {figures['first_batch_seconds']:.2f} s, epoch of {figures['images']:,} images, "
-        f"ratio after the first batch {figures['ratio_after_first_batch']:.3f}\n"
-        f"{'':9s} worker peak {figures['worker_peak_rss_gib']:.2f} GiB"
-        + (f", GPU peak {figures['gpu_peak_gib']:.2f} GiB" if "gpu_peak_gib" in figures else "")
-        + f"; bfloat16 is {figures['bfloat16_speedup']:.2f} times as fast as float32"
+        f"{mode:9s} fed {result['fed']:,.1f} / bare {result['bare']:,.1f} images/s = {result['ratio']:.3f}  "
+        f"{'PASS' if result['claim_holds'] else 'FAIL'} (claim: >= {CLAIM})\n"
+        f"{'':9s} first batch after {result['first_batch_seconds']:.2f} s, epoch of {result['images']:,} images, "
+        f"ratio after the first batch {result['ratio_after_first_batch']:.3f}\n"
+        f"{'':9s} worker peak {result['worker_peak_rss_gib']:.2f} GiB"
+        + (f", GPU peak {result['gpu_peak_gib']:.2f} GiB" if "gpu_peak_gib" in result else "")
+        + f"; bfloat16 is {result['bfloat16_speedup']:.2f} times as fast as float32"
     )
 
 
 def make_images(folder: Path, count: int) -> str:
-    """A source of `count` CIFAR-like images: 32x32 PNGs of smooth noise, about as large as CIFAR's."""
+    """Write `count` CIFAR-like images, 32x32 PNGs of smooth noise about as large as CIFAR's; return the source."""
     rng = np.random.default_rng(0)
     rows = []
     for row in range(count):
@@ -156,8 +156,8 @@ def make_images(folder: Path, count: int) -> str:
     return f"parquet:{folder}"
 
 
-def configuration(args: argparse.Namespace, folder: Path) -> tuple[RunConfig, Manifest]:
-    """The preset cifar10 with what was asked for; the images are made and ingested when there are none."""
+def make_config(args: argparse.Namespace, folder: Path) -> tuple[RunConfig, Manifest]:
+    """The preset cifar10 with the given arguments; synthetic images are created and ingested unless --data is given."""
     path = absolute(args.data or str(folder / "shards"))
     if args.data is None:
         images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
@@ -165,33 +165,33 @@ def configuration(args: argparse.Namespace, folder: Path) -> tuple[RunConfig, Ma
     manifest = read_manifest(path)
     overrides = ["name=benchmark", f"storage={folder / 'runs'}", f"data.path={path}"]
     overrides += [f"model.encoder={args.encoder}", f"resources.workers={args.workers}"]
-    overrides += [f"optim.batch_size={args.batch}", "optim.warmup_epochs=0"]  # the warm-up leaves a loss out
-    overrides += [f"data.shuffle_buffer={manifest.num_images // 6}"]  # as CIFAR-10's 50,000 stand to the default 8192
+    overrides += [f"optim.batch_size={args.batch}", "optim.warmup_epochs=0"]  # warm-up skips the prototype loss
+    overrides += [f"data.shuffle_buffer={manifest.num_images // 6}"]  # 8192 of CIFAR-10's 50,000 images
     if args.encoder == "tiny":
         overrides += ["model.projector_hidden=512", "model.predictor_hidden=512"]  # as in the preset digits
     return load_config("cifar10", overrides), manifest
 
 
 def main() -> int:
-    """Measure the modes asked for."""
+    """Measure the requested modes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="resnet18", choices=["tiny", "resnet18", "resnet34", "resnet50"])
     parser.add_argument("--batch", type=int, default=64, help="images per step over all workers")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--images", type=int, help="number of synthetic images (512; with --encoder tiny 8192)")
-    parser.add_argument("--data", help="folder of real shards instead")
+    parser.add_argument("--data", help="folder of shards to use instead of synthetic images")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--mode", choices=["resident", "streaming"], help="only this one")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--mode", choices=["resident", "streaming"], help="measure only this mode")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:])}
     modes = [args.mode] if args.mode else ["resident", "streaming"]
     with tempfile.TemporaryDirectory() as folder:
         connect()
-        config, manifest = configuration(args, Path(folder))
+        config, manifest = make_config(args, Path(folder))
         for mode in modes:
             results[mode] = measure_mode(mode, config, manifest, args.rounds)
-            report(mode, results[mode])
+            print_result(mode, results[mode])
     conclude(results, args.out)
     return 0 if all(results[mode]["claim_holds"] for mode in modes) else 1
 

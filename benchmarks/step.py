@@ -1,12 +1,12 @@
-"""DigPro's step alone: precision, the fused two views against the reference code's way, golden vectors.
+"""Speed of DigPro's step alone: float32 against bfloat16, fused against separate views; check of golden vectors.
 
     python -m benchmarks.step                          # ResNet-18
     python -m benchmarks.step --batch 256 --golden     # on a GPU
 
-Needs torch and torchvision only. The steps are whole ones, from two views to the optimizer's move, on synthetic
-32-pixel images. `fused` sends both views through a network in one call, and all four inputs of the predictor; the
-reference code calls each network once a view and the predictor four times, with torch's BatchNorm (`separate`). Both
-compute the same numbers, which is checked first.
+Needs only torch and torchvision. Each step is complete, from two views to the optimizer's update, on synthetic 32-pixel
+images. `fused` passes both views through a network in one call, and all four inputs through the predictor in one call.
+`separate` does as the reference code: one call per view and network, four calls of the predictor, torch's BatchNorm.
+Both compute the same numbers, which is checked first.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import conclude, interleaved, rate, speedup
+from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.method.batchnorm import GlobalBatchNorm
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import build_encoder, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer, set_learning_rates
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "data"
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 FEATURES, HIDDEN, CLUSTERS = 256, 4096, 10
-TURN = 4  # steps in a block
+BLOCK_STEPS = 4
 
 
 class SeparateViews(DigPro):
-    """The same step as the reference makes it: one forward pass for every view, network and predictor input."""
+    """The same step as in the reference: one forward pass for every view, network and predictor input."""
 
     def _features(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         with self._mixed_precision(first.device):
@@ -48,7 +48,7 @@ class SeparateViews(DigPro):
 
 
 def use_torch_batchnorm(module: nn.Module) -> None:
-    """Put torch's own BatchNorms back in place of the global ones, all of them fresh."""
+    """Replace every global BatchNorm by a newly initialised one of torch."""
     for name, child in module.named_children():
         if isinstance(child, GlobalBatchNorm):
             flat = isinstance(module, nn.Sequential) and isinstance(module[0], nn.Linear)
@@ -57,8 +57,8 @@ def use_torch_batchnorm(module: nn.Module) -> None:
             use_torch_batchnorm(child)
 
 
-def build(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | None) -> Callable[[], Tensor]:
-    """A function that makes one training step and returns its loss."""
+def build_step(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | None) -> Callable[[], Tensor]:
+    """A function that runs one training step and returns its loss."""
     torch.manual_seed(0)
     encoder, size = build_encoder(args.encoder, small_stem=True)
     heads = build_head(size, HIDDEN, FEATURES), build_predictor(FEATURES, HIDDEN)
@@ -82,16 +82,16 @@ def build(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | 
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Images/s of fused and separate steps in float32 and bfloat16, and the ratios that matter."""
+    """Images/s of fused and separate steps in float32 and bfloat16, and their ratios."""
     kinds = {"fused": DigPro, "separate": SeparateViews}
     precisions = {"float32": None, "bfloat16": torch.bfloat16}
-    steps = {f"{k}_{p}": build(args, kinds[k], precisions[p]) for k in kinds for p in precisions}
+    steps = {f"{k}_{p}": build_step(args, kinds[k], precisions[p]) for k in kinds for p in precisions}
     losses = {name: [float(step()) for _ in range(2)] for name, step in steps.items()}
     torch.testing.assert_close(losses["fused_float32"], losses["separate_float32"], rtol=1e-3, atol=1e-3)
-    blocks = {name: lambda step=step: [step() for _ in range(TURN)] for name, step in steps.items()}
-    seconds = interleaved(blocks, args.rounds, args.device)
+    blocks = {name: lambda step=step: [step() for _ in range(BLOCK_STEPS)] for name, step in steps.items()}
+    seconds = time_interleaved(blocks, args.rounds, args.device)
     return {
-        "images_per_second": {name: rate(TURN * args.batch, seconds[name]) for name in steps},
+        "images_per_second": {name: rate(BLOCK_STEPS * args.batch, seconds[name]) for name in steps},
         "fused_over_separate_float32": speedup(seconds, of="fused_float32", over="separate_float32"),
         "fused_over_separate_bfloat16": speedup(seconds, of="fused_bfloat16", over="separate_bfloat16"),
         "bfloat16_over_float32": speedup(seconds, of="fused_bfloat16", over="fused_float32"),
@@ -102,7 +102,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_gib(step: Callable[[], Tensor]) -> float:
-    """Most memory that one step adds to what lies on the GPU."""
+    """Peak memory of one step, beyond what is already allocated on the GPU."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
@@ -110,7 +110,7 @@ def peak_gib(step: Callable[[], Tensor]) -> float:
 
 
 def golden_error(device: str, dtype: torch.dtype) -> float:
-    """Largest relative error of the losses of the five golden steps of the reference code, on a device."""
+    """Largest relative error of our losses on a device, over the five golden steps of the reference code."""
     inputs, expected = np.load(GOLDEN / "full_inputs.npz"), np.load(GOLDEN / "full_steps_reset.npz")
 
     def tensor(name: str, *at: int) -> Tensor:
@@ -119,7 +119,7 @@ def golden_error(device: str, dtype: torch.dtype) -> float:
 
     model = golden_model(inputs).to(device, dtype)
     optimizer = build_optimizer(model, lr=0.05, momentum=0.9, weight_decay=5e-4)
-    found = []
+    totals = []
     for step, warmup in enumerate(expected["losses"][:, 4]):
         set_learning_rates(optimizer, *expected["lr"][step].tolist())
         losses = model(
@@ -134,13 +134,13 @@ def golden_error(device: str, dtype: torch.dtype) -> float:
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        found.append(losses.total.item())
+        totals.append(losses.total.item())
     reference = expected["losses"][:, list(expected["loss_columns"]).index("total")]
-    return float(np.max(np.abs(np.array(found) / reference - 1)))
+    return float(np.max(np.abs(np.array(totals) / reference - 1)))
 
 
 def golden_model(inputs: Any) -> DigPro:
-    """The small model of the golden vectors with the reference's first weights."""
+    """The small model of the golden vectors, with the reference's initial weights."""
     convolutions = [(3, 6, 1), (6, 10, 2)]
     layers = [
         layer
@@ -150,35 +150,35 @@ def golden_model(inputs: Any) -> DigPro:
     encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     settings = DigProSettings(7, reference_lead_momentum=0.99, reference_empty_logit=-10.0, reference_raw_groups=True)
     model = DigPro(encoder, build_head(10, 24, 8), build_head(8, 24, 8), 8, settings).double()
-    ours = {"encoder_q": "networks.online.encoder", "projector_q": "networks.online.projector", "smog": "groups"}
-    ours |= {"encoder_k": "networks.target.encoder", "projector_k": "networks.target.projector"}
+    names = {"encoder_q": "networks.online.encoder", "projector_q": "networks.online.projector", "smog": "groups"}
+    names |= {"encoder_k": "networks.target.encoder", "projector_k": "networks.target.projector"}
     for key in inputs:
-        room, _, rest = key.removeprefix("init/").partition(".")
-        name = f"{ours.get(room, room)}.{rest.replace('group_features', 'features')}"
+        part, _, rest = key.removeprefix("init/").partition(".")
+        name = f"{names.get(part, part)}.{rest.replace('group_features', 'features')}"
         if key.startswith("init/") and "num_batches" not in key:
             model.state_dict(keep_vars=True)[name].data.copy_(torch.from_numpy(inputs[key]))
     return model
 
 
 def main() -> int:
-    """Measure, and check the golden vectors where asked."""
+    """Measure the speed; with --golden, check the golden vectors first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="resnet18", choices=["tiny", "resnet18", "resnet34", "resnet50"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU; 1 is timed by CPU time")
-    parser.add_argument("--golden", action="store_true", help="check the reference code's losses on the device")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; a single thread is timed by CPU time")
+    parser.add_argument("--golden", action="store_true", help="first check the reference code's losses on the device")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:]), "device": args.device}
     if args.golden:
         torch.backends.cudnn.allow_tf32 = False
         errors = {str(d): golden_error(args.device, d) for d in (torch.float64, torch.float32)}
-        results["golden_errors"], sound = errors, errors["torch.float64"] < 1e-9 and errors["torch.float32"] < 5e-5
-        print(f"golden vectors on {args.device}: relative errors {errors}  {'PASS' if sound else 'FAIL'}")
-        if not sound:
+        results["golden_errors"], passed = errors, errors["torch.float64"] < 1e-9 and errors["torch.float32"] < 5e-5
+        print(f"golden vectors on {args.device}: relative errors {errors}  {'PASS' if passed else 'FAIL'}")
+        if not passed:
             return 1
         torch.backends.cudnn.allow_tf32 = True
     results |= compare(args)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.views    # 30 seconds on one core of a busy machine
 
-Both make SimCLR's views of 32-pixel images (and, with rotation, the plain set of the preset digits): torchvision on
-PIL images, which is how the reference code and most others do it, and on uint8 tensors, which is its faster way.
+Both create SimCLR's views of 32-pixel images, and the views of the preset digits (crop and rotation only). torchvision
+runs on PIL images, as in the reference code and most others, and on uint8 tensors, which is faster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from benchmarks.measure import conclude, interleaved, rate, speedup
+from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.config.models import ViewsConfig
 from pipeline.data.views import TwoViews
 
@@ -30,7 +30,7 @@ PRESETS = {
 
 
 def torchvision_view(policy: ViewsConfig, *, from_pil: bool) -> Callable[[Any], torch.Tensor]:
-    """The same policy as a torchvision transform of one image."""
+    """The same augmentation policy as a torchvision transform of one image."""
     jitter = v2.ColorJitter(policy.brightness, policy.contrast, policy.saturation, policy.hue)
     steps: list[Any] = [v2.RandomRotation(policy.rotation)] if policy.rotation else []
     steps += [v2.RandomResizedCrop(policy.size, policy.crop_scale, policy.crop_ratio, antialias=True)]
@@ -42,39 +42,39 @@ def torchvision_view(policy: ViewsConfig, *, from_pil: bool) -> Callable[[Any], 
 
 
 def compare(policy: ViewsConfig, batch: int, rounds: int) -> dict[str, Any]:
-    """Views per second of the three ways, and how many times faster ours is than each of the others."""
+    """Views per second of ours and of torchvision on PIL images and on tensors; the ratios of ours to each."""
     images = torch.randint(0, 256, (batch, policy.size, policy.size, 3), dtype=torch.uint8)
     tensors = list(images.permute(0, 3, 1, 2).contiguous())
     pictures = [to_pil_image(tensor) for tensor in tensors]
     ours, index = TwoViews(policy, MEAN, STD, seed=0), torch.arange(batch)
     per_pil, per_tensor = torchvision_view(policy, from_pil=True), torchvision_view(policy, from_pil=False)
     blocks = {
-        "ours": lambda: [ours(images, index, epoch) for epoch in range(10)],  # as long as a block of the others
+        "ours": lambda: [ours(images, index, epoch) for epoch in range(10)],  # ten times: as long as the other blocks
         "torchvision_pil": lambda: torch.stack([per_pil(p) for p in pictures for _ in (0, 1)]),
         "torchvision_tensor": lambda: torch.stack([per_tensor(t) for t in tensors for _ in (0, 1)]),
     }
-    interleaved(blocks, 1)  # the first calls allocate
-    seconds = interleaved(blocks, rounds)
+    time_interleaved(blocks, 1)  # warm-up: the first calls allocate
+    seconds = time_interleaved(blocks, rounds)
     seconds["ours"] = [s / 10 for s in seconds["ours"]]
-    figures: dict[str, Any] = {name: rate(2 * batch, seconds[name]) for name in blocks}
-    return figures | {f"over_{name}": speedup(seconds, "ours", name) for name in list(blocks)[1:]}
+    speeds: dict[str, Any] = {name: rate(2 * batch, seconds[name]) for name in blocks}
+    return speeds | {f"over_{name}": speedup(seconds, "ours", name) for name in list(blocks)[1:]}
 
 
 def main() -> int:
-    """Compare under the settings of two presets."""
+    """Compare with the views of two presets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:])}
     for name, policy in PRESETS.items():
-        figures = results[name] = compare(policy, args.batch, args.rounds)
+        speeds = results[name] = compare(policy, args.batch, args.rounds)
         print(
-            f"{name:8s} {figures['ours']:,.0f} views/s a core; torchvision on PIL {figures['torchvision_pil']:,.0f} "
-            f"(ratio {figures['over_torchvision_pil']:.1f}), on tensors {figures['torchvision_tensor']:,.0f} "
-            f"(ratio {figures['over_torchvision_tensor']:.1f})"
+            f"{name:8s} {speeds['ours']:,.0f} views/s per core; torchvision on PIL {speeds['torchvision_pil']:,.0f} "
+            f"(ratio {speeds['over_torchvision_pil']:.1f}), on tensors {speeds['torchvision_tensor']:,.0f} "
+            f"(ratio {speeds['over_torchvision_tensor']:.1f})"
         )
     conclude(results, args.out)
     return 0

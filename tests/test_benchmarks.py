@@ -1,4 +1,4 @@
-"""Each benchmark runs in a tiny setting and writes its figures; what they claim is judged on a quiet machine."""
+"""Each benchmark runs with tiny settings and writes its results; its claims are tested on an idle machine, not here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.asha import compare
 from benchmarks.kmeans import cosine_inertia, make_rows
-from benchmarks.measure import interleaved, speedup
+from benchmarks.measure import speedup, time_interleaved
 from benchmarks.objectives import correlations
 from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_and_variants, variants
 from pipeline.config.loading import load_config
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """Figures of one benchmark, started as its documentation says; 1 is a claim that failed, not a crash."""
+    """Results of one benchmark, started as documented; exit status 1 is a failed claim, not a crash."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode in (0, 1), done.stderr
@@ -32,9 +32,9 @@ def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
     return dict(figures)
 
 
-def test_blocks_take_turns_and_ratios_are_taken_within_a_round() -> None:
+def test_blocks_alternate_and_ratios_are_taken_within_a_round() -> None:
     order: list[str] = []
-    seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    seconds = time_interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b", "b", "a"]
     assert {name: len(rounds) for name, rounds in seconds.items()} == {"a": 2, "b": 2}
     assert speedup({"a": [1.0, 4.0, 2.0], "b": [2.0, 4.0, 20.0]}, of="a", over="b") == 2.0
@@ -59,7 +59,7 @@ def test_kmeans(tmp_path: Path) -> None:
     assert inertia["ours"] <= 1.01 * inertia["sklearn"]
 
 
-def test_step_meets_the_golden_vectors(tmp_path: Path) -> None:
+def test_step_reproduces_the_golden_vectors(tmp_path: Path) -> None:
     small = ("--encoder", "tiny", "--batch", "8", "--rounds", "1", "--device", "cpu")
     figures = run("step", tmp_path / "out.json", "--golden", *small)
     assert figures["golden_errors"]["torch.float64"] < 1e-9
@@ -91,7 +91,7 @@ def test_the_ablation_trains_each_of_four_variants_with_each_seed() -> None:
     assert list(variants(config, ablation=False)) == ["complete"]
 
 
-def test_seeds_have_a_mean_a_spread_and_an_agreement(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_mean_spread_worst_and_agreement_of_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"point": {"seed": seed}, "acc": acc, "nmi": 0.5, "ari": 0.5, "label_free": 0.5}
         for seed, acc in ((1, 0.9), (0, 0.7))
@@ -106,7 +106,7 @@ def test_seeds_have_a_mean_a_spread_and_an_agreement(capsys: pytest.CaptureFixtu
     assert [line[1] for line in lines[1:6]] == ["0.7000", "0.9000", "0.8000", "0.1000", "0.7000"]
 
 
-def test_a_run_that_failed_is_named_and_not_left_out_of_the_mean() -> None:
+def test_a_failed_run_is_named_and_not_left_out_of_the_mean() -> None:
     check_finished([row(0, "finished", 80, 0.9)])
     with pytest.raises(SystemExit, match=r"did not finish:\n  \{'optim.lr': 1\}: diverged$"):
         check_finished([row(0, "finished", 80, 0.9), row(1, "failed", 3, 0.1) | {"reason": "diverged"}])
@@ -116,7 +116,7 @@ def epoch_of(trial: int, epoch: int, acc: float, figure: float) -> dict[str, flo
     return {"trial": trial, "epoch": epoch, "acc": acc, "figure": figure}
 
 
-def test_correlations_tell_trials_and_epochs_apart() -> None:
+def test_correlations_distinguish_trials_and_epochs() -> None:
     # within an epoch the metric is ACC with its sign turned; from epoch to epoch both rise
     epochs = [epoch_of(trial, n, acc=n + 0.1 * trial, figure=n - 0.1 * trial) for trial in range(4) for n in (1, 2, 3)]
     found = correlations(epochs, "figure")
@@ -129,7 +129,7 @@ def row(number: int, status: str, epochs: int, value: float) -> dict[str, Any]:
     return {"status": status, "epochs": epochs, "label_free": value, "acc": value, "point": {"optim.lr": number}}
 
 
-def test_asha_is_compared_with_the_same_trials_run_to_their_end() -> None:
+def test_asha_is_compared_with_the_same_trials_run_to_the_end() -> None:
     full = [row(0, "finished", 80, 0.7), row(1, "finished", 80, 0.9)]
     early = [row(0, "finished", 80, 0.7), row(1, "stopped", 9, 0.2)]
     found = compare(
