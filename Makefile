@@ -1,4 +1,4 @@
-# Each target does all the set-up it needs; the environment is made once and again when its inputs change.
+# Each target does all the set-up it needs. The environment is created once, and again when its inputs change.
 VENV := .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
@@ -13,7 +13,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/ready ## cluster scikit-learn's digits with two workers, and show where the results are
+demo: $(VENV)/ready ## cluster scikit-learn's digits with two workers, and print where the results are
 	$(VENV)/bin/digpro train --preset digits
 
 test: check ## lint, types and all tests
@@ -24,12 +24,12 @@ check: $(VENV)/ready ## lint and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-chaos: $(VENV)/ready ## break things on purpose: 20 kills, lost nodes, full disks; about an hour
+chaos: $(VENV)/ready ## inject faults: 20 kills, lost nodes, full disks; about an hour
 	$(PY) -m pytest -m chaos
 	$(PY) -m tests.chaos.kills --count 20 --table docs/reliability.md
 
 benchmark: $(VENV)/ready ## speed of the pipeline against the bare step
 	$(PY) -m benchmarks.pipeline
 
-clean: ## remove the environment; data and runs stay
+clean: ## remove the environment; keep data and runs
 	rm -rf $(VENV)

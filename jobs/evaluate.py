@@ -1,10 +1,10 @@
-r"""Assign every image of a data set to its cluster, on a Ray cluster.
+r"""Assign every image of a data set to a cluster of a trained model, on a Ray cluster.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/evaluate.py s3://bucket/runs/cifar10-0123abcd --data s3://bucket/others --out s3://bucket/assigned
 
-Paths must mean the same on every node: URIs, or a folder that all of them mount.
-`digpro submit evaluate ...` does the same, after checks.
+Paths must have the same meaning on every node: URIs, or a folder that all nodes mount.
+`digpro submit evaluate ...` does the same, and checks the arguments first.
 """
 
 from pipeline.cli import main
