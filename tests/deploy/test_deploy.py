@@ -1,4 +1,4 @@
-"""The deployment files against the schemas of what reads them, and against the project they deploy; all offline."""
+"""The deployment files match the schemas of the tools that read them, and the project that they deploy; offline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from pipeline.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
-LAUNCHED = ["cluster.yaml", "deploy/onpremise.yaml"]
+LAUNCH_FILES = ["cluster.yaml", "deploy/onpremise.yaml"]
 MANIFESTS = ["deploy/kuberay/raycluster.yaml", "deploy/kuberay/rayjob.yaml"]
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
 SCHEMA = yaml.safe_load((ROOT / "tests/deploy/kuberay_fields.yaml").read_text())
@@ -32,7 +32,7 @@ def load(path: str) -> Any:
 
 
 def check_launch_file(config: dict[str, Any]) -> None:
-    """As `ray up` does before it touches a cloud."""
+    """Validate a launch file as `ray up` does before it contacts a cloud."""
     validate_config(prepare_config(copy.deepcopy(config)))
 
 
@@ -40,8 +40,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     Draft202012Validator(SCHEMA).validate(manifest)
 
 
-def code(path: str) -> str:
-    """The file without its comments."""
+def without_comments(path: str) -> str:
+    """The text of a file without its comments."""
     return re.sub(r"(^|\s)#.*", "", (ROOT / path).read_text())
 
 
@@ -74,24 +74,24 @@ def gibibytes(size: str) -> int:
 # What Ray and KubeRay accept
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
+@pytest.mark.parametrize("path", LAUNCH_FILES)
 def test_ray_accepts_the_launch_file(path: str) -> None:
     check_launch_file(load(path))
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
+@pytest.mark.parametrize("path", LAUNCH_FILES)
 @pytest.mark.parametrize("mistake", [{"worker_count": 4}, {"idle_timeout_minutes": "ten"}])
-def test_ray_refuses_a_wrong_launch_file(path: str, mistake: dict[str, Any]) -> None:
+def test_ray_rejects_a_wrong_launch_file(path: str, mistake: dict[str, Any]) -> None:
     with pytest.raises((ValueError, ValidationError)):
         check_launch_file(load(path) | mistake)
 
 
-def test_ray_refuses_a_head_of_no_known_type() -> None:
+def test_ray_rejects_a_head_of_an_unknown_type() -> None:
     with pytest.raises(ValueError, match="head_node_type"):
         check_launch_file(load("cluster.yaml") | {"head_node_type": "none"})
 
 
-def test_ray_refuses_machines_without_a_head() -> None:
+def test_ray_rejects_machines_without_a_head() -> None:
     config = load("deploy/onpremise.yaml")
     del config["provider"]["head_ip"]
     with pytest.raises(click.ClickException):
@@ -103,25 +103,25 @@ def test_kuberay_knows_all_fields(path: str) -> None:
     check_manifest(load(path))
 
 
-def without_head(spec: dict[str, Any]) -> None:
+def remove_head(spec: dict[str, Any]) -> None:
     del spec["headGroupSpec"]
 
 
-def without_pods(spec: dict[str, Any]) -> None:
+def remove_pod_template(spec: dict[str, Any]) -> None:
     del spec["workerGroupSpecs"][0]["template"]
 
 
-def with_a_typing_error(spec: dict[str, Any]) -> None:
+def misspell_a_field(spec: dict[str, Any]) -> None:
     spec["enableInTreeAutoScaling"] = spec.pop("enableInTreeAutoscaling")
 
 
-def with_a_number_for_ray(spec: dict[str, Any]) -> None:
+def give_a_number_for_a_string(spec: dict[str, Any]) -> None:
     spec["headGroupSpec"]["rayStartParams"]["num-cpus"] = 2
 
 
 @pytest.mark.parametrize("path", MANIFESTS)
-@pytest.mark.parametrize("spoil", [without_head, without_pods, with_a_typing_error, with_a_number_for_ray])
-def test_a_wrong_cluster_is_found(path: str, spoil: Any) -> None:
+@pytest.mark.parametrize("spoil", [remove_head, remove_pod_template, misspell_a_field, give_a_number_for_a_string])
+def test_a_wrong_cluster_is_rejected(path: str, spoil: Any) -> None:
     manifest = load(path)
     spoil(manifest["spec"].get("rayClusterSpec", manifest["spec"]))
     with pytest.raises(ValidationError):
@@ -129,7 +129,7 @@ def test_a_wrong_cluster_is_found(path: str, spoil: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["entrypoint", "rayClusterSpec"])
-def test_a_job_without_what_it_runs_is_found(field: str) -> None:
+def test_a_job_without_entrypoint_or_cluster_is_rejected(field: str) -> None:
     manifest = load(MANIFESTS[1])
     del manifest["spec"][field]
     with pytest.raises(ValidationError):
@@ -147,12 +147,12 @@ def test_versions_are_those_of_the_project(path: str) -> None:
     assert f"docker build -f deploy/Dockerfile -t {images.pop()} ." in DOCKERFILE
 
 
-def test_python_is_the_one_that_was_tested() -> None:
+def test_python_is_the_tested_version() -> None:
     tested = re.search(r"Python (3\.\d+)", (ROOT / "constraints.txt").read_text())
     assert tested
     assert f"FROM python:{tested[1]}-slim" in DOCKERFILE
-    for path in LAUNCHED:
-        assert f"uv venv --python {tested[1]} ~/venv" in code(path)
+    for path in LAUNCH_FILES:
+        assert f"uv venv --python {tested[1]} ~/venv" in without_comments(path)
 
 
 def test_the_two_manifests_describe_the_same_cluster() -> None:
@@ -165,26 +165,26 @@ def test_the_two_manifests_describe_the_same_cluster() -> None:
     assert specs[0] == specs[1]
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
-def test_nodes_install_the_project_from_files_that_are_there(path: str) -> None:
+@pytest.mark.parametrize("path", LAUNCH_FILES)
+def test_nodes_install_the_project_from_existing_files(path: str) -> None:
     text = "\n".join(commands(load(path)))
     assert re.search(r"pip install .*-c constraints\.txt '\.\[cloud\]'$", text, re.MULTILINE)
     named = {"constraints.txt", *re.findall(r"~/digpro/([\w./-]+)", text)}
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_the_image_has_what_is_copied_and_what_is_run() -> None:
+def test_the_image_contains_what_it_runs() -> None:
     copied = {word for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()}
     assert [name for name in copied if not (ROOT / name).exists()] == []
-    let_in = {line[1:] for line in code(".dockerignore").split() if line.startswith("!")}
-    assert copied == let_in
+    allowed = {line[1:] for line in without_comments(".dockerignore").split() if line.startswith("!")}
+    assert copied == allowed
     script = load(MANIFESTS[1])["spec"]["entrypoint"].split()[1]
     assert script.startswith("/app/jobs/")
     assert "WORKDIR /app\n" in DOCKERFILE
     assert (ROOT / script.removeprefix("/app/")).is_file()
 
 
-def test_the_job_gives_settings_that_exist() -> None:
+def test_the_job_uses_existing_settings() -> None:
     words = shlex.split(load(MANIFESTS[1])["spec"]["entrypoint"])
     options = list(zip(words[2::2], words[3::2], strict=True))
     assert {option for option, _ in options} == {"--preset", "--set"}
@@ -195,38 +195,38 @@ def test_the_job_gives_settings_that_exist() -> None:
     assert config.data.path.startswith("s3://")
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
-def test_what_is_copied_to_the_nodes(path: str) -> None:
+@pytest.mark.parametrize("path", LAUNCH_FILES)
+def test_sources_are_copied_to_the_nodes_without_data_and_runs(path: str) -> None:
     config = load(path)
     assert config["file_mounts"][f"/home/{config['auth']['ssh_user']}/digpro"] == "."
     assert {".git", "/.venv", "/runs", "/data"} <= set(config["rsync_exclude"])
-    assert not {".venv", "runs", "data"} & set(config["rsync_exclude"]), "would leave out pipeline/data too"
+    assert not {".venv", "runs", "data"} & set(config["rsync_exclude"]), "would exclude pipeline/data too"
 
 
-# Who may reach what
+# Addresses, tokens and privileges
 
 
-@pytest.mark.parametrize("path", [*LAUNCHED, *MANIFESTS, "deploy/Dockerfile", "deploy/mlflow.sh"])
-def test_nothing_is_told_to_listen_everywhere(path: str) -> None:
-    assert not re.search(r"0\.0\.0\.0|\[::\]|host[= ]\*", code(path))
+@pytest.mark.parametrize("path", [*LAUNCH_FILES, *MANIFESTS, "deploy/Dockerfile", "deploy/mlflow.sh"])
+def test_nothing_is_configured_to_listen_on_every_interface(path: str) -> None:
+    assert not re.search(r"0\.0\.0\.0|\[::\]|host[= ]\*", without_comments(path))
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
-def test_the_dashboard_is_on_loopback(path: str) -> None:
+@pytest.mark.parametrize("path", LAUNCH_FILES)
+def test_the_dashboard_listens_on_loopback(path: str) -> None:
     [start] = [command for command in commands(load(path)) if "ray start --head" in command]
     assert "--dashboard-host=127.0.0.1 " in start
 
 
-def test_the_dashboard_of_a_pod_has_an_address_of_its_own() -> None:
-    """Where none is given, KubeRay takes every interface."""
+def test_the_dashboard_of_a_pod_has_an_explicit_address() -> None:
+    """Without one, KubeRay uses every interface."""
     hosts = [cluster_spec(path)["headGroupSpec"]["rayStartParams"]["dashboard-host"] for path in MANIFESTS]
     assert hosts == ["127.0.0.1", "$POD_IP"]
     head = ray_pods(MANIFESTS[1])[0]["containers"][0]
     assert {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in head["env"]
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
-def test_mlflow_is_on_the_private_address_of_the_head(path: str) -> None:
+@pytest.mark.parametrize("path", LAUNCH_FILES)
+def test_mlflow_listens_on_the_private_address_of_the_head(path: str) -> None:
     config = load(path)
     address = config["provider"].get("head_ip", "$(hostname -I | cut -d' ' -f1)")
     setup = "\n".join(config["head_setup_commands"])
@@ -234,10 +234,10 @@ def test_mlflow_is_on_the_private_address_of_the_head(path: str) -> None:
     assert re.search(rf"MLFLOW_TRACKING_URI=http://({re.escape(address)}|\$HEAD_IP):5000", setup)
     [start] = [command for command in config["head_start_ray_commands"] if "mlflow.sh" in command]
     assert "mlflow.sh $HEAD_IP " in start
-    assert '--host "$1" --port 5000' in code("deploy/mlflow.sh")
+    assert '--host "$1" --port 5000' in without_comments("deploy/mlflow.sh")
 
 
-@pytest.mark.parametrize("path", LAUNCHED)
+@pytest.mark.parametrize("path", LAUNCH_FILES)
 def test_every_node_is_started_with_the_token(path: str) -> None:
     config = load(path)
     starts = [command for command in commands(config) if "ray start" in command]
@@ -270,7 +270,7 @@ def test_pods_are_not_root(path: str) -> None:
     assert all(context["capabilities"] == {"drop": ["ALL"]} for context in locked)
 
 
-# What it costs and what it has
+# Costs and resources
 
 
 def test_the_head_is_on_demand_and_workers_are_spot() -> None:
@@ -284,7 +284,7 @@ def test_the_head_is_on_demand_and_workers_are_spot() -> None:
 
 
 @pytest.mark.parametrize("path", MANIFESTS)
-def test_gpu_pods_come_from_nothing(path: str) -> None:
+def test_gpu_pods_scale_from_zero(path: str) -> None:
     spec = cluster_spec(path)
     assert spec["enableInTreeAutoscaling"] is True
     [workers] = spec["workerGroupSpecs"]
@@ -293,7 +293,7 @@ def test_gpu_pods_come_from_nothing(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", MANIFESTS)
-def test_pods_get_what_they_ask_for(path: str) -> None:
+def test_limits_of_pods_equal_their_requests(path: str) -> None:
     for pod in pods(path):
         for container in pod["containers"]:
             assert container["resources"]["requests"] == container["resources"]["limits"]
