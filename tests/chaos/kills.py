@@ -1,10 +1,10 @@
-"""Random kills in a row: each time the same command must end with the same losses and labels.
+"""A series of random kills: after each one, the same command must end with the same losses and labels.
 
     python -m tests.chaos.kills --count 20 --table docs/reliability.md
 
 A run is killed with signal 9 at a random moment between the start of its workers and its end: one worker, the driver,
-or the whole machine (the driver and every process of its Ray cluster at once). Then the same command is given again,
-until it ends by itself. The table goes between the markers of the file. Exit status 1 when a result differs.
+or the whole machine (the driver and every process of its Ray cluster at once). Then the same command is repeated until
+it succeeds. The table is written between the markers of the file. Exit status 1 when a result differs.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from benchmarks.measure import hardware
 from tests.helpers.runs import end, family, outcome, settings, start, train_workers
 
 VICTIMS = ("worker", "driver", "machine")
-PATIENCE = 300  # seconds
+TIMEOUT = 300  # seconds
 BEGIN, END = "<!-- kills -->", "<!-- /kills -->"
 
 
 def main() -> int:
-    """Run the kills and print, or write, their table."""
+    """Run the kills, print their table, and write it to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--table", type=Path, help="file with markers for the table")
+    parser.add_argument("--table", type=Path, help="file with the markers for the table")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        expected, seconds = whole_run(Path(folder))
+        expected, seconds = run_uninterrupted(Path(folder))
         rows = []
         for number in range(1, arguments.count + 1):
-            rows.append(one_kill(Path(folder), number, draw, seconds, expected))
+            rows.append(kill_and_finish(Path(folder), number, draw, seconds, expected))
             print(rows[-1], flush=True)
     equal = sum(row.endswith("yes |") for row in rows)
-    text = table(rows, equal)
+    text = format_table(rows, equal)
     print(text)
     if arguments.table:
-        between_markers(arguments.table, text)
+        write_between_markers(arguments.table, text)
     return 0 if equal == arguments.count else 1
 
 
-def whole_run(folder: Path) -> tuple[tuple[list[dict[str, float]], list[int]], float]:
+def run_uninterrupted(folder: Path) -> tuple[tuple[list[dict[str, float]], list[int]], float]:
     """The outcome of an uninterrupted run, and the seconds from the start of its workers to its end."""
-    process = start(settings(folder, "name=whole"), folder / "whole.log")
+    process = start(settings(folder, "name=uninterrupted"), folder / "uninterrupted.log")
     wait_for_workers(process)
     begin = time.monotonic()
-    if process.wait(PATIENCE) != 0:
+    if process.wait(TIMEOUT) != 0:
         raise SystemExit(f"the uninterrupted run failed:\n{(folder / 'whole.log').read_text()}")
-    return outcome(folder / "runs" / "whole"), time.monotonic() - begin
+    return outcome(folder / "runs" / "uninterrupted"), time.monotonic() - begin
 
 
-def one_kill(folder: Path, number: int, draw: random.Random, seconds: float, expected: object) -> str:
-    """Kill one run and finish it; a row of the table. A run that had ended before its moment came is no kill."""
+def kill_and_finish(folder: Path, number: int, draw: random.Random, seconds: float, expected: object) -> str:
+    """Kill one run and finish it; returns a row of the table. A run that ended before the kill is repeated."""
     name, begin, moment = f"kill{number}", time.monotonic(), draw.uniform(0, seconds)
     log = folder / f"{name}.log"
     process = start(settings(folder, f"name={name}"), log)
@@ -69,11 +69,11 @@ def one_kill(folder: Path, number: int, draw: random.Random, seconds: float, exp
     time.sleep(moment)
     if process.poll() is not None:
         shutil.rmtree(folder / "runs" / name)
-        return one_kill(folder, number, draw, moment, expected)
+        return kill_and_finish(folder, number, draw, moment, expected)
     epoch = last_epoch(log)
     hit = kill(process, draw.choice(VICTIMS))
     commands = 1
-    while process.wait(PATIENCE) != 0 and commands < 4:
+    while process.wait(TIMEOUT) != 0 and commands < 4:
         process = start(settings(folder, f"name={name}"), log)
         commands += 1
     equal = (folder / "runs" / name / "summary.json").exists() and outcome(folder / "runs" / name) == expected
@@ -90,45 +90,45 @@ def one_kill(folder: Path, number: int, draw: random.Random, seconds: float, exp
 
 
 def wait_for_workers(process: subprocess.Popen[bytes]) -> None:
-    """Until the run's workers are there."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until the workers of the run exist."""
+    deadline = time.monotonic() + TIMEOUT
     while not train_workers(family(process.pid)):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit("no workers were started; see the log of the run")
+            raise SystemExit("no worker was started; see the log of the run")
         time.sleep(0.1)
 
 
 def last_epoch(log: Path) -> str:
-    """What the driver had last said of its progress."""
+    """The last progress that the driver reported."""
     lines = [line for line in log.read_text().splitlines() if line.startswith("epoch")]
     return lines[-1].split("  ")[0] if lines else "before the first"
 
 
 def kill(process: subprocess.Popen[bytes], victim: str) -> str:
-    """Send signal 9 to the victim, and say what it was; a machine's processes go together."""
+    """Send signal 9 to the victim and return what was killed; the processes of a machine are killed together."""
     cluster = family(process.pid)
     workers = train_workers(cluster)
     if victim == "worker" and workers:
         random.choice(workers).kill()
         return "worker"
     process.kill()
-    process.wait(PATIENCE)
+    process.wait(TIMEOUT)
     if victim != "machine":
-        psutil.wait_procs(train_workers(cluster), timeout=60)  # they end when their driver is gone
-    end(cluster)  # of a killed driver, what Ray leaves for some minutes
+        psutil.wait_procs(train_workers(cluster), timeout=60)  # they end after their driver has ended
+    end(cluster)  # processes that Ray leaves for some minutes after a driver is killed
     return victim if victim != "worker" else "driver (no worker was left)"
 
 
-def table(rows: list[str], equal: int) -> str:
-    """The rows below their heads."""
-    head = ["| # | killed | after | last seen at | commands | seconds in all | same result |", "|" + "---|" * 7]
+def format_table(rows: list[str], equal: int) -> str:
+    """A summary line, and the rows below their headers."""
+    header = ["| # | killed | after | last seen at | commands | seconds in all | same result |", "|" + "---|" * 7]
     return "\n".join(
-        [f"{equal} of {len(rows)} kills ended with the same losses and labels, on {hardware()}.", "", *head, *rows]
+        [f"{equal} of {len(rows)} kills ended with the same losses and labels, on {hardware()}.", "", *header, *rows]
     )
 
 
-def between_markers(file: Path, text: str) -> None:
-    """Put the text between the markers of a file."""
+def write_between_markers(file: Path, text: str) -> None:
+    """Replace the text between the markers of a file."""
     before, _, rest = file.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

@@ -1,4 +1,4 @@
-"""A Ray cluster of nodes with addresses of their own on one machine: a network namespace each, joined by a bridge."""
+"""A Ray cluster on one machine whose nodes have separate addresses: one network namespace each, joined by a bridge."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def ip(*arguments: str) -> None:
 
 
 class NamespaceCluster:
-    """`count` nodes, the head first, each with `cpus`; its dashboard listens on the head's own loopback only.
+    """`count` nodes with `cpus` each; the first is the head, and its dashboard listens on its loopback only.
 
-    Use as a context manager. Needs root, and Linux.
+    Use it as a context manager. Needs Linux and root.
     """
 
     def __init__(self, count: int, cpus: int = 1) -> None:
@@ -58,12 +58,12 @@ class NamespaceCluster:
             self.kill_node(number)
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
-    def inside(self, number: int, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run_on(self, number: int, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on a node."""
         where = ["ip", "netns", "exec", self.names[number]]
         return subprocess.run([*where, *command], env=self.environment, text=True, check=False, **options)
 
-    def begin(self, number: int, *command: str, log: Path, **options: Any) -> subprocess.Popen[bytes]:
+    def start_on(self, number: int, *command: str, log: Path, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command on a node."""
         where = ["ip", "netns", "exec", self.names[number]]
         with log.open("ab") as out:
@@ -72,7 +72,7 @@ class NamespaceCluster:
             )
 
     def processes(self, number: int) -> list[psutil.Process]:
-        """All that runs on a node."""
+        """All processes on a node."""
         listed = subprocess.run(
             ["ip", "netns", "pids", self.names[number]], capture_output=True, text=True, check=False
         )
@@ -80,13 +80,13 @@ class NamespaceCluster:
         return [psutil.Process(pid) for pid in alive]
 
     def cut_power(self, number: int) -> None:
-        """End a node without a word: its network goes first, so that no connection is seen to close."""
+        """End a node silently: its network is cut first, so that its peers see no connection close."""
         ip("-n", self.names[0], "link", "set", f"port{number + 1}", "down")
         self.kill_node(number)
 
     def kill_node(self, number: int) -> None:
-        """Signal 9 to everything on a node."""
-        for _ in range(3):  # a child may be born while its parent is being killed
+        """Send signal 9 to every process on a node."""
+        for _ in range(3):  # a child may be started while its parent is being killed
             for process in self.processes(number):
                 try:
                     process.kill()
@@ -114,16 +114,16 @@ class NamespaceCluster:
             role = ["--head", f"--port={GCS_PORT}", "--dashboard-host=127.0.0.1", f"--dashboard-port={DASHBOARD_PORT}"]
         else:
             role = [f"--address={NETWORK}.1:{GCS_PORT}"]
-        place = self.folder / str(number)
+        temporary = self.folder / str(number)
         self.environment["GLOO_SOCKET_IFNAME"] = "eth0" if number else "bridge"
-        node = self.begin(
+        node = self.start_on(
             number,
             "ray",
             "start",
             *role,
             f"--node-ip-address={own}",
             f"--num-cpus={self.cpus}",
-            f"--temp-dir={place}",
+            f"--temp-dir={temporary}",
             "--object-store-memory=200000000",
             "--disable-usage-stats",
             "--block",
@@ -134,13 +134,15 @@ class NamespaceCluster:
 
     def _wait_for_nodes(self) -> None:
         deadline = time.monotonic() + 120
-        while self._alive() < len(self.names):
+        while self._alive_nodes() < len(self.names):
             if time.monotonic() > deadline:
                 logs = "\n".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("node*.log")))
-                raise TimeoutError(f"{self._alive()} of {len(self.names)} nodes came up\n{logs}")
+                raise TimeoutError(
+                    f"only {self._alive_nodes()} of {len(self.names)} nodes started within 120 s; their logs:\n{logs}"
+                )
             time.sleep(1)
 
-    def _alive(self) -> int:
+    def _alive_nodes(self) -> int:
         address = f"http://127.0.0.1:{DASHBOARD_PORT}"
-        listed = self.inside(0, "ray", "list", "nodes", "--address", address, "--format=json", capture_output=True)
+        listed = self.run_on(0, "ray", "list", "nodes", "--address", address, "--format=json", capture_output=True)
         return listed.stdout.count('"ALIVE"')

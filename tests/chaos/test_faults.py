@@ -1,4 +1,4 @@
-"""What else can go wrong while a run is on: the server, the disk, the numbers, the data."""
+"""Faults during a run: of the MLflow server, the disk, the numbers and the data."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ import pytest
 import ray
 from mlflow import MlflowClient
 
-from pipeline import runs as trainer
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.errors import RunFailed
 from pipeline.runs.train import train
-from pipeline.training import worker
+from pipeline.training import fit, worker
 from tests.helpers.runs import EPOCHS, outcome, settings
 
 pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_stops() -> Iterator[None]:
+def stop_ray() -> Iterator[None]:
     yield
     ray.shutdown()
 
@@ -40,16 +39,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> dict[str, Any]:
-    return run(folder, "name=whole")
+def uninterrupted(folder: Path) -> dict[str, Any]:
+    return run(folder, "name=uninterrupted")
 
 
 def run(folder: Path, *more: str) -> dict[str, Any]:
     return train(load_config("digits", settings(folder, *more)))
 
 
-def after_epoch(run_folder: Path, act: Callable[[], None]) -> threading.Thread:
-    """A thread that acts once, when a run has saved its second checkpoint."""
+def after_second_checkpoint(run_folder: Path, act: Callable[[], None]) -> threading.Thread:
+    """Start a thread that acts once, after a run has saved its second checkpoint."""
 
     def watch() -> None:
         deadline = time.monotonic() + 120
@@ -62,8 +61,8 @@ def after_epoch(run_folder: Path, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def mlflow_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """A server on the loopback interface, once it answers."""
+def start_mlflow_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start a server on the loopback interface and wait until it responds."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"]
     process = subprocess.Popen([*command, *stores], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -74,7 +73,7 @@ def mlflow_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
             return process
         except OSError:
             time.sleep(0.3)
-    raise AssertionError("mlflow server did not start")
+    raise AssertionError(f"the MLflow server on port {port} did not respond within 120 s")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -88,31 +87,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_an_mlflow_server_that_is_away_for_a_while_loses_nothing(folder: Path, whole: dict[str, Any]) -> None:
+def test_a_restart_of_the_mlflow_server_loses_no_metrics(folder: Path, uninterrupted: dict[str, Any]) -> None:
     port, servers = free_port(), []
-    servers.append(mlflow_server(folder, port))
+    servers.append(start_mlflow_server(folder, port))
 
-    def away() -> None:
+    def restart() -> None:
         stop(servers[0])
         time.sleep(3)
-        servers.append(mlflow_server(folder, port))
+        servers.append(start_mlflow_server(folder, port))
 
-    thread = after_epoch(folder / "runs" / "away", away)
+    thread = after_second_checkpoint(folder / "runs" / "restart", restart)
     uri = f"http://127.0.0.1:{port}"
-    summary = run(folder, "name=away", f"tracking.uri={uri}", "tracking.system_metrics=false")
+    summary = run(folder, "name=restart", f"tracking.uri={uri}", "tracking.system_metrics=false")
     thread.join()
     try:
         history = MlflowClient(uri).get_metric_history(summary["mlflow"]["run_id"], "inertia")
         assert [point.step for point in history] == list(range(EPOCHS + 1))
         assert MlflowClient(uri).get_run(summary["mlflow"]["run_id"]).info.status == "FINISHED"
-        assert outcome(summary["folder"]) == outcome(whole["folder"])
+        assert outcome(summary["folder"]) == outcome(uninterrupted["folder"])
     finally:
         stop(servers[-1])
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB."""
+    """A file system of 12 MB, or skip where none can be mounted."""
     place = tmp_path / "small"
     place.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True, check=False)
@@ -122,8 +121,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_its_reason_and_space_brings_it_back(
-    folder: Path, small_disk: Path, whole: dict[str, Any]
+def test_a_full_disk_ends_the_run_with_the_reason_and_it_resumes_once_there_is_space(
+    folder: Path, small_disk: Path, uninterrupted: dict[str, Any]
 ) -> None:
     filler = small_disk / "filler"
 
@@ -138,19 +137,19 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_space_brings_it_back(
         "name=disk",
         "resources.max_failures=1",
     ]
-    thread = after_epoch(small_disk / "disk", fill)
+    thread = after_second_checkpoint(small_disk / "disk", fill)
     with pytest.raises(RunFailed, match=r"[Nn]o space left"):
         run(folder, *mine)
     thread.join()
     filler.unlink()
-    assert outcome(run(folder, *mine)["folder"]) == outcome(whole["folder"])
+    assert outcome(run(folder, *mine)["folder"]) == outcome(uninterrupted["folder"])
 
 
-def nan_at(step: int, times: int, marks: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A worker function that spoils the weights before a step of epoch 2, the first `times` times it gets there."""
+def worker_with_nan(step: int, times: int, marks: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A worker function that sets weights to NaN before a step of epoch 2, the first `times` times it reaches it."""
 
-    def poisoned(job: dict[str, Any]) -> dict[str, Any]:
-        honest = worker.train_step
+    def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+        original = worker.train_step
 
         def train_step(run: worker.Run, batch: Any) -> None:
             if (run.state.epoch, run.state.step) == (1, step):
@@ -158,38 +157,38 @@ def nan_at(step: int, times: int, marks: Path) -> Callable[[dict[str, Any]], dic
                 (marks / f"{rank()}-{passes}").touch()
                 if passes < times:
                     next(run.state.model.parameters()).data.fill_(float("nan"))
-            honest(run, batch)
+            original(run, batch)
 
         worker.train_step = train_step
-        return worker.train_worker(job)
+        return worker.train_worker(settings)
 
-    return poisoned
+    return train_worker
 
 
-def test_numbers_that_go_wrong_once_are_healed_by_a_restart(
-    folder: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_restart_recovers_from_nan_that_occurs_once(
+    folder: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "train_worker", nan_at(step=3, times=1, marks=tmp_path))
-    assert outcome(run(folder, "name=nanonce")["folder"]) == outcome(whole["folder"])
-    assert len(list(tmp_path.iterdir())) == 4  # two workers passed there twice
+    monkeypatch.setattr(fit, "train_worker", worker_with_nan(step=3, times=1, marks=tmp_path))
+    assert outcome(run(folder, "name=nanonce")["folder"]) == outcome(uninterrupted["folder"])
+    assert len(list(tmp_path.iterdir())) == 4  # each of two workers reached the step twice
 
 
-def test_numbers_that_always_go_wrong_end_the_run_with_the_place(
+def test_nan_that_recurs_ends_the_run_and_names_the_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "train_worker", nan_at(step=3, times=99, marks=tmp_path))
+    monkeypatch.setattr(fit, "train_worker", worker_with_nan(step=3, times=99, marks=tmp_path))
     with pytest.raises(RunFailed, match=r"Diverged.*not finite in epoch 2, at or before step 5.*lower optim\.lr"):
         run(folder, "name=nanalways", "resources.max_failures=1")
 
 
-def test_a_shard_that_breaks_during_a_streaming_run_is_named_and_mended(folder: Path) -> None:
+def test_a_truncated_shard_is_named_and_the_run_resumes_after_its_repair(folder: Path) -> None:
     expected = outcome(run(folder, "name=stream", "data.mode=streaming")["folder"])
     shard = next((folder / "digits").glob("shard-*.parquet"))
-    sound = shard.read_bytes()
-    thread = after_epoch(folder / "runs" / "broken", lambda: shard.write_bytes(sound[: len(sound) // 2]))
+    intact = shard.read_bytes()
+    thread = after_second_checkpoint(folder / "runs" / "broken", lambda: shard.write_bytes(intact[: len(intact) // 2]))
     mine = ["name=broken", "data.mode=streaming", "resources.max_failures=1"]
     with pytest.raises(RunFailed, match=shard.name):
         run(folder, *mine)
     thread.join()
-    shard.write_bytes(sound)
+    shard.write_bytes(intact)
     assert outcome(run(folder, *mine)["folder"]) == expected

@@ -1,4 +1,4 @@
-"""The main job over three nodes with separate addresses, submitted, and one node's power cut in mid-run."""
+"""A job is submitted to three nodes with separate addresses, and the power of one node is cut during the run."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ pytestmark = [
 
 @pytest.fixture
 def cluster() -> Iterator[NamespaceCluster]:
-    with NamespaceCluster(3) as made:
-        yield made
+    with NamespaceCluster(3) as started:
+        yield started
 
 
-def submitted(cluster: NamespaceCluster, folder: Path, name: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """A job of the whole pipeline, and the file that its log goes to."""
+def submit(cluster: NamespaceCluster, folder: Path, name: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Submit a training job; returns its process and its log file."""
     mine = ["optim.epochs=6", "resources.workers=2", "resources.cpus_per_worker=1"]
     address = ["--address", f"http://127.0.0.1:{DASHBOARD_PORT}", "--working-dir", str(ROOT)]
     arguments = options(settings(folder, f"name={name}", *mine))
     log = folder / f"{name}.log"
-    return cluster.begin(0, "digpro", "submit", *address, "train", *arguments, log=log, cwd=ROOT), log
+    return cluster.start_on(0, "digpro", "submit", *address, "train", *arguments, log=log, cwd=ROOT), log
 
 
-def finished(job: subprocess.Popen[bytes], log: Path) -> str:
-    """The log of a job that succeeded."""
+def wait_for_success(job: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until a job has succeeded; returns its log."""
     status = job.wait(400)
     text = log.read_text()
     assert status == 0, text
@@ -49,20 +49,20 @@ def finished(job: subprocess.Popen[bytes], log: Path) -> str:
 def test_a_submitted_job_survives_the_loss_of_a_node_with_the_same_result(
     cluster: NamespaceCluster, tmp_path: Path
 ) -> None:
-    asked = ["env", f"RAY_ADDRESS={NETWORK}.1:{GCS_PORT}", "digpro", "doctor", *options(settings(tmp_path))]
-    doctor = cluster.inside(0, *asked, capture_output=True, cwd=ROOT, timeout=200)
+    command = ["env", f"RAY_ADDRESS={NETWORK}.1:{GCS_PORT}", "digpro", "doctor", *options(settings(tmp_path))]
+    doctor = cluster.run_on(0, *command, capture_output=True, cwd=ROOT, timeout=200)
     for number in (1, 2, 3):
         assert f"ok    storage from {NETWORK}.{number}: read and written" in doctor.stdout, doctor.stdout
-    finished(*submitted(cluster, tmp_path, "whole"))
+    wait_for_success(*submit(cluster, tmp_path, "uninterrupted"))
 
-    job, log = submitted(cluster, tmp_path, "hurt")
-    checkpoints = tmp_path / "runs" / "hurt"
+    job, log = submit(cluster, tmp_path, "interrupted")
+    checkpoints = tmp_path / "runs" / "interrupted"
     while len(list(checkpoints.glob("checkpoint_2*"))) < 2:
         assert job.poll() is None, log.read_text()
         time.sleep(0.05)
     time.sleep(0.5)
     victim = next(number for number in (1, 2) if train_workers(cluster.processes(number)))
     cluster.cut_power(victim)
-    text = finished(job, log)
+    text = wait_for_success(job, log)
     assert re.search(r"resumed after epoch \d, step \d+, on 2 workers", text), text
-    assert outcome(checkpoints) == outcome(tmp_path / "runs" / "whole")
+    assert outcome(checkpoints) == outcome(tmp_path / "runs" / "uninterrupted")

@@ -1,4 +1,4 @@
-"""Nodes that come, go, and say that they will go: several raylets on this machine, driven as a user drives one."""
+"""Nodes that join, fail, or announce their preemption: several raylets on this machine, used as a user would."""
 
 from __future__ import annotations
 
@@ -28,91 +28,91 @@ ELASTIC = ["resources.workers={min: 1, max: 2}", "resources.resize_seconds=2", "
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without CPUs, so that it never has a worker; nodes of one CPU are added by the test."""
+    """A head without CPUs, so that it never hosts a worker; each test adds nodes of one CPU."""
     short = tempfile.mkdtemp(prefix="r")
     Path(short, "ray").mkdir()
     for name, value in {**QUIET, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    yield made
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    monkeypatch.setenv("RAY_ADDRESS", started.address)
+    yield started
     ray.shutdown()
-    made.shutdown()
+    started.shutdown()
 
 
 class Driver(threading.Thread):
-    """A training run in a thread, because nodes can only be added from the main one."""
+    """A training run in a thread, because nodes can only be added from the main thread."""
 
     def __init__(self, folder: Path, *more: str) -> None:
         super().__init__(daemon=True)
         self.config = load_config("digits", settings(folder, *more))
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.summary: dict[str, Any] | None = None
         self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.summary = train(self.config, echo=self.said.append)
+            self.summary = train(self.config, echo=self.lines.append)
         except BaseException as error:
             self.error = error
 
-    def until(self, what: Callable[[], bool], seconds: float = 180) -> None:
-        """Wait for something while the run goes on."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 180) -> None:
+        """Wait for a condition; fails when the run ends first."""
         deadline = time.monotonic() + seconds
-        while not what():
-            assert self.is_alive(), (self.error, self.said)
-            assert time.monotonic() < deadline, self.said
+        while not condition():
+            assert self.is_alive(), (self.error, self.lines)
+            assert time.monotonic() < deadline, self.lines
             time.sleep(0.1)
 
-    def resumptions(self) -> list[str]:
-        """Its lines about going on."""
-        return [line for line in self.said if line.startswith("resumed")]
+    def resume_lines(self) -> list[str]:
+        """The lines that report a resume."""
+        return [line for line in self.lines if line.startswith("resumed")]
 
-    def checkpoints(self) -> int:
-        """How many it keeps at the moment."""
+    def count_checkpoints(self) -> int:
+        """The number of checkpoints that exist now."""
         return len(list(Path(self.config.storage, str(self.config.name)).glob("checkpoint_2*")))
 
     def result(self) -> dict[str, Any]:
         """The summary of the finished run."""
         self.join(300)
-        assert self.error is None, (self.error, self.said)
-        assert self.summary is not None, self.said
+        assert self.error is None, (self.error, self.lines)
+        assert self.summary is not None, self.lines
         return self.summary
 
 
 def nodes_of_workers() -> set[str]:
-    """The nodes that a training worker lives on."""
+    """The nodes that host a training worker."""
     actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
     return {actor.node_id for actor in actors}
 
 
-def test_the_loss_of_a_node_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
+def test_losing_a_node_does_not_change_the_result(cluster: Cluster, tmp_path: Path) -> None:
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     mine = ["optim.epochs=6", "resources.workers=2", "resources.cpus_per_worker=1"]
-    whole = Driver(tmp_path, "name=whole", *mine).result()
-    hurt = Driver(tmp_path, "name=hurt", *mine)
-    hurt.until(lambda: hurt.checkpoints() >= 2)
+    uninterrupted = Driver(tmp_path, "name=uninterrupted", *mine).result()
+    interrupted = Driver(tmp_path, "name=interrupted", *mine)
+    interrupted.wait_until(lambda: interrupted.count_checkpoints() >= 2)
     hosts = nodes_of_workers()
     cluster.remove_node(next(node for node in nodes if node.node_id in hosts), allow_graceful=False)
-    summary = hurt.result()
-    assert hurt.resumptions()
-    assert outcome(summary["folder"]) == outcome(whole["folder"])
+    summary = interrupted.result()
+    assert interrupted.resume_lines()
+    assert outcome(summary["folder"]) == outcome(uninterrupted["folder"])
 
 
-def test_workers_follow_the_cluster_without_a_new_command(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     """In float64, in which one worker and two give equal labels."""
     cluster.add_node(num_cpus=1)
     mine = ["optim.epochs=12", "optim.precision=float64"]
     driver = Driver(tmp_path, "name=elastic", *mine, *ELASTIC)
-    driver.until(lambda: driver.checkpoints() >= 2)
+    driver.wait_until(lambda: driver.count_checkpoints() >= 2)
     guest = cluster.add_node(num_cpus=1)
-    driver.until(lambda: any(line.endswith("on 2 workers") for line in driver.resumptions()))
+    driver.wait_until(lambda: any(line.endswith("on 2 workers") for line in driver.resume_lines()))
     time.sleep(4)
     cluster.remove_node(guest, allow_graceful=False)
-    driver.until(lambda: driver.resumptions()[-1].endswith("on 1 worker"))
+    driver.wait_until(lambda: driver.resume_lines()[-1].endswith("on 1 worker"))
     history, labels = outcome(driver.result()["folder"])
     assert len(history) == 13
     steady = Driver(tmp_path, "name=steady", *mine, "resources.workers=1").result()
@@ -123,26 +123,28 @@ def test_workers_follow_the_cluster_without_a_new_command(cluster: Cluster, tmp_
             assert metrics.get(name) == pytest.approx(other.get(name), rel=1e-5), (metrics["epoch"], name)
 
 
-def test_a_node_that_announces_its_end_is_left_with_a_fresh_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
-    """No other checkpoint is due before the run's end, so that one can only go on from the one made for this."""
+def test_an_announced_preemption_triggers_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    """No other checkpoint is due before the run's end, so the run can only resume from the one saved for this."""
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     mine = ["optim.epochs=12", "resources.workers=2", "resources.cpus_per_worker=1", "resources.max_failures=0"]
     rare = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null"]
     driver = Driver(tmp_path, "name=drained", *mine, *rare)
-    driver.until(lambda: any(line.startswith("epoch") and not line.startswith("epoch  0") for line in driver.said))
+    driver.wait_until(
+        lambda: any(line.startswith("epoch") and not line.startswith("epoch  0") for line in driver.lines)
+    )
     hosts = nodes_of_workers()
     leaving = next(node for node in nodes if node.node_id in hosts)
-    drain(cluster, leaving.node_id, seconds=15)
-    driver.until(lambda: bool(driver.resumptions()))
+    announce_preemption(cluster, leaving.node_id, seconds=15)
+    driver.wait_until(lambda: bool(driver.resume_lines()))
     cluster.remove_node(leaving, allow_graceful=False)
     summary = driver.result()
-    assert driver.resumptions()[0].endswith("step 10, on 2 workers")
+    assert driver.resume_lines()[0].endswith("step 10, on 2 workers")
     steady = Driver(tmp_path, "name=steady", *mine, *rare).result()
     assert outcome(summary["folder"]) == outcome(steady["folder"])
 
 
-def drain(cluster: Cluster, node: str, seconds: int) -> None:
-    """Announce that a node will be taken away, as a cloud does with a spot machine."""
+def announce_preemption(cluster: Cluster, node: str, seconds: int) -> None:
+    """Announce the preemption of a node, as a cloud does for a spot machine."""
     ray_command = str(Path(sys.executable).with_name("ray"))
     arguments = ["drain-node", "--address", cluster.address, "--node-id", node]
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]

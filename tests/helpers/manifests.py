@@ -1,4 +1,4 @@
-"""Manifests of data sets that are not there, for tests that read no images."""
+"""Manifests without data sets, for tests that read no images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipeline.data.shards import ImageStatistics, Manifest, Shard, SourceInfo
 
 
 def manifest(images: int = 100, classes: int = 10, digest: str = "d") -> Manifest:
-    """A manifest of one shard with this many images and class names."""
+    """A manifest of one shard, with the given numbers of images and classes."""
     statistics = ImageStatistics(
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.1, 0.0), sampled=1, min_width=8, max_width=8, min_height=8, max_height=8
     )

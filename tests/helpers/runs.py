@@ -1,4 +1,4 @@
-"""Small real runs of digits, and what two of them are compared by."""
+"""Small real runs of digits, and the values by which two of them are compared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 def settings(folder: Path, *more: str) -> list[str]:
-    """Overrides of a small digits run that keeps everything below a folder."""
+    """Overrides of a small digits run that keeps all its files in a folder."""
     return [*SETTINGS, f"storage={folder}/runs", f"data.path={folder}/digits", *more]
 
 
@@ -39,7 +39,7 @@ def options(settings: Iterable[str]) -> list[str]:
 
 
 def start(settings: Iterable[str], log: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
-    """`digpro train` with these overrides, as a process of its own."""
+    """Start `digpro train` with these overrides in a separate process."""
     command = [sys.executable, "-m", "pipeline.cli", "train", *options(settings)]
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("ab") if log else open(os.devnull, "wb") as out:
@@ -49,22 +49,22 @@ def start(settings: Iterable[str], log: Path | None = None, **environment: str) 
 
 
 def outcome(run_folder: str | Path) -> tuple[list[dict[str, float]], list[int]]:
-    """History without times, and all pseudo-labels, of the newest checkpoint of a run."""
+    """The history without times, and all pseudo-labels, of the newest checkpoint of a run."""
     values = newest_in(str(run_folder))
-    assert values is not None, f"{run_folder} holds no checkpoint"
-    timeless = [{key: value for key, value in page.items() if "second" not in key} for page in values["history"]]
+    assert values is not None, f"there is no checkpoint in {run_folder}"
+    timeless = [{key: value for key, value in epoch.items() if "second" not in key} for epoch in values["history"]]
     return timeless, values["labels"].tolist()
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """The descendants of a process: for a driver, its Ray cluster and all in it."""
+    """The descendants of a process; for a driver, all processes of its Ray cluster."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
 
 
 def train_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """The Ray Train workers among processes, the ones that are gone left out."""
+    """The Ray Train workers among the processes that are still alive."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -74,7 +74,7 @@ def train_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
-    """Kill what is left of processes."""
+    """Kill the processes that are still alive."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

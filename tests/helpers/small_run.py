@@ -1,4 +1,4 @@
-"""A small run without Ray: digits in memory, the real step and E-step."""
+"""A small run without Ray: digits in memory, with the real step and E-step."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def digits(folder: Path) -> tuple[Tensor, Manifest]:
 
 
 def small_job(manifest: Manifest, *overrides: str) -> Job:
-    """A job of digits that nobody tracks."""
+    """A job of digits without tracking."""
     config = load_config("digits", [*SMALL, *overrides])
     tracking = RunRef("sqlite:///none", "none", "digpro", "small", {}, {})
     return Job(config, manifest, make_plan(config, manifest), tracking)
 
 
 def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool = False) -> Run:
-    """A run of this process (with the process group's other ones, if there are)."""
+    """A run of this process, together with the other processes of the process group, if any."""
     job = small_job(manifest, *overrides, *(["optim.precision=float64"] if double else []))
     config, cpu = job.config, torch.device("cpu")
     model = build_model(config, job.plan.num_clusters, cpu)
@@ -88,14 +88,14 @@ def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool 
 
 
 def _probe(images: Tensor, count: int) -> Probe | None:
-    """What `read_probe` gives, of images in memory."""
+    """The same as `read_probe`, from images in memory."""
     start, stop, total = row_range(min(count, len(images)))
     index = torch.arange(start, stop)
     return Probe(tuple((images[part], part) for part in index.split(50) if len(part)), total) if count else None
 
 
 def snapshot(run: Run) -> dict[str, Any]:
-    """Everything that has to be equal between two runs."""
+    """Everything that must be equal in two runs."""
     state = run.state
     assert state.pseudo is not None
     return {

@@ -1,4 +1,4 @@
-"""Gloo processes that live for the whole test session."""
+"""Gloo processes that run during the whole test session."""
 
 from __future__ import annotations
 
