@@ -183,7 +183,7 @@ def _why_no_manifest(fs: pafs.FileSystem, root: str, folder: str) -> str:
         what = f"{folder} holds no {MANIFEST} but other files; images must be ingested before they are used"
     else:
         return f"{folder} holds no {MANIFEST}; fill it with `digpro ingest SOURCE {shlex.quote(folder)}`"
-    return f"{what}: run `digpro ingest {shlex.quote(folder)} {shards}`, then set data.path={shards}"
+    return f"{what}: run `digpro ingest {shlex.quote(folder.rstrip('/'))} {shards}`, then set data.path={shards}"
 
 
 def _parse_manifest(raw: bytes, folder: str) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def test_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "_ingest").mkdir()
     with pytest.raises(DataError, match="unfinished ingest"):
         read_manifest(str(tmp_path))
+
+
+def test_a_folder_of_images_says_how_to_ingest_it(tmp_path: Path) -> None:
+    images = tmp_path / "my images"
+    images.mkdir()
+    (images / "x.png").write_bytes(b"")
+    command = f"run `digpro ingest '{images}' '{images}-shards'`, then set data.path='{images}-shards'"
+    with pytest.raises(DataError, match=re.escape(f"images must be ingested before they are used: {command}")):
+        read_manifest(f"{images}/")
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"x.parquet is a file .* ingest \S+/x.parquet \S+/x-shards`"):
+        read_manifest(str(tmp_path / "x.parquet"))
 
 
 def test_truncated_shard_is_named(folder: Path) -> None:

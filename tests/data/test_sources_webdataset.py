@@ -66,7 +66,7 @@ def test_webdataset_bad_samples_are_quarantined(tmp_path: Path) -> None:
     assert left_out(tmp_path / "out")["x.tar: *.txt"] == "decided by content: empty file; fetch it again"
 
 
-@pytest.mark.parametrize("damage", ["content", "header", "boundary", "garbage"])
+@pytest.mark.parametrize("damage", ["content", "header", "boundary", "garbage", "zeros"])
 def test_a_broken_tar_keeps_what_is_whole(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.tar"
     write_tar(path, {f"{i}.png": encoded(i) for i in range(6)})
@@ -75,9 +75,10 @@ def test_a_broken_tar_keeps_what_is_whole(tmp_path: Path, damage: str) -> None:
     raw = path.read_bytes()
     cut = {"content": fourth.offset_data + 20, "header": fourth.offset + 100, "boundary": fourth.offset}
     garbage = raw[: fourth.offset] + b"\x01" * 512 + raw[fourth.offset + 512 :]
-    path.write_bytes(garbage if damage == "garbage" else raw[: cut[damage]])
+    zeros = raw[: fourth.offset] + bytes(1024) + raw[fourth.offset + 1024 :]  # the whole member
+    path.write_bytes({"garbage": garbage, "zeros": zeros}.get(damage) or raw[: cut[damage]])
     manifest = ingest(str(path), str(tmp_path / "out"))
-    kept = [0, 1, 2, 4, 5] if damage == "garbage" else [0, 1, 2]
+    kept = [0, 1, 2, 4, 5] if damage in ("garbage", "zeros") else [0, 1, 2]
     assert [name for name, _ in labels(tmp_path / "out")] == [f"{i}.png" for i in kept]
     assert manifest.quarantined_count == (damage == "content")  # the others lost members that nobody can count
     reasons = quarantined(tmp_path / "out")

@@ -102,11 +102,13 @@ def _list_remote(fs: pafs.FileSystem, root: str) -> Listing:
         name = posixpath.relpath(found.path, root)
         if found.type == pafs.FileType.Directory:
             continue
-        rule = rule_by_name(name) or (None if found.type == pafs.FileType.File else "not a regular file")
+        rule = rule_by_name(name)
         if rule:
             listing.left_out.append(LeftOut(path=name, rule=rule))
-        else:
+        elif found.type == pafs.FileType.File:
             listing.files.append(File(found.path, name, found.size, found.mtime_ns))
+        else:
+            listing.quarantined.append(Quarantined(path=name, reason="cannot be read: it is not a file, or is gone"))
     return listing
 
 

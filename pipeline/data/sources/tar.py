@@ -37,9 +37,9 @@ class _Header(tarfile.TarInfo):
     """A member's header that notes in its archive what tarfile skips when it looks for the next header."""
 
     @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        archive = tarfile
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         assert isinstance(archive, _Archive)
+        start = archive.offset
         try:
             header = super().fromtarfile(archive)
         except EOFHeaderError:
@@ -48,6 +48,8 @@ class _Header(tarfile.TarInfo):
         except InvalidHeaderError:
             archive.damaged = True
             raise
+        # Concatenated archives start at a whole record; behind other zeros, a member has been overwritten.
+        archive.damaged |= archive.ended and start % tarfile.RECORDSIZE != 0
         archive.ended = False
         return header
 
@@ -80,6 +82,8 @@ def read_members(fs: pafs.FileSystem, path: str, tar: str) -> Iterator[Member | 
                     last = printable(header.name.removeprefix("./"))
                     yield Seen(1)
                     yield _read_member(archive, header, last, tar)
+            if not archive.getmembers() and archive.damaged:
+                raise tarfile.ReadError("its content is not that of a tar")
             yield from _damage(archive, tar, last)
             if not archive.getmembers():
                 yield Quarantined(path=tar, reason="the tar is empty; write it again", rows=0)
@@ -112,11 +116,9 @@ def _open_archive(file: Any) -> _Archive:
 
 def _damage(archive: _Archive, tar: str, last: str) -> Iterator[Quarantined | Seen]:
     """An entry for the damage that was skipped since the last member, if there was any."""
-    if archive.damaged and not last and not archive.getmembers():
-        raise tarfile.ReadError("its content is not that of a tar")
     if archive.damaged:
         where = f"after {last}" if last else "at its start"
-        reason = f"damaged {where}: there is no header of a member where one should be; members may be lost"
+        reason = f"damaged {where}: there is no member where one should be, so some may be lost"
         yield Quarantined(path=tar, reason=reason, rows=0)
     archive.damaged = False
 
