@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pyarrow.fs import FileSelector
@@ -77,12 +78,12 @@ def search(
     Returns
     -------
     dict
-        The summary, as it lies in summary.json of the search's folder.
+        The summary, as in summary.json of the search's folder.
 
     Raises
     ------
     ConfigError, DataError
-        For what can be known beforehand; nothing has been started then.
+        For what can be known before anything starts.
     RunFailed
         When every trial failed.
     """
@@ -98,18 +99,51 @@ def search(
         if (summary := folder.read(SUMMARY)) is not None:
             echo(f"search {config.name} is already finished; a new one needs another name (--set name=...)")
             return successful(summary)
-        validate_shards(config.data.path)
         check_objectives(trial_config, space)
-        capacity = connect_and_measure(trial_config, manifest, trials, concurrent)
-        check_population(strategy, trials, capacity)
-        parent = open_parent_run(config, folder, space)
-        trials_path = f"{folder.path}/{TRIALS}"
-        limited = limit_trial(trial_config, capacity, strategy)
-        job = SearchJob(limited, space, manifest, trials_path, parent.run_id, label)
-        echo(first_message(job, strategy, trials, capacity))
-        observer = Trials(space, limited.optim.epochs, trials, strategy.scheduler, echo)
-        ended = run_tune(job, folder, strategy, observer, capacity)
-        return successful(write_results(config, job, folder, parent, observer.rows(ended)))
+        plan = SearchPlan(config, trial_config, space, manifest, strategy, trials, label)
+        return successful(run_search(plan, folder, concurrent, echo))
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search that has passed its checks.
+
+    Attributes
+    ----------
+    config : RunConfig
+        As given, with the search's name and absolute paths.
+    trial_config : RunConfig
+        The same with the space's settings, which trials vary.
+    trials : int
+        How many there are in all.
+    """
+
+    config: RunConfig
+    trial_config: RunConfig
+    space: Space
+    manifest: Manifest
+    strategy: Strategy
+    trials: int
+    label: str
+
+
+def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: Echo) -> dict[str, Any]:
+    """Run the trials and write what they leave; returns the summary."""
+    validate_shards(plan.config.data.path)
+    capacity = connect_and_measure(plan, concurrent)
+    parent = open_parent_run(plan.config, folder, plan.space)
+    job = SearchJob(
+        config=limit_trial(plan.trial_config, capacity, plan.strategy),
+        space=plan.space,
+        manifest=plan.manifest,
+        trials_path=f"{folder.path}/{TRIALS}",
+        parent_run=parent.run_id,
+        label=plan.label,
+    )
+    echo(first_message(job, plan.strategy, plan.trials, capacity))
+    observer = Trials(plan.space, job.config.optim.epochs, plan.trials, plan.strategy.scheduler, echo)
+    ended = run_tune(job, folder, plan.strategy, observer, capacity)
+    return write_results(plan.config, job, folder, parent, observer.rows(ended))
 
 
 def search_identity(config: RunConfig, space: Space, trials: int, scheduler: str) -> dict[str, Any]:
@@ -159,12 +193,15 @@ def check_objectives(config: RunConfig, space: Space) -> None:
         raise ConfigError("objective label_free needs estep.probe, which is 0; set it to its default, 512")
 
 
-def connect_and_measure(config: RunConfig, manifest: Manifest, trials: int, concurrent: int | None) -> Capacity:
+def connect_and_measure(plan: SearchPlan, concurrent: int | None) -> Capacity:
     """Connect to Ray, check its nodes, and find out how many trials fit at a time."""
     connect()
-    check_nodes(config)
+    check_nodes(plan.config)
     nodes = [node["Resources"] for node in alive_nodes()]
-    return search_capacity(config, make_plan(config, manifest).mode, nodes, trials, concurrent)
+    mode = make_plan(plan.trial_config, plan.manifest).mode
+    capacity = search_capacity(plan.trial_config, mode, nodes, plan.trials, concurrent)
+    check_population(plan.strategy, plan.trials, capacity)
+    return capacity
 
 
 def check_population(strategy: Strategy, trials: int, capacity: Capacity) -> None:
