@@ -95,7 +95,10 @@ def needs_range(raw: RawValues) -> bool:
 def render(raw: RawValues, options: PixelOptions) -> Image.Image:
     """The values as 8-bit RGB on the background; not turned yet."""
     values, coverage = channels(raw, options)
-    low, high = np.transpose(options.limits if needs_range(raw) and options.limits else [(0, 255)] * 3)
+    limits = options.limits if needs_range(raw) else [(0, 255)] * 3
+    if limits is None:
+        raise ValueError(f"the range of {options} is not measured; take the options from the manifest of an ingest")
+    low, high = np.transpose(limits)
     shown = np.clip((values - low) / (high - low) * 255, 0, 255)
     if raw.white_is_zero:
         shown = 255 - shown

@@ -74,6 +74,7 @@ def test_values_are_turned_too() -> None:
 
 
 @pytest.mark.parametrize("value", [b"Exif\0\0II*\0\x08\0\0\0\xff", b"Exif\0\0", b"junk"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_data_is_ignored_as_by_viewers(value: bytes) -> None:
     assert pixels(saved(Image.fromarray(quadrants()), "JPEG", exif=value)).shape == (16, 24, 3)
 
@@ -137,6 +138,11 @@ def test_white_is_zero_is_shown_as_viewers_do() -> None:
     data = tiff((3000 - RAMP).astype(np.uint16), photometric="miniswhite")
     np.testing.assert_allclose(pixels(data, RANGE)[..., 0].astype(int), SHOWN, atol=1)
     np.testing.assert_array_equal(pixels(tiff(255 - SHOWN, photometric="miniswhite"))[..., 0], SHOWN)
+
+
+def test_percentiles_have_to_be_measured_first() -> None:
+    with pytest.raises(ValueError, match=r"--range percentile .* is not measured; take the options from the manifest"):
+        read_picture(tiff(RAMP), PixelOptions(range="percentile"))
 
 
 def test_a_range_leaves_8_bits_alone() -> None:
