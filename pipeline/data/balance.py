@@ -30,9 +30,10 @@ class Tally(BaseModel):
 
 def read_part(part: Part, tally: Tally) -> Iterator[Row]:
     """The rows of a part; everything else that it yields goes into `tally`."""
+    total = tally.content
     for entry in part():
         if isinstance(entry, Row):
-            tally.content = (tally.content + _row_digest(entry)) % MODULUS
+            total += _row_digest(entry)
             yield entry
         elif isinstance(entry, Seen):
             tally.seen += entry.number
@@ -40,10 +41,11 @@ def read_part(part: Part, tally: Tally) -> Iterator[Row]:
             tally.quarantined.append(entry)
         else:
             tally.left_out.append(entry)
+    tally.content = total % MODULUS
 
 
 def _row_digest(row: Row) -> int:
-    state = hashlib.sha256(json.dumps([row.path, row.label, len(row.data)]).encode())
+    state = hashlib.sha256(f"{len(row.path)} {row.path} {row.label} ".encode("utf-8", "backslashreplace"))
     state.update(row.data)
     return int.from_bytes(state.digest(), "big")
 
