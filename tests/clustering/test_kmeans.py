@@ -117,18 +117,24 @@ def test_the_other_starts_are_those_that_lost() -> None:
     assert alone[0].others.shape == (0, 5, 8)
 
 
-def _whole_on_each(rank: int, x: torch.Tensor, empty: str) -> KMeansResult:
-    return spherical_kmeans(x, 5, restarts=2, seed=rank, empty=empty, scope=Scope.THIS_WORKER)
+def _its_own_rows(x: torch.Tensor, rank: int, scope: Scope = Scope.ALL_WORKERS) -> list[KMeansResult]:
+    """Seeding, and the reseeding of an empty cluster, on rows that differ between the workers."""
+    x = x.roll(37 * rank, dims=0) + rank
+    seeded = spherical_kmeans(x, 5, restarts=2, seed=rank, scope=scope)
+    return [seeded, spherical_kmeans(x, 5, init=_far_centre(x), empty="reseed", scope=scope)]
 
 
-@pytest.mark.parametrize("empty", ["keep", "reseed"])
-def test_workers_that_hold_all_rows_can_cluster_them_each_alone(pair: Workers, empty: str) -> None:
+def _on_each(rank: int, x: torch.Tensor) -> list[KMeansResult]:
+    return _its_own_rows(x, rank, Scope.THIS_WORKER)
+
+
+def test_within_the_scope_of_one_worker_nothing_comes_from_the_others(pair: Workers) -> None:
     x = _features()
-    for seed, found in enumerate(pair.run(_whole_on_each, x, empty)):
-        expected = spherical_kmeans(x, 5, restarts=2, seed=seed, empty=empty)
-        assert found.labels.equal(expected.labels)
-        assert_close(found.centers, expected.centers, rtol=1e-6)
-        assert found.inertia == pytest.approx(expected.inertia, rel=1e-6)
+    for rank, results in enumerate(pair.run(_on_each, x)):
+        for found, expected in zip(results, _its_own_rows(x, rank), strict=True):
+            assert found.labels.equal(expected.labels)
+            assert_close(found.centers, expected.centers, rtol=1e-6)
+            assert found.inertia == pytest.approx(expected.inertia, rel=1e-6)
 
 
 def test_more_clusters_than_rows_is_an_error() -> None:

@@ -114,17 +114,18 @@ def test_a_batch_larger_than_the_bank_leaves_its_end(before: int) -> None:
     assert bank.gather().equal(batch[-10:])
 
 
-def _banked(rank: int, cuts: list[int]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    bank, rows = FeatureBank(10, 3).double(), noise(4, 7, 3)
+def _banked(rank: int, cuts: list[int], size: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    bank, rows = FeatureBank(size, 3).double(), noise(4, 7, 3)
     for batch in rows:
         bank.push(batch[cuts[rank] : cuts[rank + 1]], RowRange(cuts[rank], cuts[rank + 1], 7))
     return bank.gather(), bank.state(), bank.rows
 
 
-@pytest.mark.parametrize("cuts", [[0, 3, 7], [0, 6, 7], [0, 7, 7]])
-def test_the_bank_does_not_depend_on_the_split(pair: Workers, cuts: list[int]) -> None:
-    rows, state, _ = _banked(0, [0, 7])
-    answers = pair.run(_banked, cuts)
+@pytest.mark.parametrize("size", [10, 5])  # 5: less than a batch
+@pytest.mark.parametrize("cuts", [[0, 3, 7], [0, 1, 7], [0, 7, 7]])
+def test_the_bank_does_not_depend_on_the_split(pair: Workers, cuts: list[int], size: int) -> None:
+    rows, state, _ = _banked(0, [0, 7], size)
+    answers = pair.run(_banked, cuts, size)
     for found, found_state, _ in answers:
         assert found.equal(rows)
         assert all(found_state[name].equal(value) for name, value in state.items())
