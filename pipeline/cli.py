@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 import yaml
-from rich.console import Console
+from typer.core import TyperGroup
 
-from pipeline.cluster import connect
+from pipeline.cluster import cluster_address, connect
 from pipeline.config.loading import load_config, preset_names
 from pipeline.data.shards import SUMMARY
-from pipeline.errors import ConfigError, DataError, RunFailed
+from pipeline.errors import Interrupted, UserError
+from pipeline.interrupts import interruptible
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
 
@@ -23,14 +27,31 @@ For images of your own, run `digpro ingest`, then `digpro train` with a preset a
 Ray runs on this machine, or on the cluster that RAY_ADDRESS names; `digpro submit` sends a command to a cluster.
 """
 
+
+class Commands(TyperGroup):
+    """Our commands, each of which Ctrl-C and SIGTERM end with one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that the line names."""
+        with interruptible():
+            return super().invoke(ctx)
+
+
+class Place(click.ParamType):
+    """A folder, file or URI; in a job it has to mean the same on every node."""
+
+    name = "place"
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help=OVERVIEW,
 )
-console = Console(highlight=False, soft_wrap=True)
+PLACE = Place()
 
 PresetOption = Annotated[
     str,
@@ -48,6 +69,22 @@ INGEST_SOURCES = """Where the images come from: `digits` (the demo);
 `webdataset:PATTERN`, tar files; `torchvision:NAME:PATH`, a torchvision data set on disk;
 or a plain path, whose kind is detected."""
 
+
+def echo(text: str, *, error: bool = False) -> None:
+    """Print a line as it is: paths and names of others are never markup, and no line is wrapped."""
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+@app.callback()
+def digpro(
+    show_version: Annotated[bool, typer.Option("--version", help="Show versions and exit.")] = False,
+) -> None:
+    if show_version:
+        names = {"digpro": "digpro-ray", "Ray": "ray", "PyTorch": "torch"}
+        versions = [f"{title} {version(name)}" for title, name in names.items()]
+        echo(", ".join([*versions, f"Python {platform.python_version()}"]))
+        raise typer.Exit
+    
 
 @app.command()
 def ingest(

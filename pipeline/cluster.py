@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.checks.machine import machine_findings, ray_temporary_folder
+from pipeline.errors import ConfigError, Interrupted, first_line
+from pipeline.interrupts import RUN_AGAIN, signal_handlers_kept
 from pipeline.provenance import versions
-from pipeline.ray_private import loopback_only
+from pipeline.ray_private import address_file, loopback_only, ray_answers
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,43 +23,110 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Ray Train looks after its workers every 2 s, and a report waits for it: too slow for epochs of a second.
+    # Ray Train checks its workers every 2 s, and a report waits for it: too slow for epochs of a second.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Ctrl-C ends a search as it ends any other command (pipeline/interrupts.py).
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+# Ray takes an empty value for the value: RAY_TMPDIR= would put its files into the working folder.
+VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *QUIET)
+ANSWER_SECONDS = 8
 
 
 def connect() -> None:
     """Connect this process to Ray, once; progress comes over the board, so workers' own output stays in Ray's logs.
 
-    A cluster of this machine's own listens on the loopback interface only: who can reach Ray's ports can run code.
+    Without RAY_ADDRESS it is the cluster that `ray start` began on this machine, if it still answers. Otherwise it is a
+    new one, which listens on the loopback interface only: who can reach Ray's ports can run code.
 
     Raises
     ------
     ConfigError
-        When RAY_ADDRESS is that of a dashboard, or no cluster is there.
+        When RAY_ADDRESS is that of a dashboard, no cluster answers there, or this machine cannot run Ray.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address.startswith("http"):
-        remedy = "take `digpro submit` to run a command there, or unset RAY_ADDRESS to run it on this machine"
-        raise ConfigError(f"RAY_ADDRESS={address} is a dashboard, to which jobs are submitted; {remedy}")
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
+    address = cluster_address()
+    if bad := [str(finding) for finding in machine_findings(starts_cluster=address is None) if finding.remedy]:
+        raise ConfigError("Ray cannot be used on this machine: " + "\n".join(bad))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if not ray.is_initialized():
-        try:
-            with contextlib.nullcontext() if address else loopback_only():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise ConfigError(
-                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); correct or unset it"
-            ) from None
+    try:
+        with signal_handlers_kept(), contextlib.nullcontext() if address else loopback_only():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
+    except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
+        raise Interrupted(int(end.code or 15), RUN_AGAIN) from None
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ConfigError(
+            f"cannot connect to the Ray cluster at {address} ({first_line(error)}); correct or unset RAY_ADDRESS"
+            if address
+            else f"Ray cannot be started on this machine ({first_line(error)}); run `digpro doctor`"
+        ) from error
+
+
+def cluster_address() -> str | None:
+    """Address of the cluster to connect to, where something answers; None to start one on this machine.
+
+    Raises
+    ------
+    ConfigError
+        When RAY_ADDRESS is not an address of a cluster, or nothing answers there.
+    """
+    unset_empty_variables()
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named == "local":
+        return None
+    if named in ("", "auto"):
+        recorded = _recorded_address()
+        if recorded and answers(recorded):
+            return recorded
+        if not named:
+            return None
+        found = f"{recorded}, which `ray start` recorded, does not answer" if recorded else "none was started here"
+        raise ConfigError(f"RAY_ADDRESS=auto finds no Ray cluster on this machine: {found}; start one, or unset it")
+    if named.startswith("http"):
+        remedy = "use `digpro submit` to run a command there, or unset RAY_ADDRESS to run it on this machine"
+        raise ConfigError(f"RAY_ADDRESS={named} is a dashboard, to which jobs are submitted; {remedy}")
+    if not answers(named):
+        raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={named}; correct it, or unset it to use this machine")
+    return named
+
+
+def unset_empty_variables() -> None:
+    """Remove the environment variables of Ray that are empty, so that they count as unset."""
+    for name in VARIABLES:
+        if not os.environ.get(name, "unset").strip():
+            del os.environ[name]
+
+
+def _recorded_address() -> str | None:
+    with contextlib.suppress(OSError):
+        return address_file(ray_temporary_folder()).read_text().strip() or None
+    return None
+
+
+def answers(address: str) -> bool:
+    """Whether a Ray cluster answers at `host:port` or `ray://host:port`, within `ANSWER_SECONDS`.
+
+    Ray itself tries for minutes, and at a port that accepts connections and says nothing it tries for ever.
+
+    Raises
+    ------
+    ConfigError
+        When the address has another form.
+    """
+    parts = re.fullmatch(r"(ray://)?(\[[\da-fA-F:]+\]|[^\s/:]+)(?::(\d+))?", address)
+    if parts is None or not (parts[1] or parts[3]) or int(parts[3] or 0) > 65535:
+        raise ConfigError(f"RAY_ADDRESS={address} is not an address; give host:port, such as 10.0.0.1:6379")
+    return ray_answers(f"{parts[2]}:{parts[3] or 10001}", client_server=bool(parts[1]), seconds=ANSWER_SECONDS)
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
-    """Places an actor on the driver's node, which lives as long as the run does; any other node may go away."""
+    """Places an actor on the driver's node, which lives as long as the run does; any other node may be lost."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

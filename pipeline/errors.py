@@ -7,6 +7,7 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -42,6 +43,18 @@ class CheckpointError(RunFailed):
 
 class Diverged(RunFailed):
     """Losses or weights that are no longer finite."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM ended the command; not an `Exception`, so that nothing that handles failures swallows it.
+
+    `exit_status` is the shell's: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int, remedy: str) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"interrupted by {name}; {remedy}")
+        self.exit_status = 128 + number
 
 
 def first_line(error: BaseException) -> str:

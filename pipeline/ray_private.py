@@ -7,6 +7,8 @@ All were seen in Ray 2.60.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Iterator
 from logging import Logger
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.data import DataContext, ExecutionOptions
     from ray.train import DataConfig
+    from ray.train.torch import TorchTrainer
 
 
 @contextlib.contextmanager
@@ -30,6 +33,58 @@ def loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def address_file(temporary_folder: str) -> Path:
+    """Where `ray start` records the address of this machine's cluster, to which `ray.init` connects by default.
+
+    The file outlives the cluster, and connecting to an address where nothing answers takes minutes.
+    """
+    return Path(temporary_folder, "ray", "ray_current_cluster")
+
+
+def ray_answers(target: str, *, client_server: bool, seconds: float) -> bool:
+    """Whether the control store of a cluster, or the server of `ray://` clients, answers at host:port.
+
+    `ray.init` has no timeout. The call is the one that it begins with; without the cluster's token it is refused, which
+    is an answer too. With RAY_USE_TLS a connection has to do.
+    """
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        host, _, port = target.rpartition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
+            return True
+        return False
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=seconds)
+            return True
+        except grpc.RpcError as error:
+            known = (grpc.StatusCode.UNIMPLEMENTED,) if client_server else ()
+            return error.code() in (grpc.StatusCode.UNAUTHENTICATED, *known)
+
+
+def session_socket(temporary_folder: str, process: int) -> str:
+    """A path as long as that of the longest Unix socket that a cluster started by `process` would make."""
+    return f"{temporary_folder}/ray/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
+
+
+def auth_token_file() -> Path:
+    """Where `ray.init` keeps the token of a cluster that it starts, and reads the one that is there."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def leave_signals_alone(trainer: TorchTrainer) -> None:
+    """Keep `trainer.fit` from handling Ctrl-C: its handler ends the process with status 1 and no message.
+
+    With it gone, `fit` raises KeyboardInterrupt like any other code, and what cleans up after it can run.
+    """
+    if not hasattr(trainer, "_register_sigint_handler"):
+        raise AttributeError(
+            "TorchTrainer has no _register_sigint_handler; this version of Ray handles Ctrl-C otherwise"
+        )
+    trainer._register_sigint_handler = lambda controller: None
 
 
 def set_execution_count(context: DataContext, count: int) -> None:

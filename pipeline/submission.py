@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
+import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.checks.working_dir import EXCLUDES, travelling_files, working_dir_finding
+from pipeline.cluster import unset_empty_variables
 from pipeline.config.loading import load_config
-from pipeline.errors import ConfigError, RunFailed
+from pipeline.errors import ConfigError, RunFailed, first_line
+from pipeline.interrupts import interruptible
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 VERBS = ("ingest", "train", "tune", "evaluate")
-EXCLUDES = [".git", ".venv", "/runs", "/data", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
-LIMIT_MIB = 512  # Ray's own, on the zipped folder
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+ANSWER_SECONDS = 10
 
 
 def submit(
     verb: str,
     arguments: list[str],
+    parameters: Mapping[str, Any],
+    places: Mapping[str, str],
     *,
     address: str | None = None,
     folder: str = ".",
@@ -35,6 +40,10 @@ def submit(
 
     Parameters
     ----------
+    arguments : list of str
+        As they stand on the command line.
+    parameters, places : mapping
+        What the command line makes of them: all values by name, and those that are folders, files or URIs.
     address : str, optional
         Of the cluster's dashboard, http://host:port; RAY_API_SERVER_ADDRESS or RAY_ADDRESS when absent.
     folder : str
@@ -48,82 +57,60 @@ def submit(
         For what can be known beforehand; nothing is sent then.
     RunFailed
         When the job failed or was stopped.
+    Interrupted
+        When Ctrl-C or SIGTERM came while the log was followed; the job continues.
     """
     script = job_script(verb, folder)
     files = travelling_files(folder)
-    check_size(folder, files)
-    check_arguments(verb, arguments, folder, files)
+    if (size := working_dir_finding(folder, files)).remedy:
+        raise ConfigError(str(size))
+    check_parameters(parameters, places, folder, files)
     client = connect_to(address)
     entrypoint = shlex.join(["python", script, *arguments])
     job = client.submit_job(
         entrypoint=entrypoint,
         runtime_env={"working_dir": folder, "excludes": EXCLUDES, "env_vars": {"PYTHONUNBUFFERED": "1"}},
     )
-    say(f"job {job}: {entrypoint}\nstop it with: digpro stop {job}{f' --address {address}' if address else ''}")
+    stop_command = f"digpro stop {job}{f' --address {address}' if address else ''}"
+    say(f"job {job}: {entrypoint}\nstop it with: {stop_command}")
     if follow:
-        asyncio.run(_follow(client, job, say))
+        with interruptible(f"job {job} continues on the cluster; stop it with: {stop_command}"):
+            asyncio.run(_follow(client, job, say))
         _conclude(client, job)
     return job
 
 
 def stop(job: str, *, address: str | None = None) -> None:
-    """Stop a job; a training run that is stopped goes on when it is submitted again."""
+    """Stop a job; a training run that is stopped resumes when it is submitted again."""
     client = connect_to(address)
     try:
         client.stop_job(job)
     except RuntimeError as error:
-        raise ConfigError(f"job {job!r} cannot be stopped ({_first_line(error)}); see `ray job list`") from None
+        raise ConfigError(f"job {job!r} cannot be stopped ({first_line(error)}); see `ray job list`") from None
 
 
 def job_script(verb: str, folder: str) -> str:
-    """Path of the verb's script below the working directory."""
+    """Path of the verb's script below the working directory; ConfigError when there is none."""
     if verb not in VERBS:
-        raise ConfigError(f"there is no job {verb!r}; submit one of {', '.join(VERBS)}")
+        raise ConfigError(f"{verb!r} is not a command that runs as a job; submit one of {', '.join(VERBS)}")
     script = f"jobs/{verb}.py"
     if not Path(folder, script).is_file():
         raise ConfigError(f"{folder!r} holds no {script}; give the project's own folder with --working-dir")
     return script
 
 
-def travelling_files(folder: str) -> dict[str, int]:
-    """The files, with their bytes, that Ray will send: without our excludes and without what .gitignore lists."""
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
-    root, found = Path(folder).resolve(), dict[str, int]()
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            found[str(path.relative_to(root))] = path.stat().st_size
-
-    quiet = logging.getLogger(__name__)
-    _dir_travel(root, [_get_excludes(root, EXCLUDES)], note, include_gitignore=True, logger=quiet)
-    return found
-
-
-def check_size(folder: str, files: dict[str, int]) -> None:
-    """ConfigError when the working directory is more than Ray sends, naming its largest files."""
-    total = sum(files.values()) / 2**20
-    if total > LIMIT_MIB:
-        largest = sorted(files, key=lambda name: files[name], reverse=True)[:3]
-        named = ", ".join(f"{name} ({files[name] / 2**20:,.0f} MiB)" for name in largest)
-        raise ConfigError(
-            f"the working directory {folder!r} has {total:,.0f} MiB, and Ray sends {LIMIT_MIB} at most; its largest "
-            f"files are {named}: move them away, or list them in .gitignore or .rayignore"
-        )
-
-
-def check_arguments(verb: str, arguments: list[str], folder: str, files: dict[str, int]) -> None:
+def check_parameters(
+    parameters: Mapping[str, Any], places: Mapping[str, str], folder: str, files: Mapping[str, int]
+) -> None:
     """ConfigError for what could not work on the cluster: bad settings, and paths that exist on this machine only."""
-    if verb in ("train", "tune"):
-        given = _options(verb, arguments)
-        own = given.preset.endswith((".yaml", ".yml"))
-        space = [str(Path(given.space).with_suffix(".py"))] if verb == "tune" else []
-        for file in [*space, given.preset] if own else space:
-            _check_travels(file, folder, files)
-        config = load_config(str(Path(folder, given.preset)) if own else given.preset, given.set)
-        places = {"data.path": config.data.path, "storage": config.storage}
-    else:
-        places = {argument: argument for argument in arguments if not argument.startswith("-") and argument != "digits"}
+    if "space" in parameters:
+        _check_travels(str(Path(parameters["space"]).with_suffix(".py")), folder, files)
+    if "preset" in parameters:
+        preset = parameters["preset"]
+        if own := preset.endswith((".yaml", ".yml")):
+            _check_travels(preset, folder, files)
+        config = load_config(str(Path(folder, preset)) if own else preset, parameters["settings"])
+        places = {**places, "data.path": config.data.path, "storage": config.storage}
     for name, place in places.items():
         if not re.match(r"(\w+:)*(/|\w+://)", place):
             raise ConfigError(
@@ -132,7 +119,7 @@ def check_arguments(verb: str, arguments: list[str], folder: str, files: dict[st
             )
 
 
-def _check_travels(file: str, folder: str, files: dict[str, int]) -> None:
+def _check_travels(file: str, folder: str, files: Mapping[str, int]) -> None:
     if str(Path(file)) not in files:
         raise ConfigError(
             f"{file!r} would not travel with the job: it is outside {folder!r}, or .gitignore lists it; "
@@ -140,58 +127,47 @@ def _check_travels(file: str, folder: str, files: dict[str, int]) -> None:
         )
 
 
-def _options(verb: str, arguments: list[str]) -> argparse.Namespace:
-    """What `digpro train` or `digpro tune` would read off its command line."""
-    parser = argparse.ArgumentParser(prog=f"digpro submit {verb}", exit_on_error=False)
-    parser.add_argument("--preset", "-p", default="digits")
-    parser.add_argument("--set", "-s", action="append", default=[])
-    if verb == "tune":
-        parser.add_argument("--space")  # not `required`: argparse would end the process when it is missing
-        for option in ("--trials", "--scheduler", "--concurrent"):
-            parser.add_argument(option)
-    try:
-        known, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}; see `digpro {verb} --help`") from None
-    if unknown:
-        raise ConfigError(f"`digpro {verb}` does not know {' '.join(unknown)}; see its --help")
-    if verb == "tune" and known.space is None:
-        raise ConfigError("`digpro tune` needs a search space; give --space tune_spaces/digpro.py")
-    return known
-
-
 def connect_to(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's dashboard."""
+    """A client of the cluster's dashboard; ConfigError when none answers."""
+    unset_empty_variables()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     for module in ("ray._private.runtime_env", "ray.dashboard.modules"):
         logging.getLogger(module).setLevel(logging.ERROR)  # each upload and each closed socket would be a line
+    named = next((name for name in ADDRESS_VARIABLES if name in os.environ), None)
+    where = address or (f"{named}={os.environ[named]}" if named else "this machine's default address")
     try:
+        _check_answers(address or os.environ.get(named or "", ""))
         return JobSubmissionClient(address)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"no Ray dashboard answers at {address or 'the default address'} ({_first_line(error)}); give its "
-            "--address, for a remote cluster the end of a tunnel (`ray dashboard cluster.yaml`), and set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the cluster has them"
+            f"no Ray dashboard answers at {where} ({first_line(error)}); give its --address, for a remote cluster the "
+            "end of a tunnel (`ray dashboard cluster.yaml`), and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the "
+            "cluster has them"
         ) from None
 
 
-async def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> None:
+def _check_answers(address: str) -> None:
+    """ConnectionError when a dashboard gives no answer in time: Ray's own client would wait for ever."""
+    import requests
+
+    if not address.startswith("http"):
+        return
     try:
-        async for lines in client.tail_job_logs(job):
-            say(lines.rstrip("\n"))
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        say(f"no longer following; job {job} goes on")
-        raise
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
+    except requests.Timeout:
+        raise ConnectionError(f"no answer in {ANSWER_SECONDS} seconds") from None
+    except requests.RequestException as error:
+        raise ConnectionError(type(error).__name__) from None
+
+
+async def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> None:
+    async for lines in client.tail_job_logs(job):
+        say(lines.rstrip("\n"))
 
 
 def _conclude(client: JobSubmissionClient, job: str) -> None:
     info = client.get_job_info(job)
     if str(info.status) != "SUCCEEDED":
-        message = (info.message or "").strip().splitlines()
-        raise RunFailed(f"job {job} is {info.status}: {message[0] if message else 'no message'}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise RunFailed(f"job {job} is {info.status}: {(info.message or 'no message').strip().splitlines()[0]}")
