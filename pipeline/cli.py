@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import platform
+import io
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
-import click
 import typer
 import yaml
 from typer.core import TyperGroup
 
+from pipeline.checks.machine import machine_findings
 from pipeline.cluster import cluster_address, connect
 from pipeline.config.loading import load_config, preset_names
 from pipeline.data.shards import SUMMARY
 from pipeline.errors import Interrupted, UserError
 from pipeline.interrupts import interruptible
+from pipeline.provenance import versions
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
 
@@ -29,18 +29,12 @@ Ray runs on this machine, or on the cluster that RAY_ADDRESS names; `digpro subm
 
 
 class Commands(TyperGroup):
-    """Our commands, each of which Ctrl-C and SIGTERM end with one message."""
+    """The commands; Ctrl-C and SIGTERM end each of them with one message."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command that the line names."""
         with interruptible():
             return super().invoke(ctx)
-
-
-class Place(click.ParamType):
-    """A folder, file or URI; in a job it has to mean the same on every node."""
-
-    name = "place"
 
 
 app = typer.Typer(
@@ -51,7 +45,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=OVERVIEW,
 )
-PLACE = Place()
+
+# Marks a parameter that is a folder, file or URI: in a job it has to mean the same on every node.
+PLACE = "place"
+BUNDLED = "digits"  # the one source that is not a place
 
 PresetOption = Annotated[
     str,
@@ -75,21 +72,26 @@ def echo(text: str, *, error: bool = False) -> None:
     print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
-@app.callback()
-def digpro(
-    show_version: Annotated[bool, typer.Option("--version", help="Show versions and exit.")] = False,
-) -> None:
-    if show_version:
-        names = {"digpro": "digpro-ray", "Ray": "ray", "PyTorch": "torch"}
-        versions = [f"{title} {version(name)}" for title, name in names.items()]
-        echo(", ".join([*versions, f"Python {platform.python_version()}"]))
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        found = versions()
+        echo(f"digpro {found['digpro-ray']} (Python {found['python']}, torch {found['torch']}, ray {found['ray']})")
         raise typer.Exit
-    
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """What may be given before the command."""
+
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES)],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES), PLACE],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI."), PLACE],
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
     bands: Annotated[
         str | None,
@@ -115,7 +117,7 @@ def ingest(
 ) -> None:
     """Turn images of any common form into shards with a manifest.
 
-    An ingest that was killed is resumed by the same command. Whatever lies in SOURCE becomes an image, is listed with
+    The same command resumes an ingest that was interrupted. Whatever lies in SOURCE becomes an image, is listed with
     the reason in quarantine.jsonl, or is listed with the rule that leaves it out in left_out.jsonl.
 
     \b
@@ -137,20 +139,20 @@ def ingest(
         label_column=label_column,
         on_progress=_ingest_progress,
     )
-    console.print(
+    echo(
         f"{manifest.num_images:,} images in {len(manifest.shards)} shards, "
         f"{len(manifest.class_names)} classes, {manifest.quarantined_count} images quarantined"
     )
     if manifest.balance:
-        _plain(str(manifest.balance))
-    _plain(f"summary:     {out}/{SUMMARY}")
+        echo(str(manifest.balance))
+    echo(f"summary:     {out}/{SUMMARY}")
 
 
 @app.command()
 def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     """Cluster a data set.
 
-    The same command goes on where an interrupted run stopped, and shows the result of a finished one.
+    The same command resumes an interrupted run, and shows the result of a finished one.
 
     \b
     Example:
@@ -159,7 +161,7 @@ def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     from pipeline.runs.train import train as run_training
 
     config = load_config(preset, settings)
-    summary = run_training(config, label=Path(preset).stem, echo=console.print)
+    summary = run_training(config, label=Path(preset).stem, echo=echo)
     _print_result(summary)
 
 
@@ -173,7 +175,8 @@ def tune(
     scheduler: Annotated[
         str,
         typer.Option(
-            metavar="asha|pbt|none", help="Stop poor trials early; let them take over from good ones; or neither."
+            metavar="asha|pbt|none",
+            help="Stop poor trials early (asha), let them take over from good ones (pbt), or neither.",
         ),
     ] = "asha",
     concurrent: Annotated[
@@ -183,8 +186,8 @@ def tune(
 ) -> None:
     """Search for better settings, with labels or without.
 
-    Each trial is a training of its own, with the resources of --set. The same command goes on where a killed search
-    stopped, and shows the result of a finished one. The best settings are written as a preset.
+    Each trial is a training run of its own, with the resources of --set. The same command resumes an interrupted
+    search, and shows the result of a finished one. The best settings are written as a preset.
 
     \b
     Example:
@@ -201,21 +204,23 @@ def tune(
         trials=trials,
         scheduler=scheduler,
         concurrent=concurrent,
-        echo=_plain,
+        echo=echo,
     )
     best = summary["best"]
-    _plain(f"best of {len(summary['trials'])} trials: trial {best['number']}  {format_point(best['point'])}")
+    echo(f"best of {len(summary['trials'])} trials: trial {best['number']}  {format_point(best['point'])}")
     _print_result(summary)
 
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
+    ],
     data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Shards to assign.  [default: those of the run]")
+        str | None, typer.Option(metavar="FOLDER", help="Shards to assign.  [default: those of the run]"), PLACE
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/evaluation]")
+        str | None, typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/evaluation]"), PLACE
     ] = None,
 ) -> None:
     """Assign every image of a data set to its cluster.
@@ -233,7 +238,7 @@ def evaluate(
 
 @app.command()
 def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
-    """Look on every node for what could go wrong with a run.
+    """Check this machine and every node before a run.
 
     \b
     Example:
@@ -243,12 +248,14 @@ def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     from pipeline.runs.train import resolve_paths_and_name
 
     config = resolve_paths_and_name(load_config(preset, settings), Path(preset).stem)
-    connect()
-    findings = examine(config)
+    findings = machine_findings(starts_cluster=cluster_address() is None)
+    if not any(finding.remedy for finding in findings):  # otherwise Ray could not start
+        connect()
+        findings += examine(config)
     for finding in findings:
-        console.print(f"{'MEND' if finding.remedy else 'ok':<5} {finding.what}: {finding.found}", markup=False)
+        echo(f"{'FIX' if finding.remedy else 'ok':<5} {finding.what}: {finding.found}")
         if finding.remedy:
-            console.print(f"      -> {finding.remedy}", markup=False)
+            echo(f"      -> {finding.remedy}")
     if any(finding.remedy for finding in findings):
         raise typer.Exit(1)
 
@@ -266,7 +273,9 @@ def submit(
         str, typer.Argument(metavar="VERB ...", help="ingest, train, tune or evaluate, with its own options.")
     ],
     address: AddressOption = None,
-    working_dir: Annotated[str, typer.Option(metavar="FOLDER", help="What travels: the project's folder.")] = ".",
+    working_dir: Annotated[
+        str, typer.Option(metavar="FOLDER", help="The project's folder, which is sent along.")
+    ] = ".",
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job's end.")] = False,
 ) -> None:
     """Run a command as a job on a Ray cluster.
@@ -278,24 +287,29 @@ def submit(
       digpro submit --address http://127.0.0.1:8265 train --preset digits \\
           --set data.path=/mnt/data/digits --set storage=/mnt/runs
     """
+    from pipeline.submission import job_script
     from pipeline.submission import submit as run_submission
 
-    run_submission(verb, context.args, address=address, folder=working_dir, follow=not detach, say=_plain)
+    job_script(verb, working_dir)  # an unknown command is named before its options are
+    parameters, places = _parse(context, verb)
+    run_submission(
+        verb, context.args, parameters, places, address=address, folder=working_dir, follow=not detach, echo=echo
+    )
 
 
 @app.command()
 def stop(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="What `digpro submit` printed.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `digpro submit` printed it.")],
     address: AddressOption = None,
 ) -> None:
     """Stop a job that was submitted.
 
-    A training run goes on when it is submitted again.
+    Submitting a training run again resumes it.
     """
     from pipeline.submission import stop as stop_job
 
     stop_job(job, address=address)
-    console.print(f"job {job} is being stopped")
+    echo(f"job {job} is being stopped")
 
 
 @app.command()
@@ -306,42 +320,49 @@ def presets(
 ) -> None:
     """List the presets, or show one in full."""
     if name is None:
-        console.print("\n".join(preset_names()))
+        echo("\n".join(preset_names()))
     else:
-        console.print(yaml.safe_dump(load_config(name).model_dump(mode="json"), sort_keys=False), end="", markup=False)
+        echo(yaml.safe_dump(load_config(name).model_dump(mode="json"), sort_keys=False).rstrip())
 
 
 def _ingest_progress(done: int, total: int, images: int) -> None:
-    console.print(f"part {done}/{total}: {images:,} images")
+    echo(f"part {done}/{total}: {images:,} images")
 
 
 def _print_result(summary: dict[str, Any]) -> None:
     scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in summary["scores"].items())
-    console.print(scores or "no classes are known, so there are no scores")
+    echo(scores or "no classes are known, so there are no scores")
     for title, place in summary["outputs"].items():
-        console.print(f"{title + ':':<13}{place}")
+        echo(f"{title + ':':<13}{place}")
 
 
-def _plain(text: str) -> None:
-    console.print(text, markup=False)
+def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the command line makes of a job's arguments: all parameters by name, and those that are places."""
+    group: Any = context.parent.command if context.parent else None
+    command = group.get_command(context, verb)
+    with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
+        parameters = dict(parsed.params)
+    hints = get_type_hints(command.callback, include_extras=True)
+    marked = [name for name, hint in hints.items() if PLACE in getattr(hint, "__metadata__", ())]
+    return parameters, {name: parameters[name] for name in marked if parameters[name] not in (None, BUNDLED)}
 
 
 def main(verb: str | None = None) -> None:
-    """Entry point: what a user can mend is one message and exit status 2, not a traceback.
+    """Entry point: what a user can fix is one message and an exit status, not a traceback.
 
     `verb` is the command that a script of `jobs/` stands for; its arguments are the command line's.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     try:
         app([verb, *sys.argv[1:]] if verb else None, prog_name="digpro")
-    except (ConfigError, DataError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        raise SystemExit(2) from None
-    except RunFailed as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on where this one stopped")
-        raise SystemExit(130) from None
+    except UserError as error:
+        echo(f"error: {error}", error=True)
+        raise SystemExit(error.exit_status) from None
+    except Interrupted as end:
+        echo(str(end), error=True)
+        raise SystemExit(end.exit_status) from None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def submit(
     address: str | None = None,
     folder: str = ".",
     follow: bool = True,
-    say: Callable[[str], None] = print,
+    echo: Callable[[str], None] = print,
 ) -> str:
     """Send `jobs/<verb>.py` with its arguments to a cluster, and print its log until it ends; returns the job's id.
 
@@ -72,10 +72,10 @@ def submit(
         runtime_env={"working_dir": folder, "excludes": EXCLUDES, "env_vars": {"PYTHONUNBUFFERED": "1"}},
     )
     stop_command = f"digpro stop {job}{f' --address {address}' if address else ''}"
-    say(f"job {job}: {entrypoint}\nstop it with: {stop_command}")
+    echo(f"job {job}: {entrypoint}\nstop it with: {stop_command}")
     if follow:
         with interruptible(f"job {job} continues on the cluster; stop it with: {stop_command}"):
-            asyncio.run(_follow(client, job, say))
+            asyncio.run(_follow(client, job, echo))
         _conclude(client, job)
     return job
 
@@ -162,9 +162,9 @@ def _check_answers(address: str) -> None:
         raise ConnectionError(type(error).__name__) from None
 
 
-async def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> None:
+async def _follow(client: JobSubmissionClient, job: str, echo: Callable[[str], None]) -> None:
     async for lines in client.tail_job_logs(job):
-        say(lines.rstrip("\n"))
+        echo(lines.rstrip("\n"))
 
 
 def _conclude(client: JobSubmissionClient, job: str) -> None:

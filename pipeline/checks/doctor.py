@@ -1,4 +1,4 @@
-"""What could go wrong on a cluster, looked for on every node before a GPU is held."""
+"""What could go wrong on a cluster, checked on every node before a GPU is reserved."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from collections.abc import Iterator
 import ray
 
 from pipeline.checks.capacity import worker_resources
-from pipeline.checks.nodes import Answer, Finding, alive_nodes, ask_nodes, storage_finding, versions_finding
+from pipeline.checks.finding import Finding
+from pipeline.checks.nodes import Answer, alive_nodes, probe_nodes, storage_finding, versions_finding
 from pipeline.checks.settings import check_settings
+from pipeline.checks.working_dir import travelling_files, working_dir_finding
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.submission import LIMIT_MIB, travelling_files
 from pipeline.tracking import tracking_uri
 
 
 def examine(config: RunConfig) -> list[Finding]:
-    """All findings for a located configuration, on the connected cluster."""
-    findings = [_cluster(), *_resources(config), _working_directory(), _tracking(config, len(alive_nodes()))]
+    """All findings for a configuration with absolute paths, on the connected cluster."""
+    findings = [
+        _cluster(),
+        *_resources(config),
+        working_dir_finding(".", travelling_files(".")),
+        _tracking(config, len(alive_nodes())),
+    ]
     tracking = findings[-1]
-    answers, problems = ask_nodes(config, tracking="" if tracking.remedy else tracking.found)
+    answers, problems = probe_nodes(config, tracking="" if tracking.remedy else tracking.found)
     for node, answer in answers:
         findings += _node_findings(node, answer, alone=len(answers) == 1)
     return findings + problems
 
 
 def _cluster() -> Finding:
-    """Which cluster is looked at: without an address it is one that was started for this command alone."""
+    """Which cluster is checked: without an address it may be one that was started for this command alone."""
     address = os.environ.get("RAY_ADDRESS")
     nodes = ", ".join(node["NodeManagerAddress"] for node in alive_nodes())
-    return Finding("cluster", f"{address} ({nodes})" if address else "this machine's own; RAY_ADDRESS names no other")
+    return Finding("cluster", f"{address} ({nodes})" if address else "on this machine; RAY_ADDRESS is not set")
 
 
 def _resources(config: RunConfig) -> Iterator[Finding]:
@@ -46,19 +52,13 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
         yield Finding("images", f"{manifest.num_images:,} at {config.data.path}, {mode} ({reason})")
     except (ConfigError, DataError) as error:
         mode = "resident"
-        yield Finding("images", str(error), "" if config.data.source else "mend this before training")
+        yield Finding("images", str(error), "" if config.data.source else "fix this before training")
     try:
         each = worker_resources(config, mode)
         gpus = " and a GPU" if each.gpus else ""
         yield Finding("resources", f"{have}; {each.cpus:g} CPUs{gpus} for each of {config.resources.workers} workers")
     except ConfigError as error:
         yield Finding("resources", have, str(error))
-
-
-def _working_directory() -> Finding:
-    size = sum(travelling_files(".").values()) / 2**20
-    remedy = "" if size <= LIMIT_MIB else f"Ray sends {LIMIT_MIB} MiB at most: list large files in .gitignore"
-    return Finding("working directory", f"{size:,.1f} MiB would travel with a job", remedy)
 
 
 def _node_findings(node: str, answer: Answer, *, alone: bool) -> Iterator[Finding]:
@@ -68,18 +68,22 @@ def _node_findings(node: str, answer: Answer, *, alone: bool) -> Iterator[Findin
     if not alone:
         yield _interface(node, answer)
     if answer["tracking"]:
-        yield Finding(f"MLflow from {node}", answer["tracking"], "open the way to the server, or change tracking.uri")
+        yield Finding(
+            f"MLflow from {node}", answer["tracking"], "let the node reach the server, or change tracking.uri"
+        )
 
 
 def _shared_memory(node: str, answer: Answer) -> Finding:
     shm, store = answer["shm"] / 2**30, answer["object_store"] / 2**30
     slow = shm < store
-    remedy = "Ray falls back to slow disk: give /dev/shm more (--shm-size, or an emptyDir in memory)" if slow else ""
+    remedy = (
+        "Ray will use the disk, which is slow: enlarge /dev/shm (--shm-size, or an emptyDir in memory)" if slow else ""
+    )
     return Finding(f"shared memory of {node}", f"/dev/shm {shm:.1f} GiB, object store {store:.1f} GiB", remedy)
 
 
 def _interface(node: str, answer: Answer) -> Finding:
-    """Whether gloo and NCCL will find a way to the other nodes."""
+    """Whether gloo and NCCL will use an interface that leads to the other nodes."""
     what = f"network of {node}"
     for name, asked in answer["asked_interfaces"].items():
         if not any(card.startswith(asked.lstrip("=^")) for card in answer["interfaces"]):
@@ -87,7 +91,7 @@ def _interface(node: str, answer: Answer) -> Finding:
             return Finding(what, found, f"set it to {answer['own_interface']} before `ray start`")
     loops = answer["hostname_address"].startswith("127.")
     if loops and "GLOO_SOCKET_IFNAME" not in answer["asked_interfaces"]:
-        found = f"the host's name means {answer['hostname_address']}, where gloo would listen"
+        found = f"the host's name resolves to {answer['hostname_address']}, where gloo would listen"
         return Finding(what, found, f"set GLOO_SOCKET_IFNAME={answer['own_interface']} before `ray start`")
     return Finding(what, json.dumps(answer["asked_interfaces"]) if answer["asked_interfaces"] else "by the host's name")
 
@@ -96,8 +100,8 @@ def _tracking(config: RunConfig, nodes: int) -> Finding:
     try:
         uri = tracking_uri(config.tracking.uri, config.storage)
     except ConfigError as error:
-        return Finding("MLflow", "no place for the records", str(error))
+        return Finding("MLflow", "no store for the records", str(error))
     if uri.startswith("sqlite:") and nodes > 1:
-        remedy = "start `mlflow server` and set tracking.uri=http://..., or see that the file is on a shared folder"
+        remedy = "start `mlflow server` and set tracking.uri=http://..., or put the file into a shared folder"
         return Finding("MLflow", f"{uri} is a file, and there are {nodes} nodes", remedy)
     return Finding("MLflow", uri)

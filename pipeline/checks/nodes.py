@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import socket
 import uuid
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.checks.finding import Finding
 from pipeline.config.models import RunConfig
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, first_line
+from pipeline.provenance import versions
 from pipeline.storage import filesystem
 
-PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "mlflow")
+SAME_EVERYWHERE = ("python", "ray", "torch", "torchvision", "pyarrow", "mlflow")
 NODE_SECONDS = 120  # a node that has not answered by then will not answer a training run either
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 Answer = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; `remedy` is empty when it is as it should be."""
-
-    what: str
-    found: str
-    remedy: str = ""
-
-
 def check_nodes(config: RunConfig) -> None:
-    """The part that every training run makes on a cluster of several nodes: versions, and storage from every node.
+    """The checks of every training run on a cluster of several nodes: the same versions, and one storage.
 
     Raises
     ------
@@ -44,10 +34,10 @@ def check_nodes(config: RunConfig) -> None:
     """
     if len(alive_nodes()) < 2:
         return
-    answers, findings = ask_nodes(config)
+    answers, findings = probe_nodes(config)
     for node, answer in answers:
         findings += [versions_finding(node, answer), storage_finding(node, answer)]
-    if bad := [f"{finding.what}: {finding.found}; {finding.remedy}" for finding in findings if finding.remedy]:
+    if bad := [str(finding) for finding in findings if finding.remedy]:
         raise ConfigError("the cluster is not ready: " + "\n".join(bad))
 
 
@@ -56,18 +46,18 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def ask_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, Answer]], list[Finding]]:
-    """Every node's address and answer, and a finding for each that gave none; `tracking` is a URI to reach as well.
+def probe_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, Answer]], list[Finding]]:
+    """Every node's address and answer, and a finding for each that gave none; `tracking` is a server to reach as well.
 
-    Every node reads a file that the driver wrote, and writes one that the driver reads: a folder that is merely
-    there on each machine does not pass for a shared one.
+    Every node reads a file that the driver wrote, and writes one that the driver reads: separate folders of the same
+    name on each machine do not pass for a shared one.
     """
     probes = f"{config.storage}/.probe-{uuid.uuid4().hex}"
     files, root = filesystem(probes)
     files.create_dir(root, recursive=True)
-    _write(probes, "driver")
+    _write_probe(probes, "driver")
     nodes = alive_nodes()
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    task = ray.remote(num_cpus=0, max_retries=0)(probe_node)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     asked = [task.options(scheduling_strategy=place).remote(probes, place.node_id, tracking) for place in places]
     ray.wait(asked, num_returns=len(asked), timeout=NODE_SECONDS)
@@ -76,58 +66,59 @@ def ask_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, An
         address = node["NodeManagerAddress"]
         try:
             answer = ray.get(reference, timeout=0)
-            answer["seen"] = _read(probes, node["NodeID"])
+            answer["seen"] = _read_probe(probes, node["NodeID"])
             answer["object_store"] = node["Resources"].get("object_store_memory", 0)
             answers.append((address, answer))
         except ray.exceptions.RayError as error:
-            remedy = "look at the node's raylet log, or take it out of the cluster"
+            remedy = "read raylet.out in the node's Ray logs, or remove the node from the cluster"
             findings.append(Finding(f"node {address}", f"no answer ({type(error).__name__})", remedy))
     files.delete_dir(root)
     return answers, findings
 
 
-def look(probes: str, me: str, tracking: str) -> Answer:
-    """What a node says of itself; runs there."""
+def probe_node(probes: str, node: str, tracking: str) -> Answer:
+    """A node's answer about itself; runs there."""
     return {
-        "versions": own_versions(),
-        "read": _read(probes, "driver"),
-        "wrote": _write(probes, me),
+        "versions": shared_versions(),
+        "read": _read_probe(probes, "driver"),
+        "wrote": _write_probe(probes, node),
         "shm": shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
         "interfaces": [name for _, name in socket.if_nameindex()],
         "asked_interfaces": {name: os.environ[name] for name in INTERFACES if name in os.environ},
-        "hostname_address": _hostname_address(),
+        "hostname_address": _address_of_hostname(),
         "own_interface": _interface_of(ray.util.get_node_ip_address()),
-        "tracking": _reach(tracking),
+        "tracking": _server_fault(tracking),
     }
 
 
-def own_versions() -> dict[str, str]:
+def shared_versions() -> dict[str, str]:
     """Versions that must be the same everywhere."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = versions()
+    return {name: found[name] for name in SAME_EVERYWHERE}
 
 
-def _read(probes: str, name: str) -> str:
-    """Why a probe cannot be read; nothing when it can."""
+def _read_probe(probes: str, name: str) -> str:
+    """Why the file cannot be read; nothing when it can."""
     try:
         files, root = filesystem(probes)
         with files.open_input_file(f"{root}/{name}") as stream:
-            return "" if stream.read() == name.encode() else "another content"
+            return "" if stream.read() == name.encode() else "it holds something else"
     except (OSError, DataError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
 
 
-def _write(probes: str, name: str) -> str:
-    """Why a probe cannot be written; nothing when it was."""
+def _write_probe(probes: str, name: str) -> str:
+    """Why the file cannot be written; nothing when it was."""
     try:
         files, root = filesystem(probes)
         with files.open_output_stream(f"{root}/{name}") as stream:
             stream.write(name.encode())
         return ""
     except (OSError, DataError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
 
 
-def _hostname_address() -> str:
+def _address_of_hostname() -> str:
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError as error:
@@ -140,8 +131,8 @@ def _interface_of(address: str) -> str:
     return next((name for name, entries in cards if any(entry.address == address for entry in entries)), "")
 
 
-def _reach(uri: str) -> str:
-    """Why an MLflow server does not answer; nothing when it does, or when there is none to ask."""
+def _server_fault(uri: str) -> str:
+    """Why an MLflow server does not answer; nothing when it does, or when the URI is not a server's."""
     if not uri.startswith("http"):
         return ""
     import requests
@@ -155,7 +146,7 @@ def _reach(uri: str) -> str:
 
 def versions_finding(node: str, answer: Answer) -> Finding:
     """Whether a node has the driver's versions."""
-    mine = own_versions()
+    mine = shared_versions()
     others = {name: found for name, found in answer["versions"].items() if found != mine[name]}
     if not others:
         return Finding(f"versions on {node}", f"Ray {mine['ray']}, Python {mine['python']}, torch {mine['torch']}")
@@ -165,7 +156,11 @@ def versions_finding(node: str, answer: Answer) -> Finding:
 
 def storage_finding(node: str, answer: Answer) -> Finding:
     """Whether a node and the driver see the same storage."""
-    steps = {"cannot read": answer["read"], "cannot write": answer["wrote"], "wrote what is not seen": answer["seen"]}
+    steps = {
+        "cannot read": answer["read"],
+        "cannot write": answer["wrote"],
+        "writes where the driver does not see it": answer["seen"],
+    }
     if bad := {step: why for step, why in steps.items() if why}:
         found = ", ".join(f"{step} ({why})" for step, why in bad.items())
         return Finding(f"storage from {node}", found, "set storage to a URI, or to a folder that every node mounts")

@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import on_driver_node
 from pipeline.data.streaming import build_datasets
+from pipeline.ray_private import leave_signals_alone
 from pipeline.training.job import Job
 from pipeline.training.progress import Board
 from pipeline.training.worker import train_worker
@@ -70,6 +71,7 @@ def fit_through_starts(trainer: TorchTrainer, retries: int) -> Result:
 
     Ray Train retries by itself when a worker dies at work, and gives up on one that dies before.
     """
+    leave_signals_alone(trainer)
     for _ in range(retries):
         try:
             return trainer.fit()
