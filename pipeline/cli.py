@@ -46,8 +46,8 @@ app = typer.Typer(
     help=OVERVIEW,
 )
 
-# Marks a parameter that is a folder, file or URI: in a job it has to mean the same on every node.
-PLACE = "place"
+# Marks of parameters that are folders, files or URIs: in a job they have to mean the same on every node.
+PLACE, SOURCE = "place", "source"
 BUNDLED = "digits"  # the one source that is not a place
 
 PresetOption = Annotated[
@@ -90,7 +90,7 @@ def _options(
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES), PLACE],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES), SOURCE],
     out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI."), PLACE],
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
     bands: Annotated[
@@ -343,8 +343,13 @@ def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str,
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
         parameters = dict(parsed.params)
     hints = get_type_hints(command.callback, include_extras=True)
-    marked = [name for name, hint in hints.items() if PLACE in getattr(hint, "__metadata__", ())]
-    return parameters, {name: parameters[name] for name in marked if parameters[name] not in (None, BUNDLED)}
+    places = {
+        name: value
+        for name, value in parameters.items()
+        for marks in [getattr(hints.get(name), "__metadata__", ())]
+        if value is not None and (PLACE in marks or (SOURCE in marks and value != BUNDLED))
+    }
+    return parameters, places
 
 
 def main(verb: str | None = None) -> None:

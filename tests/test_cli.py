@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +16,15 @@ import yaml
 from pipeline import cli
 from pipeline.config.loading import load_config, preset_names
 from pipeline.config.models import RunConfig
+from pipeline.errors import CheckpointError, ConfigError, DataError, DecodeError, RunFailed
 from tests.helpers.manifests import manifest
 
 
 @pytest.fixture
 def digpro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run a command line in this process, without Ray: (exit status, stdout, stderr)."""
-    monkeypatch.setattr("pipeline.training.trainer.connect", lambda: None)
-    monkeypatch.setattr("pipeline.inference.evaluate.connect", lambda: None)
+    monkeypatch.setattr("pipeline.runs.train.connect", lambda: None)
+    monkeypatch.setattr("pipeline.runs.evaluate.connect", lambda: None)
     monkeypatch.setattr(cli, "connect", lambda: None)
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -70,6 +74,68 @@ def test_presets_are_listed_and_shown_whole(digpro) -> None:
     assert RunConfig.model_validate(shown) == load_config("digits")
 
 
+def test_the_version_names_what_it_runs_on(digpro) -> None:
+    status, out, _ = digpro("--version")
+    assert status == 0
+    pattern = r"digpro \d+\.\d+\S* \(Python 3\.\d+\.\d+, torch \d+\.\d+\S*, ray \d+\.\d+\.\d+\)\n"
+    assert re.fullmatch(pattern, out)
+
+
+ODD = "/data/[final]/[/red]/:smile:/" + "long " * 60 + "x"
+
+
+def test_lines_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    cli.echo(ODD)
+    cli.echo(ODD, error=True)
+    assert tuple(capsys.readouterr()) == (f"{ODD}\n", f"{ODD}\n")
+
+
+def test_paths_on_the_screen_are_the_paths(digpro, tmp_path: Path) -> None:
+    file = tmp_path / "[final]" / "[bold]x[/bold].yaml"
+    refused(digpro("train", "-p", file), str(file))
+    refused(digpro("evaluate", tmp_path / "[final]" / ":warning:"), str(tmp_path / "[final]" / ":warning:"))
+    (tmp_path / "[data]").mkdir()
+    manifest(500).write(str(tmp_path / "[data]"))
+    used = tmp_path / "runs" / "mine"
+    used.mkdir(parents=True)
+    summary = {"scores": {}, "outputs": {"clusters": f"{tmp_path}/[data]/clusters.png"}}
+    (used / "summary.json").write_text(json.dumps(summary))
+    out = digpro(*train_on(tmp_path / "[data]", "name=mine"))[1]
+    assert f"{tmp_path}/[data]/clusters.png" in out
+
+
+def test_bytes_that_are_no_text_are_escaped() -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "evaluate", b"/none/\xff[a]"]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 2
+    assert b"/none/\\udcff[a]" in done.stderr
+
+
+def test_errors_end_with_their_own_status(digpro, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [(ConfigError, 2), (DataError, 2), (RunFailed, 1), (CheckpointError, 1), (DecodeError, 1)]
+    for kind, status in kinds:
+
+        def fail(*_: object, kind: type[Exception] = kind) -> None:
+            raise kind("it is [this]; do that")
+
+        monkeypatch.setattr(cli, "load_config", fail)
+        assert digpro("presets", "digits") == (status, "", "error: it is [this]; do that\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_signals_end_a_command_with_one_line(
+    digpro, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int, name: str
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "load_config", lambda *_: signal.raise_signal(number))
+    said = f"interrupted by {name}; run the same command again to continue\n"
+    assert digpro("presets", "digits") == (status, "", said)
+    assert signal.getsignal(number) == before
+
+
 @pytest.mark.parametrize("arguments", [["trian"], ["train", "--sett", "x=1"], ["ingest", "digits"], ["train", "extra"]])
 def test_wrong_usage(digpro, arguments: list[str]) -> None:
     refused(digpro(*arguments), "Usage: digpro")
@@ -90,7 +156,7 @@ def test_bad_settings(digpro, settings: list[str], said: list[str]) -> None:
 def test_bad_files(digpro, tmp_path: Path) -> None:
     refused(digpro("train", "-p", tmp_path / "none.yaml"), "error: there is no configuration file", "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    refused(digpro("train", "-p", tmp_path / "list.yaml"), "list.yaml", "no mapping")
+    refused(digpro("train", "-p", tmp_path / "list.yaml"), "list.yaml", "not a mapping")
 
 
 def test_storage_below_a_file(digpro, tmp_path: Path) -> None:
@@ -151,9 +217,9 @@ def test_a_finished_run_shows_its_result_again(digpro, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--space", "tune_spaces/digpr"], ["there is no search space", "did you mean 'tune_spaces/digpro.py'?"]),
-        (["--space", "tune_spaces/digpro", "--scheduler", "ash"], ["no scheduler 'ash'", "asha, pbt, none"]),
+        (["--space", "tune_spaces/digpro", "--scheduler", "ash"], ["unknown scheduler 'ash'", "asha, pbt, none"]),
         (["--space", "tune_spaces/digpro", "--set", "optim.lrr=1"], ["optim.lrr: unknown key"]),
-        (["--space", "tune_spaces/digpro", "--scheduler", "pbt"], ["method.num_clusters"]),
+        (["--space", "tune_spaces/digpro"], ["method.num_clusters"]),
     ],
 )
 def test_searches_that_cannot_be_made(digpro, tmp_path: Path, arguments: list[str], said: list[str]) -> None:

@@ -1,9 +1,13 @@
-"""Jobs: what is refused before anything is sent, and a real one on a real cluster."""
+"""Jobs: what is refused before anything is sent, and real ones on a real cluster."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,8 +20,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.submission import check_arguments, check_size, connect_to, job_script, travelling_files
+from pipeline import cli
+from pipeline.checks.working_dir import travelling_files, working_dir_finding
+from pipeline.errors import ConfigError, Interrupted
+from pipeline.submission import VERBS, connect_to, job_script
+from pipeline.submission import submit as send
 from tests.helpers.runs import end, family, options, settings
 
 ROOT = Path(__file__).parent.parent
@@ -44,62 +51,128 @@ def test_this_project_is_small_enough_to_travel() -> None:
     files = travelling_files(str(ROOT))
     assert "pipeline/cli.py" in files
     assert not [name for name in files if name.startswith(("runs/", "data/", ".venv/", ".git/"))]
-    check_size(str(ROOT), files)
+    assert not working_dir_finding(str(ROOT), files).remedy
 
 
 def test_a_folder_that_is_too_large_names_its_largest_files() -> None:
-    with pytest.raises(ConfigError, match=r"has 601 MiB, and Ray sends 512 at most.*video\.mp4 \(600 MiB\)"):
-        check_size("here", {"video.mp4": 600 << 20, "small": 1 << 20})
+    finding = working_dir_finding("here", {"video.mp4": 600 << 20, "small": 1 << 20})
+    assert re.search(r"has 601\.0 MiB to send with a job, and Ray sends 512 MiB at most", finding.found)
+    assert "video.mp4 (600 MiB)" in finding.remedy
+
+
+@pytest.fixture
+def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """`digpro submit` in a project folder with a cluster that takes every job: (status, stderr, jobs sent)."""
+    sent = list[str]()
+
+    class Client:
+        def submit_job(self, entrypoint: str, runtime_env: object) -> str:
+            sent.append(entrypoint)
+            return "raysubmit_1"
+
+    monkeypatch.setattr("pipeline.submission.connect_to", lambda address: Client())
+    for name in (*(f"jobs/{verb}.py" for verb in VERBS), "here.py", "mine.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("data: {path: s3://b/d}\nstorage: s3://b/runs\n")
+
+    def run(*arguments: str) -> tuple[int, str, list[str]]:
+        line = ["digpro", "submit", "--detach", "--working-dir", str(tmp_path), *arguments]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), capsys.readouterr().err, sent
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments", "said"),
+    ("arguments", "said"),
     [
-        ("train", ["--set", "optim.lrr=1", "--set", "storage=/r"], "optim.lrr: unknown key; did you mean 'lr'"),
-        ("train", ["--set", "storage=/runs"], "data.path='data/digits' is relative"),
-        ("train", ["--set", "data.path=s3://b/d"], "storage='runs' is relative"),
-        ("train", ["--preset", "mine.yaml"], "'mine.yaml' would not travel"),
-        ("train", ["--epochs", "3"], "does not know --epochs 3"),
-        ("tune", ["--set", "storage=/runs"], "needs a search space"),
-        ("tune", ["--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not travel"),
-        ("tune", ["--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
-        ("tune", ["--space", "here.py", "--workers", "3"], "does not know --workers 3"),
-        ("ingest", ["digits", "data/digits"], "data/digits='data/digits' is relative"),
-        ("evaluate", ["runs/x"], "is relative to a folder of this machine"),
+        (["train", "--set", "optim.lrr=1", "--set", "storage=/r"], "optim.lrr: unknown key; did you mean 'lr'"),
+        (["train", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
+        (["train", "--set", "data.path=s3://b/d"], "storage='runs' is relative"),
+        (["train", "--preset", "other.yaml"], "'other.yaml' would not travel"),
+        (["train", "--epochs", "3"], "No such option: --epochs"),
+        (["tune", "--set", "storage=/runs"], "Missing option '--space'"),
+        (["tune", "--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not travel"),
+        (["tune", "--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
+        (["tune", "--space", "here.py", "--workers", "3"], "No such option: --workers"),
+        (["tune", "--space", "here.py", "--trials", "many"], "--trials"),
+        (["ingest", "digits", "data/digits"], "out='data/digits' is relative"),
+        (["ingest", "digits", "digits"], "out='digits' is relative"),
+        (["ingest", "imagefolder:photos", "/mnt/x"], "source='imagefolder:photos' is relative"),
+        (["ingest", "digits", "/mnt/x", "--rows-per-shard", "0"], "--rows-per-shard"),
+        (["ingest", "digits"], "Missing argument"),
+        (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
+        (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
+        (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
+        (["tran"], "'tran' is not a command that runs as a job; submit one of ingest, train"),
+        (["doctor"], "'doctor' is not a command that runs as a job"),
     ],
 )
-def test_what_could_not_work_on_a_cluster_is_refused_here(
-    tmp_path: Path, verb: str, arguments: list[str], said: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_arguments(verb, arguments, str(tmp_path), {"here.py": 1})
-    assert said in str(caught.value)
+def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: list[str], said: str) -> None:
+    status, error, sent = submit(*arguments)
+    assert (status, sent) == (2, [])
+    assert said in error
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments"),
+    "arguments",
     [
-        ("train", ["-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"]),
-        ("tune", ["--space", "here", "--trials", "3", "-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"]),
-        ("ingest", ["imagefolder:/mnt/photos", "s3://b/photos", "--rows-per-shard", "/100"]),
-        ("ingest", ["torchvision:CIFAR10:/mnt/cifar", "/mnt/shards"]),
-        ("evaluate", ["s3://b/runs/x", "--data", "s3://b/d"]),
+        ["train", "-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"],
+        ["train", "--preset", "mine.yaml"],
+        ["tune", "--space", "here", "--trials", "3", "-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"],
+        ["ingest", "imagefolder:/mnt/photos", "s3://b/photos", "--rows-per-shard", "1000"],
+        ["ingest", "--rows-per-shard=1000", "digits", "/mnt/my shards"],
+        ["ingest", "torchvision:CIFAR10:/mnt/cifar", "/mnt/shards"],
+        ["evaluate", "s3://b/runs/x", "--data", "s3://b/d"],
     ],
 )
-def test_what_works_anywhere_is_let_through(tmp_path: Path, verb: str, arguments: list[str]) -> None:
-    check_arguments(verb, arguments, str(tmp_path), {"here.py": 1})
+def test_what_works_anywhere_is_sent_as_it_was_typed(submit, arguments: list[str]) -> None:
+    status, error, sent = submit(*arguments)
+    assert (status, error) == (0, "")
+    assert [shlex.split(line) for line in sent] == [["python", f"jobs/{arguments[0]}.py", *arguments[1:]]]
+
+
+def test_help_of_a_job_is_that_of_its_command(submit) -> None:
+    assert submit("ingest", "--help") == (0, "", [])
+
+
+def test_an_interrupted_follower_says_that_the_job_continues(submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("pipeline.submission._follow", interrupted)
+    monkeypatch.setattr(sys, "argv", [])
+    sent = submit("ingest", "digits", "/mnt/x")[2]
+    with pytest.raises(Interrupted, match="job raysubmit_1 continues on the cluster; stop it with: digpro stop raysub"):
+        send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT))
+    assert len(sent) == 2
 
 
 def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no jobs/train\.py; give the project's own folder"):
         job_script("train", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"there is no job 'tran'; submit one of ingest, train"):
+    with pytest.raises(ConfigError, match=r"'tran' is not a command that runs as a job; submit one of ingest, train"):
         job_script("tran", str(ROOT))
 
 
-def test_a_dashboard_that_does_not_answer_is_named() -> None:
+def test_a_dashboard_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:9"):
         connect_to("http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_ADDRESS", "")  # counts as unset
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"answers at RAY_API_SERVER_ADDRESS=http://127\.0\.0\.1:9"):
+        connect_to(None)
+
+
+def test_a_dashboard_that_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.submission.ANSWER_SECONDS", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ConfigError, match=r"no answer in 0\.5 seconds"):
+            connect_to(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 PORT = 28265
@@ -186,7 +259,7 @@ def test_a_job_can_be_left_alone_and_stopped(dashboard: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_wrong_token_is_told_of(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_is_named(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
     done = digpro("stop", "any", "--address", dashboard)
     assert done.returncode == 2

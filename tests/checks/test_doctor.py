@@ -1,4 +1,4 @@
-"""What the doctor says of a healthy machine, and of nodes that are not."""
+"""What the doctor finds on a healthy machine, and on nodes that are not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 import ray
 
 from pipeline.checks import doctor, nodes
-from pipeline.checks.nodes import Finding, check_nodes, own_versions
+from pipeline.checks.finding import Finding
+from pipeline.checks.nodes import check_nodes, shared_versions
 from pipeline.cluster import connect
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
@@ -39,9 +40,9 @@ def own_cluster() -> Iterator[None]:
 
 
 def answer(**changes: Any) -> dict[str, Any]:
-    """What a healthy node says."""
+    """The answer of a healthy node."""
     healthy = {
-        "versions": own_versions(),
+        "versions": shared_versions(),
         "read": "",
         "wrote": "",
         "seen": "",
@@ -61,11 +62,11 @@ def findings(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *answers: dict[
     listed = [(f"10.0.0.{number}", said) for number, said in enumerate(answers, start=1)]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(doctor, "alive_nodes", lambda: [{"NodeManagerAddress": address} for address, _ in listed])
-    monkeypatch.setattr(doctor, "ask_nodes", lambda config, tracking: (listed, []))
+    monkeypatch.setattr(doctor, "probe_nodes", lambda config, tracking: (listed, []))
     return {finding.what: finding for finding in doctor.examine(config)}
 
 
-def test_nothing_is_to_mend_where_all_is_well(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_to_fix_where_all_is_well(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     found = findings(config, monkeypatch, answer())
     assert [finding for finding in found.values() if finding.remedy] == []
     assert "1,797" in found["images"].found
@@ -74,9 +75,9 @@ def test_nothing_is_to_mend_where_all_is_well(config: RunConfig, monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "what", "said"),
     [
-        ({"versions": {**own_versions(), "torch": "1.0"}}, "versions on 10.0.0.2", "torch 1.0, here"),
+        ({"versions": {**shared_versions(), "torch": "1.0"}}, "versions on 10.0.0.2", "torch 1.0, here"),
         ({"read": "no such file"}, "storage from 10.0.0.2", "cannot read (no such file)"),
-        ({"seen": "no such file"}, "storage from 10.0.0.2", "wrote what is not seen"),
+        ({"seen": "no such file"}, "storage from 10.0.0.2", "writes where the driver does not see it"),
         ({"shm": 64 << 20}, "shared memory of 10.0.0.2", "/dev/shm 0.1 GiB"),
         ({"asked_interfaces": {"NCCL_SOCKET_IFNAME": "ib0"}}, "network of 10.0.0.2", "NCCL_SOCKET_IFNAME=ib0"),
         ({"hostname_address": "127.0.1.1"}, "network of 10.0.0.2", "127.0.1.1, where gloo would listen"),
@@ -103,7 +104,7 @@ def test_training_refuses_nodes_that_do_not_share_the_storage(
 ) -> None:
     monkeypatch.setattr(nodes, "alive_nodes", lambda: [1, 2])
     listed = [("10.0.0.1", answer()), ("10.0.0.2", answer(read="no such file"))]
-    monkeypatch.setattr(nodes, "ask_nodes", lambda config: (listed, []))
+    monkeypatch.setattr(nodes, "probe_nodes", lambda config: (listed, []))
     with pytest.raises(ConfigError, match=r"storage from 10\.0\.0\.2: cannot read \(no such file\); set storage to"):
         check_nodes(config)
 
@@ -112,8 +113,8 @@ def test_an_mlflow_server_that_is_not_there_is_noticed() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    assert "ConnectionError" in nodes._reach(f"http://127.0.0.1:{port}")
-    assert nodes._reach("sqlite:////tmp/mlflow.db") == ""
+    assert "ConnectionError" in nodes._server_fault(f"http://127.0.0.1:{port}")
+    assert nodes._server_fault("sqlite:////tmp/mlflow.db") == ""
 
 
 @pytest.mark.slow
@@ -131,12 +132,30 @@ def test_a_cluster_of_this_machine_is_healthy_and_listens_to_this_machine_only(
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
 
 
-def test_the_command_ends_with_status_1_when_something_is_to_mend(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pipeline import cli, doctor; cli.connect = lambda: None;"
-        "doctor.examine = lambda config: [doctor.Finding('disk', 'full', 'make room'), doctor.Finding('net', 'up')];"
-        "sys.argv = ['digpro', 'doctor']; cli.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+SCRIPT = """
+import sys
+from pipeline import cli
+from pipeline.checks import doctor
+from pipeline.checks.finding import Finding
+cli.connect = lambda: None
+cli.machine_findings = lambda starts_cluster: MACHINE
+doctor.examine = lambda config: [Finding('disk [x]', 'full', 'make room'), Finding('net', 'up')]
+sys.argv = ['digpro', 'doctor']
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "printed"),
+    [
+        ("[]", ["FIX   disk [x]: full", "      -> make room", "ok    net: up"]),
+        ("[Finding('home', 'gone', 'set HOME')]", ["FIX   home: gone", "      -> set HOME"]),  # Ray could not start
+    ],
+)
+def test_the_command_ends_with_status_1_when_something_is_to_fix(
+    tmp_path: Path, machine: str, printed: list[str]
+) -> None:
+    command = [sys.executable, "-c", SCRIPT.replace("MACHINE", machine)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.splitlines() == ["MEND  disk: full", "      -> make room", "ok    net: up"]
+    assert done.stdout.splitlines() == printed

@@ -1,0 +1,125 @@
+"""Every private name of Ray that we use exists and does what we say, so that an upgrade of Ray fails here first."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import ray_private
+
+
+def test_the_loopback_switch_is_read_at_start_up() -> None:
+    from ray._private import ray_constants, services
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with ray_private.loopback_only():
+        assert ray_constants.ENABLE_RAY_CLUSTER is False
+        assert services.get_node_ip_address() == "127.0.0.1"
+    assert ray_constants.ENABLE_RAY_CLUSTER is before
+
+
+def test_ray_looks_for_a_started_cluster_where_we_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ray._private.utils import read_ray_address
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    file = ray_private.address_file(str(tmp_path))
+    file.parent.mkdir()
+    file.write_text("10.0.0.1:6379")
+    assert read_ray_address() == "10.0.0.1:6379"
+
+
+def test_ray_keeps_its_token_where_we_look() -> None:
+    from ray._private.authentication import authentication_token_setup
+
+    assert authentication_token_setup._get_default_token_path() == ray_private.auth_token_file()
+
+
+def test_sockets_are_in_a_session_folder_of_this_form(tmp_path: Path) -> None:
+    from ray._private import node, utils
+
+    source = inspect.getsource(node)
+    assert '"sockets"' in source
+    assert '"plasma_store"' in source
+    assert "session_{date_str}_{os.getpid()}" in source
+    assert '"%Y-%m-%d_%H-%M-%S_%f"' in source
+    with pytest.raises(OSError, match="cannot exceed"):
+        utils.validate_socket_filepath("/" + "x" * 107)
+    utils.validate_socket_filepath("/" + "x" * 102)
+
+
+def test_a_trainer_can_leave_ctrl_c_alone() -> None:
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(lambda: None)
+    ray_private.leave_signals_alone(trainer)
+    trainer._register_sigint_handler(None)  # Ray's own would replace the handler of Ctrl-C
+    with pytest.raises(AttributeError, match="this version of Ray"):
+        ray_private.leave_signals_alone(object())
+
+
+def test_executions_are_counted_in_the_context() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    ray_private.set_execution_count(context, 7)
+    assert context._execution_idx == 7
+    with pytest.raises(AttributeError, match="this version of Ray"):
+        ray_private.set_execution_count(object(), 7)
+
+
+def test_the_working_directory_is_walked_as_ray_walks_it(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    for name in ("ignored", "kept", "excluded/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = list[Path]()
+    ray_private.walk_working_dir(tmp_path, ["excluded"], found.append, logging.getLogger("test"))
+    assert {str(path.relative_to(tmp_path)) for path in found if path.is_file()} == {".gitignore", "kept"}
+
+
+def test_options_of_a_data_set_are_those_that_ray_train_would_use() -> None:
+    from ray.data import ExecutionOptions
+    from ray.train import DataConfig
+
+    options = ExecutionOptions(preserve_order=True)
+    assert ray_private.own_execution_options(DataConfig(execution_options=options), "train").preserve_order
+
+
+def test_a_damaged_record_of_checkpoints_has_its_own_error() -> None:
+    assert issubclass(ray_private.record_error(), Exception)
+
+
+def test_takeovers_hook_into_population_based_training() -> None:
+    from ray.tune.schedulers import PopulationBasedTraining
+
+    hooked = inspect.signature(ray_private.TakeoverHooks._checkpoint_or_exploit).parameters
+    assert list(hooked) == list(inspect.signature(PopulationBasedTraining._checkpoint_or_exploit).parameters) or len(
+        hooked
+    ) == len(inspect.signature(PopulationBasedTraining._checkpoint_or_exploit).parameters)
+    assert list(inspect.signature(PopulationBasedTraining._get_new_config).parameters)[1:3] == [
+        "trial",
+        "trial_to_clone",
+    ]
+
+
+@pytest.mark.slow
+def test_a_cluster_answers_the_question_of_ray_answers() -> None:
+    import ray
+
+    from pipeline.cluster import connect
+
+    connect()
+    try:
+        address = ray.get_runtime_context().gcs_address
+        assert ray_private.ray_answers(address, client_server=False, seconds=5)
+        session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+        assert (
+            ray_private.session_socket(str(session.parents[1]), os.getpid()).count("/") == str(session).count("/") + 2
+        )
+    finally:
+        ray.shutdown()
+    assert not ray_private.ray_answers(address, client_server=False, seconds=5)
