@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.train import TrainingFailedError
 
 from pipeline.checks.nodes import check_nodes
@@ -22,12 +24,13 @@ from pipeline.runs.identity import SUMMARY, claim_folder, record_start, run_fold
 from pipeline.runs.lease import hold
 from pipeline.storage import Folder, absolute, check_writable, filesystem
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
-from pipeline.training.checkpoint import check_resumable
+from pipeline.training.checkpoint import check_resumable, registered_checkpoints
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
 from pipeline.training.progress import ProgressPrinter
 
 Echo = Callable[[str], None]
+GRACE_SECONDS = 20.0  # for the last checkpoint of an interrupted run; Kubernetes and Slurm give 30 s by default
 
 
 def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[str, Any]:
@@ -94,14 +97,44 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
 
 
 def fit_with_progress(job: Job, echo: Echo) -> None:
-    """Run the workers and show their progress; RunFailed, with the first worker's error, when they fail for good."""
+    """Run the workers and show their progress.
+
+    Raises
+    ------
+    RunFailed
+        With the first worker's error, when they fail for good.
+    KeyboardInterrupt
+        After a last checkpoint, if one can be had in time; MLflow's run is KILLED then.
+    """
     try:
         with ProgressPrinter(job.board, job.config.optim.epochs, job.plan.images_per_epoch, echo):
             fit(job)
+    except KeyboardInterrupt:
+        try:
+            save_last_checkpoint(job, echo)
+        finally:
+            end_run(job.tracking, spool_path(job.folder), "KILLED")
+        raise
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             end_run(job.tracking, spool_path(job.folder), "FAILED")
         raise RunFailed(f"run {job.folder.name} failed {failure_reason(error)}") from error
+
+
+def save_last_checkpoint(job: Job, echo: Echo) -> None:
+    """Ask the workers, which run on while the interrupt is handled, for a checkpoint, and wait until it is registered.
+
+    A second interrupt ends the wait.
+    """
+    before = registered_checkpoints(job.folder)[:1]
+    echo(f"saving a last checkpoint, {GRACE_SECONDS:.0f} s at most; interrupt again to leave at once")
+    ray.get(job.board.request_checkpoint.remote())
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        if registered_checkpoints(job.folder)[:1] != before:
+            return
+        time.sleep(0.2)
+    echo("no checkpoint came in time; the run resumes from the one before")
 
 
 def resolve_paths_and_name(config: RunConfig, label: str) -> RunConfig:

@@ -23,6 +23,7 @@ class Board:
 
     def __init__(self) -> None:
         self.news: list[dict[str, Any]] = []
+        self.checkpoint_wanted = False
 
     def post(self, item: dict[str, Any]) -> None:
         """Leave one item."""
@@ -32,6 +33,15 @@ class Board:
         """All items since the last call."""
         taken, self.news = self.news, []
         return taken
+
+    def request_checkpoint(self) -> None:
+        """Ask rank 0 for a checkpoint as soon as it can be had: the driver is about to end."""
+        self.checkpoint_wanted = True
+
+    def take_checkpoint_request(self) -> bool:
+        """Whether a checkpoint has been requested since the last call."""
+        wanted, self.checkpoint_wanted = self.checkpoint_wanted, False
+        return wanted
 
 
 class Reporter:
@@ -60,6 +70,15 @@ class Reporter:
             for metrics in history:
                 self.writer.log(metrics, step=int(metrics["epoch"]))
         self.message(text)
+
+    def checkpoint_requested(self) -> bool:
+        """Whether the driver asks for a checkpoint; always False on workers without a board."""
+        if self.board is None:
+            return False
+        try:
+            return bool(ray.get(self.board.take_checkpoint_request.remote(), timeout=5))
+        except ray.exceptions.RayError:
+            return False  # the driver has ended, and the workers will
 
     def message(self, text: str) -> None:
         """Show a line at the driver's terminal."""

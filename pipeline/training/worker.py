@@ -24,7 +24,7 @@ from pipeline.build import (
 )
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
 from pipeline.clustering.scores import clustering_scores
-from pipeline.collectives import rank, world_size
+from pipeline.collectives import all_sum, rank, world_size
 from pipeline.data.loader import Batch, Images
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.read import read_labels
@@ -54,7 +54,7 @@ from pipeline.training.timing import EpochTimer
 
 SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
 LOSSES = tuple("loss" if name == "total" else f"loss_{name}" for name in StepLosses._fields)
-PREEMPTION_STEPS = 10  # between two checks for announced preemptions: each is a barrier, and the notice is 30 s
+URGENT_STEPS = 10  # between two checks for preemptions and requests: each is a barrier, and the notice is 30 s
 FINITE_STEPS = 50  # between two checks that losses and weights are finite: each waits for the device
 
 
@@ -163,20 +163,25 @@ def train_epoch(run: Run) -> None:
 
 
 def save_inside_epoch(run: Run) -> None:
-    """A checkpoint when the configuration asks for one here, or when a node is about to be taken away."""
-    every, leaving = run.job.config.checkpoint.every_steps, preemption_announced(run)
-    if leaving or (every and run.state.step % every == 0):
+    """A checkpoint when the configuration asks for one here, or when a node or the driver is about to go."""
+    every = run.job.config.checkpoint.every_steps
+    urgent = run.state.step % URGENT_STEPS == 0 and (preemption_announced(run) or checkpoint_requested(run))
+    if urgent or (every and run.state.step % every == 0):
         check_run_finite(run)
-        report(run, {"epoch": run.state.epoch, "step": run.state.step}, save=SYNC if leaving else ASYNC)
+        report(run, {"epoch": run.state.epoch, "step": run.state.step}, save=SYNC if urgent else ASYNC)
 
 
 def preemption_announced(run: Run) -> bool:
     """Whether a further node of the workers is announced to go since the last check. All workers agree."""
-    if run.state.step % PREEMPTION_STEPS:
-        return False
     info = ray.train.get_preemption_info()
     before, run.preempted_nodes = run.preempted_nodes, info.preempted_node_ids if info else []
     return not set(run.preempted_nodes) <= set(before)
+
+
+def checkpoint_requested(run: Run) -> bool:
+    """Whether the driver, which is about to end, asks rank 0 for a checkpoint. All workers agree."""
+    wanted = torch.tensor(float(run.reporter.checkpoint_requested()), device=run.state.model.groups.features.device)
+    return bool(all_sum(wanted))
 
 
 def check_run_finite(run: Run) -> None:

@@ -94,9 +94,22 @@ def test_each_announced_node_is_answered_once(run: worker.Run, monkeypatch: pyte
 
     assert not answers(10)
     announced.append("a")
-    assert not answers(11)  # looked for only now and then
     assert answers(20)
     assert not answers(30)
     announced.append("b")
     assert answers(40)
     run.state.step = 0
+
+
+def test_the_driver_gets_the_checkpoint_that_it_asks_for(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves: list[object] = []
+    monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append((metrics["step"], save)))
+    monkeypatch.setattr(worker, "URGENT_STEPS", 2)
+    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
+    wanted = iter([False, True, False])
+    monkeypatch.setattr(run.reporter, "checkpoint_requested", lambda: next(wanted))
+    for step in range(1, 7):
+        run.state.step = step
+        worker.save_inside_epoch(run)
+    run.state.step = 0
+    assert saves == [(4, worker.SYNC)]
