@@ -237,6 +237,30 @@ def evaluate(
 
 
 @app.command()
+def deliver(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run."), PLACE],
+    uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where the records go now.  [default: where the run sent them]")
+    ] = None,
+) -> None:
+    """Send the records of a run that wait for MLflow.
+
+    Records wait in the run's folder while MLflow is unreachable. A run that is resumed, and `digpro train` of a
+    finished one, send them too. Exit status 1 when some still wait.
+
+    \b
+    Example:
+      digpro deliver runs/digits-0123abcd --uri http://mlflow:5000
+    """
+    from pipeline.tracking import deliver_run
+
+    delivery = deliver_run(run, uri)
+    echo(f"{delivery.sent} records sent to {delivery.uri or 'nowhere: this run keeps none'}, {delivery.waiting} wait")
+    if delivery.waiting:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     """Check this machine and every node before a run.
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from pipeline import cli
 from pipeline.config.loading import load_config, preset_names
 from pipeline.config.models import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, DataError, DecodeError, RunFailed
+from pipeline.storage import Folder
+from pipeline.tracking import open_run, spool_path
+from pipeline.tracking.spool import MetricPoint, Spool
 from tests.helpers.manifests import manifest
 
 
@@ -48,7 +52,9 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
         assert text in err
 
 
-@pytest.mark.parametrize("command", ["", "ingest", "train", "tune", "evaluate", "doctor", "submit", "stop", "presets"])
+@pytest.mark.parametrize(
+    "command", ["", "ingest", "train", "tune", "evaluate", "deliver", "doctor", "submit", "stop", "presets"]
+)
 def test_help_is_there(digpro, command: str) -> None:
     status, out, _ = digpro(*command.split(), "--help")
     assert status == 0
@@ -241,3 +247,16 @@ def test_evaluate_on_no_run(digpro, tmp_path: Path) -> None:
 
 def test_ingest_of_no_source(digpro, tmp_path: Path) -> None:
     refused(digpro("ingest", "imagefoldr:x", tmp_path / "out"), "'imagefoldr:x'", "imagefolder")
+
+
+def test_records_that_waited_are_delivered(digpro, tmp_path: Path) -> None:
+    """They were spooled while MLflow was unreachable, and the run has ended since."""
+    run = Folder(f"{tmp_path}/runs/mine").make()
+    config = load_config("digits", [f"storage={tmp_path}/runs", "name=mine"])
+    ref = open_run(config, run)
+    Spool(spool_path(run)).add([MetricPoint("acc", 1, 0.5, 1000)])
+    status, out, _ = digpro("deliver", run.path)
+    assert (status, out) == (0, f"1 records sent to sqlite:///{tmp_path}/runs/mlflow.db, 0 wait\n")
+    assert MlflowClient(ref.uri).get_run(ref.run_id).data.metrics == {"acc": 0.5}
+    assert digpro("deliver", run.path)[1].startswith("0 records sent")
+    refused(digpro("deliver", tmp_path), "give the folder of a training run")
