@@ -27,9 +27,9 @@ def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert out.is_file(), done.stderr
-    figures = json.loads(out.read_text())
-    assert "cores" in figures["hardware"]
-    return dict(figures)
+    results = json.loads(out.read_text())
+    assert "cores" in results["hardware"]
+    return dict(results)
 
 
 def test_blocks_alternate_and_ratios_are_taken_within_a_round() -> None:
@@ -48,32 +48,32 @@ def test_inertia_is_the_sum_of_one_minus_cosine_to_the_cluster_mean() -> None:
 
 
 def test_views(tmp_path: Path) -> None:
-    figures = run("views", tmp_path / "out.json", "--batch", "8", "--rounds", "1")
-    assert figures["cifar10"]["over_torchvision_pil"] > 0
-    assert figures["digits"]["over_torchvision_tensor"] > 0
+    results = run("views", tmp_path / "out.json", "--batch", "8", "--rounds", "1")
+    assert results["cifar10"]["over_torchvision_pil"] > 0
+    assert results["digits"]["over_torchvision_tensor"] > 0
 
 
 def test_kmeans(tmp_path: Path) -> None:
-    figures = run("kmeans", tmp_path / "out.json", "--rows", "500", "--size", "16", "--clusters", "5", "--rounds", "1")
-    inertia = figures["K=5 noise=3"]["inertia"]
+    results = run("kmeans", tmp_path / "out.json", "--rows", "500", "--size", "16", "--clusters", "5", "--rounds", "1")
+    inertia = results["K=5 noise=3"]["inertia"]
     assert inertia["ours"] <= 1.01 * inertia["sklearn"]
 
 
 def test_step_reproduces_the_golden_vectors(tmp_path: Path) -> None:
     small = ("--encoder", "tiny", "--batch", "8", "--rounds", "1", "--device", "cpu")
-    figures = run("step", tmp_path / "out.json", "--golden", *small)
-    assert figures["golden_errors"]["torch.float64"] < 1e-9
-    assert figures["losses"]["fused_float32"] == pytest.approx(figures["losses"]["separate_float32"], abs=1e-3)
+    results = run("step", tmp_path / "out.json", "--golden", *small)
+    assert results["golden_errors"]["torch.float64"] < 1e-9
+    assert results["losses"]["fused_float32"] == pytest.approx(results["losses"]["separate_float32"], abs=1e-3)
 
 
 @pytest.mark.slow
 def test_pipeline(tmp_path: Path) -> None:
     small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1")
-    figures = run("pipeline", tmp_path / "out.json", *small)
+    results = run("pipeline", tmp_path / "out.json", *small)
     for mode in ("resident", "streaming"):
-        assert figures[mode]["images"] == 256
-        assert figures[mode]["claim_holds"] == (figures[mode]["ratio"] >= 0.9)
-        assert figures[mode]["worker_peak_rss_gib"] > 0.1
+        assert results[mode]["images"] == 256
+        assert results[mode]["claim_holds"] == (results[mode]["ratio"] >= 0.9)
+        assert results[mode]["worker_peak_rss_gib"] > 0.1
 
 
 def test_the_ablation_trains_each_of_four_variants_with_each_seed() -> None:
@@ -117,7 +117,7 @@ def epoch_of(trial: int, epoch: int, acc: float, figure: float) -> dict[str, flo
 
 
 def test_correlations_distinguish_trials_and_epochs() -> None:
-    # within an epoch the metric is ACC with its sign turned; from epoch to epoch both rise
+    # within an epoch the metric falls as ACC rises; from epoch to epoch both rise
     epochs = [epoch_of(trial, n, acc=n + 0.1 * trial, figure=n - 0.1 * trial) for trial in range(4) for n in (1, 2, 3)]
     found = correlations(epochs, "figure")
     assert found["epoch"] == found["last"] == -1
