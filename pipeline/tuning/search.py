@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipeline.runs.identity import SUMMARY, run_folder
 from pipeline.runs.lease import hold
 from pipeline.runs.train import load_or_ingest, resolve_paths_and_name
 from pipeline.storage import Folder, check_writable
-from pipeline.tracking import RunRef, open_run, tracking_uri
+from pipeline.tracking import RECORD, RunRef, end_run, load_ref, open_run, spool_path, tracking_uri
 from pipeline.tuning.results import write_results
 from pipeline.tuning.schedulers import Strategy, make_strategy
 from pipeline.tuning.space import SCORES, Space, check_points, first_points
@@ -142,8 +142,21 @@ def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: E
     )
     echo(first_message(job, plan.strategy, plan.trials, capacity))
     observer = Trials(plan.space, job.config.optim.epochs, plan.trials, plan.strategy.scheduler, echo)
-    ended = run_tune(job, folder, plan.strategy, observer, capacity)
+    try:
+        ended = run_tune(job, folder, plan.strategy, observer, capacity)
+    except KeyboardInterrupt:
+        end_interrupted_runs(job, folder, parent, observer.numbers.keys() - observer.ended)
+        raise
     return write_results(plan.config, job, folder, parent, observer.rows(ended))
+
+
+def end_interrupted_runs(job: SearchJob, folder: Folder, parent: RunRef, trials: Iterable[str]) -> None:
+    """Set MLflow's runs of an interrupted search, and of those `trials` that have not ended, to KILLED."""
+    for trial in trials:
+        home = job.folder(trial)
+        if home.read(RECORD) is not None:
+            end_run(load_ref(home, job.config.tracking.uri), spool_path(home), "KILLED")
+    end_run(parent, spool_path(folder), "KILLED")
 
 
 def search_identity(config: RunConfig, space: Space, trials: int, scheduler: str) -> dict[str, Any]:

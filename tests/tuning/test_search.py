@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from ray import tune
 
 from pipeline.checks.capacity import Capacity
@@ -15,11 +16,13 @@ from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.storage import Folder
+from pipeline.tracking import end_run, open_run, spool_path
 from pipeline.tuning import search as module
 from pipeline.tuning.schedulers import Strategy, make_strategy
 from pipeline.tuning.search import (
     check_population,
     claim_search,
+    end_interrupted_runs,
     first_message,
     has_state,
     limit_trial,
@@ -165,3 +168,15 @@ def test_a_search_resumes_once_tune_has_saved(tmp_path: Path) -> None:
     assert not has_state(folder)
     (tmp_path / "mine" / "tune" / "experiment_state-2026.json").touch()
     assert has_state(folder)
+
+
+def test_an_interrupted_search_and_its_unfinished_trials_are_killed_in_mlflow(tmp_path: Path) -> None:
+    folder = Folder(f"{tmp_path}/runs/mine").make()
+    parent = open_run(config(tmp_path), folder)
+    search = job(tmp_path)
+    refs = {trial: open_run(config(tmp_path), search.folder(trial).make()) for trial in ("done", "running")}
+    end_run(refs["done"], spool_path(search.folder("done")), "FINISHED")
+    end_interrupted_runs(search, folder, parent, {"running", "never-started"})
+    client = MlflowClient(parent.uri)
+    found = {name: client.get_run(ref.run_id).info.status for name, ref in (refs | {"parent": parent}).items()}
+    assert found == {"done": "FINISHED", "running": "KILLED", "parent": "KILLED"}
