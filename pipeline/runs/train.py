@@ -126,15 +126,20 @@ def save_last_checkpoint(job: Job, echo: Echo) -> None:
 
     A second interrupt ends the wait.
     """
-    before = registered_checkpoints(job.folder)[:1]
+    before = newest_path(job.folder)
     echo(f"saving a last checkpoint, {GRACE_SECONDS:.0f} s at most; interrupt again to leave at once")
     ray.get(job.board.request_checkpoint.remote())
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:
-        if registered_checkpoints(job.folder)[:1] != before:
+        if newest_path(job.folder) != before:
             return
         time.sleep(0.2)
     echo("no checkpoint came in time; the run resumes from the one before")
+
+
+def newest_path(folder: Folder) -> str | None:
+    """Path of the newest registered checkpoint."""
+    return next((checkpoint.path for checkpoint in registered_checkpoints(folder)), None)
 
 
 def resolve_paths_and_name(config: RunConfig, label: str) -> RunConfig:

@@ -183,6 +183,7 @@ def registered_checkpoints(folder: Folder) -> list[Checkpoint]:
     CheckpointError
         When the record is damaged or missing beside checkpoints, or names a checkpoint that is gone.
     """
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it explains at length what a record is
     left = folder.names("checkpoint_")
     if RAY_RECORD not in left:
         if len(left) < 2:  # a kill can leave the first checkpoint before it is registered
