@@ -222,10 +222,10 @@ def _explain_one(key: str, faults: list[Any]) -> str:
         return f"{key}: is a section, not a value (got {_shown(first['input'])}); {_how_to_give(key)}"
     if first["type"] == "missing" and ".".join(location) == key:
         return f"{key}: a value is needed; {_how_to_give(key)}"
-    said = ", or ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults))
+    message = ", or ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults))
     if _field(location) is None:  # a rule over several keys, whose message has their values
-        return f"{key}: {said}"
-    return f"{key}: {said} (got {_shown(first['input'])}). It is: {settings_table()[key].description}"
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {_shown(first['input'])}). It is: {settings_table()[key].description}"
 
 
 def _how_to_give(key: str) -> str:

@@ -85,7 +85,7 @@ class ViewsConfig(Section):
     brightness: Probability = Field(0.4, description="jitter: factor drawn in 1 +- brightness")
     contrast: Probability = Field(0.4, description="jitter: factor drawn in 1 +- contrast")
     saturation: Probability = Field(0.4, description="jitter: factor drawn in 1 +- saturation")
-    hue: float = Field(0.1, ge=0, le=0.5, description="jitter: largest hue shift, as a part of the colour circle")
+    hue: float = Field(0.1, ge=0, le=0.5, description="jitter: largest hue shift, as a fraction of the colour circle")
     grayscale: Probability = Field(0.2, description="probability")
     blur: Probability = Field(0.0, description="probability of gaussian blur; the reference has it off")
     blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="range of the blur, in pixels of the view")
@@ -125,13 +125,13 @@ class MethodConfig(Section):
     group_weight: float = Field(0.3, ge=0, description="of the group loss")
     prototype_temperature: float = Field(0.5, gt=0, description="T: lower separates prototypes more sharply")
     group_temperature: float = Field(0.1, gt=0, description="tau: lower makes the choice of a group sharper")
-    group_momentum: float = Field(0.99, ge=0, lt=1, description="beta: part of a group that an update keeps")
+    group_momentum: float = Field(0.99, ge=0, lt=1, description="beta: fraction of a group that an update keeps")
     reset_every: int | None = Field(None, ge=1, description="steps between group resets; null: as many as groups")
     bank_size: int = Field(2560, ge=1, description="rows of the feature bank behind the resets")
     latent_noise: float = Field(
         0.001, ge=0, description="standard deviation of the noise on online features; off during warm-up"
     )
-    target_momentum: Probability = Field(0.996, description="part of the target network that a step keeps")
+    target_momentum: Probability = Field(0.996, description="fraction of the target network that a step keeps")
     increase_momentum: bool = Field(False, description="cosine from target_momentum to 1 over the run")
     reference_double_momentum: bool = Field(False, description="move the target a first time, by 0.99, each step")
     reference_raw_groups: bool = Field(False, description="mix raw instead of unit features into the groups")
@@ -181,7 +181,7 @@ class EStepConfig(Section):
     tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
     warm_start: bool = Field(False, description="add the last centres as one more start")
     probe: Circumstance[int] = Field(
-        512, ge=0, description="images that the label-free objectives look at (docs/objectives.md); 0 switches them off"
+        512, ge=0, description="images that the label-free objectives use (docs/objectives.md); 0 switches them off"
     )
 
 
@@ -215,18 +215,18 @@ class ResourcesConfig(Section):
         2, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
     )
     autoscale: Environment[bool] = Field(
-        False, description="the cluster grows on demand: ask it for what it has not, instead of refusing to start"
+        False, description="the cluster grows on demand: request what it lacks instead of refusing to start"
     )
     wait_minutes: Environment[float] = Field(
         10.0,
         gt=0,
-        description="how long a fixed number of workers may wait for places, all in all; {min, max} waits without end",
+        description="how long a fixed number of workers may wait for room on the cluster, in total; {min, max} waits forever",
     )
     resize_seconds: Environment[float] = Field(
-        60.0, gt=0, description="with {min, max}: how often a running group looks whether it can grow"
+        60.0, gt=0, description="with {min, max}: seconds between checks whether a running group can grow"
     )
     gpus: Environment[bool | Literal["auto"]] = Field(
-        "auto", description="one GPU per worker; auto takes them when there are enough"
+        "auto", description="one GPU per worker; auto uses GPUs when there are enough"
     )
     cpus_per_worker: Environment[float | None] = Field(
         None, gt=0, description="null leaves at least one CPU to Ray Data"
@@ -260,7 +260,7 @@ class RunConfig(Section):
     """All of one training run."""
 
     name: Environment[Annotated[str, AfterValidator(folder_name)] | None] = Field(
-        None, description="identity of the run; null derives it from preset, data folder and settings"
+        None, description="name of the run and of its folder; null derives it from preset, data folder and settings"
     )
     storage: Environment[str] = Field(
         "runs", min_length=1, description="folder or pyarrow filesystem URI under which runs are kept"
