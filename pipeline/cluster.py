@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checks.machine import machine_findings, ray_temporary_folder
@@ -34,6 +36,7 @@ VARIABLES = (
     *("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", *QUIET),
 )
 ANSWER_SECONDS = 8
+DASHBOARD = "RAY_API_SERVER_ADDRESS"  # its URL, for Ray's processes
 
 
 def connect() -> None:
@@ -59,8 +62,8 @@ def connect() -> None:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with signal_handlers_kept(), contextlib.nullcontext() if address else loopback_only():
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
+        with signal_handlers_kept(), contextlib.nullcontext({}) if address else own_cluster() as options:
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
     except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
         raise Interrupted(int(end.code or 15), RUN_AGAIN) from None
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -69,6 +72,26 @@ def connect() -> None:
             if address
             else f"Ray cannot be started on this machine ({first_line(error)}); run `digpro doctor`"
         ) from error
+
+
+@contextlib.contextmanager
+def own_cluster() -> Iterator[dict[str, Any]]:
+    """Inside, `ray.init` with these options starts a cluster that is closed to others and knows its own dashboard.
+
+    A helper of Ray Train asks the dashboard whether a run is still alive, and frees its workers' places when it is
+    not. Without the variable it looks for any cluster of the machine and fails where there are several: the CPUs of a
+    trial that was stopped would stay reserved for ever. Ray's processes inherit it; ours need not keep it.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before = os.environ.get(DASHBOARD)
+    os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
+    try:
+        with loopback_only():
+            yield {"dashboard_port": port}
+    finally:
+        os.environ.pop(DASHBOARD) if before is None else os.environ.update({DASHBOARD: before})
 
 
 def cluster_address() -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cluster
-from pipeline.cluster import cluster_address, connect, unset_empty_variables
+from pipeline.cluster import DASHBOARD, cluster_address, connect, own_cluster, unset_empty_variables
 from pipeline.errors import ConfigError
 
 
@@ -94,3 +94,14 @@ def test_an_address_without_a_cluster_is_named(tmp_path: Path) -> None:
     done = subprocess.run(command, env=wrong, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "RAY_ADDRESS=auto finds no Ray cluster on this machine: none was started here" in done.stderr
+
+
+@pytest.mark.parametrize("before", [None, "http://elsewhere:8265"])
+def test_a_cluster_of_our_own_knows_its_dashboard(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other clusters on the machine, Ray Train could not free the places of a trial that was stopped."""
+    monkeypatch.delenv(DASHBOARD, raising=False)
+    if before:
+        monkeypatch.setenv(DASHBOARD, before)
+    with own_cluster() as options:
+        assert os.environ[DASHBOARD] == f"http://127.0.0.1:{options['dashboard_port']}"
+    assert os.environ.get(DASHBOARD) == before

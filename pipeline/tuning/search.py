@@ -40,7 +40,6 @@ from pipeline.tuning.trials import Trials
 SEARCH, TRIALS, TUNE = "search.json", "trials", "tune"  # in the folder of a search
 RETRIES = 1  # of a trial whose actor was lost with its node
 TUNE_SWITCHES = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search as it ends a run: at once, to be resumed later
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our callback and MLflow have all that they would write
     "TUNE_GLOBAL_CHECKPOINT_S": "5",  # between two saves of Tune's state: what a kill can cost
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line with the reason is enough

@@ -192,7 +192,7 @@ def test_the_poor_trial_resumes_from_the_others_checkpoint(folder: Path, taken_o
 
 
 def test_nothing_is_left_on_the_cluster(taken_over: dict[str, Any]) -> None:
-    deadline, cluster = time.monotonic() + 40, {"address": ray.get_runtime_context().gcs_address}
+    deadline, cluster = time.monotonic() + 60, {"address": ray.get_runtime_context().gcs_address}
     while left := [
         *(group.placement_group_id for group in list_placement_groups(filters=[("state", "!=", "REMOVED")], **cluster)),
         *({actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], **cluster)} - KEPT_BY_RAY),
