@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checks.machine import machine_findings, ray_temporary_folder
@@ -61,8 +62,9 @@ def connect() -> None:
 
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    own: AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({}) if address else own_cluster()
     try:
-        with signal_handlers_kept(), contextlib.nullcontext({}) if address else own_cluster() as options:
+        with signal_handlers_kept(), own as options:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
     except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
         raise Interrupted(int(end.code or 15), RUN_AGAIN) from None

@@ -220,7 +220,7 @@ class ResourcesConfig(Section):
     wait_minutes: Environment[float] = Field(
         10.0,
         gt=0,
-        description="how long a fixed number of workers may wait for room on the cluster, in total; {min, max} waits forever",
+        description="how long a fixed number of workers may wait for room, in total; {min, max} waits forever",
     )
     resize_seconds: Environment[float] = Field(
         60.0, gt=0, description="with {min, max}: seconds between checks whether a running group can grow"
