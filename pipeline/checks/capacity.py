@@ -38,7 +38,7 @@ class WorkerResources:
 
 
 def takes_gpus(asked: ResourcesConfig, available: float) -> bool:
-    """Whether workers get a GPU each: as told, or with `auto` when the fewest workers can have one.
+    """Whether workers get a GPU each: as set, or with `auto` when the fewest workers can have one.
 
     The same for a run and for the trials of a search. An elastic group then grows as far as there are GPUs.
     """
@@ -48,7 +48,7 @@ def takes_gpus(asked: ResourcesConfig, available: float) -> bool:
 def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
     """CPUs and GPU of each worker on the connected Ray cluster.
 
-    A streaming run needs a whole CPU beside the workers for Ray Data: without one it would wait forever in silence.
+    A streaming run needs a whole CPU for Ray Data besides the workers': without one it would wait forever, silently.
     An elastic run is checked with its fewest workers, or in streaming mode, where growing could take the last CPU,
     with its most.
 
@@ -162,7 +162,7 @@ def _search_on_demand(asked: ResourcesConfig, wanted: int | None) -> Capacity:
 
 
 def _beside(trials: int, mode: str) -> float:
-    """CPUs that so many trials take beside their workers."""
+    """CPUs that so many trials take besides their workers'."""
     return trials * TRIAL_CPUS + (trials if mode == "streaming" else 1)
 
 

@@ -116,7 +116,7 @@ class SourceInfo(_Record):
 
     ``digest`` changes with the content: images, how they are read, names, labels, classes. It is the same wherever
     the source lies, whenever it was copied, and however it was cut into parts. ``stamp`` changes with the names, sizes
-    and times of the source's files, too: while it is the same, nobody needs to read the source to know its digest.
+    and times of the source's files, too: while it is the same, the digest is known without reading the source.
     """
 
     source: str

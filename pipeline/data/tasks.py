@@ -27,7 +27,7 @@ def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator
             ready, pending = ray.wait(pending)
             yield _result(ready[0])
     finally:
-        for reference in pending:  # after an error or a closed generator: stop what nobody waits for
+        for reference in pending:  # after an error or a closed generator: stop what is no longer needed
             ray.cancel(reference)
 
 

@@ -60,7 +60,7 @@ def _renew(folder: Folder, mine: dict[str, Any], ended: threading.Event) -> None
     renewals = 0
     while not ended.wait(RENEW_SECONDS):
         renewals += 1
-        with contextlib.suppress(OSError):  # a full or unreachable disk is reported by whoever needs it
+        with contextlib.suppress(OSError):  # a full or unreachable disk is reported where it matters
             folder.write(LEASE, mine | {"renewals": renewals})
 
 

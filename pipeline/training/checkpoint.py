@@ -156,7 +156,7 @@ def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
 
 
 def read_other_run(path: str) -> dict[str, Any]:
-    """Values of another run's checkpoint; CheckpointError when it cannot be read, or is there no more."""
+    """Values of another run's checkpoint; CheckpointError when it cannot be read or no longer exists."""
     files, root = filesystem(path)
     values = read_newest([Checkpoint(root, files)])
     if values is None:

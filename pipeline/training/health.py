@@ -14,7 +14,7 @@ from pipeline.errors import Diverged
 
 # Least values of healthy features: untrained ones have more spread, and one cluster with all images has entropy 0.
 COLLAPSED = {"feature_spread": 0.01, "size_entropy": 0.1}
-EMPTY_SCORES = {"acc": 0.5, "nmi": 0.05}  # more ACC than this beside less NMI: one class has most of the images
+EMPTY_SCORES = {"acc": 0.5, "nmi": 0.05}  # more ACC than this with less NMI: most images are of one class
 
 
 def size_metrics(sizes: Tensor) -> dict[str, float]:

@@ -68,7 +68,8 @@ def test_a_data_folder_may_move(tmp_path: Path) -> None:
     images(tmp_path / "data")
     start(config(tmp_path))
     (tmp_path / "data").rename(tmp_path / "moved")
-    claim_folder(config(tmp_path, f"data.path={tmp_path / 'moved'}"))
+    folder = claim_folder(config(tmp_path, f"data.path={tmp_path / 'moved'}"))
+    assert (folder.read(IDENTITY) or {})["config"]["data"]["path"] == str(tmp_path / "moved")
 
 
 def test_other_images_in_the_same_folder_are_another_run(tmp_path: Path) -> None:

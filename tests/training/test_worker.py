@@ -22,10 +22,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> worker.Run:
     return made
 
 
-def test_what_is_finite_passes(run: worker.Run) -> None:
-    check_run_finite(run)
-
-
 def test_weights_that_are_not_finite_are_told_of_with_their_place(run: worker.Run) -> None:
     weight = next(run.state.model.parameters()).data
     before = weight.clone()

@@ -1,4 +1,4 @@
-"""Members of a tar, read once from front to end, with everything that tarfile would skip without a word."""
+"""Members of a tar, read once from front to end, including what tarfile would skip silently."""
 
 from __future__ import annotations
 
