@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,21 +38,21 @@ class Assigner:
         return block | {"cluster": cluster.cpu().numpy(), "similarity": similarity.cpu().numpy()}
 
 
-def assign(images: Dataset, model: ClusterModel, *, batch_size: int, max_actors: int) -> Dataset:
+def assign(images: Dataset, load: Callable[[], ClusterModel], *, batch_size: int, max_actors: int) -> Dataset:
     """Add `cluster` and `similarity` to rows of decoded images, in place of `image`; lazily.
 
     Parameters
     ----------
     images : Dataset
         With a column `image` of uint8 (S, S, 3).
-    model : ClusterModel
+    load : callable
+        Gives the model, in each actor. It is pickled into Ray Data's plan, so it should hold a path and not weights.
     batch_size : int
         Images in a forward pass.
     max_actors : int
         Copies of the model at most.
     """
     cluster = ray.cluster_resources()
-    load = partial(ray.get, ray.put(model))  # the plan holds a reference; each node fetches the model once
     return images.map_batches(
         Assigner,
         fn_constructor_args=[load],

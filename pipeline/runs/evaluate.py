@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,31 +54,43 @@ def evaluate(run: str, data: str | None = None, out: str | None = None) -> dict[
         When `data` is not a folder of shards.
     """
     folder = Folder(absolute(run))
-    trained, manifest = read_started_run(folder)
+    trained, _ = read_started_run(folder)
     path = absolute(data) if data else trained.data.path
     here = read_manifest(path)
     connect()
-    values = newest_in(folder.path)
-    if values is None:
-        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+    clusters = len(load_model(folder.path).centers)
     validate_shards(path)
     target = Folder(absolute(out) if out else f"{folder.path}/evaluation").make()
     labelled = has_labels(path)
     with hold(target):
-        write_assignments(trained, ClusterModel(trained, manifest, values).eval(), path, here, target, labelled)
-        summary = summarise(folder, path, target, count_assignments(target, labelled), len(values["centers"]))
+        write_assignments(trained, folder, path, here, target, labelled)
+        summary = summarise(folder, path, target, count_assignments(target, labelled), clusters)
         target.write(SUMMARY, summary)
     return summary
 
 
+def load_model(run: str) -> ClusterModel:
+    """The model of a run's newest checkpoint; ConfigError when none can be read. Also called on the nodes."""
+    config, manifest = read_started_run(Folder(run))
+    values = newest_in(run)
+    if values is None:
+        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+    return ClusterModel(config, manifest, values).eval()
+
+
 def write_assignments(
-    config: RunConfig, model: ClusterModel, path: str, manifest: Manifest, target: Folder, labelled: bool
+    config: RunConfig, run: Folder, path: str, manifest: Manifest, target: Folder, labelled: bool
 ) -> None:
     """Assign the shards at `path`; the rows go from Ray Data's blocks to Parquet files in a folder of `target`."""
     quiet_data_context()
     columns = ["image", "index", "label"] if labelled else ["image", "index"]
     images = decoded_dataset(path, manifest, config.data.image_size, columns=columns)
-    rows = assign(images, model, batch_size=config.estep.batch_size, max_actors=config.resources.worker_range.max)
+    rows = assign(
+        images,
+        partial(load_model, run.path),
+        batch_size=config.estep.batch_size,
+        max_actors=config.resources.worker_range.max,
+    )
     place = f"{target.root}/{ASSIGNMENTS}"
     if target.files.get_file_info(place).is_file:  # of a version that wrote one file
         target.files.delete_file(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -14,8 +15,8 @@ import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.assign import assign
-from pipeline.runs.evaluate import contingency, evaluate
+from pipeline.runs.evaluate import contingency, evaluate, load_model, write_assignments
+from pipeline.storage import Folder
 from tests.helpers.manifests import manifest
 
 
@@ -87,14 +88,13 @@ def test_counts_become_a_table_of_the_classes_that_are_known() -> None:
     np.testing.assert_array_equal(contingency(counts, 3), [[3, 0, 1], [0, 0, 5]])
 
 
-def test_a_plan_holds_a_reference_to_the_model_and_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Data keeps a plan's arguments in its logs and sends them with every task."""
-    put: list[object] = []
-    monkeypatch.setattr(ray, "put", lambda model: put.append(model) or "reference")
+def test_a_plan_holds_a_path_and_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data sends a plan's arguments with every task, and warns on the screen about large ones."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("pipeline.runs.evaluate.decoded_dataset", lambda *_, **__: dataset)
     dataset = MagicMock()
-    model = object()
-    assign(dataset, model, batch_size=4, max_actors=2)
+    run = Folder("/runs/mine")
+    write_assignments(load_config("digits"), run, "/data", manifest(), MagicMock(), labelled=True)
     (load,) = dataset.map_batches.call_args.kwargs["fn_constructor_args"]
-    assert put == [model]
-    assert (load.func, load.args) == (ray.get, ("reference",))
+    assert len(pickle.dumps(load)) < 200
+    assert (load.func, load.args) == (load_model, ("/runs/mine",))
