@@ -12,6 +12,7 @@ import torch
 from pipeline.cluster import cluster_facts, connect
 from pipeline.clustering.scores import contingency_scores
 from pipeline.config.models import RunConfig
+from pipeline.data.quiet import cpp_log_lines_hidden
 from pipeline.data.read import has_labels
 from pipeline.data.shards import Manifest, read_manifest, validate_shards
 from pipeline.data.streaming import decoded_dataset, quiet_data_context
@@ -85,16 +86,13 @@ def write_assignments(
     quiet_data_context()
     columns = ["image", "index", "label"] if labelled else ["image", "index"]
     images = decoded_dataset(path, manifest, config.data.image_size, columns=columns)
-    rows = assign(
-        images,
-        partial(load_model, run.path),
-        batch_size=config.estep.batch_size,
-        max_actors=config.resources.worker_range.max,
-    )
+    most, load = config.resources.worker_range.max, partial(load_model, run.path)
+    rows = assign(images, load, batch_size=config.estep.batch_size, max_actors=most)
     place = f"{target.root}/{ASSIGNMENTS}"
     if target.files.get_file_info(place).is_file:  # of a version that wrote one file
         target.files.delete_file(place)
-    rows.write_parquet(place, filesystem=target.files, mode="overwrite")
+    with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
+        rows.write_parquet(place, filesystem=target.files, mode="overwrite")
 
 
 def count_assignments(target: Folder, labelled: bool) -> Counter[tuple[int, int]]:
