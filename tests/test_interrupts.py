@@ -8,13 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import Interrupted
 from pipeline.interrupts import interruptible, signal_handlers_kept
-from tests.helpers.runs import options, settings
 
 BOTH = pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 
@@ -112,23 +110,6 @@ def test_a_command_that_waits_for_ray_ends_with_one_line(number: signal.Signals,
     assert out == ""
     assert len(error.splitlines()) == 1
     assert error.startswith("interrupted by ")
-
-
-@pytest.mark.slow
-@BOTH
-def test_a_training_run_ends_with_one_line_and_is_resumed(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    more = ["name=mine", "optim.epochs=40", "optim.warmup_epochs=1", "resources.workers=1", "estep.probe=0"]
-    command = [sys.executable, "-m", "pipeline.cli", "train", *options(settings(tmp_path, *more))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": own_cluster()}
-    process = subprocess.Popen(command, **pipes)
-    _, error = interrupt(process, number, until="epoch ")
-    assert process.returncode == status, error
-    assert len(error.splitlines()) == 1
-    assert error.startswith("interrupted by ")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own_cluster(), timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "epoch 40/40" in done.stdout
-    assert "starts from epoch 0" not in done.stdout
 
 
 def own_cluster() -> dict[str, str]:

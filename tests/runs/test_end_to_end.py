@@ -171,19 +171,6 @@ def test_killing_everything_and_running_the_command_again_changes_nothing(folder
     assert any(line.startswith("resumed after epoch") for line in said)
 
 
-def test_any_number_of_workers_ends_with_the_same_labels(folder: Path) -> None:
-    """In float64: in float32 rounding grows, as young features are nearly all alike."""
-    one, two, three = (
-        outcome(run(folder, f"name=double{n}", f"resources.workers={n}", "optim.precision=float64")["folder"])
-        for n in (1, 2, 3)
-    )
-    assert one[1] == two[1] == three[1]
-    for other in (two, three):
-        assert [page.keys() for page in other[0]] == [page.keys() for page in one[0]]
-        for page, expected in zip(other[0], one[0], strict=True):
-            assert page == pytest.approx(expected, rel=1e-5, abs=1e-7)
-
-
 @pytest.fixture(scope="module")
 def streamed(folder: Path) -> dict[str, Any]:
     return run(folder, "name=streamed", "data.mode=streaming")
