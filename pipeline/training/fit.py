@@ -57,6 +57,7 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> Result:
             callbacks=list(callbacks),
         ),
     )
+    leave_signals_alone(trainer)
     return fit_through_starts(trainer, config.resources.max_failures)
 
 
@@ -71,7 +72,6 @@ def fit_through_starts(trainer: TorchTrainer, retries: int) -> Result:
 
     Ray Train retries by itself when a worker dies at work, and gives up on one that dies before.
     """
-    leave_signals_alone(trainer)
     for _ in range(retries):
         try:
             return trainer.fit()
