@@ -17,13 +17,14 @@ from pipeline.config.identity import run_name
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
-from pipeline.errors import RunFailed
+from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_folder, record_start, run_folder, was_started
 from pipeline.runs.lease import hold
 from pipeline.storage import Folder, absolute, check_writable, filesystem
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
+from pipeline.tracking.spool import Spool
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
@@ -72,10 +73,14 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
 
 
 def deliver_waiting(folder: Folder, uri: str | None, echo: Echo) -> None:
-    """Send what waits for MLflow since the run ended while the store was unreachable."""
-    if folder.read(RECORD) is None or not spool_path(folder).exists():
+    """Send what waits for MLflow since the run ended while the store was unreachable; the result is shown anyway."""
+    if folder.read(RECORD) is None or not Spool(spool_path(folder)).pending:
         return
-    delivery = deliver_run(folder.path, uri)
+    try:
+        delivery = deliver_run(folder.path, uri)
+    except ConfigError as error:
+        echo(f"records wait for MLflow and cannot be sent: {error}")
+        return
     if delivery.sent:
         echo(f"{delivery.sent} records that had waited were sent to {delivery.uri}")
     if delivery.waiting:
@@ -128,18 +133,21 @@ def save_last_checkpoint(job: Job, echo: Echo) -> None:
     """
     before = newest_path(job.folder)
     echo(f"saving a last checkpoint, {GRACE_SECONDS:.0f} s at most; interrupt again to leave at once")
-    ray.get(job.board.request_checkpoint.remote())
+    with contextlib.suppress(ray.exceptions.RayError):  # workers that are gone save nothing
+        ray.get(job.board.request_checkpoint.remote(), timeout=5)
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:
-        if newest_path(job.folder) != before:
+        if newest_path(job.folder) not in (None, before):
             return
         time.sleep(0.2)
     echo("no checkpoint came in time; the run resumes from the one before")
 
 
 def newest_path(folder: Folder) -> str | None:
-    """Path of the newest registered checkpoint."""
-    return next((checkpoint.path for checkpoint in registered_checkpoints(folder)), None)
+    """Path of the newest registered checkpoint; None without one, or while the record is being written."""
+    with contextlib.suppress(CheckpointError):
+        return next((checkpoint.path for checkpoint in registered_checkpoints(folder)), None)
+    return None
 
 
 def resolve_paths_and_name(config: RunConfig, label: str) -> RunConfig:

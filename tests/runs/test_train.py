@@ -8,10 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
+from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import train as module
+from pipeline.runs.identity import SUMMARY, claim_folder, record_start
 from pipeline.runs.train import resolve_paths_and_name, train
+from pipeline.tracking import open_run, spool_path
+from pipeline.tracking.spool import MetricPoint, Spool
 
 
 @pytest.fixture
@@ -70,3 +75,33 @@ def test_paths_mean_the_same_in_every_process() -> None:
     assert Path(config.data.path).is_absolute()
     assert config.name is not None
     assert config.name.startswith("digits-")
+
+
+def _finished_with_waiting_records(folder: Path) -> RunConfig:
+    """A finished run whose last metric was spooled while MLflow was unreachable."""
+    config = resolve_paths_and_name(
+        load_config("digits", [f"storage={folder}/runs", f"data.path={folder}/digits", "name=mine"]), "digits"
+    )
+    run = claim_folder(config)
+    record_start(run, read_manifest(config.data.path))
+    open_run(config, run)
+    run.write(SUMMARY, {"scores": {}})
+    Spool(spool_path(run)).add([MetricPoint("acc", 1, 0.5, 1000)])
+    return config
+
+
+def test_the_command_of_a_finished_run_delivers_what_waits(data: Path) -> None:
+    lines: list[str] = []
+    config = _finished_with_waiting_records(data.parent)
+    assert train(config, echo=lines.append) == {"scores": {}}
+    assert lines[1] == f"1 records that had waited were sent to sqlite:///{data.parent}/runs/mlflow.db"
+    assert train(config, echo=lines.append) == {"scores": {}}
+    assert len(lines) == 3  # nothing waits any more
+
+
+def test_a_store_that_is_gone_does_not_hide_a_finished_result(data: Path) -> None:
+    lines: list[str] = []
+    config = _finished_with_waiting_records(data.parent)
+    (data.parent / "runs" / "mlflow.db").unlink()
+    assert train(config, echo=lines.append) == {"scores": {}}
+    assert lines[1].startswith("records wait for MLflow and cannot be sent: ")
