@@ -17,7 +17,7 @@ demo: $(VENV)/ready ## cluster scikit-learn's digits with two workers, and print
 	$(VENV)/bin/digpro train --preset digits
 
 test: check ## lint, types and all tests
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready ## lint and types
 	$(VENV)/bin/ruff check .
