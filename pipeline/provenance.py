@@ -31,7 +31,15 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Version of Python and of every package that can change a result; "not installed" where one is missing."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}}
+
+
+def version_of(package: str) -> str:
+    """Version of an installed package, or "not installed"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # our own, where the code runs from a copied folder
+        return "not installed"
 
 
 def hardware() -> dict[str, Any]:
@@ -62,13 +70,6 @@ def git_commit() -> str | None:
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
     return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # our own, where the code runs from a copied folder
-        return "not installed"
 
 
 def _processor() -> str:

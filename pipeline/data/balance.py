@@ -76,15 +76,16 @@ def collect_entries(source: Source, tallies: Sequence[Tally]) -> tuple[list[Quar
     return sorted(quarantined, key=lambda entry: entry.path), sorted(left_out, key=lambda entry: entry.path)
 
 
-def take_balance(source: Source, tallies: Sequence[Tally], images: int) -> Balance:
-    """Count what was seen and what became of it.
+def take_balance(
+    source: Source, tallies: Sequence[Tally], images: int, quarantined: list[Quarantined], left_out: list[LeftOut]
+) -> Balance:
+    """Count what was seen and what became of it: `images`, and the entries that :func:`collect_entries` gives.
 
     Raises
     ------
     RuntimeError
         When the numbers do not add up, which is a fault of this program.
     """
-    quarantined, left_out = collect_entries(source, tallies)
     balance = Balance(
         unit=source.unit,
         seen=source.seen + sum(tally.seen for tally in tallies),

@@ -19,7 +19,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable
-from importlib import metadata
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -44,6 +43,7 @@ from pipeline.data.sources import Columns, Source, open_source
 from pipeline.data.value_range import measure_range
 from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
 from pipeline.errors import DataError
+from pipeline.provenance import version_of
 from pipeline.storage import absolute, filesystem, write_atomically
 
 INGEST_VERSION = 3  # part of the identity of unfinished work: raise it when parts are written differently
@@ -215,7 +215,7 @@ def _assemble(
 ) -> Manifest:
     """Write the shards; return the manifest that declares them complete."""
     tallies = [report.tally for report in reports]
-    balance = take_balance(source, tallies, sum(report.images for report in reports))
+    balance = take_balance(source, tallies, sum(report.images for report in reports), quarantined, left_out)
     if balance.images == 0:
         raise DataError(f"{source.name!r} has no readable image ({balance}); {_first(quarantined, left_out, out)}")
     shards = write_shards(reports, out, work, rows_per_shard, source.class_names)
@@ -273,17 +273,10 @@ def _write_summary(
             "rules": _most_common((entry.rule.partition(":")[0], entry.files) for entry in left_out),
         },
         "seconds": round(seconds, 3),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "outputs": {name: f"{folder}/{file}" for name, file in outputs.items()},
     }
     write_atomically(fs, f"{root}/{SUMMARY}", json.dumps(summary, indent=1).encode())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # our own, where the code runs from a copied folder
-        return "not installed"
 
 
 def _most_common(counts: Iterable[tuple[str, int]]) -> dict[str, int]:

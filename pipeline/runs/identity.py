@@ -35,7 +35,7 @@ def claim_folder(config: RunConfig) -> Folder:
             f"{folder.path} holds {left[0]} and no {IDENTITY}, which says whose it is; restore that file, or give "
             "another name (--set name=...)"
         )
-    if identity is not None and was_started(folder):
+    if identity is not None and _is_started(identity):
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
         if changed:
             raise ConfigError(
@@ -53,7 +53,7 @@ def record_start(folder: Folder, manifest: Manifest) -> None:
 
 def was_started(folder: Folder) -> bool:
     """Whether a run has passed its checks here; one that failed them does not keep the name."""
-    return "manifest" in (folder.read(IDENTITY) or {})
+    return _is_started(folder.read(IDENTITY) or {})
 
 
 def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
@@ -65,10 +65,14 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
         When the folder holds no run.
     """
     identity = folder.read(IDENTITY)
-    if identity is None or not was_started(folder):
+    if identity is None or not _is_started(identity):
         raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
     origin = f"{folder.path}/{IDENTITY}"
     return parse_config(identity["config"], origin), Manifest.model_validate(identity["manifest"])
+
+
+def _is_started(identity: dict[str, Any]) -> bool:
+    return "manifest" in identity
 
 
 def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:

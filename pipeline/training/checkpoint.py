@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline.collectives import all_sum, rank, world_size
 from pipeline.config.models import RunConfig
 from pipeline.errors import CheckpointError, first_line
 from pipeline.method.digpro import DigPro
+from pipeline.provenance import version_of
 from pipeline.ray_private import record_error
 from pipeline.storage import Folder, filesystem
 from pipeline.training.estep import PseudoLabels
@@ -89,7 +89,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
             "epoch": state.epoch,
             "step": state.step,
             "workers": world_size(),
-            "versions": {name: version(name) for name in ("torch", "torchvision", "ray")},
+            "versions": {name: version_of(name) for name in ("torch", "torchvision", "ray")},
             "config": config.model_dump(mode="json"),
         }
         (folder / ABOUT).write_text(json.dumps(about, indent=1))

@@ -6,14 +6,13 @@ import posixpath
 
 from pyarrow import fs as pafs
 
+from pipeline.data.formats import HEAD_BYTES
 from pipeline.data.sources.base import has_image_suffix
 from pipeline.data.sources.listing import list_files, open_file
 from pipeline.data.sources.parquet import PARQUET_SUFFIXES
 from pipeline.data.sources.tar import MODES, TAR_SUFFIXES, ZSTD
 from pipeline.errors import DataError
 from pipeline.storage import filesystem
-
-HEAD = 512
 
 
 def detect(path: str) -> str | None:
@@ -43,7 +42,7 @@ def _kind_of_file(fs: pafs.FileSystem, path: str) -> str:
     if path.lower().endswith(TAR_SUFFIXES):
         return "webdataset"
     with open_file(fs, path) as file:
-        head = file.read(HEAD)
+        head = file.read(HEAD_BYTES)
     if head.startswith(b"PAR1"):
         return "parquet"
     return "webdataset" if head[257:262] == b"ustar" or head.startswith((*MODES, ZSTD)) else "imagefolder"
