@@ -17,18 +17,14 @@ from pipeline.config.models import RunConfig
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.tracking import tracking_uri
+from pipeline.tracking.store import database_path, redacted
 
 
 def examine(config: RunConfig) -> list[Finding]:
     """All findings for a configuration with absolute paths, on the connected cluster."""
-    findings = [
-        _cluster(),
-        *_resources(config),
-        working_dir_finding(".", travelling_files(".")),
-        _tracking(config, len(alive_nodes())),
-    ]
-    tracking = findings[-1]
-    answers, problems = probe_nodes(config, tracking="" if tracking.remedy else tracking.found)
+    tracking, uri = _tracking(config, len(alive_nodes()))
+    findings = [_cluster(), *_resources(config), working_dir_finding(".", travelling_files(".")), tracking]
+    answers, problems = probe_nodes(config, tracking=uri)
     for node, answer in answers:
         findings += _node_findings(node, answer, alone=len(answers) == 1)
     return findings + problems
@@ -96,12 +92,15 @@ def _interface(node: str, answer: Answer) -> Finding:
     return Finding(what, json.dumps(answer["asked_interfaces"]) if answer["asked_interfaces"] else "by the host's name")
 
 
-def _tracking(config: RunConfig, nodes: int) -> Finding:
+def _tracking(config: RunConfig, nodes: int) -> tuple[Finding, str]:
+    """Where the records go, and the URI to try from every node; no URI where there is nothing to try."""
+    if not config.tracking.enabled:
+        return Finding("MLflow", "no records (tracking.enabled is false)"), ""
     try:
         uri = tracking_uri(config.tracking.uri, config.storage)
     except ConfigError as error:
-        return Finding("MLflow", "no store for the records", str(error))
-    if uri.startswith("sqlite:") and nodes > 1:
+        return Finding("MLflow", "no store for the records", str(error)), ""
+    if database_path(uri) is not None and nodes > 1:
         remedy = "start `mlflow server` and set tracking.uri=http://..., or put the file into a shared folder"
-        return Finding("MLflow", f"{uri} is a file, and there are {nodes} nodes", remedy)
-    return Finding("MLflow", uri)
+        return Finding("MLflow", f"{uri} is a file, and there are {nodes} nodes", remedy), ""
+    return Finding("MLflow", redacted(uri)), uri

@@ -57,12 +57,15 @@ def answer(**changes: Any) -> dict[str, Any]:
     return healthy | changes
 
 
-def findings(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> dict[str, Finding]:
-    """The doctor's findings for nodes 10.0.0.1, 10.0.0.2 ... that give these answers."""
+def findings(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any], tried: list[str] | None = None
+) -> dict[str, Finding]:
+    """The doctor's findings for nodes 10.0.0.1, 10.0.0.2 ... that give these answers; `tried` gets the MLflow URI."""
+    asked = [] if tried is None else tried
     listed = [(f"10.0.0.{number}", said) for number, said in enumerate(answers, start=1)]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(doctor, "alive_nodes", lambda: [{"NodeManagerAddress": address} for address, _ in listed])
-    monkeypatch.setattr(doctor, "probe_nodes", lambda config, tracking: (listed, []))
+    monkeypatch.setattr(doctor, "probe_nodes", lambda config, tracking: asked.append(tracking) or (listed, []))
     return {finding.what: finding for finding in doctor.examine(config)}
 
 
@@ -92,6 +95,29 @@ def test_what_is_wrong_on_one_node_is_named_with_the_node(
     assert found[what].remedy
     wrong = {name for name, finding in found.items() if finding.remedy}
     assert wrong == {what, "MLflow"}  # and that a file of records does not serve two nodes
+
+
+@pytest.mark.parametrize(
+    ("setting", "found", "to_fix", "tried"),
+    [
+        ("uri=http://me:secret@host:5000", "http://***@host:5000", False, "http://me:secret@host:5000"),
+        (
+            "uri=sqlite:////tmp/50%25/m.db",
+            "sqlite+pysqlite:////tmp/50%25/m.db is a file, and there are 2 nodes",
+            True,
+            "",
+        ),
+        ("enabled=false", "no records (tracking.enabled is false)", False, ""),
+    ],
+)
+def test_where_the_records_go_is_shown_without_a_password(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, setting: str, found: str, to_fix: bool, tried: str
+) -> None:
+    values = load_config("digits", [f"tracking.{setting}"]).tracking
+    uris = list[str]()
+    changed = config.model_copy(update={"tracking": values})
+    finding = findings(changed, monkeypatch, answer(), answer(), tried=uris)["MLflow"]
+    assert (finding.found, bool(finding.remedy), uris) == (found, to_fix, [tried])
 
 
 def test_what_the_cluster_cannot_give_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
