@@ -60,7 +60,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     labels = torch.arange(run.job.manifest.num_images, device=device) % len(groups)
     run.state.pseudo = PseudoLabels(labels, groups)
     run.step_model.train()
-    in_memory = list(run.images.epoch(0))
+    in_memory = list(run.inputs.epoch(0))
     train_on(run, in_memory[:2])  # warm-up: the first steps allocate
     seconds = time_interleaved(
         {"bare": lambda: train_on(run, in_memory), "fed": lambda: train_on(run, fed_batches(run, next(epochs)))},
@@ -84,7 +84,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 def fed_batches(run: Run, epoch: int) -> Iterable[Batch]:
     """The batches of an epoch, timed as `train_epoch` does."""
-    return run.timer.timed(run.images.epoch(epoch))
+    return run.timer.timed(run.inputs.epoch(epoch))
 
 
 def train_on(run: Run, batches: Iterable[Batch], precision: torch.dtype | None = None) -> None:

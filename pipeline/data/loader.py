@@ -1,4 +1,6 @@
-"""What a worker trains on: batches of uint8 images with their index, from memory or from a stream.
+"""What a worker trains on: batches of inputs with their index, from memory or from a stream.
+
+An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`).
 
 Resident (here): each worker holds the whole decoded set as one uint8 tensor on its device. The order of an epoch is a
 permutation keyed by (seed, epoch), of which a worker takes its slice of each global batch: the same order for every
@@ -19,21 +21,24 @@ from pipeline.collectives import RowRange, row_range
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's `rows` of one global batch: images uint8 (B_local, H, W, 3) and index int64 (B_local,)."""
+    """This worker's `rows` of one global batch, and their index int64 (B_local,).
 
-    images: Tensor
+    Inputs are uint8 images (B_local, H, W, 3), or pairs of cached features (B_local, 2, F).
+    """
+
+    inputs: Tensor
     index: Tensor
     rows: RowRange
 
 
-class Images(Protocol):
+class Inputs(Protocol):
     """What the training loop asks of either mode."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; as many on every worker."""
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (n, H, W, 3) and index (n,) of this worker's part of the set, each image on one worker only."""
+        """Un-augmented inputs (n, ...) and index (n,) of this worker's part; each image is on one worker only."""
 
 
 class ResidentImages:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.collectives import equal_rows, world_size
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
-from pipeline.data.loader import Batch, Images, ResidentImages, epoch_seed
+from pipeline.data.loader import Batch, Inputs, ResidentImages, epoch_seed
 from pipeline.data.shards import Manifest
 from pipeline.ray_private import own_execution_options, set_execution_count
 from pipeline.storage import filesystem
@@ -147,7 +147,7 @@ class StreamedImages:
             yield batch["image"], batch["index"]
 
 
-def worker_images(config: RunConfig, num_images: int, mode: str, device: torch.device) -> Images:
+def worker_images(config: RunConfig, num_images: int, mode: str, device: torch.device) -> Inputs:
     """The images of this Ray Train worker, in a mode."""
     if mode == "streaming":
         return StreamedImages(config, num_images // config.optim.batch_size, device)

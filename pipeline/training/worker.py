@@ -25,7 +25,7 @@ from pipeline.build import (
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
 from pipeline.clustering.scores import clustering_scores
 from pipeline.collectives import all_sum, rank, world_size
-from pipeline.data.loader import Batch, Images
+from pipeline.data.loader import Batch, Inputs
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.read import read_labels
 from pipeline.data.streaming import worker_images
@@ -63,7 +63,7 @@ class Run:
     """All that one worker holds."""
 
     job: Job
-    images: Images
+    inputs: Inputs
     views: TwoViews
     preprocess: Preprocess
     probe: Probe | None
@@ -104,7 +104,7 @@ def build_run(job: Job) -> Run:
     model = build_model(config, plan.num_clusters, device)
     return Run(
         job=job,
-        images=worker_images(config, manifest.num_images, plan.mode, device),
+        inputs=worker_images(config, manifest.num_images, plan.mode, device),
         views=build_views(config, manifest),
         preprocess=build_preprocess(config, manifest).to(device),
         probe=read_probe(config, manifest, device),
@@ -152,7 +152,7 @@ def train_epoch(run: Run) -> None:
     """The M-step: one pass over the images, or the rest of one that was interrupted."""
     run.step_model.train()
     steps = run.job.plan.steps_per_epoch
-    for batch in run.timer.timed(run.images.epoch(run.state.epoch, run.state.step)):
+    for batch in run.timer.timed(run.inputs.epoch(run.state.epoch, run.state.step)):
         with run.timer.time("step"):
             train_step(run, batch)
         if run.state.step % FINITE_STEPS == 0 or run.state.step == steps:
@@ -198,7 +198,7 @@ def train_step(run: Run, batch: Batch) -> None:
     assert state.pseudo is not None
     set_learning_rates(state.optimizer, float(run.schedules.lr[at]), float(run.schedules.predictor_lr[at]))
     losses = run.step_model(
-        *run.views(batch.images, batch.index, state.epoch),
+        *run.views(batch.inputs, batch.index, state.epoch),
         state.pseudo.labels[batch.index],
         target_momentum=float(run.schedules.target_momentum[at]),
         noise=None if warmup else latent_noise(run, batch.index),
@@ -230,7 +230,7 @@ def run_estep(run: Run) -> None:
     """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
     state, job, previous = run.state, run.job, run.state.pseudo
     with run.timer.time("estep"):
-        features = encode_all(state.model, run.images, run.preprocess, job.manifest.num_images)
+        features = encode_all(state.model, run.inputs, run.preprocess, job.manifest.num_images)
         state.pseudo, metrics = estimate(features, job.plan.num_clusters, job.config.estep, job.config.seed, previous)
     with run.timer.time("evaluate"):
         if run.probe:

@@ -20,7 +20,7 @@ def feed() -> ResidentImages:
 def _epoch(rank: int, epoch: int, first_step: int = 0) -> list[Tensor]:
     batches = list(feed().epoch(epoch, first_step))
     for batch in batches:
-        assert batch.images[:, 0, 0, 0].long().equal(batch.index)
+        assert batch.inputs[:, 0, 0, 0].long().equal(batch.index)
         assert batch.rows.total == BATCH
     return [batch.index for batch in batches]
 

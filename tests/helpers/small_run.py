@@ -74,7 +74,7 @@ def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool 
     model = build_model(config, job.plan.num_clusters, cpu)
     return Run(
         job=job,
-        images=ResidentImages(images, seed=config.seed, batch_size=config.optim.batch_size, block_size=50),
+        inputs=ResidentImages(images, seed=config.seed, batch_size=config.optim.batch_size, block_size=50),
         views=build_views(config, manifest),
         preprocess=build_preprocess(config, manifest),
         probe=_probe(images, config.estep.probe),

@@ -43,7 +43,7 @@ def _advance(run: Run, epochs: int, stop_at: tuple[int, int] | None = None) -> N
     if run.state.pseudo is None:
         run_estep(run)
     while run.state.epoch < epochs:
-        for batch in run.images.epoch(run.state.epoch, run.state.step):
+        for batch in run.inputs.epoch(run.state.epoch, run.state.step):
             if (run.state.epoch, run.state.step) == stop_at:
                 return
             train_step(run, batch)

@@ -23,8 +23,8 @@ def _estep(rank: int, data: tuple[Tensor, Manifest], reverse: bool) -> tuple[Ten
     if reverse:  # images arrive on the wrong workers, as in streaming mode
         numbers = torch.arange(IMAGES).flip(0)
         rows = numbers[rank * 77 : IMAGES if rank else 77]
-        run.images.blocks = lambda: iter([(run.images.images[rows], rows)])
-    features = encode_all(run.state.model, run.images, run.preprocess, IMAGES)
+        run.inputs.blocks = lambda: iter([(run.inputs.images[rows], rows)])
+    features = encode_all(run.state.model, run.inputs, run.preprocess, IMAGES)
     return features, *estimate(features, 10, run.job.config.estep, 0, None)
 
 

@@ -39,7 +39,7 @@ def _history(rank: int, data: tuple[Tensor, Manifest], probe: int, steps: int) -
     """Pages of the E-step before and after a few steps, in float64."""
     run = small_run(*data, f"estep.probe={probe}", double=True)
     run_estep(run)
-    for batch in list(run.images.epoch(0))[:steps]:
+    for batch in list(run.inputs.epoch(0))[:steps]:
         train_step(run, batch)
     run.state.epoch = 1
     run_estep(run)
@@ -117,7 +117,7 @@ def test_looking_changes_nothing(data: tuple[Tensor, Manifest]) -> None:
     for run in runs:
         run.step_model.train()
         run_estep(run)
-        train_step(run, next(run.images.epoch(0)))
+        train_step(run, next(run.inputs.epoch(0)))
     for value, other in zip(*(run.state.model.state_dict().values() for run in runs), strict=True):
         assert value.equal(other)
 
