@@ -43,10 +43,11 @@ def torchvision_view(policy: ViewsConfig, *, from_pil: bool) -> Callable[[Any], 
 
 def compare(policy: ViewsConfig, batch: int, rounds: int) -> dict[str, Any]:
     """Views per second of ours and of torchvision on PIL images and on tensors; the ratios of ours to each."""
-    images = torch.randint(0, 256, (batch, policy.size, policy.size, 3), dtype=torch.uint8)
+    ours = TwoViews(policy, MEAN, STD, seed=0)
+    images = torch.randint(0, 256, (batch, ours.size, ours.size, 3), dtype=torch.uint8)
     tensors = list(images.permute(0, 3, 1, 2).contiguous())
     pictures = [to_pil_image(tensor) for tensor in tensors]
-    ours, index = TwoViews(policy, MEAN, STD, seed=0), torch.arange(batch)
+    index = torch.arange(batch)
     per_pil, per_tensor = torchvision_view(policy, from_pil=True), torchvision_view(policy, from_pil=False)
     blocks = {
         "ours": lambda: [ours(images, index, epoch) for epoch in range(10)],  # ten times: as long as the other blocks

@@ -4,31 +4,80 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
+from pipeline.backbones.backbone import feature_size, without_dropout
+from pipeline.backbones.libraries import library_input, open_backbone
+from pipeline.backbones.names import is_library_name
 from pipeline.collectives import world_size
 from pipeline.config.models import MethodConfig, RunConfig
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.shards import Manifest
 from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro, DigProSettings
-from pipeline.method.encoder import build_encoder, build_head, build_predictor
+from pipeline.method.encoder import Standardize, build_encoder, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
 
 REFERENCE_LEAD_MOMENTUM, REFERENCE_EMPTY_LOGIT = 0.99, -10.0  # fixed in the reference code
+DEFAULT_SIZE = 32  # pixels, of the reference's views
 ROUNDING_STD = 1 / 255 / 12**0.5  # what rounding to 8 bits alone makes; a channel that varies less is constant
 
 
-def build_model(config: RunConfig, num_clusters: int, device: torch.device) -> DigPro:
-    """A fresh model with the weights of the run's seed, on a device."""
+def settle_images(config: RunConfig) -> RunConfig:
+    """The configuration with what it leaves open about the images: as the backbone expects them, or else the defaults.
+
+    Mean and deviation of the channels stay open for a network that was trained on no images: they are the data set's.
+
+    Raises
+    ------
+    ConfigError
+        When the backbone is unknown, or its library is not installed.
+    """
+    name, data, views = config.model.encoder, config.data, config.views
+    own = library_input(name, config.model.weights) if is_library_name(name) else None
+    size = views.size or (own.size if own else DEFAULT_SIZE)
+    settled: dict[str, Any] = {"image_size": DEFAULT_SIZE, "fit": "stretch", "interpolation": "bilinear"}
+    if own is not None:
+        settled = {"image_size": round(size / own.crop), "fit": "crop", "interpolation": own.interpolation}
+        settled |= {"mean": own.mean, "std": own.std}
+    missing = {key: value for key, value in settled.items() if getattr(data, key) is None}
+    return config.model_copy(
+        update={"data": data.model_copy(update=missing), "views": views.model_copy(update={"size": size})}
+    )
+
+
+def open_encoder(config: RunConfig) -> tuple[nn.Module, int]:
+    """The encoder with its weights, and the size of its features."""
     torch.manual_seed(config.seed)
+    s, size = config.model, config.views.size
+    if not is_library_name(s.encoder):
+        return build_encoder(s.encoder, small_stem=s.small_stem)
+    assert size is not None
+    module = without_dropout(open_backbone(s.encoder, s.weights, size=size, partial=s.partial_weights).module)
+    return module, feature_size(module, size, s.encoder)
+
+
+def without_weights(config: RunConfig) -> RunConfig:
+    """The configuration of a backbone whose weights come from elsewhere: nothing is downloaded or read for it."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
+
+
+def build_model(
+    config: RunConfig, num_clusters: int, device: torch.device, *, cached_size: int | None = None
+) -> DigPro:
+    """A fresh model with the weights of the run's seed, on a device.
+
+    With `cached_size` it takes features of that size, of a frozen backbone, in place of images.
+    """
+    torch.manual_seed(config.seed)
+    encoder, size = open_encoder(config) if cached_size is None else (Standardize(cached_size), cached_size)
     s = config.model
-    encoder, size = build_encoder(s.encoder, small_stem=s.small_stem)
     projector = build_head(size, s.projector_hidden, s.feature_size)
     predictor = build_predictor(s.feature_size, s.predictor_hidden)
     model = DigPro(
@@ -83,6 +132,7 @@ def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:
         momentum=o.momentum,
         weight_decay=o.weight_decay,
         decay_bias_and_norm=o.decay_bias_and_norm,
+        encoder_lr_factor=o.encoder_lr_factor,
     )
 
 
@@ -105,15 +155,18 @@ def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
 
 
 def build_views(config: RunConfig, manifest: Manifest) -> TwoViews:
-    """The augmentation, normalised by the data set's own statistics."""
-    return TwoViews(config.views, manifest.statistics.mean, _channel_stds(manifest), config.seed)
+    """The augmentation, normalised as the view of evaluation is."""
+    return TwoViews(config.views, *channel_statistics(config, manifest), config.seed)
 
 
 def build_preprocess(config: RunConfig, manifest: Manifest) -> Preprocess:
     """The view of evaluation, normalised as the augmented ones are."""
-    return Preprocess(config.views.size, manifest.statistics.mean, _channel_stds(manifest))
+    assert config.views.size is not None
+    return Preprocess(config.views.size, *channel_statistics(config, manifest), crop=config.data.fit == "crop")
 
 
-def _channel_stds(manifest: Manifest) -> list[float]:
-    """The channels' deviations; 0 for a constant channel, which is only centred."""
-    return [std if std > ROUNDING_STD else 0.0 for std in manifest.statistics.std]
+def channel_statistics(config: RunConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the channels: as configured, or the data set's; 0 is that of a constant channel."""
+    own = manifest.statistics
+    mean, std = config.data.mean or own.mean, config.data.std or own.std
+    return list(mean), [value if value > ROUNDING_STD else 0.0 for value in std]

@@ -269,9 +269,9 @@ def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
       digpro doctor --preset cifar10 --set storage=s3://bucket/runs --set tracking.uri=http://mlflow:5000
     """
     from pipeline.checks.doctor import examine
-    from pipeline.runs.train import resolve_paths_and_name
+    from pipeline.runs.train import resolve
 
-    config = resolve_paths_and_name(load_config(preset, settings), Path(preset).stem)
+    config = resolve(load_config(preset, settings), Path(preset).stem)
     findings = machine_findings(starts_cluster=cluster_address() is None)
     if not any(finding.remedy for finding in findings):  # otherwise Ray could not start
         connect()

@@ -9,7 +9,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
 
-Mode = Literal["resident", "streaming"]
+Mode = Literal["resident", "streaming", "features"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Plan:
         Images in these steps.
     reset_every : int or None
         Steps between two resets of the groups; None where the group loss is off.
-    mode : "resident" or "streaming"
-        How the images reach the workers.
+    mode : "resident", "streaming" or "features"
+        How the images reach the workers; "features" are those of a frozen backbone, in place of images.
     mode_reason : str
         Why this mode, as a clause.
     """
@@ -88,7 +88,9 @@ def _cluster_count(config: RunConfig, manifest: Manifest) -> int:
 
 def _choose_mode(config: RunConfig, manifest: Manifest) -> tuple[Mode, str]:
     """The mode, and the reason."""
-    size = resident_bytes(manifest, config.data.image_size) / 2**30
+    if config.model.freeze:
+        return "features", "model.freeze=true trains on the cached features of the backbone"
+    size = resident_bytes(manifest, config.data.decoding["size"]) / 2**30
     limit = config.data.resident_limit_gb
     if config.data.mode != "auto":
         return config.data.mode, "as data.mode says"

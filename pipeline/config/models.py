@@ -7,19 +7,26 @@ YAML file, then dotted overrides (``optim.lr=0.1``). Unknown keys are errors tha
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.backbones.names import LIBRARIES, OWN, is_library_name
+from pipeline.errors import did_you_mean
+
 Probability = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[Level, Level, Level]
 
 # Marks, given at the field. A setting without one decides the result of a run and is part of its identity.
 CIRCUMSTANCE = "circumstance"  # says how a run is carried out, and not what comes out of it
 ENVIRONMENT = "environment"  # also: where a run lives and what it takes, the same for all trials of a search
+LATER = "later"  # came after runs had been named: part of a name only where it is not the default
 
 T = TypeVar("T")
 Circumstance = Annotated[T, CIRCUMSTANCE]
 Environment = Annotated[T, CIRCUMSTANCE, ENVIRONMENT]
+Later = Annotated[T, LATER]
 
 NAME_BYTES = 200  # file systems take 255 for the name of a folder; a search appends to it
 LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which scikit-learn and Optuna use; PyTorch takes more
@@ -40,6 +47,14 @@ def folder_name(name: str) -> str:
     return name
 
 
+def encoder_name(name: str) -> str:
+    """The name of an encoder of ours, or of a library."""
+    if name not in OWN and not is_library_name(name):
+        prefixes = ", ".join(f"{library}:NAME" for library in LIBRARIES)
+        raise ValueError(f"unknown encoder (known: {', '.join(OWN)}, {prefixes}){did_you_mean(name, OWN)}")
+    return name
+
+
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys are errors, and so are infinities and NaN."""
 
@@ -55,7 +70,25 @@ class DataConfig(Section):
     source: Environment[str | None] = Field(
         None, description="what to ingest into `path` when it holds no manifest yet (see `digpro ingest --help`)"
     )
-    image_size: int = Field(32, ge=4, description="images are decoded to image_size x image_size pixels")
+    features: Environment[str | None] = Field(
+        None,
+        description="folder under which the features of frozen backbones are cached; null: `features` in `storage`",
+    )
+    image_size: int | None = Field(
+        None, ge=4, description="images are decoded to image_size x image_size pixels; null: 32, or the backbone's own"
+    )
+    fit: Later[Literal["stretch", "crop"] | None] = Field(
+        None,
+        description="how an image becomes a square: stretch it, or crop its middle; null: stretch, or crop for a "
+        "pretrained backbone",
+    )
+    interpolation: Later[Literal["bilinear", "bicubic"] | None] = Field(
+        None, description="of the resizing; null: bilinear, or the backbone's own"
+    )
+    mean: Later[Channels | None] = Field(
+        None, description="of the RGB channels in [0, 1]; null: the data set's, or the backbone's own"
+    )
+    std: Later[Channels | None] = Field(None, description="as `mean`; 0 only centres a channel")
     mode: Circumstance[Literal["auto", "resident", "streaming"]] = Field(
         "auto",
         description="resident: every worker holds the decoded set; streaming: Ray Data feeds each epoch; "
@@ -71,11 +104,28 @@ class DataConfig(Section):
         1, ge=0, description="streaming: batches that each worker fetches ahead"
     )
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Arguments of `decode_table`, of a configuration in which nothing is left open."""
+        return {"size": self.image_size, "fit": self.fit, "interpolation": self.interpolation}
+
 
 class ViewsConfig(Section):
     """Random augmentation of one view; the defaults are the reference code's, which are SimCLR's without blur."""
 
-    size: int = Field(32, ge=4, description="side of the square view in pixels")
+    size: int | None = Field(
+        None, ge=4, description="side of the square view in pixels; null: 32, or the backbone's own"
+    )
+    cached: Later[int] = Field(8, ge=2, description="augmented views of each image in the cache of a frozen backbone")
+    cache_seed: Later[int] = Field(
+        0, ge=0, le=LARGEST_SEED, description="of the views in the cache; apart from `seed`, so that runs share a cache"
+    )
+    neighbours: Later[int] = Field(
+        0,
+        ge=0,
+        description="k: the second view is of one of the image's k nearest neighbours, by the un-augmented features of "
+        "a frozen backbone; 0: of the image itself",
+    )
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop over the image's area")
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of the crop")
     rotation: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees, drawn in +-rotation")
@@ -104,10 +154,21 @@ class ViewsConfig(Section):
 class ModelConfig(Section):
     """The networks; sizes are the reference code's."""
 
-    encoder: Literal["tiny", "resnet18", "resnet34", "resnet50"] = Field(
-        "resnet18", description="tiny: four convolutions, for images of about 16 pixels; else torchvision's, untrained"
+    encoder: Annotated[str, AfterValidator(encoder_name)] = Field(
+        "resnet18",
+        description="tiny: four convolutions, for images of about 16 pixels; resnet18, resnet34, resnet50: untrained; "
+        "torchvision:NAME, timm:NAME, python:MODULE:FUNCTION: docs/backbones.md",
     )
-    small_stem: bool = Field(True, description="3x3 stride-1 stem without max-pool, for images up to about 64 pixels")
+    small_stem: bool = Field(
+        True, description="resnet18, 34, 50: 3x3 stride-1 stem without max-pool, for images up to about 64 pixels"
+    )
+    weights: Later[str | None] = Field(
+        None, description="of a library's network: null untrained, default the library's own, or a state dict's path"
+    )
+    partial_weights: Later[bool] = Field(False, description="accept a state dict with missing or unexpected names")
+    freeze: Later[bool] = Field(
+        False, description="leave the encoder as it is: its features are cached once, and the heads are trained on them"
+    )
     projector_hidden: int = Field(4096, ge=1, description="width of the projector's hidden layer")
     feature_size: int = Field(256, ge=2, description="D: length of the features that are clustered")
     predictor_hidden: int = Field(4096, ge=1, description="width of the predictor's hidden layer")
@@ -151,6 +212,7 @@ class OptimConfig(Section):
     batch_size: int = Field(256, ge=2, description="images per step over all workers")
     lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
     final_lr_fraction: Probability = Field(0.0, description="rate of the last step over the highest rate")
+    encoder_lr_factor: Later[float] = Field(1.0, gt=0, description="the encoder learns this many times faster")
     predictor_lr_factor: float = Field(10.0, gt=0, description="the predictor learns this many times faster")
     fixed_predictor_lr: bool = Field(False, description="the predictor's rate is the highest rate all along instead")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
@@ -275,3 +337,23 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _backbone_settings_fit(self) -> RunConfig:
+        model = self.model
+        if model.weights is not None and not is_library_name(model.encoder):
+            raise ValueError(
+                f"model.weights is {model.weights}, and model.encoder={model.encoder} takes none; choose an encoder "
+                "of a library, such as torchvision:resnet18"
+            )
+        if model.freeze and model.weights is None and not model.encoder.startswith("python:"):
+            raise ValueError(
+                f"model.freeze=true would freeze the random weights of {model.encoder}; set model.weights (default, or "
+                "the path of a state dict)"
+            )
+        if self.views.neighbours and not model.freeze:
+            raise ValueError(
+                f"views.neighbours is {self.views.neighbours} and needs the features of a frozen backbone; set "
+                "model.freeze=true, or views.neighbours=0"
+            )
+        return self

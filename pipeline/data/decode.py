@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as T
 
 from pipeline.data.quiet import stderr_into
 from pipeline.errors import DecodeError, first_line
 
 PNG_SIGNATURE = b"\x89PNG"
+Fit = Literal["stretch", "crop"]
 
 
-def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:
+def decode_table(
+    table: pa.Table, size: int, fit: Fit = "stretch", interpolation: str = "bilinear"
+) -> dict[str, np.ndarray[Any, Any]]:
     """Rows of a shard to a block {"image": uint8 (n, size, size, 3), "index": int64 (n,)}; other columns stay.
+
+    `fit` and `interpolation` are those of `decode`.
 
     Raises
     ------
@@ -34,7 +40,7 @@ def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:
     with open(os.devnull, "wb") as null, stderr_into(null.fileno()):  # libjpeg prints what it forgives
         for row, image in enumerate(table.column("image").to_pylist()):
             try:
-                images[row] = decode(image["bytes"], size).permute(1, 2, 0).numpy()
+                images[row] = decode(image["bytes"], size, fit, interpolation).permute(1, 2, 0).numpy()
             except Exception as error:
                 where = f"image {index[row]} ({image['path'] or 'no path'})"
                 raise DecodeError(
@@ -44,12 +50,21 @@ def decode_table(table: pa.Table, size: int) -> dict[str, np.ndarray[Any, Any]]:
     return {"image": images, "index": index, **others}
 
 
-def decode(data: bytes, size: int) -> Tensor:
-    """One encoded image as RGB uint8 (3, size, size); resized with antialiasing, aspect not kept."""
+def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "bilinear") -> Tensor:
+    """One encoded image as RGB uint8 (3, size, size), resized with antialiasing.
+
+    "stretch" does not keep the aspect. "crop" resizes the shorter side and takes the square in the middle.
+    """
     image = _decode_any(data)
     if image.shape[1:] != (size, size):
-        image = T.resize(image, [size, size], antialias=True)
-    return image
+        target = [size, size] if fit == "stretch" else _cover(image.shape[1], image.shape[2], size)
+        image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
+    return T.center_crop(image, [size, size])
+
+
+def _cover(height: int, width: int, size: int) -> list[int]:
+    """Height and width whose shorter side is `size`; the longer one is rounded down, as torchvision does."""
+    return [size, int(size * width / height)] if height < width else [int(size * height / width), size]
 
 
 def _decode_any(data: bytes) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Preprocess(nn.Module):
-    """Resize whole images to a square, ignoring their aspect ratio, and normalise the channels.
+    """Make the square that evaluation looks at, of the decoded image or of its middle, and normalise the channels.
 
     A module, so that it moves with a model to a device and is exported with it. Its statistics are part of the state:
     saved weights cannot be used with those of another data set by mistake.
@@ -23,6 +23,8 @@ class Preprocess(nn.Module):
     mean, std : sequence of 3 floats
         Of the data set's channels, on images scaled to [0, 1]. A `std` of 0 marks a constant channel, which is only
         centred.
+    crop : bool
+        Take the `size` pixels in the middle, as pretrained networks want it, instead of resizing the whole image.
 
     Raises
     ------
@@ -33,14 +35,14 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], *, crop: bool = False) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} is {list(values)}; give one finite number for each of the 3 channels")
         if min(std) < 0:
             raise ValueError(f"std is {list(std)}; give numbers that are 0 or more (0 for a constant channel)")
-        self.size = size
+        self.size, self.crop = size, crop
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([s or 1.0 for s in std], dtype=torch.float32).view(3, 1, 1))
 
@@ -63,10 +65,17 @@ class Preprocess(nn.Module):
             If `images` has another type or shape.
         """
         check_images(images)
+        if self.crop:
+            images = self._middle(images)
         pixels = scale_to_unit(images).permute(0, 3, 1, 2)
         if pixels.shape[2:] != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         return self.normalize(pixels)
+
+    def _middle(self, images: Tensor) -> Tensor:
+        """The square in the middle of images (B, H, W, 3); all of those that are no larger."""
+        top, left = (max(0, side - self.size) // 2 for side in images.shape[1:3])
+        return images[:, top : top + self.size, left : left + self.size]
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std of images (B, 3, H, W) in [0, 1], contiguous. Overwrites `images`."""

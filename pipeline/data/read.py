@@ -74,6 +74,33 @@ def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:
     return pa.Table.from_batches(batches)
 
 
+def read_rows(folder: str, manifest: Manifest, start: int, stop: int) -> pa.Table:
+    """The rows {"image", "index"} with the indices from `start` to `stop - 1`; only their row groups are read.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read.
+    """
+    tables: list[pa.Table] = []
+    for shard in manifest.shards:
+        if shard.first_index < stop and start < shard.first_index + shard.rows:
+            with _opened(folder, shard) as file:
+                tables += _groups_between(file, start - shard.first_index, stop - shard.first_index)
+    return pa.concat_tables(tables)
+
+
+def _groups_between(file: pq.ParquetFile, start: int, stop: int) -> Iterator[pa.Table]:
+    """The rows from `start` to `stop - 1` of a shard, from each row group that has some."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first < stop and start < first + rows:
+            low = max(start - first, 0)
+            yield file.read_row_group(group, columns=["image", "index"]).slice(low, stop - first - low)
+        first += rows
+
+
 @contextmanager
 def _opened(folder: str, shard: Shard) -> Iterator[pq.ParquetFile]:
     """The shard's file; what is wrong with it, now or while it is read, becomes a DataError."""

@@ -9,7 +9,7 @@ number of workers stays.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import ray.data
@@ -34,12 +34,14 @@ FETCH_ROWS = 4096  # images that a worker takes from Ray Data at a time when it 
 def decoded_dataset(
     path: str,
     manifest: Manifest,
-    image_size: int,
+    decoding: Mapping[str, Any],
     *,
     shuffle_seed: int | None = None,
     columns: Sequence[str] = ("image", "index"),
 ) -> Dataset:
     """The shards at `path` as blocks of {"image": uint8 (n, S, S, 3), "index": int64 (n,)}, lazily.
+
+    `decoding` holds the arguments of `decode_table`.
 
     With `shuffle_seed` the files come in another order each time the plan runs, by the seed and the run's number.
     """
@@ -51,7 +53,7 @@ def decoded_dataset(
         shuffle=shuffle,
     )
     return table.select_columns(list(columns)).map_batches(
-        decode_table, batch_format="pyarrow", fn_args=[image_size], batch_size=512
+        decode_table, batch_format="pyarrow", fn_kwargs=dict(decoding), batch_size=512
     )
 
 
@@ -66,15 +68,17 @@ def build_datasets(
     config: RunConfig, manifest: Manifest, mode: str, run_folder: str
 ) -> tuple[dict[str, Dataset], DataConfig]:
     """What a TorchTrainer needs to feed a mode; called in the driver, whose materialised blocks survive restarts."""
+    if mode == "features":  # which workers read by themselves
+        return {}, DataConfig()
     quiet_data_context().target_max_block_size = BLOCK_BYTES
     options = ExecutionOptions(preserve_order=True)
-    path, size = config.data.path, config.data.image_size
+    path, decoding = config.data.path, config.data.decoding
     if mode == "resident":
-        whole = decoded_dataset(path, manifest, size).materialize()
+        whole = decoded_dataset(path, manifest, decoding).materialize()
         return {"images": whole}, DataConfig(datasets_to_split=[], execution_options=options)
     datasets = {
-        "epoch": decoded_dataset(path, manifest, size, shuffle_seed=config.seed),
-        "blocks": decoded_dataset(path, manifest, size),
+        "epoch": decoded_dataset(path, manifest, decoding, shuffle_seed=config.seed),
+        "blocks": decoded_dataset(path, manifest, decoding),
     }
     return datasets, _StreamingDataConfig(options, run_folder)
 
@@ -151,7 +155,7 @@ def worker_images(config: RunConfig, num_images: int, mode: str, device: torch.d
     """The images of this Ray Train worker, in a mode."""
     if mode == "streaming":
         return StreamedImages(config, num_images // config.optim.batch_size, device)
-    images = fetch_all_images(num_images, config.data.image_size, device)
+    images = fetch_all_images(num_images, config.data.decoding["size"], device)
     return ResidentImages(
         images, seed=config.seed, batch_size=config.optim.batch_size, block_size=config.estep.batch_size
     )

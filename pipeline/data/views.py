@@ -60,7 +60,7 @@ class TwoViews:
     Parameters
     ----------
     policy : ViewsConfig
-        Which operations, how often and how strongly.
+        Which operations, how often and how strongly; with a size.
     mean, std : sequence of 3 floats
         Of the data set's channels, as `Preprocess` takes them.
     seed : int
@@ -73,8 +73,8 @@ class TwoViews:
     """
 
     def __init__(self, policy: ViewsConfig, mean: Sequence[float], std: Sequence[float], seed: int) -> None:
-        self.policy = policy
-        self.seed = seed
+        assert policy.size is not None
+        self.policy, self.size, self.seed = policy, policy.size, seed
         self._preprocess = Preprocess(policy.size, mean, std)
 
     def __call__(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -123,10 +123,8 @@ class TwoViews:
         if policy.rotation > 0:  # before the crop, so that the view's corners show the image and not a fill colour
             angle = _between(draws.angle, -policy.rotation, policy.rotation).deg2rad()
             pixels = _rotate(pixels, angle, left + crop_width / 2, top + crop_height / 2)
-        rows = _resample_weights(top, crop_height, height, policy.size, draws.vertical_flip < policy.vertical_flip)
-        columns = _resample_weights(
-            left, crop_width, width, policy.size, draws.horizontal_flip < policy.horizontal_flip
-        )
+        rows = _resample_weights(top, crop_height, height, self.size, draws.vertical_flip < policy.vertical_flip)
+        columns = _resample_weights(left, crop_width, width, self.size, draws.horizontal_flip < policy.horizontal_flip)
         return _resample(pixels, rows, columns)
 
     def _colour(self, images: Tensor, draws: _Draws) -> Tensor:
@@ -155,7 +153,7 @@ class TwoViews:
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         """Gaussian blur of every image; the kernel reaches 3 of the largest sigma, or as far as the image."""
-        radius = min(math.ceil(3 * self.policy.blur_sigma[1]), self.policy.size - 1)
+        radius = min(math.ceil(3 * self.policy.blur_sigma[1]), self.size - 1)
         return gaussian_blur(images, sigma, radius)
 
 

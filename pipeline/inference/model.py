@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.build import build_model, build_preprocess
+from pipeline.build import build_model, build_preprocess, open_encoder, without_weights
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.method.losses import unit
@@ -17,6 +17,9 @@ TARGET = "networks.target."  # beginning of the target network's names in a chec
 
 class ClusterModel(nn.Module):
     """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres; the cluster is the argmax.
+
+    With a frozen backbone `network` takes its features, and `backbone` makes them of images; otherwise `backbone` is
+    the identity.
 
     Parameters
     ----------
@@ -31,7 +34,13 @@ class ClusterModel(nn.Module):
 
     def __init__(self, config: RunConfig, manifest: Manifest, values: dict[str, Any]) -> None:
         super().__init__()
-        network = build_model(config, len(values["centers"]), torch.device("cpu")).networks.target.float()
+        self.backbone: nn.Module = nn.Identity()
+        size = None
+        if config.model.freeze:
+            self.backbone, size = open_encoder(without_weights(config))
+            self.backbone.load_state_dict(values["backbone"])
+        model = build_model(config, len(values["centers"]), torch.device("cpu"), cached_size=size)
+        network = model.networks.target.float()
         weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
         network.load_state_dict({name.removeprefix(TARGET): value for name, value in weights.items()})
         self.network = network.eval()
@@ -40,7 +49,11 @@ class ClusterModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Unit features (B, D) of uint8 images (B, H, W, 3)."""
-        return unit(self.network(self.preprocess(images)))
+        return unit(self.network(self.backbone(self.preprocess(images))))
+
+    def similarities(self, cached: Tensor) -> Tensor:
+        """Similarities of cached features (B, F) of a frozen backbone, in place of its images."""
+        return unit(self.network(cached.float())) @ self.centers.T
 
     def forward(self, images: Tensor) -> Tensor:
         """Similarities, in [-1, 1]."""

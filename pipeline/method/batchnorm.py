@@ -145,6 +145,16 @@ class GlobalBatchNorm(nn.Module):
             self.running_var.lerp_(block_var, self.momentum)
 
 
+def _what_follows(norm: nn.Module, replaced: nn.Module) -> nn.Module:
+    """The norm with what a subclass of torch's applies behind it: timm's have a dropout and an activation."""
+    if type(replaced) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return norm
+    children = dict(replaced.named_children())
+    if set(children) != {"drop", "act"}:
+        raise ValueError(f"{type(replaced).__name__} cannot be made global; use torch's BatchNorm in the encoder")
+    return nn.Sequential(norm, children["drop"], children["act"])
+
+
 def use_global_batchnorm(module: nn.Module, blocks: int = 1) -> nn.Module:
     """Replace every torch BatchNorm inside `module` by a GlobalBatchNorm with the same weights and statistics.
 
@@ -158,8 +168,8 @@ def use_global_batchnorm(module: nn.Module, blocks: int = 1) -> nn.Module:
             norm.to(child.weight)  # first: a float64 state would lose bits in float32
             state = child.state_dict()
             state.pop("num_batches_tracked")
-            norm.load_state_dict(state)
-            setattr(module, name, norm)
+            norm.load_state_dict(state, strict=False)  # a subclass may have more, which `_what_follows` keeps
+            setattr(module, name, _what_follows(norm, child))
         else:
             use_global_batchnorm(child, blocks)
     return module

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.errors import did_you_mean
 
+LEAST_DEVIATION = 1e-6  # of a unit vector's entry; one that varies less is constant, and only centred
 RESNETS = ("resnet18", "resnet34", "resnet50")
 
 
@@ -46,6 +51,36 @@ def _tiny() -> nn.Module:
         conv = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Standardize(nn.Module):
+    """Features (B, size) of a frozen backbone to unit length, and then each to mean 0 and deviation 1 over a data set.
+
+    The encoder of the heads that are trained on such features. Without it the few features with large values decide.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    def fit(self, blocks: Iterable[Tensor]) -> None:
+        """Take mean and deviation from blocks (n, size) of the un-augmented features of all images."""
+        count, sums, squares = 0, torch.zeros(()), torch.zeros(())
+        for block in blocks:
+            unit = F.normalize(block.double(), dim=1)
+            count, sums, squares = count + len(unit), sums + unit.sum(0), squares + unit.square().sum(0)
+        mean = sums / count
+        deviation = (squares / count - mean**2).clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(deviation > LEAST_DEVIATION, deviation, 1.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(u - mean) / std of the unit vectors u."""
+        return (F.normalize(features, dim=1) - self.mean) / self.std
 
 
 def build_head(size_in: int, hidden: int, size_out: int) -> nn.Sequential:

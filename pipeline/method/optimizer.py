@@ -9,18 +9,31 @@ from pipeline.method.digpro import DigPro
 
 
 def build_optimizer(
-    model: DigPro, *, lr: float, momentum: float, weight_decay: float, decay_bias_and_norm: bool = True
+    model: DigPro,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    decay_bias_and_norm: bool = True,
+    encoder_lr_factor: float = 1.0,
 ) -> SGD:
     """Groups in fixed order: online with and without decay, then predictor with and without.
 
-    The reference decays every tensor; `decay_bias_and_norm=False` leaves one-dimensional ones out.
+    The reference decays every tensor; `decay_bias_and_norm=False` leaves one-dimensional ones out. With an
+    `encoder_lr_factor` the encoder has groups of its own before the projector's.
     """
+    online = model.networks.online
+    parts: list[tuple[nn.Module, float]] = [(online, 1.0)]
+    if encoder_lr_factor != 1:
+        encoder, projector = (online.get_submodule(name) for name in ("encoder", "projector"))
+        parts = [(encoder, encoder_lr_factor), (projector, 1.0)]
     groups = []
-    for module, is_predictor in ((model.networks.online, False), (model.predictor, True)):
+    for module, factor in [*parts, (model.predictor, 1.0)]:
         for decays in (True, False):
             chosen = [p for p in module.parameters() if _decays(p, decay_bias_and_norm) == decays]
             decay = weight_decay if decays else 0.0
-            groups.append({"params": chosen, "weight_decay": decay, "is_predictor": is_predictor})
+            is_predictor = module is model.predictor
+            groups.append({"params": chosen, "weight_decay": decay, "is_predictor": is_predictor, "lr_factor": factor})
     return SGD(groups, lr=lr, momentum=momentum)
 
 
@@ -31,4 +44,4 @@ def _decays(parameter: nn.Parameter, decay_bias_and_norm: bool) -> bool:
 def set_learning_rates(optimizer: SGD, lr: float, predictor_lr: float) -> None:
     """Set this step's rates."""
     for group in optimizer.param_groups:
-        group["lr"] = predictor_lr if group["is_predictor"] else lr
+        group["lr"] = group["lr_factor"] * (predictor_lr if group["is_predictor"] else lr)

@@ -15,14 +15,17 @@ from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_labels, read_sample
 from pipeline.errors import CheckpointError
+from pipeline.features.cache import read_first
 from pipeline.inference.model import ClusterModel
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
+from pipeline.storage import Folder
 from pipeline.tracking import RunRef, RunWriter, log_final_model, spool_path
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.job import Job
 from pipeline.training.timing import ENTRIES
 
+TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
 ASSIGNMENTS, CLUSTERS, CURVES = "assignments.parquet", "clusters.png", "curves.png"
 OUTPUTS = {"summary": SUMMARY, "clusters": CLUSTERS, "curves": CURVES, "assignments": ASSIGNMENTS}
@@ -58,11 +61,10 @@ def write_artifacts(job: Job) -> dict[str, Any]:
 
 
 def draw(job: Job, model: ClusterModel, values: dict[str, Any], labels: Array | None, local: Path) -> Array:
-    """Write the two pictures; returns the sample of images that they were made from."""
-    table = read_sample(job.config.data.path, job.manifest, SAMPLE)
-    block = decode_table(table, job.config.data.image_size)
-    with torch.inference_mode():
-        similarity = torch.cat([model(part) for part in torch.from_numpy(block["image"]).split(256)])
+    """Write the two pictures; returns two images as the model takes them."""
+    table, decoding = read_sample(job.config.data.path, job.manifest, SAMPLE), job.config.data.decoding
+    similarity = sample_similarities(job, model, table)
+    block = decode_table(table, **decoding | {"size": min(decoding["size"], TILE)})
     clusters, index = values["labels"].numpy(), block["index"]
     draw_clusters(
         local / CLUSTERS,
@@ -74,7 +76,16 @@ def draw(job: Job, model: ClusterModel, values: dict[str, Any], labels: Array | 
         job.manifest.class_names,
     )
     draw_curves(local / CURVES, values["history"])
-    return block["image"]
+    return decode_table(table.slice(0, 2), **decoding)["image"]
+
+
+@torch.inference_mode()
+def sample_similarities(job: Job, model: ClusterModel, table: pa.Table) -> torch.Tensor:
+    """Similarities (n, K) of the first n images, from their cached features where there are some."""
+    if job.features is not None:
+        return model.similarities(torch.from_numpy(read_first(Folder(job.features), table.num_rows)[:, 0]))
+    images = torch.from_numpy(decode_table(table, **job.config.data.decoding)["image"])
+    return torch.cat([model(part) for part in images.split(256)])
 
 
 def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, Any]:

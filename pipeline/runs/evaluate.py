@@ -19,9 +19,9 @@ from pipeline.data.streaming import decoded_dataset, quiet_data_context
 from pipeline.errors import ConfigError
 from pipeline.inference.assign import assign, read_assignments
 from pipeline.inference.model import ClusterModel
+from pipeline.lease import hold
 from pipeline.runs.artifacts import ASSIGNMENTS
 from pipeline.runs.identity import SUMMARY, read_started_run
-from pipeline.runs.lease import hold
 from pipeline.storage import Folder, absolute
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.health import size_metrics
@@ -85,7 +85,7 @@ def write_assignments(
     """Assign the shards at `path`; the rows go from Ray Data's blocks to Parquet files in a folder of `target`."""
     quiet_data_context()
     columns = ["image", "index", "label"] if labelled else ["image", "index"]
-    images = decoded_dataset(path, manifest, config.data.image_size, columns=columns)
+    images = decoded_dataset(path, manifest, config.data.decoding, columns=columns)
     most, load = config.resources.worker_range.max, partial(load_model, run.path)
     rows = assign(images, load, batch_size=config.estep.batch_size, max_actors=most)
     place = f"{target.root}/{ASSIGNMENTS}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import parse_config
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest
 from pipeline.errors import ConfigError
+from pipeline.features.cache import FeatureCache
 from pipeline.storage import Folder, filesystem
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
@@ -51,6 +53,23 @@ def record_start(folder: Folder, manifest: Manifest) -> None:
     folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"))
 
 
+def claim_features(folder: Folder, cache: FeatureCache) -> None:
+    """Note the features on which a run is trained.
+
+    Raises
+    ------
+    ConfigError
+        When it was started on others: its backbone's weights have changed since.
+    """
+    before = (folder.read(IDENTITY) or {}).get("features")
+    if before not in (None, cache.key.digest):
+        raise ConfigError(
+            f"run {folder.name!r} was started on other features ({before}, now {cache.key.digest}): the weights of its "
+            "backbone have changed. Give another name (--set name=...), or the weights it had"
+        )
+    folder.update(IDENTITY, features=cache.key.digest)
+
+
 def was_started(folder: Folder) -> bool:
     """Whether a run has passed its checks here; one that failed them does not keep the name."""
     return _is_started(folder.read(IDENTITY) or {})
@@ -68,7 +87,7 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
     if identity is None or not _is_started(identity):
         raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
     origin = f"{folder.path}/{IDENTITY}"
-    return parse_config(identity["config"], origin), Manifest.model_validate(identity["manifest"])
+    return settle_images(parse_config(identity["config"], origin)), Manifest.model_validate(identity["manifest"])
 
 
 def _is_started(identity: dict[str, Any]) -> bool:
@@ -77,7 +96,7 @@ def _is_started(identity: dict[str, Any]) -> bool:
 
 def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
     """What differs between the settings that a run was started with and those of now."""
-    before = result_settings(parse_config(identity["config"], f"{folder.path}/{IDENTITY}"))
+    before = result_settings(settle_images(parse_config(identity["config"], f"{folder.path}/{IDENTITY}")))
     return [
         f"{key} was {before[key]}, is {value}" for key, value in result_settings(config).items() if before[key] != value
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.train import TrainingFailedError
 
+from pipeline.build import settle_images
 from pipeline.checks.nodes import check_nodes
 from pipeline.checks.settings import check_settings
 from pipeline.cluster import connect
@@ -18,10 +20,11 @@ from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
+from pipeline.features.embed import embed
+from pipeline.lease import hold
 from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
-from pipeline.runs.identity import SUMMARY, claim_folder, record_start, run_folder, was_started
-from pipeline.runs.lease import hold
+from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
 from pipeline.storage import Folder, absolute, check_writable, filesystem
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
 from pipeline.tracking.spool import Spool
@@ -57,7 +60,7 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
     RunFailed
         When workers failed more often than resources.max_failures. The same call resumes from the last checkpoint.
     """
-    config = resolve_paths_and_name(config, label)
+    config = resolve(config, label)
     check_writable(config.storage)
     manifest = load_or_ingest(config, echo)
     plan = check_settings(config, manifest)
@@ -98,7 +101,19 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     record_start(folder, manifest)
     connect()
     check_nodes(config)
-    return Job(config, manifest, plan, tracking, board=new_board())
+    job = Job(config, manifest, plan, tracking, board=new_board())
+    return prepare_features(job, echo) if config.model.freeze else job
+
+
+def prepare_features(job: Job, echo: Echo) -> Job:
+    """The job with the cached features of its frozen backbone, which are made first where there are none."""
+    try:
+        folder, cache = embed(job.config, job.manifest, echo)
+        claim_features(job.folder, cache)
+    except BaseException as error:
+        end_run(job.tracking, spool_path(job.folder), "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    return replace(job, features=folder.path)
 
 
 def fit_with_progress(job: Job, echo: Echo) -> None:
@@ -150,13 +165,18 @@ def newest_path(folder: Folder) -> str | None:
     return None
 
 
-def resolve_paths_and_name(config: RunConfig, label: str) -> RunConfig:
-    """The configuration with a name, and with paths that mean the same in every process."""
-    return config.model_copy(
+def resolve(config: RunConfig, label: str) -> RunConfig:
+    """The configuration with a name, paths that mean the same in every process, and nothing open about the images."""
+    settled, storage = settle_images(config), absolute(config.storage)
+    places = {
+        "path": absolute(config.data.path),
+        "features": absolute(config.data.features) if config.data.features else f"{storage}/features",
+    }
+    return settled.model_copy(
         update={
             "name": run_name(config, label),
-            "storage": absolute(config.storage),
-            "data": config.data.model_copy(update={"path": absolute(config.data.path)}),
+            "storage": storage,
+            "data": settled.data.model_copy(update=places),
         }
     )
 

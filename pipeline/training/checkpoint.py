@@ -50,6 +50,9 @@ class TrainState:
         Sums of this worker's losses over these steps, by name; wide enough that the order of adding does not show.
     pseudo : PseudoLabels or None
         None before the first E-step.
+    backbone : dict of Tensor
+        Weights of a frozen backbone, which does not change: with them a checkpoint is all that images need. Empty
+        where the encoder is trained.
     history : list of dict
         Metrics of every finished epoch, the initial E-step's first.
     """
@@ -60,6 +63,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     pseudo: PseudoLabels | None = None
+    backbone: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -80,6 +84,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
         "epoch": state.epoch,
         "step": state.step,
         "history": state.history,
+        "backbone": state.backbone,
     }
     if rank() == 0:
         torch.save(values, folder / STATE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.collectives import gather_rows, route_rows_to_owner
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
-from pipeline.data.preprocess import Preprocess
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
 from pipeline.training.health import feature_spread, label_churn, size_metrics
@@ -35,7 +35,7 @@ class PseudoLabels:
     others: Tensor | None = None
 
 
-def encode_all(model: DigPro, inputs: Inputs, preprocess: Preprocess, total: int) -> Tensor:
+def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Tensor], total: int) -> Tensor:
     """Target features (own rows, D) of this worker's contiguous part of the N = `total` images, un-augmented."""
     empty = model.groups.features.new_empty((0, model.groups.features.shape[1]))
     features, index = encode_blocks(lambda block: model.encode(preprocess(block)), inputs.blocks(), empty=empty)

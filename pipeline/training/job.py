@@ -26,6 +26,8 @@ class Job:
         MLflow's run.
     board : actor handle or None
         A `Board`, where rank 0 posts its news.
+    features : str or None
+        Folder with the cached features of a frozen backbone, on which the heads are trained.
     start_from : str or None
         Checkpoint of another run, by absolute path or URI, that this one starts from when it has none of its own.
     """
@@ -35,6 +37,7 @@ class Job:
     plan: Plan
     tracking: RunRef
     board: Any = None
+    features: str | None = None
     start_from: str | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,11 @@ from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
-from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro
 from pipeline.training.estep import PseudoLabels
 
+Views = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Inputs (B, ...), their index (B,) and an epoch to two views, as `TwoViews` makes them."""
 PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and different from those of training
 
 
@@ -25,7 +27,7 @@ PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and differen
 class Probe:
     """The first `total` images of the set, a fair sample that every E-step looks at again.
 
-    `blocks` are this worker's part: images uint8 (n, S, S, 3) and their index (n,), for one forward pass each.
+    `blocks` are this worker's part: inputs (n, ...), as a batch has them, and their index (n,), for a pass each.
     """
 
     blocks: tuple[tuple[Tensor, Tensor], ...]
@@ -38,14 +40,14 @@ def read_probe(config: RunConfig, manifest: Manifest, device: torch.device) -> P
         return None
     start, stop, total = row_range(min(config.estep.probe, manifest.num_images))
     table = read_sample(config.data.path, manifest, total).slice(start, stop - start)
-    images = torch.from_numpy(decode_table(table, config.data.image_size)["image"]).to(device)
+    images = torch.from_numpy(decode_table(table, **config.data.decoding)["image"]).to(device)
     parts = torch.arange(stop - start, device=device).split(config.estep.batch_size)
     return Probe(tuple((images[part], start + part) for part in parts if len(part)), total)
 
 
 def label_free_metrics(
     model: DigPro,
-    views: TwoViews,
+    views: Views,
     probe: Probe,
     features: Tensor,
     found: PseudoLabels,
@@ -78,10 +80,10 @@ def seed_agreement(features: Tensor, labels: Tensor, others: Tensor) -> float:
     return sum(agreements) / len(agreements)
 
 
-def view_clusters(model: DigPro, views: TwoViews, probe: Probe, centers: Tensor) -> Tensor:
+def view_clusters(model: DigPro, views: Views, probe: Probe, centers: Tensor) -> Tensor:
     """Clusters (total, 2) of two augmented views of every probe image."""
     found = [torch.empty((0, 2), dtype=torch.int64, device=centers.device)]  # for a worker without probe images
-    for images, index in probe.blocks:
-        pair = views(images, index, PROBE_EPOCH)
+    for inputs, index in probe.blocks:
+        pair = views(inputs, index, PROBE_EPOCH)
         found.append(torch.stack([nearest_center(model.encode(view), centers).labels for view in pair], dim=1))
     return gather_rows(torch.cat(found))

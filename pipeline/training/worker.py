@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,12 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
-from pipeline.build import (
-    build_model,
-    build_preprocess,
-    build_run_optimizer,
-    build_run_schedules,
-    build_views,
-    data_parallel,
-)
+from pipeline.build import build_run_optimizer, build_run_schedules, data_parallel
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
 from pipeline.clustering.scores import clustering_scores
 from pipeline.collectives import all_sum, rank, world_size
 from pipeline.data.loader import Batch, Inputs
-from pipeline.data.preprocess import Preprocess
 from pipeline.data.read import read_labels
-from pipeline.data.streaming import worker_images
-from pipeline.data.views import TwoViews
 from pipeline.errors import CheckpointError
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
@@ -46,9 +37,10 @@ from pipeline.training.checkpoint import (
     save_state,
 )
 from pipeline.training.estep import encode_all, estimate
+from pipeline.training.feed import open_feed
 from pipeline.training.health import alarms, check_finite, rank_spread
 from pipeline.training.job import Job
-from pipeline.training.probe import Probe, label_free_metrics, read_probe
+from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.progress import Reporter
 from pipeline.training.timing import EpochTimer
 
@@ -64,8 +56,8 @@ class Run:
 
     job: Job
     inputs: Inputs
-    views: TwoViews
-    preprocess: Preprocess
+    views: Views
+    preprocess: Callable[[Tensor], Tensor]
     probe: Probe | None
     """None when label-free metrics are switched off."""
     labels: np.ndarray[Any, Any] | None
@@ -99,18 +91,19 @@ def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
 
 def build_run(job: Job) -> Run:
     """Model, data and bookkeeping of this worker."""
-    config, manifest, plan = job.config, job.manifest, job.plan
+    config, plan = job.config, job.plan
     device = get_device()
-    model = build_model(config, plan.num_clusters, device)
+    feed = open_feed(job, device)
+    optimizer = build_run_optimizer(config, feed.model)
     return Run(
         job=job,
-        inputs=worker_images(config, manifest.num_images, plan.mode, device),
-        views=build_views(config, manifest),
-        preprocess=build_preprocess(config, manifest).to(device),
-        probe=read_probe(config, manifest, device),
+        inputs=feed.inputs,
+        views=feed.views,
+        preprocess=feed.preprocess,
+        probe=feed.probe,
         labels=read_labels(config.data.path) if rank() == 0 else None,
-        state=TrainState(model, build_run_optimizer(config, model), zero_losses(device)),
-        step_model=data_parallel(model),
+        state=TrainState(feed.model, optimizer, zero_losses(device), backbone=feed.backbone),
+        step_model=data_parallel(feed.model),
         schedules=build_run_schedules(config, plan.steps_per_epoch),
         timer=EpochTimer(),
         reporter=Reporter(open_writer(job), job.board) if rank() == 0 else Reporter(),

@@ -25,10 +25,12 @@ from pipeline.config.models import RunConfig
 from pipeline.data.read import read_labels
 from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError, RunFailed
+from pipeline.features.cache import decides_features
+from pipeline.features.embed import embed
+from pipeline.lease import hold
 from pipeline.plan import make_plan
 from pipeline.runs.identity import SUMMARY, run_folder
-from pipeline.runs.lease import hold
-from pipeline.runs.train import load_or_ingest, resolve_paths_and_name
+from pipeline.runs.train import load_or_ingest, resolve
 from pipeline.storage import Folder, check_writable
 from pipeline.tracking import RECORD, RunRef, end_run, load_ref, open_run, spool_path, tracking_uri
 from pipeline.tuning.results import write_results
@@ -99,6 +101,7 @@ def search(
             echo(f"search {config.name} is already finished; a new one needs another name (--set name=...)")
             return successful(summary)
         check_objectives(trial_config, space)
+        check_features_shared(trial_config, space)
         plan = SearchPlan(config, trial_config, space, manifest, strategy, trials, label)
         return successful(run_search(plan, folder, concurrent, echo))
 
@@ -135,6 +138,7 @@ def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: E
         config=limit_trial(plan.trial_config, capacity, plan.strategy),
         space=plan.space,
         manifest=plan.manifest,
+        features=features_of(plan, echo),
         trials_path=f"{folder.path}/{TRIALS}",
         parent_run=parent.run_id,
         label=plan.label,
@@ -168,7 +172,7 @@ def resolve_search(config: RunConfig, label: str, identity: dict[str, Any]) -> R
     """The configuration with the search's name, and with places that mean the same in every process."""
     digest = hashlib.sha256(json.dumps([fingerprint(config), identity], sort_keys=True).encode()).hexdigest()[:8]
     name = config.name or derive_name(label, digest)
-    config = resolve_paths_and_name(config.model_copy(update={"name": name}), label)
+    config = resolve(config.model_copy(update={"name": name}), label)
     if not config.tracking.enabled:
         return config
     tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking.uri, config.storage)})
@@ -203,6 +207,23 @@ def check_objectives(config: RunConfig, space: Space) -> None:
         )
     if "label_free" in space.metrics and config.estep.probe == 0:
         raise ConfigError("objective label_free needs estep.probe, which is 0; set it to its default, 512")
+
+
+def features_of(plan: SearchPlan, echo: Echo) -> str | None:
+    """Folder of the cached features that all trials share, made first where there are none; None without a frozen
+    backbone."""
+    if not plan.trial_config.model.freeze:
+        return None
+    return embed(plan.trial_config, plan.manifest, echo)[0].path
+
+
+def check_features_shared(config: RunConfig, space: Space) -> None:
+    """ConfigError for a space that would need the features of a frozen backbone anew in each trial."""
+    if config.model.freeze and (varied := sorted(filter(decides_features, space.domains))):
+        raise ConfigError(
+            f"space {space.name} varies {', '.join(varied)}, and with model.freeze=true all trials share the cached "
+            "features, which depend on it; take it out of the space"
+        )
 
 
 def connect_and_measure(plan: SearchPlan, concurrent: int | None) -> Capacity:

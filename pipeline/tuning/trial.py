@@ -23,6 +23,7 @@ from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_line
+from pipeline.features.neighbours import complete_neighbours
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef, open_run, save_ref
@@ -49,6 +50,8 @@ class SearchJob:
     manifest : Manifest
     trials_path : str
         Folder of the trials.
+    features : str or None
+        Folder with the cached features of a frozen backbone, the same for all trials.
     parent_run : str
         MLflow's id of the search.
     label : str
@@ -58,6 +61,7 @@ class SearchJob:
     config: RunConfig
     space: Space
     manifest: Manifest
+    features: str | None
     trials_path: str
     parent_run: str
     label: str
@@ -110,7 +114,9 @@ def trial_job(settings: dict[str, Any], search: SearchJob, trial: str) -> Job:
     config = trial_config(settings, search, trial)
     plan = check_settings(config, search.manifest)
     tracking = open_trial_run(config, search, trial)
-    return Job(config, search.manifest, plan, tracking, start_from=settings.get(START_FROM))
+    if search.features is not None:
+        complete_neighbours(Folder(search.features), config.views.neighbours)
+    return Job(config, search.manifest, plan, tracking, features=search.features, start_from=settings.get(START_FROM))
 
 
 def trial_config(settings: dict[str, Any], search: SearchJob, trial: str) -> RunConfig:

@@ -21,7 +21,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError
-from pipeline.runs.train import resolve_paths_and_name
+from pipeline.runs.train import resolve
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> RunConfig:
     """A run on digits that are there."""
     ingest("digits", str(tmp_path / "digits"))
     overrides = [f"storage={tmp_path}/runs", f"data.path={tmp_path}/digits", "resources.workers=1"]
-    return resolve_paths_and_name(load_config("digits", overrides), "digits")
+    return resolve(load_config("digits", overrides), "digits")
 
 
 @pytest.fixture

@@ -264,6 +264,7 @@ ANOTHER = {
     "storage": "elsewhere",
     "data.path": "moved/digits",
     "data.source": "null",
+    "data.features": "elsewhere/features",
     "data.mode": "streaming",
     "data.resident_limit_gb": "0.1",
     "data.shuffle_buffer": "10",
@@ -302,10 +303,18 @@ def test_what_decides_the_result_makes_another_run(override: str) -> None:
 
 # Before the marks at the fields, these beginnings of keys decided; existing runs keep their names.
 PREFIXES = (
-    *("name", "storage", "data.path", "data.source", "data.mode", "data.resident_limit_gb", "data.shuffle_buffer"),
-    *("data.prefetch_batches", "estep.batch_size", "estep.probe", "checkpoint.", "resources.", "tracking."),
+    *("name", "storage", "data.path", "data.source", "data.features", "data.mode", "data.resident_limit_gb"),
+    *(
+        "data.shuffle_buffer",
+        "data.prefetch_batches",
+        "estep.batch_size",
+        "estep.probe",
+        "checkpoint.",
+        "resources.",
+        "tracking.",
+    ),
 )
-PLACES = ("name", "storage", "data.path", "data.source", "checkpoint.", "resources.", "tracking.")
+PLACES = ("name", "storage", "data.path", "data.source", "data.features", "checkpoint.", "resources.", "tracking.")
 
 
 def test_the_marks_say_what_the_prefixes_said() -> None:
@@ -327,6 +336,28 @@ def test_result_settings_leave_out_circumstances_only() -> None:
     found = result_settings(parse_config({"data": {"path": "x"}}, "test"))
     assert set(settings_table()) - set(found) == set(circumstances())
     assert found["optim.lr"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.encoder=resnet81"], r"model.encoder: unknown encoder .*timm:NAME.*did you mean 'resnet18'\?"),
+        (["model.weights=default"], "model.encoder=tiny takes none; choose an encoder of a library"),
+        (["model.freeze=true"], "model.freeze=true would freeze the random weights of tiny; set model.weights"),
+        (["views.neighbours=5"], "views.neighbours is 5 and needs the features of a frozen backbone"),
+        (["data.fit=bend"], "data.fit"),
+        (["data.mean=[0.5, 0.5, 128]"], "data.mean"),
+    ],
+)
+def test_settings_of_a_backbone_that_do_not_go_together_are_errors(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("digits", overrides)
+
+
+def test_a_setting_that_came_later_does_not_rename_the_runs_from_before() -> None:
+    """It makes another run where it is not the default."""
+    assert run_name(load_config("digits", ["optim.encoder_lr_factor=1"]), "digits") == "digits-9687ae1c"
+    assert run_name(load_config("digits", ["optim.encoder_lr_factor=0.5"]), "digits") != "digits-9687ae1c"
 
 
 def test_runs_keep_their_names() -> None:

@@ -72,7 +72,7 @@ def test_flips_are_exact():
 def test_views_are_normalised_float32():
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
     images = noise(4)
-    views = TwoViews(ViewsConfig(**NOTHING), mean, std, 0)
+    views = TwoViews(ViewsConfig(size=32, **NOTHING), mean, std, 0)
     expected = tv.normalize(channels_first(images), mean, std)
     for view in views(images, torch.arange(4), 0):
         assert view.dtype == torch.float32
@@ -271,7 +271,7 @@ def test_other_arguments_are_errors():
     with pytest.raises(ValueError, match="one for each image"):
         views_of()(noise(3), torch.arange(4), 0)
     with pytest.raises(ValueError, match="mean is"):
-        TwoViews(ViewsConfig(), [0.5], [0.5] * 3, 0)
+        TwoViews(ViewsConfig(size=32), [0.5], [0.5] * 3, 0)
 
 
 def test_no_value_of_the_batch_reaches_the_host_on_cuda():

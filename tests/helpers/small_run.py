@@ -15,6 +15,7 @@ from pipeline.build import (
     build_run_schedules,
     build_views,
     data_parallel,
+    settle_images,
 )
 from pipeline.collectives import row_range
 from pipeline.config.loading import load_config
@@ -62,7 +63,7 @@ def digits(folder: Path) -> tuple[Tensor, Manifest]:
 
 def small_job(manifest: Manifest, *overrides: str) -> Job:
     """A job of digits without tracking."""
-    config = load_config("digits", [*SMALL, *overrides])
+    config = settle_images(load_config("digits", [*SMALL, *overrides]))
     tracking = RunRef("sqlite:///none", "none", "digpro", "small", {}, {})
     return Job(config, manifest, make_plan(config, manifest), tracking)
 

@@ -14,7 +14,7 @@ from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import train as module
 from pipeline.runs.identity import SUMMARY, claim_folder, record_start
-from pipeline.runs.train import resolve_paths_and_name, train
+from pipeline.runs.train import resolve, train
 from pipeline.tracking import open_run, spool_path
 from pipeline.tracking.spool import MetricPoint, Spool
 
@@ -70,7 +70,7 @@ def test_a_storage_path_that_cannot_be_written_is_refused(data: Path) -> None:
 
 
 def test_paths_mean_the_same_in_every_process() -> None:
-    config = resolve_paths_and_name(load_config("digits", ["storage=runs", "data.path=data/digits"]), "digits")
+    config = resolve(load_config("digits", ["storage=runs", "data.path=data/digits"]), "digits")
     assert Path(config.storage).is_absolute()
     assert Path(config.data.path).is_absolute()
     assert config.name is not None
@@ -79,7 +79,7 @@ def test_paths_mean_the_same_in_every_process() -> None:
 
 def _finished_with_waiting_records(folder: Path) -> RunConfig:
     """A finished run whose last metric was spooled while MLflow was unreachable."""
-    config = resolve_paths_and_name(
+    config = resolve(
         load_config("digits", [f"storage={folder}/runs", f"data.path={folder}/digits", "name=mine"]), "digits"
     )
     run = claim_folder(config)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.build import settle_images
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, assignment_agreement, label_free_score
 from pipeline.clustering.nearest import nearest_center
 from pipeline.config.loading import load_config
@@ -144,7 +145,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _probe(rank: int, folder: Path, count: int) -> Probe | None:
-    config = load_config("digits", [f"data.path={folder}", f"estep.probe={count}", "estep.batch_size=16"])
+    config = settle_images(
+        load_config("digits", [f"data.path={folder}", f"estep.probe={count}", "estep.batch_size=16"])
+    )
     return read_probe(config, read_manifest(str(folder)), torch.device("cpu"))
 
 

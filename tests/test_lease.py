@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import lease
 from pipeline.errors import ConfigError
-from pipeline.runs import lease
-from pipeline.runs.lease import LEASE, hold
+from pipeline.lease import LEASE, hold
 from pipeline.storage import Folder
 
 HOLDER = """
 import sys, time
-from pipeline.runs.lease import hold
+from pipeline.lease import hold
 from pipeline.storage import Folder
 with hold(Folder(sys.argv[1])):
     print("held", flush=True)

@@ -1,0 +1,285 @@
+"""Making the cache of a frozen backbone's features, by a pool of Ray Data actors that each hold the backbone.
+
+Actors write the parts themselves: features never pass through the driver. What parts are there when the command starts
+again are kept.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import safetensors.torch
+import torch
+from ray.exceptions import RayError
+from torch import Tensor, nn
+
+from pipeline.backbones.weights import digest
+from pipeline.build import (
+    autocast_dtype,
+    build_preprocess,
+    build_views,
+    channel_statistics,
+    open_encoder,
+    without_weights,
+)
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import decode_table
+from pipeline.data.quiet import cpp_log_lines_hidden
+from pipeline.data.read import read_rows
+from pipeline.data.shards import Manifest
+from pipeline.data.streaming import quiet_data_context
+from pipeline.errors import DataError, UserError
+from pipeline.features.cache import (
+    BACKBONE,
+    CACHE,
+    WORK,
+    CacheKey,
+    FeatureCache,
+    Part,
+    cache_key,
+    check_same_key,
+    part_table,
+    read_cache,
+)
+from pipeline.features.neighbours import ensure_neighbours
+from pipeline.lease import hold
+from pipeline.storage import Folder, write_atomically
+
+Echo = Callable[[str], None]
+Row = dict[str, Any]
+PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
+PART_IMAGES = range(32, 1025)  # images in a part
+PART_BYTES = 128 << 20  # of its decoded images, at most
+CPU_BATCH = 32  # images in a forward pass on a CPU: more do not stay in its caches
+REPORT_SECONDS = 5.0  # between lines of progress
+
+
+def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
+    """Where the features of a key are kept: the name of the data folder says what they are of."""
+    name = config.data.path.rstrip("/").rpartition("/")[2]
+    return Folder(f"{config.data.features}/{name}-{key.digest}")
+
+
+def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Folder, FeatureCache]:
+    """The cache of the features that a settled configuration asks for, made where there is none; Ray is connected.
+
+    Raises
+    ------
+    ConfigError
+        When the backbone or its weights cannot be had, or another command is at work in the folder.
+    DataError
+        When the folder holds other features, or images cannot be read.
+    """
+    module, size = open_encoder(config)
+    key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
+    folder = cache_folder(config, key)
+    if (cache := read_cache(folder)) is not None:
+        check_same_key(cache.key, key, folder)
+        echo(f"features: {folder.path} has them already")
+    else:
+        with hold(folder.make()):
+            cache = _complete(config, manifest, folder, _claim(folder, key, module, config, manifest, size), echo)
+    if config.views.neighbours:
+        ensure_neighbours(folder, cache, config.views.neighbours)
+    return folder, cache
+
+
+def _complete(config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo) -> FeatureCache:
+    """Write what is missing of a cache, and its description last."""
+    started = time.monotonic()
+    _write_parts(config, manifest, folder, cache, echo)
+    cache = cache.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+    folder.write(CACHE, cache.model_dump(mode="json"))
+    return cache
+
+
+def _claim(
+    folder: Folder, key: CacheKey, module: nn.Module, config: RunConfig, manifest: Manifest, size: int
+) -> FeatureCache:
+    """The cache as it will be, noted in the folder so that a later call continues with the same parts."""
+    if (begun := folder.read(WORK)) is not None:
+        cache = FeatureCache.model_validate(begun)
+        check_same_key(cache.key, key, folder)
+        return cache
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    write_atomically(folder.files, f"{folder.root}/{BACKBONE}", safetensors.torch.save(state))
+    side = config.data.decoding["size"]
+    parts = cut_parts(manifest.num_images, side)
+    views = config.views.cached + 1
+    cache = FeatureCache(
+        key=key, num_images=manifest.num_images, views=views, feature_size=size, parts=parts, seconds=0
+    )
+    folder.write(WORK, cache.model_dump(mode="json"))
+    return cache
+
+
+def cut_parts(images: int, side: int) -> tuple[Part, ...]:
+    """Parts of equal length, from the number of images and the side of a decoded one."""
+    most = min(PART_IMAGES[-1], max(1, PART_BYTES // (3 * side * side)))
+    rows = min(most, max(PART_IMAGES[0], images // PARTS))
+    starts = range(0, images, rows)
+    return tuple(
+        Part(file=f"part-{number:05d}.parquet", first_index=start, rows=min(rows, images - start))
+        for number, start in enumerate(starts)
+    )
+
+
+def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo) -> None:
+    """Write the parts that are missing, and say how far it is."""
+    there = set(folder.names("part-"))
+    missing = [part for part in cache.parts if part.file not in there]
+    if not missing:
+        return
+    kept = cache.num_images - sum(part.rows for part in missing)
+    echo(
+        f"features: {cache.num_images:,} images, {cache.views} views each, by {config.model.encoder} at "
+        f"{config.views.size} pixels" + (f"; {kept:,} images are there already" if kept else "")
+    )
+    progress = Progress(cache.num_images, kept, echo)
+    try:
+        with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
+            for row in embedded_parts(config, manifest, folder, missing).iter_rows():
+                progress.add(row["rows"])
+    except RayError as error:
+        raise _own_error(error) from error
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The error of ours that Ray wrapped, or Ray's where there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return cause or error
+
+
+def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:
+    """Parts that are written while the data set is read: images are decoded by tasks, and encoded by actors."""
+    quiet_data_context()
+    cluster = ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0))
+    rows = [part.model_dump() for part in parts]
+    # On CPUs an actor and a decoding task share one: actors that took whole CPUs would never be fed.
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(decode_part, fn_args=[config, manifest], num_cpus=1 if gpus else 0.25)
+        .map(
+            Embedder,
+            fn_constructor_args=[config, manifest, folder.path],
+            num_gpus=1 if gpus else 0,
+            num_cpus=0 if gpus else 0.75,
+            concurrency=(1, gpus or max(1, int(cluster["CPU"]))),
+        )
+    )
+
+
+def decode_part(part: Row, config: RunConfig, manifest: Manifest) -> Row:
+    """A part with its decoded images (rows, S, S, 3) uint8."""
+    start = part["first_index"]
+    table = read_rows(config.data.path, manifest, start, start + part["rows"])
+    return {**part, "images": decode_table(table, **config.data.decoding)["image"]}
+
+
+class Embedder:
+    """A Ray Data actor that holds the backbone, and writes the features of a part.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settled.
+    manifest : Manifest
+    folder : str
+        Of the cache, with the backbone's weights in it.
+    """
+
+    def __init__(self, config: RunConfig, manifest: Manifest, folder: str) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.folder, self.pairs = Folder(folder), -(-config.views.cached // 2)
+        self.cached = config.views.cached
+        self.batch = config.estep.batch_size if self.device.type == "cuda" else CPU_BATCH
+        self.autocast = autocast_dtype(config, self.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        self.module = load_backbone(config, self.folder).to(self.device).to(memory_format=torch.channels_last)
+        seeded = config.model_copy(update={"seed": config.views.cache_seed})
+        self.views = build_views(seeded, manifest)
+        self.preprocess = build_preprocess(config, manifest).to(self.device)
+
+    def __call__(self, part: Row) -> Row:
+        """Write the part's file; returns what it holds, without the images."""
+        images = torch.from_numpy(np.ascontiguousarray(part.pop("images")))
+        index = torch.arange(part["first_index"], part["first_index"] + len(images))
+        blocks = zip(images.split(self.batch), index.split(self.batch), strict=True)
+        features = torch.cat([self._encode(block.to(self.device), at.to(self.device)) for block, at in blocks])
+        self._check_finite(features, index)
+        buffer = io.BytesIO()
+        table = part_table(part["first_index"], features.numpy())
+        pq.write_table(table, buffer, compression="none", use_dictionary=False, write_page_checksum=True)
+        write_atomically(self.folder.files, f"{self.folder.root}/{part['file']}", buffer.getvalue())
+        return part
+
+    @torch.inference_mode()
+    def _encode(self, images: Tensor, index: Tensor) -> Tensor:
+        """Features (n, 1 + cached, F) float16 of all views of images (n, S, S, 3)."""
+        views = self._views(images, index)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            encoded = [self.module(view.contiguous(memory_format=torch.channels_last)) for view in views]
+        return torch.stack([features.half().cpu() for features in encoded], dim=1)
+
+    def _views(self, images: Tensor, index: Tensor) -> Iterator[Tensor]:
+        """The un-augmented view, and then the augmented ones: two for each number of a pair."""
+        yield self.preprocess(images)
+        augmented = (view for pair in range(self.pairs) for view in self.views(images, index, pair))
+        yield from (view for _, view in zip(range(self.cached), augmented, strict=False))
+
+    def _check_finite(self, features: Tensor, index: Tensor) -> None:
+        finite = features.isfinite().flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            raise DataError(
+                f"image {int(index[~finite][0])} has features that float16 cannot hold; give the backbone a last layer "
+                "that normalises them, or optim.precision=float32"
+            )
+
+
+def load_backbone(config: RunConfig, folder: Folder) -> nn.Module:
+    """The backbone with the weights that lie in a cache, in evaluation mode; nothing is downloaded."""
+    module = open_encoder(without_weights(config))[0]
+    module.load_state_dict(read_backbone(folder))
+    return module.eval()
+
+
+def read_backbone(folder: Folder) -> dict[str, Tensor]:
+    """The backbone's weights that lie in a cache."""
+    with folder.files.open_input_file(f"{folder.root}/{BACKBONE}") as file:
+        return dict(safetensors.torch.load(file.read()))
+
+
+class Progress:
+    """Prints a line now and then: images done, their rate in this call, and the time that is left.
+
+    The rate counts from the first part on, which waits for the actors to start.
+    """
+
+    def __init__(self, total: int, done: int, echo: Echo) -> None:
+        self.total, self.done, self.echo = total, done, echo
+        self.first: tuple[int, float] | None = None
+        self.printed = 0.0
+
+    def add(self, images: int) -> None:
+        """Count images that are done."""
+        self.done += images
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (self.done, now)
+        before, started = self.first
+        if (now - self.printed < REPORT_SECONDS and self.done < self.total) or self.done == before < self.total:
+            return
+        self.printed = now
+        rate = max(self.done - before, 1) / max(now - started, 1e-9)
+        minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+        self.echo(f"features: {self.done:,}/{self.total:,} images  {rate:.0f} images/s  {minutes}:{seconds:02d} left")

@@ -1,0 +1,138 @@
+"""The nearest neighbours of every image by the un-augmented features of a frozen backbone, found once for a cache.
+
+Up to `EXACT_IMAGES` they are exact, by tasks that share the work; above, approximate, by an inverted file of faiss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.data.tasks import run_each
+from pipeline.errors import ConfigError
+from pipeline.features.cache import FeatureCache, Half, read_cache, read_part
+from pipeline.storage import Folder, write_atomically
+
+EXACT_IMAGES = 100_000
+QUERIES = 512  # whose similarities with all images are in memory at a time
+TASK_IMAGES = 5_000  # queries of a task
+TRAIN_PER_LIST, PROBES = 40, 32  # of faiss's inverted file: images that place a list, and lists that a query looks at
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def ensure_neighbours(folder: Folder, cache: FeatureCache, count: int) -> None:
+    """Find the `count` nearest images of every image by cosine similarity, and keep them in the cache's folder.
+
+    Raises
+    ------
+    ConfigError
+        When there are not so many other images, or too many images for exact search and faiss is not installed.
+    """
+    if count >= cache.num_images:
+        raise ConfigError(f"views.neighbours={count} is not less than the {cache.num_images} images; lower it")
+    if _file(count) in folder.names("neighbours-"):
+        return
+    find = exact_neighbours if cache.num_images <= EXACT_IMAGES else approximate_neighbours
+    buffer = io.BytesIO()
+    np.save(buffer, find(folder, cache, count))
+    write_atomically(folder.files, f"{folder.root}/{_file(count)}", buffer.getvalue())
+
+
+def complete_neighbours(folder: Folder, count: int) -> None:
+    """The same for a cache that is complete; nothing for a count of 0."""
+    cache = read_cache(folder)
+    if count and cache is not None:
+        ensure_neighbours(folder, cache, count)
+
+
+def read_neighbours(folder: Folder, count: int, device: torch.device) -> Tensor | None:
+    """The neighbours (N, count), nearest first and never the image itself; None for a count of 0."""
+    if count == 0:
+        return None
+    with folder.files.open_input_file(f"{folder.root}/{_file(count)}") as file:
+        return torch.from_numpy(np.load(io.BytesIO(file.read()))).to(device)
+
+
+def _file(count: int) -> str:
+    return f"neighbours-{count}.npy"
+
+
+def exact_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
+    """By all similarities, shared by tasks on Ray where it is initialised."""
+    features = np.empty((cache.num_images, cache.feature_size), np.float16)
+    for part in cache.parts:
+        features[part.first_index : part.first_index + part.rows] = read_part(folder, part, cache)[:, 0]
+    starts = range(0, cache.num_images, TASK_IMAGES)
+    shared: Any = ray.put(features) if len(starts) > 1 and ray.is_initialized() else features  # once for all tasks
+    calls = [(shared, start, min(start + TASK_IMAGES, cache.num_images), count) for start in starts]
+    found = np.empty((cache.num_images, count), np.int64)
+    for start, rows in run_each(_nearest_rows, calls):
+        found[start : start + len(rows)] = rows
+    return found
+
+
+def _nearest_rows(features: Half, start: int, stop: int, count: int) -> tuple[int, Rows]:
+    """The neighbours of images `start` to `stop - 1`."""
+    unit = F.normalize(torch.from_numpy(features.astype(np.float32)), dim=1)
+    found = []
+    for first in range(start, stop, QUERIES):
+        own = torch.arange(first, min(first + QUERIES, stop))
+        similarity = unit[own] @ unit.T
+        similarity[torch.arange(len(own)), own] = -torch.inf
+        found.append(similarity.topk(count, dim=1).indices)
+    return start, torch.cat(found).numpy()
+
+
+def approximate_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
+    """By faiss: an inverted file over features in float16, which takes as much memory as view 0 of the cache."""
+    faiss, images = _import_faiss(cache.num_images), cache.num_images
+    lists = int(4 * math.sqrt(images))
+    index = faiss.index_factory(cache.feature_size, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.train(_sample(folder, cache, lists * TRAIN_PER_LIST))
+    for part in cache.parts:
+        index.add(_unit(read_part(folder, part, cache)[:, 0]))
+    index.nprobe = min(PROBES, lists)
+    found = np.empty((images, count), np.int64)
+    for part in cache.parts:
+        own = np.arange(part.first_index, part.first_index + part.rows)
+        found[own] = _without_itself(index.search(_unit(read_part(folder, part, cache)[:, 0]), count + 1)[1], own)
+    return found
+
+
+def _import_faiss(images: int) -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"views.neighbours of {images:,} images, more than {EXACT_IMAGES:,}, are found by faiss; install it with "
+            "`pip install 'digpro-ray[faiss]'`, or set views.neighbours=0"
+        ) from None
+
+
+def _sample(folder: Folder, cache: FeatureCache, rows: int) -> np.ndarray[Any, Any]:
+    """Unit features of about `rows` images: of the first parts, which are a fair sample because ingest shuffles."""
+    enough = [part for part in cache.parts if part.first_index < rows]
+    return np.concatenate([_unit(read_part(folder, part, cache)[:, 0]) for part in enough])
+
+
+def _unit(features: Half) -> np.ndarray[Any, Any]:
+    return F.normalize(torch.from_numpy(features.astype(np.float32)), dim=1).numpy()
+
+
+def _without_itself(found: Rows, own: Rows) -> Rows:
+    """(n, k+1) neighbours to (n, k): the image itself is taken out, or the last where it was not found.
+
+    An image with fewer neighbours in the lists that were looked at is its own for the rest.
+    """
+    found = np.where(found < 0, own[:, None], found)
+    is_other = found != own[:, None]
+    order = np.argsort(~is_other, axis=1, kind="stable")  # the others first, in their order
+    return np.take_along_axis(found, order, axis=1)[:, :-1]

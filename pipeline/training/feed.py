@@ -1,0 +1,116 @@
+"""What a worker's loop is fed with: batches, their two views, the view of evaluation, and the probe.
+
+Images, or with a frozen backbone its cached features: the loop is the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray.train
+import torch
+from torch import Tensor
+
+from pipeline.build import build_model, build_preprocess, build_views
+from pipeline.collectives import row_range
+from pipeline.data.loader import Inputs
+from pipeline.data.streaming import worker_images
+from pipeline.errors import DataError
+from pipeline.features.cache import read_cache
+from pipeline.features.embed import read_backbone
+from pipeline.features.inputs import FeatureInputs, as_input, split_pair
+from pipeline.features.load import load_features
+from pipeline.features.neighbours import read_neighbours
+from pipeline.method.digpro import DigPro
+from pipeline.method.encoder import Standardize
+from pipeline.storage import Folder
+from pipeline.training.job import Job
+from pipeline.training.probe import PROBE_EPOCH, Probe, Views, read_probe
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One worker's share of the data of a run, and the model that takes it.
+
+    Attributes
+    ----------
+    inputs : Inputs
+    views : callable
+        (inputs (B, ...), index (B,), epoch) to the two views.
+    preprocess : callable
+        Un-augmented inputs to what the network takes.
+    probe : Probe or None
+        None when label-free metrics are switched off.
+    model : DigPro
+    backbone : dict of Tensor
+        Weights of a frozen one; empty where the encoder is trained.
+    """
+
+    inputs: Inputs
+    views: Views
+    preprocess: Callable[[Tensor], Tensor]
+    probe: Probe | None
+    model: DigPro
+    backbone: dict[str, Tensor]
+
+
+def open_feed(job: Job, device: torch.device) -> Feed:
+    """The feed of this Ray Train worker."""
+    if job.features is not None:
+        first_on_node = ray.train.get_context().get_local_rank() == 0
+        return feature_feed(job, Folder(job.features), device, first_on_node=first_on_node)
+    config, manifest = job.config, job.manifest
+    return Feed(
+        inputs=worker_images(config, manifest.num_images, job.plan.mode, device),
+        views=build_views(config, manifest),
+        preprocess=build_preprocess(config, manifest).to(device),
+        probe=read_probe(config, manifest, device),
+        model=build_model(config, job.plan.num_clusters, device),
+        backbone={},
+    )
+
+
+def feature_feed(job: Job, folder: Folder, device: torch.device, *, first_on_node: bool) -> Feed:
+    """The feed from a cache; DataError when it is gone."""
+    config = job.config
+    if (cache := read_cache(folder)) is None:
+        raise DataError(f"{folder.path} holds no cached features any more; run the same command again")
+    limit = config.data.resident_limit_gb if config.data.mode != "streaming" else 0.0
+    features = load_features(folder, cache, device, limit_gb=limit, first_on_node=first_on_node)
+    inputs = FeatureInputs(
+        features,
+        device,
+        neighbours=read_neighbours(folder, config.views.neighbours, features.device),
+        seed=config.seed,
+        batch_size=config.optim.batch_size,
+        block_size=config.estep.batch_size,
+    )
+    return Feed(
+        inputs=inputs,
+        views=split_pair,
+        preprocess=as_input,
+        probe=feature_probe(inputs, config.estep.probe, config.estep.batch_size),
+        model=build_feature_model(job, features, device),
+        backbone=read_backbone(folder),
+    )
+
+
+def build_feature_model(job: Job, features: Tensor, device: torch.device) -> DigPro:
+    """The heads, with the features' statistics in both encoders."""
+    model = build_model(job.config, job.plan.num_clusters, device, cached_size=features.shape[2])
+    for network in (model.networks.online, model.networks.target):
+        encoder = network.get_submodule("encoder")
+        assert isinstance(encoder, Standardize)
+        encoder.fit(block[:, 0].to(device) for block in features.split(job.config.estep.batch_size))
+    return model
+
+
+def feature_probe(inputs: FeatureInputs, count: int, block_size: int) -> Probe | None:
+    """This worker's part of the probe: two augmented views of the first `count` images, drawn once."""
+    if count == 0:
+        return None
+    start, stop, total = row_range(min(count, len(inputs.features)))
+    index = torch.arange(start, stop, device=inputs.features.device)
+    parts = [part for part in index.split(block_size) if len(part)]
+    return Probe(tuple((inputs.pairs(part, PROBE_EPOCH), part) for part in parts), total)
