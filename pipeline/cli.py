@@ -149,6 +149,48 @@ def ingest(
 
 
 @app.command()
+def embed(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of shards, or its URI."), PLACE],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Under which caches are kept: a folder or URI."), PLACE],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="torchvision:NAME, timm:NAME or python:MODULE:FUNCTION.  [default: the preset's]"
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|default", help="A state dict, or the library's own.  [default: the library's own]"),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Augmented views of an image.  [default: the preset's]")
+    ] = None,
+    preset: PresetOption = "photos",
+    settings: SetOption = None,
+) -> None:
+    """Cache the features of a frozen backbone.
+
+    `digpro train` with model.freeze=true does this by itself; apart from it, several runs can share the cache: give
+    them the same settings, and data.features=FOLDER. The same command resumes an interrupted one.
+
+    \b
+    Example:
+      digpro embed data/photos runs/features --encoder timm:vit_small_patch14_dinov2.lvd142m --set views.size=224
+    """
+    from pipeline.runs.embed import make_cache
+
+    given = [*(settings or []), f"data.path={data}", f"data.features={out}"]
+    if encoder is not None:
+        own = encoder.startswith("python:") and weights is None
+        given += [f"model.encoder={encoder}", f"model.weights={'null' if own else weights or 'default'}"]
+    if views is not None:
+        given.append(f"views.cached={views}")
+    folder, cache = make_cache(load_config(preset, given), echo)
+    echo(f"{cache.num_images:,} images, {cache.views} views, {cache.feature_size} features each")
+    echo(f"features:    {folder.path}")
+
+
+@app.command()
 def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     """Cluster a data set.
 
@@ -294,7 +336,7 @@ AddressOption = Annotated[
 def submit(
     context: typer.Context,
     verb: Annotated[
-        str, typer.Argument(metavar="VERB ...", help="ingest, train, tune or evaluate, with its own options.")
+        str, typer.Argument(metavar="VERB ...", help="ingest, embed, train, tune or evaluate, with its own options.")
     ],
     address: AddressOption = None,
     working_dir: Annotated[

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backbones.names import DEFAULT
 from pipeline.checks.working_dir import EXCLUDES, travelling_files, working_dir_finding
 from pipeline.cluster import unset_empty_variables
 from pipeline.config.loading import load_config
@@ -20,7 +21,7 @@ from pipeline.interrupts import interruptible
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("ingest", "train", "tune", "evaluate")
+VERBS = ("ingest", "embed", "train", "tune", "evaluate")
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 10
 
@@ -110,7 +111,10 @@ def check_parameters(
         if own := preset.endswith((".yaml", ".yml")):
             _check_travels(preset, folder, files)
         config = load_config(str(Path(folder, preset)) if own else preset, parameters["settings"])
-        places = {**places, "data.path": config.data.path, "storage": config.storage}
+        if "data" not in parameters:  # otherwise the command line gives the places
+            places = {**places, "data.path": config.data.path, "storage": config.storage}
+        if config.model.weights not in (None, DEFAULT):
+            places = {**places, "model.weights": config.model.weights}
     for name, place in places.items():
         if not re.match(r"(\w+:)*(/|\w+://)", place):
             raise ConfigError(

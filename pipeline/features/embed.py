@@ -60,6 +60,18 @@ CPU_BATCH = 32  # images in a forward pass on a CPU: more do not stay in its cac
 REPORT_SECONDS = 5.0  # between lines of progress
 
 
+def settle_precision(config: RunConfig) -> RunConfig:
+    """With `auto`, bfloat16 where the cluster has GPUs, or this processor multiplies it in hardware; all actors alike.
+
+    The features are kept in float16 anyway; k-means on those of both precisions has the same scores.
+    """
+    if config.optim.precision != "auto":
+        return config
+    fast = ray.cluster_resources().get("GPU", 0) or torch.cpu.get_capabilities().get("avx512_bf16")
+    precision = "bfloat16" if fast else "float32"
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"precision": precision})})
+
+
 def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
     """Where the features of a key are kept: the name of the data folder says what they are of."""
     name = config.data.path.rstrip("/").rpartition("/")[2]
@@ -77,6 +89,7 @@ def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Fo
         When the folder holds other features, or images cannot be read.
     """
     module, size = open_encoder(config)
+    config = settle_precision(config)
     key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
     folder = cache_folder(config, key)
     if (cache := read_cache(folder)) is not None:
@@ -84,7 +97,7 @@ def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Fo
         echo(f"features: {folder.path} has them already")
     else:
         with hold(folder.make()):
-            cache = _complete(config, manifest, folder, _claim(folder, key, module, config, manifest, size), echo)
+            cache = _complete(config, manifest, folder, claim(folder, key, module, config, manifest, size), echo)
     if config.views.neighbours:
         ensure_neighbours(folder, cache, config.views.neighbours)
     return folder, cache
@@ -99,7 +112,7 @@ def _complete(config: RunConfig, manifest: Manifest, folder: Folder, cache: Feat
     return cache
 
 
-def _claim(
+def claim(
     folder: Folder, key: CacheKey, module: nn.Module, config: RunConfig, manifest: Manifest, size: int
 ) -> FeatureCache:
     """The cache as it will be, noted in the folder so that a later call continues with the same parts."""
@@ -226,7 +239,7 @@ class Embedder:
     @torch.inference_mode()
     def _encode(self, images: Tensor, index: Tensor) -> Tensor:
         """Features (n, 1 + cached, F) float16 of all views of images (n, S, S, 3)."""
-        views = self._views(images, index)
+        views = list(self._views(images, index))  # before autocast, which would round them
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             encoded = [self.module(view.contiguous(memory_format=torch.channels_last)) for view in views]
         return torch.stack([features.half().cpu() for features in encoded], dim=1)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.train import TrainingFailedError
 
+from pipeline.backbones.names import DEFAULT
 from pipeline.build import settle_images
 from pipeline.checks.nodes import check_nodes
 from pipeline.checks.settings import check_settings
@@ -172,11 +173,15 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
         "path": absolute(config.data.path),
         "features": absolute(config.data.features) if config.data.features else f"{storage}/features",
     }
+    weights = config.model.weights
+    if weights not in (None, DEFAULT):
+        weights = absolute(weights)
     return settled.model_copy(
         update={
             "name": run_name(config, label),
             "storage": storage,
             "data": settled.data.model_copy(update=places),
+            "model": config.model.model_copy(update={"weights": weights}),
         }
     )
 

@@ -1,0 +1,29 @@
+"""Caching the features of a frozen backbone, apart from any training: `digpro embed`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.cluster import connect
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import validate_shards
+from pipeline.features.cache import FeatureCache
+from pipeline.features.embed import embed
+from pipeline.runs.train import resolve
+from pipeline.storage import Folder, check_writable
+
+
+def make_cache(config: RunConfig, echo: Callable[[str], None] = print) -> tuple[Folder, FeatureCache]:
+    """The cache of the features that a configuration asks for; a `train` with the same settings finds it.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the backbone, its weights or the images cannot be had, or the folder cannot be written.
+    """
+    config = resolve(config, "embed")
+    assert config.data.features is not None
+    check_writable(config.data.features)
+    manifest = validate_shards(config.data.path)
+    connect()
+    return embed(config, manifest, echo)

@@ -1,0 +1,122 @@
+"""Pairs of cached features: keyed draws, neighbours, and the same from memory as from a mapped file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config.models import RunConfig
+from pipeline.errors import DataError
+from pipeline.features import load
+from pipeline.features.cache import FeatureCache
+from pipeline.features.inputs import FeatureInputs
+from pipeline.features.load import load_features
+from pipeline.storage import Folder
+from pipeline.training.worker import Run, run_estep, train_epoch
+from tests.helpers.features import feature_run, frozen_config, make_cache
+from tests.helpers.small_run import snapshot
+from tests.helpers.workers import Workers
+
+CPU = torch.device("cpu")
+NUMBERED = torch.arange(40 * 4).view(40, 4, 1).half()  # feature = 4 * image + view
+
+
+def inputs(neighbours: Tensor | None = None) -> FeatureInputs:
+    return FeatureInputs(NUMBERED, CPU, neighbours=neighbours, seed=0, batch_size=10, block_size=16)
+
+
+def test_a_pair_is_two_different_augmented_views_of_an_image() -> None:
+    index = torch.arange(40).repeat(50)
+    pairs = torch.cat([inputs().pairs(torch.arange(40), epoch) for epoch in range(50)]).squeeze(2).long()
+    assert (pairs // 4).equal(torch.stack([index, index], 1))
+    views = pairs % 4
+    assert views.unique().tolist() == [1, 2, 3]
+    assert bool((views[:, 0] != views[:, 1]).all())
+    counts = torch.bincount(views[:, 0] * 4 + views[:, 1], minlength=16)[[6, 7, 9, 11, 13, 14]]
+    assert counts.min() > 250  # of 2,000 over six ordered pairs, 333 each
+
+
+def test_the_second_of_a_pair_may_be_a_neighbour() -> None:
+    neighbours = torch.stack([(torch.arange(40) + step) % 40 for step in (1, 2, 3)], dim=1)
+    pairs = torch.stack([inputs().pairs(torch.arange(40), epoch, neighbours) for epoch in range(50)]).squeeze(3).long()
+    steps = (pairs[..., 1] // 4 - pairs[..., 0] // 4) % 40
+    assert steps.unique().tolist() == [1, 2, 3]
+    assert (pairs % 4).unique().tolist() == [1, 2, 3]
+
+
+def test_a_pair_depends_on_its_image_and_epoch_alone() -> None:
+    whole = inputs().pairs(torch.arange(40), 3)
+    some = torch.tensor([7, 3, 39])
+    assert inputs().pairs(some, 3).equal(whole[some])
+    assert not inputs().pairs(some, 4).equal(whole[some])
+
+
+def test_batches_begin_where_a_resume_is() -> None:
+    batches = list(inputs().epoch(2))
+    assert [batch.index.tolist() for batch in inputs().epoch(2, first_step=2)] == [
+        b.index.tolist() for b in batches[2:]
+    ]
+    assert torch.cat([batch.index for batch in batches]).sort().values.tolist() == list(range(40))
+
+
+def test_blocks_are_the_un_augmented_features() -> None:
+    blocks = list(inputs().blocks())
+    assert torch.cat([features for features, _ in blocks]).flatten().tolist() == list(range(0, 160, 4))
+    assert [len(index) for _, index in blocks] == [16, 16, 8]
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, FeatureCache, Any]:
+    config = frozen_config(tmp_path_factory.mktemp("inputs"), "optim.precision=float64")
+    return config, *make_cache(config)
+
+
+def test_a_mapped_file_holds_the_same_and_leaves_nothing(
+    cached: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, folder, cache, _ = cached
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    resident = load_features(folder, cache, CPU, limit_gb=1, first_on_node=True)
+    mapped = load_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
+    assert mapped.equal(resident)
+    assert list(tmp_path.iterdir()) == []  # although it is in use
+
+
+def test_a_full_disk_is_named(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder, cache, _ = cached
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(load.shutil, "disk_usage", lambda _: usage(10))
+    with pytest.raises(DataError, match=r"cached features take .* GiB and .* has 0.0 GiB free; set TMPDIR"):
+        load_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
+
+
+def trained(rank: int, config: RunConfig, folder: str, manifest: Any) -> dict[str, Any]:
+    os.environ.setdefault("TMPDIR", tempfile.gettempdir())
+    run: Run = feature_run(config, folder, manifest)
+    run_estep(run)
+    train_epoch(run)
+    run_estep(run)
+    train_epoch(run)
+    return snapshot(run) | {"loss": run.state.loss_sums["loss"].clone(), "history": run.state.history[-1]}
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_two_workers_equal_one(pair: Workers, cached: Any, mode: str) -> None:
+    config, folder, _, manifest = cached
+    config = config.model_copy(update={"data": config.data.model_copy(update={"mode": mode})})
+    one = trained(0, config, folder.path, manifest)
+    two = pair.run(trained, config, folder.path, manifest)
+    for other in two:
+        assert other["labels"].equal(one["labels"])
+        for name, value in one.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and name not in ("loss", "bank"):
+                torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-11, msg=name)
+        assert other["history"] == pytest.approx(one["history"], rel=1e-6)
+    torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-9, atol=1e-11)

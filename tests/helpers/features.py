@@ -1,0 +1,82 @@
+"""A small cache of features without Ray, and a run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.backbones.weights import digest
+from pipeline.build import build_run_optimizer, build_run_schedules, channel_statistics, data_parallel, open_encoder
+from pipeline.collectives import rank
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.data.ingest import ingest
+from pipeline.data.shards import Manifest
+from pipeline.features.cache import CACHE, FeatureCache, cache_key
+from pipeline.features.embed import Embedder, cache_folder, claim, decode_part
+from pipeline.features.neighbours import complete_neighbours
+from pipeline.plan import make_plan
+from pipeline.runs.train import resolve
+from pipeline.storage import Folder
+from pipeline.tracking import RunRef
+from pipeline.training.checkpoint import TrainState
+from pipeline.training.feed import feature_feed
+from pipeline.training.job import Job
+from pipeline.training.progress import Reporter
+from pipeline.training.timing import EpochTimer
+from pipeline.training.worker import Run, zero_losses
+from tests.helpers.small_run import SMALL
+
+FROZEN = [
+    *SMALL,
+    "model.encoder=python:tests.helpers.backbones:with_input",
+    "model.freeze=true",
+    "views.cached=3",
+    "views.neighbours=4",
+    "views.size=null",
+    "data.image_size=null",
+]
+
+
+def frozen_config(folder: Path, *overrides: str) -> RunConfig:
+    """A settled configuration of digits with a tiny frozen backbone, whose data, features and runs lie in `folder`."""
+    places = [f"data.path={folder}/digits", f"storage={folder}/runs"]
+    return resolve(load_config("digits", [*FROZEN, *places, *overrides]), "frozen")
+
+
+def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCache, Manifest]:
+    """The cache of the first images of digits, made in this process."""
+    manifest = ingest("digits", config.data.path).model_copy(update={"num_images": images})
+    module, size = open_encoder(config)
+    key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
+    folder = cache_folder(config, key).make()
+    cache = claim(folder, key, module, config, manifest, size)
+    actor = Embedder(config, manifest, folder.path)
+    for part in cache.parts:
+        actor(decode_part(part.model_dump(), config, manifest))
+    folder.write(CACHE, cache.model_dump(mode="json"))
+    complete_neighbours(folder, config.views.neighbours)
+    return folder, cache, manifest
+
+
+def feature_run(config: RunConfig, features: str, manifest: Manifest) -> Run:
+    """A run on cached features, of this process together with the others of the process group, if any."""
+    plan = make_plan(config, manifest)
+    job = Job(config, manifest, plan, RunRef("sqlite:///none", "none", "digpro", "small", {}, {}), features=features)
+    cpu = torch.device("cpu")
+    feed = feature_feed(job, Folder(features), cpu, first_on_node=rank() == 0)
+    state = TrainState(feed.model, build_run_optimizer(config, feed.model), zero_losses(cpu), backbone=feed.backbone)
+    return Run(
+        job=job,
+        inputs=feed.inputs,
+        views=feed.views,
+        preprocess=feed.preprocess,
+        probe=feed.probe,
+        labels=None,
+        state=state,
+        step_model=data_parallel(feed.model),
+        schedules=build_run_schedules(config, plan.steps_per_epoch),
+        timer=EpochTimer(),
+        reporter=Reporter(),
+    )
