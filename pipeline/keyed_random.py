@@ -29,6 +29,7 @@ class Stream(IntEnum):
     VIEW_B = 1
     NOISE_A = 2
     NOISE_B = 3
+    COPIES = 6
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from pipeline.config.loading import get_setting, settings_table
-from pipeline.config.models import CIRCUMSTANCE, ENVIRONMENT, NAME_BYTES, RunConfig
+from pipeline.config.models import CIRCUMSTANCE, ENVIRONMENT, LATER, NAME_BYTES, RunConfig
 
 
 def circumstances() -> list[str]:
@@ -36,8 +36,15 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
 def fingerprint(config: RunConfig) -> str:
     """Eight characters that change with every setting that decides the result, and with the data folder's name."""
     folder = config.data.path.rstrip("/").rpartition("/")[2]  # not where it lies: moving it changes nothing
-    values = {"images": folder, **result_settings(config)}
+    settings = {key: value for key, value in result_settings(config).items() if not _is_later_default(key, value)}
+    values = {"images": folder, **settings}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _is_later_default(key: str, value: Any) -> bool:
+    """Whether a run without this setting, from before there was one, is the same run."""
+    field = settings_table()[key]
+    return LATER in field.metadata and value == field.default
 
 
 def run_name(config: RunConfig, label: str) -> str:

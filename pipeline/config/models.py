@@ -16,10 +16,12 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 # Marks, given at the field. A setting without one decides the result of a run and is part of its identity.
 CIRCUMSTANCE = "circumstance"  # says how a run is carried out, and not what comes out of it
 ENVIRONMENT = "environment"  # also: where a run lives and what it takes, the same for all trials of a search
+LATER = "later"  # came after runs had been named: part of a name only where it is not the default
 
 T = TypeVar("T")
 Circumstance = Annotated[T, CIRCUMSTANCE]
 Environment = Annotated[T, CIRCUMSTANCE, ENVIRONMENT]
+Later = Annotated[T, LATER]
 
 NAME_BYTES = 200  # file systems take 255 for the name of a folder; a search appends to it
 LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which scikit-learn and Optuna use; PyTorch takes more
@@ -149,6 +151,11 @@ class OptimConfig(Section):
         50, ge=0, description="first epochs: rising rate, neither prototype loss nor latent noise"
     )
     batch_size: int = Field(256, ge=2, description="images per step over all workers")
+    balance: Later[Probability] = Field(
+        0.0,
+        description="after the warm-up, draw images so that small pseudo-clusters are seen: 0 takes each image once, 1 "
+        "each cluster equally often (docs/data.md)",
+    )
     lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
     final_lr_fraction: Probability = Field(0.0, description="rate of the last step over the highest rate")
     predictor_lr_factor: float = Field(10.0, gt=0, description="the predictor learns this many times faster")

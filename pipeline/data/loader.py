@@ -61,12 +61,8 @@ class ResidentImages:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Slices of permutation(seed, epoch): the same global batches for every number of workers."""
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
-        order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
-        rows = row_range(self.batch_size)
-        for step in range(first_step, len(order) // self.batch_size):
-            start = step * self.batch_size
-            index = order[start + rows.start : start + rows.stop]
+        order = epoch_order(len(self.images), self.seed, epoch).to(self.images.device)
+        for index, rows in own_slices(order, self.batch_size, first_step):
             yield Batch(self.images[index], index, rows)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -75,6 +71,19 @@ class ResidentImages:
         for start in range(own.start, own.stop, self.block_size):
             index = torch.arange(start, min(start + self.block_size, own.stop), device=self.images.device)
             yield self.images[start : start + len(index)], index
+
+
+def epoch_order(total: int, seed: int, epoch: int) -> Tensor:
+    """The order (total,) of the images in an epoch, the same on every worker."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
+
+
+def own_slices(order: Tensor, batch_size: int, first_step: int) -> Iterator[tuple[Tensor, RowRange]]:
+    """This worker's part of each whole batch of an order from `first_step` on, and its rows in the batch."""
+    rows = row_range(batch_size)
+    for step in range(first_step, len(order) // batch_size):
+        start = step * batch_size
+        yield order[start + rows.start : start + rows.stop], rows
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
