@@ -280,19 +280,17 @@ class Progress:
 
     def __init__(self, total: int, done: int, echo: Echo) -> None:
         self.total, self.done, self.echo = total, done, echo
-        self.first: tuple[int, float] | None = None
-        self.printed = 0.0
+        self.counted = self.started = self.printed = 0.0
 
     def add(self, images: int) -> None:
         """Count images that are done."""
         self.done += images
         now = time.monotonic()
-        if self.first is None:
-            self.first = (self.done, now)
-        before, started = self.first
-        if (now - self.printed < REPORT_SECONDS and self.done < self.total) or self.done == before < self.total:
+        if not self.started:
+            self.counted, self.started, self.printed = self.done, now, now
+        if self.done < self.total and now - self.printed < REPORT_SECONDS:
             return
         self.printed = now
-        rate = max(self.done - before, 1) / max(now - started, 1e-9)
-        minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+        rate = (self.done - self.counted) / max(now - self.started, 1e-9)
+        minutes, seconds = divmod(round((self.total - self.done) / max(rate, 1e-9)), 60)
         self.echo(f"features: {self.done:,}/{self.total:,} images  {rate:.0f} images/s  {minutes}:{seconds:02d} left")

@@ -101,5 +101,5 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
     claim_features(folder, cache)
     claim_features(folder, cache)
     other = cache.model_copy(update={"key": cache.key.model_copy(update={"weights": "others"})})
-    with pytest.raises(ConfigError, match="was started on other features .* weights of its backbone have changed"):
+    with pytest.raises(ConfigError, match=r"was started on other features .* weights of its backbone have changed"):
         claim_features(folder, other)
