@@ -19,7 +19,8 @@ INTRODUCTION = """# Results
 
 Each row is made by the one command beside it, which stores what it found in a file of the row's name in
 [results](results) and writes this page. With `--minutes M` it stops after M minutes, and the same command continues; a
-row that is not finished says how many epochs it has. Rows that failed stay. `benchmarks/results/rows.yaml` defines them.
+row that is not finished says how many epochs it has. Rows that failed stay. The rows are defined in
+`benchmarks/results/rows.yaml`.
 
 Scores are those of the last epoch, mean ± standard deviation over the seeds; labels are used for nothing else. The
 floor is what the same images give without training. Wall time is that of one seed, with the start of Ray. Numbers in
