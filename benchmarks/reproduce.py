@@ -69,6 +69,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def options_of(arguments: argparse.Namespace, definitions: Definitions) -> Options:
     """The options of the runs; ConfigError for a source of unknown images, and for a setting that decides a result."""
+    if arguments.seeds < 1:
+        raise ConfigError(f"--seeds {arguments.seeds}: give the number of seeds, 1 or more")
     sources = dict(source.partition("=")[::2] for source in arguments.source)
     if unknown := [name for name, source in sources.items() if name not in definitions.data_sets or not source]:
         known = ", ".join(definitions.data_sets)

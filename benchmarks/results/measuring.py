@@ -29,9 +29,9 @@ from benchmarks.results.training import Ended, run_until, train_command
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
-from pipeline.errors import RunFailed
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.provenance import git_commit
-from pipeline.runs.identity import SUMMARY, run_folder
+from pipeline.runs.identity import SUMMARY, read_started_run, run_folder
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import newest_in
 
@@ -90,7 +90,9 @@ def measure(name: str, row: Row, seed: int, options: Options) -> Ended:
     config = load_config(row.preset, overrides)
     folder = run_folder(config)
     ended = Ended(0, 0.0)
-    if folder.read(SUMMARY) is None:
+    if folder.read(SUMMARY) is not None:
+        check_same_settings(folder, config)
+    else:
         if options.deadline is not None and options.deadline <= time.monotonic():
             return Ended(0, 0.0, "deadline")
         print(f"{name}, seed {seed}", flush=True)
@@ -107,6 +109,15 @@ def overrides_of(name: str, row: Row, seed: int, options: Options) -> list[str]:
     source = [f"data.source={options.sources[row.data]}"] if row.data in options.sources else []
     own = [f"name={name}-seed{seed}", f"seed={seed}", "storage=runs/results"]
     return [*row.overrides, *own, *source, *options.settings]
+
+
+def check_same_settings(folder: Folder, config: RunConfig) -> None:
+    """ConfigError when a finished run was made with other settings than the row has now."""
+    before, now = row_settings(read_started_run(folder)[0]), row_settings(config)
+    if changed := [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]:
+        raise ConfigError(
+            f"{folder.path} holds a run with other settings: {'; '.join(changed)}. Move it away to measure the row anew"
+        )
 
 
 def check_started(ended: Ended, name: str, row: Row, folder: Folder) -> None:

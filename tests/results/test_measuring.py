@@ -16,24 +16,28 @@ from benchmarks.results import measuring
 from benchmarks.results.definitions import DataSet, Definitions, Row
 from benchmarks.results.measuring import CALLS, Options, command, reproduce
 from benchmarks.results.records import read_record
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, RunFailed
+from pipeline.storage import Folder
 from tests.helpers.runs import EPOCHS, SETTINGS
 from tests.results.examples import FLOOR, definitions, history
 
 # What `digpro train` does, without training: an epoch each tenth of a second, a save when it is interrupted, a summary
-# at its end. A run whose name is in FAILS or REFUSED ends as such a run does.
+# at its end. A file fail-NAME or refuse-NAME makes the run of that name end as such a run does.
 FAKE = """
 import json, pathlib, sys, time
 preset, *overrides = sys.argv[1:]
 settings = dict(override.split("=", 1) for override in overrides)
 name = settings["name"]
-if name == "theirs-seed1":
+if pathlib.Path(f"fail-{name}").exists():
     sys.exit("error: features have collapsed")
-if name == "ours-seed9":
+if pathlib.Path(f"refuse-{name}").exists():
     print("error: no manifest", file=sys.stderr)
     sys.exit(2)
 folder = pathlib.Path(settings["storage"], name)
 folder.mkdir(parents=True, exist_ok=True)
+(folder / "overrides.json").write_text(json.dumps(overrides))
 state = folder / "state.json"
 done = json.loads(state.read_text()) if state.exists() else 0
 with open("log", "a") as log:
@@ -59,7 +63,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         epochs = json.loads(state.read_text()) if state.exists() else 0
         return {"history": history(*(0.1 * epoch for epoch in range(epochs + 1)))} if epochs else None
 
+    def started(folder: Folder) -> tuple[RunConfig, None]:
+        return load_config("digits", json.loads(Path(folder.path, "overrides.json").read_text())), None
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measuring, "read_started_run", started)
     monkeypatch.setattr(
         measuring, "train_command", lambda preset, overrides: [sys.executable, "-c", FAKE, preset, *overrides]
     )
@@ -117,6 +125,7 @@ def test_rows_take_turns_seed_by_seed_and_a_failed_one_stops_no_other(fake: Path
         name: row.model_copy(update={"settings": long_rows(2).rows["ours"].settings}) for name, row in rows.rows.items()
     }
     rows = rows.model_copy(update={"rows": short})
+    (fake / "fail-theirs-seed1").touch()
     assert reproduce(["theirs"], rows, options(fake, seeds=3, note="loaded"), lambda: None) == 1
     starts = [line.split()[0] for line in (fake / "log").read_text().splitlines()]
     assert starts == ["ours-seed0", "theirs-seed0", "ours-seed1", "ours-seed2", "theirs-seed2"]
@@ -129,16 +138,21 @@ def test_rows_take_turns_seed_by_seed_and_a_failed_one_stops_no_other(fake: Path
 
 
 def test_a_run_that_was_refused_is_no_result(fake: Path) -> None:
-    rows = long_rows(2)
-    rows = rows.model_copy(update={"rows": {"ours": rows.rows["ours"]}})
-    for seed in range(9):
-        (fake / f"runs/results/ours-seed{seed}").mkdir(parents=True)
-        (fake / f"runs/results/ours-seed{seed}/summary.json").write_text("{}")
+    (fake / "refuse-ours-seed2").touch()
     with pytest.raises(RunFailed, match=r"row ours was refused \(no manifest\).*--source digits=SOURCE"):
-        reproduce(["ours"], rows, options(fake, seeds=10), lambda: None)
+        reproduce(["ours"], long_rows(2), options(fake, seeds=3), lambda: None)
     record = read_record(fake / "records", "ours")
     assert record is not None
-    assert 9 not in record.seeds
+    assert list(record.seeds) == [0, 1]
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_the_row(fake: Path) -> None:
+    reproduce(["ours"], long_rows(2), options(fake), lambda: None)
+    with pytest.raises(ConfigError, match=r"ours-seed0 holds .* optim.epochs was 2, is 3. Move it away"):
+        reproduce(["ours"], long_rows(3), options(fake), lambda: None)
+    record = read_record(fake / "records", "ours")
+    assert record is not None
+    assert record.seeds[0].planned == 2
 
 
 def test_the_command_names_no_place_of_this_machine() -> None:
@@ -155,6 +169,7 @@ def test_the_command_names_no_place_of_this_machine() -> None:
         (["--source", "digit=x"], "--source digit: give DATA=SOURCE, where DATA is one of: digits"),
         (["--source", "digits"], "--source digits: give DATA=SOURCE"),
         (["--set", "optim.lr=1"], r"--set optim.lr=1 changes what the row is; .* rows.yaml"),
+        (["--seeds", "0"], "--seeds 0: give the number of seeds, 1 or more"),
         (["--set", "name=x"], "--set name=x changes what the row is"),
     ],
 )
