@@ -1,0 +1,183 @@
+"""Training what is missing of rows, and recording what it reached."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import hardware
+from benchmarks.results.definitions import Definitions, Row
+from benchmarks.results.floors import FLOORS
+from benchmarks.results.page import plus_minus
+from benchmarks.results.records import (
+    SCORES,
+    Call,
+    Record,
+    furthest,
+    read_record,
+    seed_result,
+    spread,
+    with_seed,
+    write_record,
+)
+from benchmarks.results.training import Ended, run_until, train_command
+from pipeline.config.identity import result_settings
+from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
+from pipeline.errors import ConfigError, RunFailed
+from pipeline.provenance import git_commit
+from pipeline.runs.identity import SUMMARY, read_started_run, run_folder
+from pipeline.storage import Folder
+from pipeline.training.checkpoint import newest_in
+
+ROOT = Path(__file__).parents[2]
+CODE = ("pipeline", "benchmarks")  # what decides a result; the pages that a command writes do not
+CALLS = "calls.json"  # in the folder of a run: the calls that trained it
+REFUSED = 2  # exit status of a command that started nothing
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about the runs.
+
+    Attributes
+    ----------
+    sources : dict
+        Where the images of a data set come from, as `digpro ingest` takes it.
+    settings : list of str
+        Overrides that do not decide a result, such as resources.workers=1.
+    deadline : float, optional
+        Of `time.monotonic`.
+    note : str
+        Stands beside the wall time.
+    records : Path
+        The folder of the records.
+    """
+
+    seeds: int = 1
+    sources: dict[str, str] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)
+    deadline: float | None = None
+    note: str = ""
+    records: Path = ROOT / "docs" / "results"
+
+
+def reproduce(rows: list[str], definitions: Definitions, options: Options, after_each: Callable[[], None]) -> int:
+    """Train what is missing of the rows and record it; returns the command's exit status.
+
+    Seed by seed, so that rows can be compared early. `after_each` is called whenever a record has changed.
+    """
+    names, status = definitions.with_bases(rows), 0
+    for seed in range(options.seeds):
+        for name in names:
+            ended = measure(name, definitions.row(name), seed, options)
+            after_each()
+            if ended.stopped:
+                print("stopped; the same command continues", flush=True)
+                return 130 if ended.stopped == "interrupt" else 0
+            status = status or int(ended.status != 0)
+    return status
+
+
+def measure(name: str, row: Row, seed: int, options: Options) -> Ended:
+    """Train one seed of a row as far as there is time, and record where it stands."""
+    overrides = overrides_of(name, row, seed, options)
+    config = load_config(row.preset, overrides)
+    folder = run_folder(config)
+    ended = Ended(0, 0.0)
+    if folder.read(SUMMARY) is not None:
+        check_same_settings(folder, config)
+    else:
+        if options.deadline is not None and options.deadline <= time.monotonic():
+            return Ended(0, 0.0, "deadline")
+        print(f"{name}, seed {seed}", flush=True)
+        ended = run_until(train_command(row.preset, overrides), options.deadline)
+        check_started(ended, name, row, folder)
+        remember_call(folder, ended, options.note)
+    record = record_seed(name, row, seed, config, ended, options)
+    print(f"{name}: {score_line(record)}", flush=True)
+    return ended
+
+
+def overrides_of(name: str, row: Row, seed: int, options: Options) -> list[str]:
+    """The settings of one run, later ones winning."""
+    source = [f"data.source={options.sources[row.data]}"] if row.data in options.sources else []
+    own = [f"name={name}-seed{seed}", f"seed={seed}", "storage=runs/results"]
+    return [*row.overrides, *own, *source, *options.settings]
+
+
+def check_same_settings(folder: Folder, config: RunConfig) -> None:
+    """ConfigError when a finished run was made with other settings than the row has now."""
+    before, now = row_settings(read_started_run(folder)[0]), row_settings(config)
+    if changed := [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]:
+        raise ConfigError(
+            f"{folder.path} holds a run with other settings: {'; '.join(changed)}. Move it away to measure the row anew"
+        )
+
+
+def check_started(ended: Ended, name: str, row: Row, folder: Folder) -> None:
+    """RunFailed when the run was refused: there is nothing to record then."""
+    if ended.status == REFUSED:
+        raise RunFailed(
+            f"row {name} was refused ({ended.reason}). If its images are missing, give --source {row.data}=SOURCE; if "
+            f"{folder.path} holds a run with other settings, move it away"
+        )
+
+
+def remember_call(folder: Folder, ended: Ended, note: str) -> None:
+    """Add a call to the journal in the run's folder."""
+    before = (folder.read(CALLS) or {"calls": []})["calls"]
+    now = datetime.now(UTC).strftime("%Y-%m-%d")
+    call = Call(date=now, seconds=round(ended.seconds, 1), commit=code_commit(), hardware=hardware(), note=note)
+    folder.make().write(CALLS, {"calls": [*before, call.model_dump()]})
+
+
+def code_commit() -> str | None:
+    """The commit of the code; what a command writes into docs/ does not count as a change."""
+    commit = git_commit()
+    compare = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", *CODE]
+    changed = commit is not None and subprocess.run(compare, check=False).returncode != 0
+    return commit if commit is None or changed else commit.removesuffix("-dirty")
+
+
+def record_seed(name: str, row: Row, seed: int, config: RunConfig, ended: Ended, options: Options) -> Record:
+    """Put what a run has reached into the row's record."""
+    folder = run_folder(config)
+    values = newest_in(folder.path) or {"history": []}
+    status = "finished" if folder.read(SUMMARY) is not None else "stopped" if ended.stopped else "failed"
+    calls = [Call.model_validate(call) for call in (folder.read(CALLS) or {"calls": []})["calls"]]
+    reason = f"exit status {ended.status}: {ended.reason}" if status == "failed" else ""
+    result = seed_result(values["history"], config.optim.epochs, status, reason, calls)
+    record = with_seed(
+        read_record(options.records, name), name, command(name, row, options), row_settings(config), seed, result
+    )
+    if record.floor is None and result.epochs:
+        record = record.model_copy(update={"floor": FLOORS[row.floor](config)})
+    write_record(options.records, record)
+    return record
+
+
+def row_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the result, without the seed."""
+    return {key: value for key, value in result_settings(config).items() if key != "seed"}
+
+
+def command(name: str, row: Row, options: Options) -> str:
+    """The one command that makes a row, with a placeholder for where its images lie."""
+    source = [f"--source {row.data}=SOURCE"] if load_config(row.preset).data.source is None else []
+    resources = [f"--set {setting}" for setting in options.settings if setting.startswith("resources.")]
+    return " ".join(["python -m benchmarks.reproduce", name, f"--seeds {options.seeds}", *source, *resources])
+
+
+def score_line(record: Record) -> str:
+    """What a row has reached so far."""
+    seeds = furthest(record)
+    if not seeds:
+        return "no scores yet"
+    scores = [f"{name.upper()} {plus_minus(spread([s.scores[name] for s in seeds]))}" for name in SCORES]
+    return f"{'  '.join(scores)}  after {seeds[0].epochs:,} epochs, {len(seeds)} of {len(record.seeds)} seeds"

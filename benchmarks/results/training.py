@@ -1,0 +1,83 @@
+"""One `digpro train` in a process of its own, which can be stopped at a time and leaves a journal of its calls."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import IO, Literal
+
+# An interrupted run saves a last checkpoint, 20 s at most, and leaves its cluster; a second signal hurries it.
+PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 30.0), (signal.SIGKILL, None))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training command ended.
+
+    Attributes
+    ----------
+    status : int
+        Its exit status; negative for the signal that killed it.
+    seconds : float
+        Wall time.
+    stopped : "", "deadline" or "interrupt"
+        Why it was stopped from here, if it was.
+    reason : str
+        What it said last on its error output.
+    """
+
+    status: int
+    seconds: float
+    stopped: Literal["", "deadline", "interrupt"] = ""
+    reason: str = ""
+
+
+def train_command(preset: str, overrides: list[str]) -> list[str]:
+    """`digpro train` with this Python."""
+    options = [argument for override in overrides for argument in ("--set", override)]
+    return [sys.executable, "-m", "pipeline.cli", "train", "--preset", preset, *options]
+
+
+def run_until(command: list[str], deadline: float | None) -> Ended:
+    """Run a command to its end; at the deadline (of `time.monotonic`), or at Ctrl-C, interrupt it and wait.
+
+    It has a session of its own: a terminal sends Ctrl-C to whole groups, and a second one would end its last save.
+    """
+    start = time.monotonic()
+    stopped: Literal["", "deadline", "interrupt"] = ""
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(command, start_new_session=True, stderr=said)
+        try:
+            process.wait(None if deadline is None else max(deadline - start, 0))
+        except subprocess.TimeoutExpired:
+            stopped = "deadline"
+        except KeyboardInterrupt:
+            stopped = "interrupt"
+        if stopped:
+            interrupt(process)
+        return Ended(process.returncode, time.monotonic() - start, stopped, repeat_errors(said))
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """End a process, gently at first."""
+    for number, seconds in PATIENCE:
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+
+
+def repeat_errors(said: IO[str]) -> str:
+    """Print what a command said on its error output; returns its message, or else its last line."""
+    said.seek(0)
+    text = said.read().strip()
+    if text:
+        print(text, file=sys.stderr, flush=True)
+    lines = text.splitlines()
+    messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (messages or lines[-1:] or [""])[-1]
