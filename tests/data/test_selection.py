@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -40,10 +41,12 @@ RULE = "of no class on the list: mine"
 
 
 @pytest.mark.parametrize("where", ["local", "remote"])
-def test_other_folders_are_left_out_as_a_whole(three: Path, tmp_path: Path, where: str, request) -> None:
+def test_other_folders_are_left_out_as_a_whole(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     if where == "remote":  # as every filesystem but the local one is listed
-        monkeypatch = request.getfixturevalue("monkeypatch")
-        monkeypatch.setattr(listing, "_list_local", listing._list_remote)
+        as_remote = partial(listing._list_remote, pafs.LocalFileSystem())
+        monkeypatch.setattr(listing, "_list_local", as_remote)
     out = tmp_path / "out"
     manifest = ingest(str(three), str(out), classes=listed("dog", "cat"))
     assert labels(out) == [(f"{name}/deep/{i}.png", k) for k, name in enumerate(("cat", "dog")) for i in range(2)]
@@ -148,8 +151,8 @@ def test_a_listed_class_that_the_source_lacks_is_named(three: Path, tmp_path: Pa
     said = r"three' has no images of 'emu', 'gnu', which the list of classes mine names; it has '.git', 'bus',"
     with pytest.raises(DataError, match=said):
         ingest(str(three), str(tmp_path / "out"), classes=listed("cat", "emu", "gnu"))
+    source = source_of("parquet", tmp_path / "s")
     with pytest.raises(DataError, match=r"no images of 'class-0', .* and 25 more, .*it has 'bus', 'cat', 'dog', which"):
-        source = source_of("parquet", tmp_path / "s")
         ingest(source, str(tmp_path / "out"), classes=listed(*(f"class-{i}" for i in range(30))))
     assert not (tmp_path / "out").exists()
 
