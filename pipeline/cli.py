@@ -114,6 +114,14 @@ def ingest(
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Parquet: the column of integer labels.  [default: detected]")
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Take these classes only: a list that comes with the package, such as imagenet-10, or a text file "
+            "of one class a line.  [default: all]",
+        ),
+    ] = None,
 ) -> None:
     """Turn images of any common form into shards with a manifest.
 
@@ -124,11 +132,15 @@ def ingest(
     Example:
       digpro ingest imagefolder:photos data/photos
       digpro ingest imagefolder:sentinel data/sentinel --bands 4,3,2 --range 0,3000
+      digpro ingest imagefolder:imagenet/train data/imagenet-10 --classes imagenet-10
     """
+    from pipeline.data.class_lists import load_class_list
+    from pipeline.data.counts import check_counts
     from pipeline.data.ingest import ingest as run_ingest
     from pipeline.data.pixel_options import parse_pixel_options
 
     pixels = parse_pixel_options(bands, range_, background)
+    listed = load_class_list(classes) if classes is not None else None
     connect()
     manifest = run_ingest(
         source,
@@ -137,6 +149,7 @@ def ingest(
         rows_per_shard=rows_per_shard,
         image_column=image_column,
         label_column=label_column,
+        classes=listed,
         on_progress=_ingest_progress,
     )
     echo(
@@ -145,6 +158,9 @@ def ingest(
     )
     if manifest.balance:
         echo(str(manifest.balance))
+    if listed:
+        counts = check_counts(manifest, listed)
+        echo(f"{'WARNING' if counts.differences else 'classes'}:     {counts}", error=bool(counts.differences))
     echo(f"summary:     {out}/{SUMMARY}")
 
 

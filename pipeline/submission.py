@@ -15,6 +15,7 @@ from pipeline.backbones.names import DEFAULT
 from pipeline.checks.working_dir import EXCLUDES, travelling_files, working_dir_finding
 from pipeline.cluster import unset_empty_variables
 from pipeline.config.loading import load_config
+from pipeline.data.class_lists import class_list_names, load_class_list
 from pipeline.errors import ConfigError, RunFailed, first_line
 from pipeline.interrupts import interruptible
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 VERBS = ("ingest", "embed", "train", "tune", "evaluate")
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 10
+EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps behind the kind of a source
 
 
 def submit(
@@ -115,12 +117,23 @@ def check_parameters(
             places = {**places, "data.path": config.data.path, "storage": config.storage}
         if config.model.weights not in (None, DEFAULT):
             places = {**places, "model.weights": config.model.weights}
+    if (classes := parameters.get("classes")) is not None:
+        _check_class_list(classes, folder, files)
     for name, place in places.items():
-        if not re.match(r"(\w+:)*(/|\w+://)", place):
+        if not EVERYWHERE.match(place):
             raise ConfigError(
                 f"{name}={place!r} is relative to a folder of this machine; on the cluster give a URI such as "
                 "s3://bucket/folder, or the absolute path of a folder that every node mounts"
             )
+
+
+def _check_class_list(given: str, folder: str, files: Mapping[str, int]) -> None:
+    """A list with a fault is refused here, and so is a file that the job would not have; others the job reads."""
+    if EVERYWHERE.match(given):
+        return
+    load_class_list(given, folder)
+    if given not in class_list_names():
+        _check_travels(given, folder, files)
 
 
 def _check_travels(file: str, folder: str, files: Mapping[str, int]) -> None:

@@ -18,13 +18,15 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from pipeline.data.assemble import rows_per_piece, write_shards
 from pipeline.data.balance import collect_entries, content_digest, read_content_digest, take_balance
+from pipeline.data.class_lists import ClassList
+from pipeline.data.counts import check_counts
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.data.shards import (
     LEFT_OUT,
@@ -40,13 +42,14 @@ from pipeline.data.shards import (
     read_manifest,
 )
 from pipeline.data.sources import Columns, Source, open_source
+from pipeline.data.sources.selection import some_of
 from pipeline.data.value_range import measure_range
-from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
+from pipeline.data.verify import PartReport, Progress, class_counts, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
-from pipeline.storage import absolute, filesystem, write_atomically
+from pipeline.storage import Folder, absolute, filesystem, write_atomically
 
-INGEST_VERSION = 3  # part of the identity of unfinished work: raise it when parts are written differently
+INGEST_VERSION = 4  # part of the identity of unfinished work: raise it when parts are written differently
 REASONS = 20  # of the most frequent in the summary
 PACKAGES = ("digpro-ray", "ray", "pyarrow", "torchvision", "pillow", "tifffile", "imagecodecs")
 RANGE = "range.json"  # in the work folder: the options with the range that was measured
@@ -60,6 +63,7 @@ def ingest(
     rows_per_shard: int = 5000,
     image_column: str | None = None,
     label_column: str | None = None,
+    classes: ClassList | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Turn `source` into shards in the folder `out`; resume where an earlier, killed call stopped.
@@ -78,6 +82,9 @@ def ingest(
         Images in a shard; the last one may have fewer.
     image_column, label_column : str, optional
         Columns of Parquet files; detected when absent.
+    classes : ClassList, optional
+        Take these classes only. Numbers of images that differ from the list's are noted in ``summary.json``; see
+        `pipeline.data.counts.check_counts`.
     on_progress : callable, optional
         Called with (parts done, parts in all, images so far) at the start and after each verified part.
 
@@ -89,7 +96,7 @@ def ingest(
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard is {rows_per_shard}; give 1 or more")
     started = time.monotonic()
-    opened = open_source(source, rows_per_shard, Columns(image_column, label_column))
+    opened = open_source(source, rows_per_shard, Columns(image_column, label_column), classes)
     fs, root = filesystem(out)
     _refuse_overlap(opened, fs, root, out)
     manifest = _read_finished(opened, pixels, fs, root, out)
@@ -101,6 +108,8 @@ def ingest(
         manifest = _assemble(opened, pixels, reports, quarantined, left_out, out, work, rows_per_shard)
         _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
         manifest.write(out)
+    if classes:
+        _write_counts(manifest, classes, out)
     if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
         fs.delete_dir(f"{root}/{WORK_FOLDER}")
     return manifest
@@ -137,6 +146,10 @@ def _compare_content(source: Source, manifest: Manifest, out: str) -> Manifest:
     """The manifest with the source's new stamp, when only times differ: after a download or a `git clone`, say."""
     found = manifest.source
     remedy = "choose another folder, or delete this one"
+    if other := set(source.class_names) ^ set(manifest.class_names):  # known without reading the source
+        before = _classes(manifest.class_names, found.classes, found.source)
+        now = _classes(source.class_names, source.classes, source.name)
+        raise DataError(f"{out} holds {before}, and now {now} are asked for; they differ in {some_of(other)}; {remedy}")
     if not found.stamp:
         raise DataError(
             f"{out} holds the images of {found.source!r}, ingested by an earlier version that kept no digest of their "
@@ -151,6 +164,11 @@ def _compare_content(source: Source, manifest: Manifest, out: str) -> Manifest:
     with contextlib.suppress(OSError):  # a folder that is read-only keeps the old stamp, and is compared again
         manifest.write(out)
     return manifest
+
+
+def _classes(names: Sequence[str], list_name: str, source: str) -> str:
+    which = f"the {len(names):,} classes on the list {list_name}" if list_name else f"all {len(names):,} classes"
+    return f"{which} of {source!r}"
 
 
 def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
@@ -223,8 +241,11 @@ def _assemble(
     return Manifest(
         num_images=sum(shard.rows for shard in shards),
         class_names=list(source.class_names),
+        class_counts=class_counts(reports, len(source.class_names)),
         statistics=statistics(reports),
-        source=SourceInfo(source=source.name, kind=source.kind, digest=digest, stamp=source.stamp),
+        source=SourceInfo(
+            source=source.name, kind=source.kind, digest=digest, stamp=source.stamp, classes=source.classes
+        ),
         pixels=pixels,
         shards=shards,
         balance=balance,
@@ -277,6 +298,12 @@ def _write_summary(
         "outputs": {name: f"{folder}/{file}" for name, file in outputs.items()},
     }
     write_atomically(fs, f"{root}/{SUMMARY}", json.dumps(summary, indent=1).encode())
+
+
+def _write_counts(manifest: Manifest, classes: ClassList, out: str) -> None:
+    """Add to ``summary.json`` how the numbers of images compare with the list's, after a finished ingest too."""
+    with contextlib.suppress(OSError):  # a folder that is read-only keeps its summary
+        Folder(absolute(out)).update(SUMMARY, counts=check_counts(manifest, classes).model_dump())
 
 
 def _most_common(counts: Iterable[tuple[str, int]]) -> dict[str, int]:

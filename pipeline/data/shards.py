@@ -123,6 +123,7 @@ class SourceInfo(_Record):
     kind: str
     digest: str
     stamp: str = Field(default="", description="empty in manifests whose digest was made of names, sizes and times")
+    classes: str = Field(default="", description="the list of the classes that were taken; empty where all were")
 
 
 class Manifest(_Record):
@@ -131,6 +132,9 @@ class Manifest(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     num_images: int = Field(ge=0)
     class_names: list[str] = Field(description="empty when the source names no classes")
+    class_counts: list[int] | None = Field(
+        default=None, description="images of each class; None in manifests of earlier versions"
+    )
     statistics: ImageStatistics
     source: SourceInfo
     pixels: PixelOptions = Field(AS_THEY_ARE, description="how the source's files were turned into pixels")
@@ -138,6 +142,13 @@ class Manifest(_Record):
     balance: Balance | None = Field(default=None, description="None in manifests of earlier versions")
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
+
+    @property
+    def images_of_classes(self) -> dict[str, int] | None:
+        """The number of images of each class by its name; None where it is not known."""
+        if self.class_counts is None:
+            return None
+        return dict(zip(self.class_names, self.class_counts, strict=True))
 
     def write(self, folder: str) -> None:
         """Write ``manifest.json`` into `folder`, whole or not at all."""

@@ -6,6 +6,7 @@ A part's report is written after its file, so that it marks the part as done.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 
@@ -39,6 +40,8 @@ class PartReport(BaseModel):
     """Rows of each row group of the part's file."""
     tally: Tally = Tally()
     images: int = 0
+    labels: Counter[int] = Counter()
+    """Images of each label."""
     rewritten: int = 0
     """Images whose bytes are not those of the source."""
     moments: Moments = Moments()
@@ -122,6 +125,7 @@ def _good_rows(part: Part, report: PartReport, pixels: PixelOptions, stride: int
             report.tally.quarantined.append(Quarantined(path=row.where, reason=first_line(error)))
             continue
         _measure(picture.image, report, sample=position % stride == 0)
+        report.labels[row.label] += 1
         if not picture.as_stored:
             report.rewritten += 1
             row = row._replace(data=png(picture.image))
@@ -164,6 +168,12 @@ def _record_batch(rows: list[Row]) -> pa.RecordBatch:
     paths = pa.array([row.path.encode("utf-8", "backslashreplace").decode() for row in rows], pa.string())
     images = pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE))
     return pa.record_batch([images, pa.array([row.label for row in rows], pa.int64())], schema=PART_SCHEMA)
+
+
+def class_counts(reports: list[PartReport], num_classes: int) -> list[int]:
+    """Images of each class in all parts together."""
+    labels = sum((report.labels for report in reports), Counter[int]())
+    return [labels[label] for label in range(num_classes)]
 
 
 def statistics(reports: list[PartReport]) -> ImageStatistics:

@@ -15,12 +15,14 @@ from functools import partial
 
 import pyarrow as pa
 
+from pipeline.data.class_lists import ClassList
 from pipeline.data.sources.base import Part, Row, Seen, Source
 from pipeline.data.sources.detection import detect
 from pipeline.data.sources.digits import open_digits
 from pipeline.data.sources.imagefolder import open_imagefolder
 from pipeline.data.sources.listing import printable
 from pipeline.data.sources.parquet import DETECT, Columns, open_parquet
+from pipeline.data.sources.selection import select_classes
 from pipeline.data.sources.torchvision_sets import open_torchvision
 from pipeline.data.sources.webdataset import open_webdataset
 from pipeline.errors import DataError, did_you_mean
@@ -36,7 +38,7 @@ _OPENERS: dict[str, Callable[[str, str, int], Source]] = {
 }
 
 
-def open_source(source: str, rows_per_part: int, columns: Columns = DETECT) -> Source:
+def open_source(source: str, rows_per_part: int, columns: Columns = DETECT, classes: ClassList | None = None) -> Source:
     """Parse a source string, list the source and cut it into parts of at most `rows_per_part` rows.
 
     A tar file cannot be cut without reading it; it is one part whatever its length.
@@ -45,6 +47,8 @@ def open_source(source: str, rows_per_part: int, columns: Columns = DETECT) -> S
     ----------
     columns : Columns
         For Parquet: the columns of images and labels; None is to be detected.
+    classes : ClassList, optional
+        Take these classes only; all where it is absent.
 
     Raises
     ------
@@ -53,21 +57,24 @@ def open_source(source: str, rows_per_part: int, columns: Columns = DETECT) -> S
     """
     try:
         kind, path = _kind_and_path(source)
-        opened = _opener(kind, source, columns)(printable(source), path, rows_per_part)
+        opened = _opener(kind, source, columns, classes)(printable(source), path, rows_per_part)
     except UnicodeError as error:
         raise DataError(f"{source!r} holds a name that is not UTF-8: {error}; rename it") from None
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot list the source {source!r}: {error}; make it readable, or give another") from error
     if not opened.parts and not opened.quarantined:
         raise DataError(f"{source!r}, read as {kind}, holds no images{_what_else(opened)}")
-    return replace(opened, name=printable(source))
+    opened = replace(opened, name=printable(source), classes=classes.name if classes else "")
+    return select_classes(opened, classes) if classes and kind != "imagefolder" else opened
 
 
-def _opener(kind: str, source: str, columns: Columns) -> Callable[[str, str, int], Source]:
+def _opener(kind: str, source: str, columns: Columns, classes: ClassList | None) -> Callable[[str, str, int], Source]:
     if kind == "parquet":
         return partial(open_parquet, wanted=columns)
     if columns != DETECT:
         raise DataError(f"{source!r} is read as {kind}; --image-column and --label-column are for Parquet only")
+    if kind == "imagefolder":  # it need not list the folders of other classes
+        return partial(open_imagefolder, wanted=classes)
     return _OPENERS[kind]
 
 

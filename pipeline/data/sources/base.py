@@ -60,6 +60,8 @@ class Source:
         What `seen` counts, as the balance at the end of an ingest names it.
     seen : int
         How many of them are known from the listing; parts add what they meet only while they read.
+    classes : str
+        The list of the classes that are taken; empty where all are.
     stamp : str
         Digest of the names, sizes and times of the files: a hint that nothing has changed, and no more than that.
     """
@@ -74,6 +76,7 @@ class Source:
     location: tuple[pafs.FileSystem, str] | None = None
     quarantined: tuple[Quarantined, ...] = ()  # found while listing
     left_out: tuple[LeftOut, ...] = ()
+    classes: str = ""
 
 
 def read_image(file: Any, name: str) -> bytes | str:

@@ -17,6 +17,9 @@ from pipeline.errors import DataError
 
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 
+Skip = Callable[[str], str | None]
+"""The rule that leaves out the folder of this name with all that is in it, or None."""
+
 Identity = tuple[int, int]
 """Device and number of a local folder: the same by whatever path it is reached."""
 
@@ -50,8 +53,13 @@ class Listing:
         return Listing(files, [*self.left_out, *others], self.quarantined)
 
 
-def list_files(fs: pafs.FileSystem, root: str) -> Listing:
+def list_files(fs: pafs.FileSystem, root: str, skip: Skip | None = None) -> Listing:
     """All files at or below `root`, sorted by name.
+
+    Parameters
+    ----------
+    skip : callable, optional
+        Folders to which it gives a rule are left out as a whole, one entry each: what lies in them is not listed.
 
     Raises
     ------
@@ -60,7 +68,7 @@ def list_files(fs: pafs.FileSystem, root: str) -> Listing:
     OSError
         When `root` itself cannot be listed. What cannot be listed below it is quarantined.
     """
-    listing = _list_local(root) if isinstance(fs, pafs.LocalFileSystem) else _list_remote(fs, root)
+    listing = _list_local(root, skip) if isinstance(fs, pafs.LocalFileSystem) else _list_remote(fs, root, skip)
     listing.files.sort(key=lambda file: file.name)
     return listing
 
@@ -91,28 +99,37 @@ def rule_by_name(name: str) -> str | None:
     return None
 
 
-def _list_remote(fs: pafs.FileSystem, root: str) -> Listing:
+def _list_remote(fs: pafs.FileSystem, root: str, skip: Skip | None) -> Listing:
     info = fs.get_file_info(root)
     if info.type == pafs.FileType.NotFound:
         raise DataError(f"{root!r} does not exist; give a path that does")
     if info.type == pafs.FileType.File:
         return Listing([File(root, posixpath.basename(root), info.size, info.mtime_ns)])
     listing = Listing()
-    for found in fs.get_file_info(pafs.FileSelector(root, recursive=True)):
-        name = posixpath.relpath(found.path, root)
-        if found.type == pafs.FileType.Directory:
-            continue
-        rule = rule_by_name(name)
-        if rule:
-            listing.left_out.append(LeftOut(path=name, rule=rule))
-        elif found.type == pafs.FileType.File:
-            listing.files.append(File(found.path, name, found.size, found.mtime_ns))
-        else:
-            listing.quarantined.append(Quarantined(path=name, reason="cannot be read: it is not a file, or is gone"))
+    folders = deque([root])
+    while folders:
+        for found in fs.get_file_info(pafs.FileSelector(folders.popleft(), recursive=skip is None)):
+            name = posixpath.relpath(found.path, root)
+            if found.type != pafs.FileType.Directory:
+                _add_remote(listing, found, name)
+            elif rule := skip(name) if skip else None:
+                listing.left_out.append(LeftOut(path=name, rule=rule))
+            elif skip:
+                folders.append(found.path)
     return listing
 
 
-def _list_local(root: str) -> Listing:
+def _add_remote(listing: Listing, found: pafs.FileInfo, name: str) -> None:
+    """Sort what is not a folder into the listing."""
+    if rule := rule_by_name(name):
+        listing.left_out.append(LeftOut(path=name, rule=rule))
+    elif found.type == pafs.FileType.File:
+        listing.files.append(File(found.path, name, found.size, found.mtime_ns))
+    else:
+        listing.quarantined.append(Quarantined(path=name, reason="cannot be read: it is not a file, or is gone"))
+
+
+def _list_local(root: str, skip: Skip | None) -> Listing:
     """Walk all folders below `root`, those behind links last: a folder goes by its own name where it has one."""
     try:
         info = os.stat(root)
@@ -129,6 +146,8 @@ def _list_local(root: str) -> Listing:
             name = posixpath.join(folder, entry.name)
             if not _is_folder(entry):
                 _add(listing, entry, name)
+            elif rule := skip(name) if skip else None:
+                listing.left_out.append(LeftOut(path=printable(name), rule=rule))
             elif entry.is_symlink():
                 waiting.append(name)
             else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.data.shards import Quarantined
 from pipeline.data.sources.base import Part, Row, Source, cut, png, shuffled, stamp
+from pipeline.data.sources.cifar20 import with_superclasses
 from pipeline.data.sources.listing import list_files
 from pipeline.errors import DataError, did_you_mean, first_line
 from pipeline.storage import filesystem
@@ -16,12 +17,13 @@ _BOTH = [{"train": True}, {"train": False}]
 _TRAIN_TEST = [{"split": "train"}, {"split": "test"}]
 _TRAIN_VAL_TEST = [{"split": "train"}, {"split": "val"}, {"split": "test"}]
 TORCHVISION: dict[str, list[dict[str, Any]]] = {  # data set -> the arguments of its splits, ingested as one set
-    **dict.fromkeys(["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"], _BOTH),
+    **dict.fromkeys(["CIFAR10", "CIFAR100", "CIFAR20", "MNIST", "FashionMNIST", "KMNIST", "USPS"], _BOTH),
     **dict.fromkeys(["STL10", "SVHN", "GTSRB", "Food101"], _TRAIN_TEST),
     **dict.fromkeys(["Flowers102", "DTD"], _TRAIN_VAL_TEST),
     "OxfordIIITPet": [{"split": "trainval"}, {"split": "test"}],
     "EuroSAT": [{}],
 }
+FILES_OF = {"CIFAR20": "CIFAR100"}  # data sets that torchvision has under another name, with other classes
 
 
 def open_torchvision(source: str, path: str, rows_per_part: int) -> Source:
@@ -63,11 +65,13 @@ def _rows(name: str, root: str, split: dict[str, Any], numbers: tuple[int, ...])
 def _torchvision(name: str, root: str, split: dict[str, Any]) -> Any:
     import torchvision.datasets
 
+    known = FILES_OF.get(name, name)
     try:
-        return getattr(torchvision.datasets, name)(root, download=False, **split)
+        dataset = getattr(torchvision.datasets, known)(root, download=False, **split)
     except Exception as error:  # damaged files end in whatever their unpacking raises
         call = ", ".join([repr(root), *(f"{key}={value!r}" for key, value in split.items()), "download=True"])
         raise DataError(
             f"torchvision cannot open {name} in {root} ({first_line(error)}); "
-            f"download it first: torchvision.datasets.{name}({call})"
+            f"download it first: torchvision.datasets.{known}({call})"
         ) from error
+    return with_superclasses(dataset) if name == "CIFAR20" else dataset

@@ -1,0 +1,108 @@
+"""Lists of classes: those of the package, a user's own, and the check of the numbers of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.loading import load_config, preset_names
+from pipeline.data.class_lists import ClassList, class_list_names, load_class_list
+from pipeline.data.counts import check_counts
+from pipeline.data.shards import Manifest
+from pipeline.errors import DataError
+from tests.helpers.manifests import manifest
+
+SIZES = {  # classes and images, as the data sets are published
+    "cifar10": (10, 60_000),
+    "cifar20": (20, 60_000),
+    "imagenet-10": (10, 13_000),
+    "imagenet-dogs": (15, 19_500),
+    "rsod": (4, 976),
+    "siri-whu": (12, 2_400),
+    "stl10": (10, 13_000),
+    "tiny-imagenet": (200, 100_000),
+    "uc-merced": (21, 2_100),
+}
+
+
+def test_the_lists_of_the_package_have_the_published_sizes() -> None:
+    found = {name: list(load_class_list(name).images.values()) for name in class_list_names()}
+    assert {name: (len(counts), sum(count or 0 for count in counts)) for name, counts in found.items()} == SIZES
+
+
+@pytest.mark.parametrize("name", class_list_names())
+def test_every_list_has_a_preset_with_its_number_of_clusters(name: str) -> None:
+    for preset in {name, f"{name}-strong"} & set(preset_names()):
+        assert load_config(preset).method.num_clusters == SIZES[name][0]
+
+
+def test_a_list_of_ones_own(tmp_path: Path) -> None:
+    """As editors write it: with a byte order mark, blanks, Windows' ends of lines, and blank lines."""
+    text = "# mine\r\ntennis court \r\n\r\ncat\t1300\tFelis catus\r\ndog\t\t\r\n"
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8-sig")
+    found = load_class_list(str(tmp_path / "mine.txt"))
+    assert found.images == {"tennis court": None, "cat": 1300, "dog": None}
+    assert load_class_list("mine.txt", str(tmp_path)).images == found.images
+    assert load_class_list((tmp_path / "mine.txt").as_uri(), "elsewhere").images == found.images
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"# nothing\n\n", r"mine.txt' is empty; write the name of one class in each line"),
+        (b"cat\ndog\ncat\n", r"mine.txt' has 'cat' twice, again in line 3; remove one"),
+        (b"cat\tmany\n", r"line 1 of .*mine.txt' has 'many' behind the tab; give the number of images of 'cat'"),
+        (b"cat\t0\n", r"has '0' behind the tab"),
+        (b"\tcat\n", r"line 1 of .* starts with a tab"),
+        (b"\xff\xfe", r"mine.txt' cannot be read .*; give a UTF-8 text"),
+    ],
+)
+def test_faults_of_a_list_are_named(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        load_class_list(str(tmp_path / "mine.txt"))
+
+
+def test_an_unknown_list_names_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"'imagenet10' is neither .*did you mean 'imagenet-10'.*cifar10, cifar20,.*nor"
+    ):
+        load_class_list("imagenet10")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_class_list(str(tmp_path))
+
+
+def data_set(*counts: int, earlier: bool = False) -> Manifest:
+    names = [f"class-{i}" for i in range(len(counts))]
+    values = {"class_names": names, "class_counts": None if earlier else list(counts)}
+    return manifest(images=sum(counts)).model_copy(update=values)
+
+
+def listed(*counts: int | None) -> ClassList:
+    return ClassList(name="mine", images={f"class-{i}": count for i, count in enumerate(counts)})
+
+
+def test_numbers_that_agree() -> None:
+    assert str(check_counts(data_set(1000, 300), listed(1000, 300))) == "1,300 images in 2 classes, as in mine"
+    some = str(check_counts(data_set(5, 7), listed(None, 7)))
+    assert some == "12 images in 2 classes; mine gives the numbers of 1 of them, which agree"
+    assert "gives the numbers of 0" in str(check_counts(data_set(5, 7), listed(None, None)))
+
+
+def test_numbers_that_differ_are_named() -> None:
+    check = check_counts(data_set(1300, 1298, 0), listed(1300, 1300, None))
+    assert str(check).splitlines() == [
+        "not as in mine: 2,598 images",
+        "  class-1: 1,298 images, 1,300 expected",
+        "  class-2: 0 images, some expected",
+    ]
+    many = str(check_counts(data_set(*[1] * 15), listed(*[2] * 15))).splitlines()
+    assert many[0] == "not as in mine: 15 images of 30"
+    assert (len(many), many[-1]) == (12, "  and 5 more classes, which summary.json lists")
+
+
+def test_an_ingest_of_an_earlier_version_is_compared_as_a_whole() -> None:
+    before = data_set(1300, 1298, earlier=True)
+    assert str(check_counts(before, listed(1300, 1300))).endswith("all classes together: 2,598 images, 2,600 expected")
+    assert check_counts(before, listed(1300, None)).differences == []
