@@ -31,6 +31,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
 from benchmarks.measure import conclude, rate, speedup, time_interleaved
+from pipeline.build import settle_images
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import connect
 from pipeline.config.loading import load_config
@@ -169,7 +170,7 @@ def make_config(args: argparse.Namespace, folder: Path) -> tuple[RunConfig, Mani
     overrides += [f"data.shuffle_buffer={manifest.num_images // 6}"]  # 8192 of CIFAR-10's 50,000 images
     if args.encoder == "tiny":
         overrides += ["model.projector_hidden=512", "model.predictor_hidden=512"]  # as in the preset digits
-    return load_config("cifar10", overrides), manifest
+    return settle_images(load_config("cifar10", overrides)), manifest
 
 
 def main() -> int:

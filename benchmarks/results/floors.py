@@ -14,12 +14,16 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.cluster import KMeans
 
 from pipeline.build import build_preprocess
+from pipeline.cluster import connect
+from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.clustering.scores import clustering_scores
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_labels, read_sample
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import DataError
+from pipeline.features.cache import read_first
+from pipeline.features.embed import embed
 from pipeline.plan import make_plan
 
 RUNS, STARTS = 10, 10  # seeds of k-means, and its starts in each
@@ -41,11 +45,32 @@ def pixel_floor(config: RunConfig) -> Floor:
     """k-means on the pixels of the evaluation's view."""
     manifest = read_manifest(config.data.path)
     side = config.views.size
-    scores = kmeans_scores(view_pixels(config, manifest), config, manifest)
-    return Floor(what=f"k-means on {side} x {side} pixels", runs=RUNS, scores=scores)
+    rows, clusters = view_pixels(config, manifest), make_plan(config, manifest).num_clusters
+
+    def cluster(seed: int) -> Array:
+        return np.asarray(KMeans(clusters, n_init=STARTS, random_state=seed).fit_predict(rows))
+
+    what = f"k-means on {side} x {side} pixels"
+    return Floor(what=what, runs=RUNS, scores=scores_over_seeds(cluster, config))
 
 
-FLOORS: dict[str, Callable[[RunConfig], Floor]] = {"pixels": pixel_floor}
+def feature_floor(config: RunConfig) -> Floor:
+    """Spherical k-means on the un-augmented features of the frozen backbone, as the cache of the run has them."""
+    connect()
+    manifest = read_manifest(config.data.path)
+    folder, cache = embed(config, manifest)
+    features = torch.from_numpy(read_first(folder, cache.num_images)[:, 0].astype(np.float32))
+    features = torch.nn.functional.normalize(features, dim=1)
+    clusters = make_plan(config, manifest).num_clusters
+
+    def cluster(seed: int) -> Array:
+        return spherical_kmeans(features, clusters, restarts=STARTS, seed=seed).labels.numpy()
+
+    what = f"spherical k-means on {cache.feature_size} frozen features"
+    return Floor(what=what, runs=RUNS, scores=scores_over_seeds(cluster, config))
+
+
+FLOORS: dict[str, Callable[[RunConfig], Floor]] = {"pixels": pixel_floor, "features": feature_floor}
 
 
 def view_pixels(config: RunConfig, manifest: Manifest) -> Array:
@@ -54,7 +79,7 @@ def view_pixels(config: RunConfig, manifest: Manifest) -> Array:
     preprocess = build_preprocess(config, manifest)
     rows: Array | None = None
     for start in range(0, len(table), BLOCK_ROWS):
-        block = decode_table(table.slice(start, BLOCK_ROWS), config.data.image_size)
+        block = decode_table(table.slice(start, BLOCK_ROWS), **config.data.decoding)
         pixels = preprocess(torch.from_numpy(block["image"])).flatten(1).numpy()
         rows = np.empty((manifest.num_images, pixels.shape[1]), np.float32) if rows is None else rows
         rows[block["index"]] = pixels
@@ -62,8 +87,8 @@ def view_pixels(config: RunConfig, manifest: Manifest) -> Array:
     return rows
 
 
-def kmeans_scores(rows: Array, config: RunConfig, manifest: Manifest) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each score of scikit-learn's k-means, over seeds.
+def scores_over_seeds(cluster: Callable[[int], Array], config: RunConfig) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of each score of the clusters (N,) that `cluster` finds, over seeds.
 
     Raises
     ------
@@ -73,9 +98,5 @@ def kmeans_scores(rows: Array, config: RunConfig, manifest: Manifest) -> dict[st
     labels = read_labels(config.data.path)
     if labels is None:
         raise DataError(f"{config.data.path} has no classes, and a row of results needs scores; ingest with labels")
-    clusters = make_plan(config, manifest).num_clusters
-    runs = [
-        clustering_scores(labels, KMeans(clusters, n_init=STARTS, random_state=s).fit_predict(rows))
-        for s in range(RUNS)
-    ]
+    runs = [clustering_scores(labels, cluster(seed)) for seed in range(RUNS)]
     return {name: (float(np.mean(v)), float(np.std(v))) for name in runs[0] for v in [[run[name] for run in runs]]}

@@ -32,6 +32,7 @@ from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.provenance import git_commit
 from pipeline.runs.identity import SUMMARY, read_started_run, run_folder
+from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import newest_in
 
@@ -87,7 +88,7 @@ def reproduce(rows: list[str], definitions: Definitions, options: Options, after
 def measure(name: str, row: Row, seed: int, options: Options) -> Ended:
     """Train one seed of a row as far as there is time, and record where it stands."""
     overrides = overrides_of(name, row, seed, options)
-    config = load_config(row.preset, overrides)
+    config = resolve(load_config(row.preset, overrides), row.preset)
     folder = run_folder(config)
     ended = Ended(0, 0.0)
     if folder.read(SUMMARY) is not None:

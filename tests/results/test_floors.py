@@ -36,4 +36,4 @@ def test_images_without_classes_have_no_floor(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(floors, "read_labels", lambda folder: None)
     config = load_config("digits", [f"data.path={tmp_path}/mine"])
     with pytest.raises(DataError, match="mine has no classes, and a row of results needs scores"):
-        floors.kmeans_scores(np.zeros((4, 3), np.float32), config, None)  # type: ignore[arg-type]
+        floors.scores_over_seeds(lambda seed: np.zeros(4), config)
