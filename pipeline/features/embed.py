@@ -34,7 +34,7 @@ from pipeline.data.quiet import cpp_log_lines_hidden
 from pipeline.data.read import read_rows
 from pipeline.data.shards import Manifest
 from pipeline.data.streaming import quiet_data_context
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, RunFailed, UserError, first_line
 from pipeline.features.cache import (
     BACKBONE,
     CACHE,
@@ -56,7 +56,7 @@ Row = dict[str, Any]
 PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
 PART_IMAGES = range(32, 1025)  # images in a part
 PART_BYTES = 128 << 20  # of its decoded images, at most
-CPU_BATCH = 32  # images in a forward pass on a CPU: more do not stay in its caches
+CPU_BATCH = 8  # images in a forward pass on a CPU: with more, the kernel clears memory for a fifth of the time
 REPORT_SECONDS = 5.0  # between lines of progress
 
 
@@ -87,6 +87,8 @@ def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Fo
         When the backbone or its weights cannot be had, or another command is at work in the folder.
     DataError
         When the folder holds other features, or images cannot be read.
+    RunFailed
+        When Ray cannot carry it out; the same call continues.
     """
     module, size = open_encoder(config)
     config = settle_precision(config)
@@ -160,15 +162,16 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
             for row in embedded_parts(config, manifest, folder, missing).iter_rows():
                 progress.add(row["rows"])
     except RayError as error:
-        raise _own_error(error) from error
+        raise _own_error(error, folder) from error
 
 
-def _own_error(error: BaseException) -> BaseException:
-    """The error of ours that Ray wrapped, or Ray's where there is none."""
+def _own_error(error: RayError, folder: Folder) -> UserError:
+    """The error of ours that Ray wrapped, or one with the first line of Ray's."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return cause or error
+    kept = f"what is in {folder.path} is kept, and the same command continues"
+    return cause or RunFailed(f"the features could not be made ({first_line(error)}); {kept}")
 
 
 def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:
@@ -186,7 +189,7 @@ def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts:
             fn_constructor_args=[config, manifest, folder.path],
             num_gpus=1 if gpus else 0,
             num_cpus=0 if gpus else 0.75,
-            concurrency=(1, gpus or max(1, int(cluster["CPU"]))),
+            concurrency=gpus or max(1, int(cluster["CPU"])),
         )
     )
 
