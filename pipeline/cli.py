@@ -160,7 +160,10 @@ def ingest(
         echo(str(manifest.balance))
     if listed:
         counts = check_counts(manifest, listed)
-        echo(f"{'WARNING' if counts.differences else 'classes'}:     {counts}", error=bool(counts.differences))
+        if counts.differences:
+            echo(f"warning: {counts}", error=True)
+        else:
+            echo(f"classes:     {counts}")
     echo(f"summary:     {out}/{SUMMARY}")
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError, ConfigError, DataError, DecodeError
 from pipeline.storage import Folder
 from pipeline.tracking import open_run, spool_path
 from pipeline.tracking.spool import MetricPoint, Spool
+from tests.helpers.images import encoded, put
 from tests.helpers.manifests import manifest
 
 
@@ -247,6 +248,37 @@ def test_evaluate_on_no_run(digpro, tmp_path: Path) -> None:
 
 def test_ingest_of_no_source(digpro, tmp_path: Path) -> None:
     refused(digpro("ingest", "imagefoldr:x", tmp_path / "out"), "'imagefoldr:x'", "imagefolder")
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    """An image folder of three classes with two images each."""
+    for i, name in enumerate(("cat", "dog", "emu") * 2):
+        put(tmp_path / "animals" / name / f"{i}.png", encoded(i))
+    return tmp_path / "animals"
+
+
+def test_ingest_of_listed_classes_says_whether_the_numbers_agree(digpro, animals: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("cat\t2\ndog\t2\n")
+    command = ["ingest", f"imagefolder:{animals}", tmp_path / "out", "--classes", tmp_path / "mine.txt"]
+    status, out, err = digpro(*command)
+    assert (status, err) == (0, "")
+    assert "= 4 images + 0 quarantined + 1 left out by rule\n" in out
+    assert f"classes:     4 images in 2 classes, as in {tmp_path}/mine.txt\n" in out
+    (tmp_path / "mine.txt").write_text("cat\t2\ndog\t3\n")
+    status, out, err = digpro(*command)  # the ingest is finished, and nothing is read again
+    assert status == 0
+    assert err == f"warning: not as in {tmp_path}/mine.txt: 4 images of 5\n  dog: 2 images, 3 expected\n"
+    assert f"summary:     {tmp_path}/out/summary.json" in out
+
+
+def test_ingest_of_classes_that_are_not_there(digpro, animals: Path, tmp_path: Path) -> None:
+    def ingest(classes: object) -> tuple[int, str, str]:
+        return digpro("ingest", f"imagefolder:{animals}", tmp_path / "out", "--classes", classes)
+
+    refused(ingest("imagenet-1"), "'imagenet-1' is neither a list of classes", "did you mean 'imagenet-10'?")
+    refused(ingest("imagenet-10"), "no images of 'n02056570'", "and 5 more", "it has 'cat', 'dog', 'emu'")
+    assert not (tmp_path / "out").exists()
 
 
 def test_records_that_waited_are_delivered(digpro, tmp_path: Path) -> None:

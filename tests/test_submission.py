@@ -25,6 +25,7 @@ from pipeline.checks.working_dir import travelling_files, working_dir_finding
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.submission import VERBS, connect_to, job_script
 from pipeline.submission import submit as send
+from tests.helpers.images import put
 from tests.helpers.runs import end, family, options, settings
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,9 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     for name in (*(f"jobs/{verb}.py" for verb in VERBS), "here.py", "mine.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("data: {path: s3://b/d}\nstorage: s3://b/runs\n")
+    (tmp_path / ".gitignore").write_text("secret.txt\n")
+    for name in ("secret.txt", "lists/own.txt", "twice.txt"):
+        put(tmp_path / name, b"cat\n" * (2 if name == "twice.txt" else 1))
 
     def run(*arguments: str) -> tuple[int, str, list[str]]:
         line = ["digpro", "submit", "--detach", "--working-dir", str(tmp_path), *arguments]
@@ -103,6 +107,9 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["ingest", "imagefolder:photos", "/mnt/x"], "source='imagefolder:photos' is relative"),
         (["ingest", "digits", "/mnt/x", "--rows-per-shard", "0"], "--rows-per-shard"),
         (["ingest", "digits"], "Missing argument"),
+        (["ingest", "digits", "/mnt/x", "--classes", "imagenet10"], "did you mean 'imagenet-10'?"),
+        (["ingest", "digits", "/mnt/x", "--classes", "twice.txt"], "has 'cat' twice"),
+        (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not travel"),
         (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
         (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
         (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
@@ -125,6 +132,10 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
         ["ingest", "imagefolder:/mnt/photos", "s3://b/photos", "--rows-per-shard", "1000"],
         ["ingest", "--rows-per-shard=1000", "digits", "/mnt/my shards"],
         ["ingest", "torchvision:CIFAR10:/mnt/cifar", "/mnt/shards"],
+        ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes", "imagenet-10"],
+        ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes", "lists/own.txt"],
+        ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes", "/mnt/lists/of-the-cluster.txt"],
+        ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes=s3://b/lists/own.txt"],
         ["evaluate", "s3://b/runs/x", "--data", "s3://b/d"],
     ],
 )

@@ -2,22 +2,82 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import pytest
 
 from pipeline.config.loading import load_config, preset_names
+from pipeline.config.models import MethodConfig, ViewsConfig
+
+# By the authors' configurations: clusters, side of a view, batch, epochs of warm-up.
+REFERENCE = {
+    "rsod": (4, 32, 256, 50),
+    "uc-merced": (21, 32, 256, 200),
+    "siri-whu": (12, 32, 256, 200),
+    "imagenet-10": (10, 96, 128, 50),
+    "imagenet-dogs": (15, 96, 128, 50),
+    "tiny-imagenet": (200, 32, 1024, 50),
+}
+STRONG = [name for name in preset_names() if name.endswith("-strong")]
+REAL = [name for name in preset_names() if name != "digits"]
+
+
+def header(name: str) -> str:
+    text = resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text()
+    return "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads(name: str) -> None:
-    assert load_config(name).data.path == f"data/{name}"
+    assert load_config(name).data.path == f"data/{name.removesuffix('-strong')}"
 
 
-def test_uc_merced_is_at_the_reference_settings() -> None:
-    """Views of 32 pixels cropped from the full-size image, by the authors' configuration."""
-    config = load_config("uc-merced")
-    assert (config.data.image_size, config.views.size, config.views.crop_scale) == (256, 32, (0.08, 1.0))
-    assert (config.views.vertical_flip, config.views.blur, config.views.horizontal_flip) == (0.0, 0.0, 0.5)
-    assert (config.model.encoder, config.model.small_stem) == ("resnet18", True)
+@pytest.mark.parametrize("name", REFERENCE)
+def test_presets_are_at_the_reference_settings(name: str) -> None:
+    config = load_config(name)
     optim = config.optim
-    assert (optim.batch_size, optim.lr, optim.weight_decay) == (256, 0.05, 5e-4)
-    assert (optim.epochs, optim.warmup_epochs) == (1000, 200)
+    found = (config.method.num_clusters, config.views.size, optim.batch_size, optim.warmup_epochs)
+    assert found == REFERENCE[name]
+    assert (optim.epochs, optim.lr, optim.final_lr_fraction, optim.weight_decay) == (1000, 0.05, 0.0, 5e-4)
+    assert (optim.momentum, optim.predictor_lr_factor) == (0.9, 10.0)
+    assert (config.model.encoder, config.model.small_stem, config.model.feature_size) == ("resnet18", True, 256)
+    assert config.views == ViewsConfig(size=config.views.size)  # the defaults are the reference's
+    assert config.method == MethodConfig(num_clusters=config.method.num_clusters)
+    assert config.estep.every == 1
+
+
+def test_the_defaults_are_the_reference_settings() -> None:
+    views, method = ViewsConfig(), MethodConfig()
+    assert (views.crop_scale, views.horizontal_flip, views.vertical_flip, views.blur) == ((0.08, 1.0), 0.5, 0.0, 0.0)
+    jitter = (views.jitter, views.brightness, views.contrast, views.saturation, views.hue, views.grayscale)
+    assert jitter == (0.8, 0.4, 0.4, 0.4, 0.1, 0.2)
+    weights = (method.instance_weight, method.prototype_weight, method.group_weight)
+    assert (*weights, method.prototype_temperature, method.latent_noise) == (1.0, 0.1, 0.3, 0.5, 0.001)
+    assert (method.target_momentum, method.increase_momentum) == (0.996, False)
+
+
+@pytest.mark.parametrize("name", ["imagenet-10-strong", "imagenet-dogs-strong"])
+def test_the_stronger_recipe_is_that_of_propos(name: str) -> None:
+    config = load_config(name)
+    assert (config.model.encoder, config.model.small_stem) == ("resnet34", False)
+    assert (config.views.size, config.views.blur, config.optim.batch_size) == (224, 0.5, 256)
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_a_stronger_recipe_shares_the_data_of_its_preset(name: str) -> None:
+    config, plain = load_config(name), load_config(name.removesuffix("-strong"))
+    assert config.data.path == plain.data.path
+    assert config.method.num_clusters == plain.method.num_clusters
+    assert (config.model.encoder, config.method.increase_momentum) == ("resnet34", True)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_headers_say_what_one_needs(name: str) -> None:
+    plain, text = name.removesuffix("-strong"), header(name)
+    assert f"Command: digpro train --preset {name}\n" in text
+    assert "Not yet run to the end by us" in text
+    if name in STRONG:
+        assert f"Source and ingest: as for the preset {plain}, whose data it shares." in text
+    else:
+        assert "Source: http" in text
+        assert f" data/{name} --classes {name}\n" in text.split("Ingest: digpro ingest ")[1]
