@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from pipeline.build import autocast_dtype, build_model, build_preprocess, build_run_optimizer, build_run_schedules
+from pipeline.build import (
+    autocast_dtype,
+    build_model,
+    build_preprocess,
+    build_run_optimizer,
+    build_run_schedules,
+    settle_images,
+)
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
+from pipeline.method.batchnorm import GlobalBatchNorm
 from tests.helpers.manifests import manifest
 
 CPU = torch.device("cpu")
@@ -25,6 +34,29 @@ def test_the_seed_alone_decides_the_weights() -> None:
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_network_of_a_library_is_fine_tuned_without_draws_and_with_the_batchnorm_of_all_workers() -> None:
+    settled = settle_images(config("model.encoder=python:tests.helpers.backbones:with_input", "views.size=null"))
+    model = build_model(settled, 3, CPU)
+    modules = list(model.networks.online.encoder.modules())
+    assert [module.p for module in modules if isinstance(module, nn.Dropout)] == [0.0]
+    assert sum(isinstance(module, GlobalBatchNorm) for module in modules) == 1
+    optimizer = build_run_optimizer(config("optim.encoder_lr_factor=0.1"), model)
+    assert [group["lr_factor"] for group in optimizer.param_groups] == [0.1, 0.1, 1, 1, 1, 1]
+
+
+def test_what_is_left_open_about_the_images_is_settled() -> None:
+    open_ = ["views.size=null", "data.image_size=null"]
+    ours = settle_images(config(*open_))
+    assert (ours.data.image_size, ours.views.size, ours.data.fit, ours.data.mean) == (32, 32, "stretch", None)
+    library = ["model.encoder=torchvision:resnet18", "model.weights=/w.pth"]
+    own = settle_images(config(*open_, *library))
+    assert (own.data.image_size, own.views.size, own.data.fit) == (256, 224, "crop")
+    assert own.data.mean == (0.485, 0.456, 0.406)
+    smaller = settle_images(config(*open_, *library, "views.size=96", "data.fit=stretch", "data.std=[1, 1, 1]"))
+    assert (smaller.data.image_size, smaller.data.fit, smaller.data.std) == (110, "stretch", (1, 1, 1))
+    assert settle_images(own) == own
 
 
 def test_reference_switches_reach_the_method() -> None:

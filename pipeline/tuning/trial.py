@@ -50,21 +50,21 @@ class SearchJob:
     manifest : Manifest
     trials_path : str
         Folder of the trials.
-    features : str or None
-        Folder with the cached features of a frozen backbone, the same for all trials.
     parent_run : str
         MLflow's id of the search.
     label : str
         What is searched for, usually a preset's name.
+    features : str or None
+        Folder with the cached features of a frozen backbone, the same for all trials.
     """
 
     config: RunConfig
     space: Space
     manifest: Manifest
-    features: str | None
     trials_path: str
     parent_run: str
     label: str
+    features: str | None = None
 
     def folder(self, trial: str) -> Folder:
         """Folder of a trial, by its id; its first run has the same one."""

@@ -133,3 +133,22 @@ def test_every_batchnorm_inside_is_replaced_with_its_state() -> None:
 def test_a_batchnorm_without_a_global_equal_is_an_error(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"BatchNorm1d\(4, .* cannot be made global"):
         use_global_batchnorm(nn.Sequential(nn.BatchNorm1d(4, **setting)))
+
+
+def test_what_a_subclass_applies_behind_the_norm_is_kept() -> None:
+    """timm's BatchNorm holds the activation behind it; torch's own is the reference here."""
+    layers = pytest.importorskip("timm.layers")
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), layers.BatchNormAct2d(4))
+    x = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    expected = network.train()(x)
+    found = use_global_batchnorm(network)(x)
+    torch.testing.assert_close(found, expected)
+    assert bool((found >= 0).all())
+
+
+def test_another_subclass_is_refused() -> None:
+    class Mine(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match="Mine cannot be made global"):
+        use_global_batchnorm(nn.Sequential(Mine(4)))
