@@ -23,6 +23,7 @@ def draw_rows(path: Path, records: list[Record]) -> None:
     for axis, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
         for number, record in enumerate(records):
             _draw_row(axis, record, metric, f"C{number}")
+        _draw_floors(axis, records, metric)
         axis.set(title=title, xlabel="epoch")
     axes.flat[0].legend(fontsize=8)
     figure.tight_layout()
@@ -38,8 +39,14 @@ def _draw_row(axis: Axes, record: Record, metric: str, colour: str) -> None:
             axis.plot(*zip(*line, strict=True), color=colour, linewidth=0.5, alpha=0.5)
     if average := mean_curve(seeds):
         axis.plot(*zip(*average, strict=True), color=colour, label=record.row)
-    if record.floor and metric in record.floor.scores:
-        axis.axhline(record.floor.scores[metric][0], color="0.5", linestyle="--", linewidth=1)
+
+
+def _draw_floors(axis: Axes, records: list[Record], metric: str) -> None:
+    """A dashed line for each floor; rows on the same images share theirs."""
+    floors = {record.floor.what: record.floor.scores for record in records if record.floor}
+    for what, scores in floors.items():
+        if metric in scores:
+            axis.axhline(scores[metric][0], color="0.5", linestyle="--", linewidth=1, label=what)
 
 
 def points(curves: Curves, metric: str) -> Points:
