@@ -30,6 +30,7 @@ class Stream(IntEnum):
     NOISE_A = 2
     NOISE_B = 3
     CACHED_PAIR = 4
+    COPIES = 6
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:

@@ -210,6 +210,11 @@ class OptimConfig(Section):
         50, ge=0, description="first epochs: rising rate, neither prototype loss nor latent noise"
     )
     batch_size: int = Field(256, ge=2, description="images per step over all workers")
+    balance: Later[Probability] = Field(
+        0.0,
+        description="after the warm-up, draw images so that small pseudo-clusters are seen: 0 takes each image once, 1 "
+        "each cluster equally often (docs/data.md)",
+    )
     lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
     final_lr_fraction: Probability = Field(0.0, description="rate of the last step over the highest rate")
     encoder_lr_factor: Later[float] = Field(1.0, gt=0, description="the encoder learns this many times faster")
