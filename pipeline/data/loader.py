@@ -3,8 +3,8 @@
 An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`).
 
 Resident (here): each worker holds the whole decoded set as one uint8 tensor on its device. The order of an epoch is a
-permutation keyed by (seed, epoch), of which a worker takes its slice of each global batch: the same order for every
-number of workers, and a resume is an index. Streaming is in `pipeline.data.streaming`.
+permutation keyed by (seed, epoch), or draws by weights. A worker takes its slice of each global batch: the same order
+for every number of workers, and a resume is an index. Streaming is in `pipeline.data.streaming`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,23 @@ class Batch:
     inputs: Tensor
     index: Tensor
     rows: RowRange
+    copy_keys: Tensor | None = None
+    """By which the images' random numbers are drawn, where some come more than once in an epoch (`repeat_keys`)."""
+
+    @property
+    def keys(self) -> Tensor:
+        """Of the random numbers (B_local,)."""
+        return self.index if self.copy_keys is None else self.copy_keys
 
 
 class Inputs(Protocol):
     """What the training loop asks of either mode."""
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on; as many on every worker."""
+    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on; as many on every worker, with weights or without.
+
+        `weights` (N,) say how often each image is drawn (`pipeline.data.sampling`); None takes each image once.
+        """
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Un-augmented inputs (n, ...) and index (n,) of this worker's part; each image is on one worker only."""
@@ -59,11 +69,14 @@ class ResidentImages:
     def __init__(self, images: Tensor, *, seed: int, batch_size: int, block_size: int) -> None:
         self.images, self.seed, self.batch_size, self.block_size = images, seed, batch_size, block_size
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Slices of permutation(seed, epoch): the same global batches for every number of workers."""
-        order = epoch_order(len(self.images), self.seed, epoch).to(self.images.device)
-        for index, rows in own_slices(order, self.batch_size, first_step):
-            yield Batch(self.images[index], index, rows)
+    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
+        """Slices of the epoch's order: the same global batches for every number of workers."""
+        total = len(self.images)
+        order = epoch_order(total, self.seed, epoch, weights)
+        keys = order if weights is None else repeat_keys(order, total)
+        for own, rows in own_slices(keys.to(self.images.device), self.batch_size, first_step):
+            index = own % total
+            yield Batch(self.images[index], index, rows, own)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's contiguous part of the set."""
@@ -73,9 +86,32 @@ class ResidentImages:
             yield self.images[start : start + len(index)], index
 
 
-def epoch_order(total: int, seed: int, epoch: int) -> Tensor:
-    """The order (total,) of the images in an epoch, the same on every worker."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
+def epoch_order(total: int, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
+    """The images (total,) of an epoch in their order, the same on every worker.
+
+    A permutation; or with `weights` (total,) draws with replacement. They are systematic: an image is drawn as often
+    as its share of the weights says, rounded up or down, and none is missed by chance as in independent draws.
+    """
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    order = torch.randperm(total, generator=generator)
+    if weights is None:
+        return order
+    bounds = weights[order].cumsum(0)
+    points = torch.arange(total, dtype=bounds.dtype) + torch.rand((), generator=generator, dtype=bounds.dtype)
+    drawn = torch.searchsorted(bounds, points * (bounds[-1] / total), right=True).clamp_(max=total - 1)
+    return order[drawn][torch.randperm(total, generator=generator)]
+
+
+def repeat_keys(order: Tensor, total: int) -> Tensor:
+    """Keys (n,) of the random numbers of an order: image + total * how often it has come before.
+
+    So a repeated image has views and noise of its own each time, and one that comes once has those that it always has.
+    """
+    images, places = order.sort(stable=True)
+    before = torch.arange(len(order)) - torch.searchsorted(images, images)
+    keys = torch.empty_like(order)
+    keys[places] = images + total * before
+    return keys
 
 
 def own_slices(order: Tensor, batch_size: int, first_step: int) -> Iterator[tuple[Tensor, RowRange]]:

@@ -23,6 +23,7 @@ from pipeline.collectives import equal_rows, world_size
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.loader import Batch, Inputs, ResidentImages, epoch_seed
+from pipeline.data.sampling import balanced_batches
 from pipeline.data.shards import Manifest
 from pipeline.ray_private import own_execution_options, set_execution_count
 from pipeline.storage import filesystem
@@ -128,22 +129,45 @@ class StreamedImages:
                 "streaming needs equal shares (resident mode does not)"
             )
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """The stream's order; what an interrupted run had consumed is read again and skipped."""
         local = self.config.optim.batch_size // world_size()
-        rows = equal_rows(local)
-        stream = _torch_batches(
-            "epoch",
+        batches = self._plain(epoch, local) if weights is None else self._balanced(epoch, local, weights)
+        for step, batch in enumerate(batches):  # to its end: an epoch left early would not count for Ray's reseeding
+            if first_step <= step < self.steps:
+                yield batch
+
+    def _plain(self, epoch: int, local: int) -> Iterator[Batch]:
+        """Each image once."""
+        stream = self._read(
             local,
             self.device,
             drop_last=True,
-            prefetch_batches=self.config.data.prefetch_batches,
             local_shuffle_buffer_size=max(self.config.data.shuffle_buffer, local),
             local_shuffle_seed=epoch_seed(self.config.seed, epoch),
         )
-        for step, batch in enumerate(stream):  # to its end: an epoch left early would not count for Ray's reseeding
-            if first_step <= step < self.steps:
-                yield Batch(batch["image"], batch["index"], rows)
+        for batch in stream:
+            yield Batch(batch["image"], batch["index"], equal_rows(local))
+
+    def _balanced(self, epoch: int, local: int, weights: Tensor) -> Iterator[Batch]:
+        """Each image as often as its weight says; the shuffle comes after the copies, and so is not Ray Data's."""
+        stream = self._read(local, torch.device("cpu"))
+        batches = balanced_batches(
+            ((batch["image"], batch["index"]) for batch in stream),
+            weights,
+            seed=self.config.seed,
+            epoch=epoch,
+            size=local,
+            steps=self.steps,
+            buffer=self.config.data.shuffle_buffer,
+        )
+        for images, keys in batches:
+            keys = keys.to(self.device)
+            yield Batch(images.to(self.device), keys % len(weights), equal_rows(local), keys)
+
+    def _read(self, local: int, device: torch.device, **options: Any) -> Iterator[dict[str, Tensor]]:
+        """This worker's part of an epoch."""
+        return _torch_batches("epoch", local, device, prefetch_batches=self.config.data.prefetch_batches, **options)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Whatever part of the set Ray Data hands to this worker."""

@@ -21,6 +21,7 @@ from pipeline.clustering.scores import clustering_scores
 from pipeline.collectives import all_sum, rank, world_size
 from pipeline.data.loader import Batch, Inputs
 from pipeline.data.read import read_labels
+from pipeline.data.sampling import sampling_weights
 from pipeline.errors import CheckpointError
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
@@ -145,7 +146,7 @@ def train_epoch(run: Run) -> None:
     """The M-step: one pass over the images, or the rest of one that was interrupted."""
     run.step_model.train()
     steps = run.job.plan.steps_per_epoch
-    for batch in run.timer.timed(run.inputs.epoch(run.state.epoch, run.state.step)):
+    for batch in run.timer.timed(run.inputs.epoch(run.state.epoch, run.state.step, draw_weights(run))):
         with run.timer.time("step"):
             train_step(run, batch)
         if run.state.step % FINITE_STEPS == 0 or run.state.step == steps:
@@ -153,6 +154,15 @@ def train_epoch(run: Run) -> None:
         if run.state.step < steps:
             save_inside_epoch(run)
     run.state.epoch, run.state.step = run.state.epoch + 1, 0
+
+
+def draw_weights(run: Run) -> Tensor | None:
+    """How often each image is drawn in this epoch, by its pseudo-label; None when each is taken once."""
+    optim = run.job.config.optim
+    if optim.balance == 0 or run.state.epoch < optim.warmup_epochs:  # early clusters are no guide to the classes
+        return None
+    assert run.state.pseudo is not None
+    return sampling_weights(run.state.pseudo.labels, optim.balance)
 
 
 def save_inside_epoch(run: Run) -> None:
@@ -191,10 +201,10 @@ def train_step(run: Run, batch: Batch) -> None:
     assert state.pseudo is not None
     set_learning_rates(state.optimizer, float(run.schedules.lr[at]), float(run.schedules.predictor_lr[at]))
     losses = run.step_model(
-        *run.views(batch.inputs, batch.index, state.epoch),
+        *run.views(batch.inputs, batch.keys, state.epoch),
         state.pseudo.labels[batch.index],
         target_momentum=float(run.schedules.target_momentum[at]),
-        noise=None if warmup else latent_noise(run, batch.index),
+        noise=None if warmup else latent_noise(run, batch.keys),
         warmup=warmup,
         group_centers=state.model.bank_centers(seed=at + 1) if plan.resets_groups(at + 1) else None,
         rows=batch.rows,
@@ -207,13 +217,13 @@ def train_step(run: Run, batch: Batch) -> None:
     state.step += 1
 
 
-def latent_noise(run: Run, index: Tensor) -> Tensor | None:
+def latent_noise(run: Run, keys: Tensor) -> Tensor | None:
     """Noise (2, B, D) on the online features of both views, each image's own; None when it is switched off."""
     config = run.job.config
     if config.method.latent_noise == 0:
         return None
     draws = [
-        normal(config.seed, run.state.epoch, index, stream, config.model.feature_size)
+        normal(config.seed, run.state.epoch, keys, stream, config.model.feature_size)
         for stream in (Stream.NOISE_A, Stream.NOISE_B)
     ]
     return config.method.latent_noise * torch.stack(draws)
