@@ -32,7 +32,7 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.worker import Run, mean_losses, run_estep, train_step
+from pipeline.training.worker import Run, draw_weights, mean_losses, run_estep, train_step
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import digits, small_run, snapshot
 from tests.helpers.workers import Workers
@@ -43,7 +43,7 @@ def _advance(run: Run, epochs: int, stop_at: tuple[int, int] | None = None) -> N
     if run.state.pseudo is None:
         run_estep(run)
     while run.state.epoch < epochs:
-        for batch in run.inputs.epoch(run.state.epoch, run.state.step):
+        for batch in run.inputs.epoch(run.state.epoch, run.state.step, draw_weights(run)):
             if (run.state.epoch, run.state.step) == stop_at:
                 return
             train_step(run, batch)
@@ -56,11 +56,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
     return digits(tmp_path_factory.mktemp("digits"))
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.8])
 @pytest.mark.parametrize("stop_at", [(0, 3), (2, 0), (2, 1)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    data: tuple[Tensor, Manifest], tmp_path: Path, stop_at: tuple[int, int]
+    data: tuple[Tensor, Manifest], tmp_path: Path, stop_at: tuple[int, int], balance: float
 ) -> None:
-    whole, first, second = (small_run(*data) for _ in range(3))
+    whole, first, second = (small_run(*data, f"optim.balance={balance}") for _ in range(3))
     _advance(whole, 3)
     _advance(first, 3, stop_at)
     save_state(first.state, first.job.config, tmp_path)
@@ -82,19 +83,21 @@ def _advance_within(run: Run, stop_at: tuple[int, int]) -> None:
     _advance(run, stop_at[0] + 1, stop_at)
 
 
-def _save_on_workers(rank: int, data: tuple[Tensor, Manifest], folder: Path) -> dict[str, Any]:
-    run = small_run(*data, double=True)
+def _save_on_workers(rank: int, data: tuple[Tensor, Manifest], folder: Path, balance: float) -> dict[str, Any]:
+    run = small_run(*data, f"optim.balance={balance}", double=True)
     _advance_within(run, (1, 2))
     save_state(run.state, run.job.config, folder)
     _advance(run, 2)
     return snapshot(run) | {"losses": mean_losses(run)}
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.8])
 def test_two_workers_equal_one_also_across_a_resume(
-    pair: Workers, data: tuple[Tensor, Manifest], tmp_path: Path
+    pair: Workers, data: tuple[Tensor, Manifest], tmp_path: Path, balance: float
 ) -> None:
-    expected, _ = pair.run(_save_on_workers, data, tmp_path)
-    alone, whole = (small_run(*data, double=True) for _ in range(2))
+    """The workers are saved in the second epoch, in which images are drawn by their pseudo-labels, or not."""
+    expected, _ = pair.run(_save_on_workers, data, tmp_path, balance)
+    alone, whole = (small_run(*data, f"optim.balance={balance}", double=True) for _ in range(2))
     restore(alone.state, read_checkpoint(tmp_path))
     _advance(alone, 2)
     _advance(whole, 1)

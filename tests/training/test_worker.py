@@ -10,7 +10,7 @@ from ray.train import PreemptionInfo
 from pipeline.errors import Diverged
 from pipeline.training import worker
 from pipeline.training.estep import PseudoLabels
-from pipeline.training.worker import check_run_finite, preemption_announced, raise_alarms, train_epoch
+from pipeline.training.worker import check_run_finite, draw_weights, preemption_announced, raise_alarms, train_epoch
 from tests.helpers.small_run import digits, small_run
 
 
@@ -109,3 +109,15 @@ def test_the_driver_gets_the_checkpoint_that_it_asks_for(run: worker.Run, monkey
         worker.save_inside_epoch(run)
     run.state.step = 0
     assert saves == [(4, worker.SYNC)]
+
+
+def test_balance_waits_for_the_end_of_the_warm_up(
+    run: worker.Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balanced = small_run(*digits(tmp_path_factory.mktemp("digits")), "optim.balance=1", "optim.warmup_epochs=2")
+    balanced.state.pseudo = run.state.pseudo
+    for epoch, drawn in ((0, False), (1, False), (2, True), (3, True)):
+        balanced.state.epoch = epoch
+        assert (draw_weights(balanced) is not None) == drawn
+    monkeypatch.setattr(run.state, "epoch", 3)
+    assert draw_weights(run) is None
