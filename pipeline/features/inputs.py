@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.collectives import row_range
-from pipeline.data.loader import Batch, epoch_order, own_slices
+from pipeline.data.loader import Batch, epoch_keys, own_slices
 from pipeline.keyed_random import Stream, uniform
 
 
@@ -45,11 +45,12 @@ class FeatureInputs:
         self.features, self.device, self.neighbours = features, device, neighbours
         self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Slices of permutation(seed, epoch), in the order of resident images."""
-        order = epoch_order(len(self.features), self.seed, epoch).to(self.features.device)
-        for index, rows in own_slices(order, self.batch_size, first_step):
-            yield Batch(self.pairs(index, epoch, self.neighbours), index.to(self.device), rows)
+    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
+        """Slices of the epoch's order, which is that of resident images."""
+        order = epoch_keys(len(self.features), self.seed, epoch, weights).to(self.features.device)
+        for own, rows in own_slices(order, self.batch_size, first_step):
+            keys = own.to(self.device)
+            yield Batch(self.pairs(own, epoch, self.neighbours), keys % len(self.features), rows, keys)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The un-augmented features of this worker's contiguous part of the set."""
@@ -58,13 +59,13 @@ class FeatureInputs:
             index = torch.arange(start, min(start + self.block_size, own.stop), device=self.device)
             yield self.features[start : start + len(index), 0].to(self.device), index
 
-    def pairs(self, index: Tensor, epoch: int, neighbours: Tensor | None = None) -> Tensor:
-        """Two features (B, 2, F) for each index (B,): of two views of the image, or of it and of a neighbour.
+    def pairs(self, keys: Tensor, epoch: int, neighbours: Tensor | None = None) -> Tensor:
+        """Two features (B, 2, F) for each key (B,): of two views of the image, or of it and of a neighbour.
 
-        Keyed by (seed, epoch, image), so that neither the number of workers nor the batch changes them.
+        Keyed by (seed, epoch, image and copy), so that neither the number of workers nor the batch changes them.
         """
-        views = self.features.shape[1] - 1
-        draws = uniform(self.seed, epoch, index, Stream.CACHED_PAIR, 3)
+        index, views = keys % len(self.features), self.features.shape[1] - 1
+        draws = uniform(self.seed, epoch, keys, Stream.CACHED_PAIR, 3)
         first = (draws[:, 0] * views).long()
         if neighbours is None:
             other, second = index, (first + 1 + (draws[:, 1] * (views - 1)).long()) % views
