@@ -30,7 +30,7 @@ class Batch:
     index: Tensor
     rows: RowRange
     copy_keys: Tensor | None = None
-    """By which the images' random numbers are drawn, where some come more than once in an epoch (`repeat_keys`)."""
+    """By which the images' random numbers are drawn, where some come more than once in an epoch (`epoch_keys`)."""
 
     @property
     def keys(self) -> Tensor:
@@ -71,11 +71,10 @@ class ResidentImages:
 
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """Slices of the epoch's order: the same global batches for every number of workers."""
-        total = len(self.images)
-        keys = epoch_keys(total, self.seed, epoch, weights)
-        for own, rows in own_slices(keys.to(self.images.device), self.batch_size, first_step):
-            index = own % total
-            yield Batch(self.images[index], index, rows, own)
+        order = epoch_keys(len(self.images), self.seed, epoch, weights).to(self.images.device)
+        for keys, rows in own_slices(order, self.batch_size, first_step):
+            index = keys % len(self.images)
+            yield Batch(self.images[index], index, rows, keys)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's contiguous part of the set."""
@@ -83,12 +82,6 @@ class ResidentImages:
         for start in range(own.start, own.stop, self.block_size):
             index = torch.arange(start, min(start + self.block_size, own.stop), device=self.images.device)
             yield self.images[start : start + len(index)], index
-
-
-def epoch_keys(total: int, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
-    """The order of an epoch, with keys of their own for images that come more than once (`repeat_keys`)."""
-    order = epoch_order(total, seed, epoch, weights)
-    return order if weights is None else repeat_keys(order, total)
 
 
 def epoch_order(total: int, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
@@ -105,6 +98,12 @@ def epoch_order(total: int, seed: int, epoch: int, weights: Tensor | None = None
     points = torch.arange(total, dtype=bounds.dtype) + torch.rand((), generator=generator, dtype=bounds.dtype)
     drawn = torch.searchsorted(bounds, points * (bounds[-1] / total), right=True).clamp_(max=total - 1)
     return order[drawn][torch.randperm(total, generator=generator)]
+
+
+def epoch_keys(total: int, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
+    """Keys (total,) of the images of an epoch in their order; the image of a key is key % total."""
+    order = epoch_order(total, seed, epoch, weights)
+    return order if weights is None else repeat_keys(order, total)
 
 
 def repeat_keys(order: Tensor, total: int) -> Tensor:

@@ -47,10 +47,10 @@ class FeatureInputs:
 
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """Slices of the epoch's order, which is that of resident images."""
-        total = len(self.features)
-        for keys, rows in own_slices(epoch_keys(total, self.seed, epoch, weights), self.batch_size, first_step):
-            pairs = self.pairs(keys.to(self.features.device), epoch, self.neighbours)
-            yield Batch(pairs, (keys % total).to(self.device), rows, keys.to(self.device))
+        order = epoch_keys(len(self.features), self.seed, epoch, weights).to(self.features.device)
+        for own, rows in own_slices(order, self.batch_size, first_step):
+            keys = own.to(self.device)
+            yield Batch(self.pairs(own, epoch, self.neighbours), keys % len(self.features), rows, keys)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The un-augmented features of this worker's contiguous part of the set."""
@@ -62,10 +62,9 @@ class FeatureInputs:
     def pairs(self, keys: Tensor, epoch: int, neighbours: Tensor | None = None) -> Tensor:
         """Two features (B, 2, F) for each key (B,): of two views of the image, or of it and of a neighbour.
 
-        A key is an image's index, or a repeated one's (`repeat_keys`). Draws depend on (seed, epoch, key) alone, so
-        that neither the number of workers nor the batch changes them.
+        Keyed by (seed, epoch, image and copy), so that neither the number of workers nor the batch changes them.
         """
-        views, index = self.features.shape[1] - 1, keys % len(self.features)
+        index, views = keys % len(self.features), self.features.shape[1] - 1
         draws = uniform(self.seed, epoch, keys, Stream.CACHED_PAIR, 3)
         first = (draws[:, 0] * views).long()
         if neighbours is None:

@@ -364,6 +364,7 @@ def test_a_setting_that_came_later_does_not_rename_the_runs_from_before() -> Non
     """It makes another run where it is not the default."""
     assert run_name(load_config("digits", ["optim.encoder_lr_factor=1"]), "digits") == "digits-9687ae1c"
     assert run_name(load_config("digits", ["optim.encoder_lr_factor=0.5"]), "digits") != "digits-9687ae1c"
+    assert run_name(load_config("digits", ["optim.balance=0.5"]), "digits") != "digits-9687ae1c"
 
 
 def test_runs_keep_their_names() -> None:

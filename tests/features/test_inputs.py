@@ -66,6 +66,20 @@ def test_batches_begin_where_a_resume_is() -> None:
     assert torch.cat([batch.index for batch in batches]).sort().values.tolist() == list(range(40))
 
 
+def test_images_drawn_by_weight_have_pairs_of_their_own_each_time() -> None:
+    weights = torch.tensor([0.25] * 20 + [1.75] * 20, dtype=torch.float64)
+    batches = list(inputs().epoch(2, weights=weights))
+    rest = list(inputs().epoch(2, 1, weights))
+    keys, pairs = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("keys", "inputs"))
+    assert [batch.keys.tolist() for batch in rest] == [batch.keys.tolist() for batch in batches[1:]]
+    assert (pairs[:, 0, 0].long() // 4).equal(keys % 40)
+    assert torch.cat([batch.index for batch in batches]).equal(keys % 40)
+    assert len(keys.unique()) == 40
+    again = [image for image in range(20, 40) if (keys % 40 == image).sum() > 1]
+    assert 10 < len(again) < 20
+    assert any(len(pairs[keys % 40 == image].unique(dim=0)) > 1 for image in again)
+
+
 def test_blocks_are_the_un_augmented_features() -> None:
     blocks = list(inputs().blocks())
     assert torch.cat([features for features, _ in blocks]).flatten().tolist() == list(range(0, 160, 4))
