@@ -12,16 +12,15 @@ ALL = "all classes together"
 
 
 class Difference(BaseModel):
-    """A class with another number of images than expected; None where the list gives no number and none was found."""
+    """A class with another number of images than the list's; `expected` is None where it has none, and 0 were found."""
 
     name: str
     found: int
     expected: int | None
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.found:,} images, {'some' if self.expected is None else f'{self.expected:,}'} expected"
-        )
+        expected = "some" if self.expected is None else f"{self.expected:,}"
+        return f"{self.name}: {self.found:,} images, {expected} expected"
 
 
 class CountCheck(BaseModel):

@@ -45,10 +45,10 @@ def refuse_lacking(source: str, wanted: ClassList, found: Iterable[str], others:
     """DataError for listed classes of which a source holds nothing; `others` is what it holds instead."""
     lacking = set(wanted.images) - set(found)
     if lacking:
-        instead = f"; it has {some_of(others)}, which are not listed" if others else ""
+        instead = f"; it has {some_of(others)} instead" if others else ""
         raise DataError(
             f"{source!r} has no images of {some_of(lacking)}, which the list of classes {wanted.name} names{instead}. "
-            "Give the folder that holds the folders of the classes, or another list"
+            "Complete the source, give the folder that holds the folders of the classes, or take another list"
         )
 
 
