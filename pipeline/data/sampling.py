@@ -8,7 +8,7 @@ rows is kept as often as a random number of its image says (`balanced_batches`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import count, islice
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from pipeline.data.loader import epoch_seed
 from pipeline.keyed_random import Stream, uniform
 
 MOST_DRAWS = 20  # of an image in an epoch, on average: a cluster of one outlier must not fill a tenth of each batch
-PIECE = 256  # rows that leave the buffer at a time when the stream has ended
 
 
 def sampling_weights(labels: Tensor, balance: float) -> Tensor:
@@ -60,6 +59,14 @@ class Rows(NamedTuple):
     keys: Tensor
 
 
+class Part(NamedTuple):
+    """Inputs (n, ...) of a stream, which images they are (n,) int64, and how often each is to be drawn (n,) int64."""
+
+    inputs: Tensor
+    images: Tensor
+    copies: Tensor
+
+
 def balanced_batches(
     stream: Iterable[tuple[Tensor, Tensor]],
     weights: Tensor,
@@ -72,12 +79,14 @@ def balanced_batches(
 ) -> Iterator[Rows]:
     """Exactly `steps` batches of a worker's stream, which is read to its end.
 
-    What the stream has too much is left out. What it lacks is drawn once more from the buffer.
+    All workers read in step, one part for each batch once the buffer is full, whatever their rows are. Ray Data stops
+    reading when the share of one worker waits unread in the object store: if one read ahead while the others wait for
+    it in a collective, all would wait forever.
 
     Parameters
     ----------
     stream : iterable of (inputs (n, ...), index (n,))
-        On the CPU.
+        On the CPU; parts of `size` rows, of which the last may have fewer.
     weights : Tensor (N,) float64
         Of `sampling_weights`.
     seed, epoch : int
@@ -87,89 +96,63 @@ def balanced_batches(
     buffer : int
         Rows that are held back to be shuffled, so that copies of an image do not stay together.
     """
-    blocks = iter(stream)
-    shuffle = _ShuffleBuffer(max(buffer, size), torch.Generator().manual_seed(epoch_seed(seed, epoch)))
-    rows = _shuffled(_copied(blocks, weights, seed, epoch), shuffle, len(weights))
-    yield from islice(_in_batches(rows, size), steps)
-    for _ in blocks:
+    parts = _with_copies(stream, weights, seed, epoch)
+    held = _DrawBuffer(
+        _joined(islice(parts, max(buffer // size, 1)), epoch), torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    )
+    for _ in range(steps):
+        yield held.draw(size, len(weights))
+        for part in islice(parts, 1):
+            held.put(part)
+    for _ in parts:
         pass
 
 
-def _copied(blocks: Iterable[tuple[Tensor, Tensor]], weights: Tensor, seed: int, epoch: int) -> Iterator[Rows]:
-    """Each row as often as its image's random number says: its weight, rounded up or down.
+def _with_copies(stream: Iterable[tuple[Tensor, Tensor]], weights: Tensor, seed: int, epoch: int) -> Iterator[Part]:
+    """Each row with its weight, rounded up or down by its image's random number."""
+    for inputs, index in stream:
+        yield Part(inputs, index, (weights[index] + uniform(seed, epoch, index, Stream.COPIES, 1)[:, 0]).long())
 
-    Where no row at all is kept, those of the last block are, so that there is something to go on with.
-    """
-    kept, rows = 0, None
-    for inputs, index in blocks:
-        copies = (weights[index] + uniform(seed, epoch, index, Stream.COPIES, 1)[:, 0]).long()
-        source = torch.arange(len(index)).repeat_interleave(copies)
-        copy = torch.arange(len(source)) - (copies.cumsum(0) - copies)[source]
-        rows, kept = Rows(inputs, index), kept + len(source)
-        yield Rows(inputs[source], index[source] + len(weights) * copy)
-    if rows is None:
+
+def _joined(parts: Iterable[Part], epoch: int) -> Part:
+    """The first parts of an epoch as one."""
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if not columns:
         raise RuntimeError(
             f"no image of epoch {epoch + 1} has reached a worker; lower resources.workers or set data.mode=resident"
         )
-    if not kept:
-        yield rows
+    return Part(*columns)
 
 
-def _shuffled(rows: Iterable[Rows], buffer: _ShuffleBuffer, total: int) -> Iterator[Rows]:
-    """The rows in random order; after the last one what is still in the buffer, over and over, as new copies."""
-    for part in rows:
-        for start in range(0, len(part.keys), buffer.capacity):
-            yield buffer.exchange(Rows(*(column[start : start + buffer.capacity] for column in part)))
-    for turn in count():
-        for inputs, keys in buffer.all():
-            yield Rows(inputs, keys + turn * (MOST_DRAWS + 1) * total)
+class _DrawBuffer:
+    """As many rows as it is given at first, each held once, from which random ones are drawn as often as is theirs."""
 
+    def __init__(self, rows: Part, generator: torch.Generator) -> None:
+        self.rows, self.generator = rows, generator
+        self.left, self.drawn = rows.copies.clone(), torch.zeros_like(rows.copies)
 
-class _ShuffleBuffer:
-    """Holds rows back, and gives random ones for those that come in once it is full."""
-
-    def __init__(self, capacity: int, generator: torch.Generator) -> None:
-        self.capacity, self.generator, self.filled = capacity, generator, 0
-        self.rows: Rows | None = None
-
-    def exchange(self, rows: Rows) -> Rows:
-        """Put in at most `capacity` rows; as many come out as there is no room for."""
-        if self.rows is None:
-            self.rows = Rows(*(column.new_empty((self.capacity, *column.shape[1:])) for column in rows))
-        fit = min(self.capacity - self.filled, len(rows.keys))
-        self._put(torch.arange(self.filled, self.filled + fit), Rows(*(column[:fit] for column in rows)))
-        self.filled += fit
-        places = self._order()[: len(rows.keys) - fit]
-        out = self._get(places)
-        self._put(places, Rows(*(column[fit:] for column in rows)))
-        return out
-
-    def all(self) -> Iterator[Rows]:
-        """All rows in random order, some at a time."""
-        for places in self._order().split(PIECE):
-            yield self._get(places)
-
-    def _order(self) -> Tensor:
-        return torch.randperm(self.filled, generator=self.generator)
-
-    def _get(self, places: Tensor) -> Rows:
-        assert self.rows is not None
-        return Rows(*(column[places] for column in self.rows))
-
-    def _put(self, places: Tensor, rows: Rows) -> None:
-        assert self.rows is not None
-        for column, values in zip(self.rows, rows, strict=True):
+    def put(self, part: Part) -> None:
+        """Replace the rows with the fewest draws left: those with none, unless there is no room for all."""
+        places = self.left.argsort(stable=True)[: len(part.images)]
+        for column, values in zip(self.rows, part, strict=True):
             column[places] = values
+        self.left[places], self.drawn[places] = part.copies, 0
+
+    def draw(self, count: int, total: int) -> Rows:
+        """Random ones of the draws that are left; where they do not suffice, all rows get theirs once more."""
+        while self.left.sum() < count:
+            self.left += self.rows.copies if self.rows.copies.any() else 1
+        pending, _ = _numbered(self.left)
+        chosen = pending[torch.randperm(len(pending), generator=self.generator)[:count]]
+        taken = torch.bincount(chosen, minlength=len(self.left))
+        places, copy = _numbered(taken)
+        keys = self.rows.images[places] + total * (self.drawn[places] + copy)
+        self.left -= taken
+        self.drawn += taken
+        return Rows(self.rows.inputs[places], keys)
 
 
-def _in_batches(parts: Iterable[Rows], size: int) -> Iterator[Rows]:
-    """The rows, exactly `size` at a time."""
-    waiting: list[Rows] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(len(rows.keys) for rows in waiting) >= size:
-            inputs, keys = (torch.cat(column) for column in zip(*waiting, strict=True))
-            whole = len(keys) // size * size
-            for start in range(0, whole, size):
-                yield Rows(inputs[start : start + size], keys[start : start + size])
-            waiting = [Rows(inputs[whole:], keys[whole:])]
+def _numbered(copies: Tensor) -> tuple[Tensor, Tensor]:
+    """Place i of (n,) `copies[i]` times, and which of its copies each is; both (copies.sum(),)."""
+    places = torch.arange(len(copies)).repeat_interleave(copies)
+    return places, torch.arange(len(places)) - (copies.cumsum(0) - copies)[places]

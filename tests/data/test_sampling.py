@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.sampling import MOST_DRAWS, balanced_batches, sampling_weights
+from pipeline.keyed_random import Stream, uniform
 
 SIZES = [400, 200, 100, 50, 0, 30]
 LABELS = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
@@ -51,7 +52,7 @@ def test_an_outlier_is_not_drawn_over_and_over(sizes: list[int]) -> None:
     assert torch.allclose(totals, totals[0])
 
 
-def blocks(order: Tensor, size: int = 40) -> Iterator[tuple[Tensor, Tensor]]:
+def blocks(order: Tensor, size: int = 10) -> Iterator[tuple[Tensor, Tensor]]:
     """A stream of images whose pixels are their index."""
     for index in order.split(size):
         yield index.float()[:, None].expand(-1, 3), index
@@ -97,9 +98,11 @@ def test_copies_have_random_numbers_of_their_own() -> None:
 
 def test_copies_depend_on_the_image_and_not_on_its_place_in_the_stream() -> None:
     weights = sampling_weights(SHUFFLED, 1.0)
-    one, other = (torch.cat(batches(order, weights, steps=10_000 // 10)) for order in (torch.arange(TOTAL), OF_ALL))
-    first = MOST_DRAWS * TOTAL  # keys from there on fill up
-    assert one[one < first].sort().values.equal(other[other < first].sort().values)
+    numbers = uniform(3, 0, torch.arange(TOTAL), Stream.COPIES, 1)[:, 0]
+    copies = (weights + numbers).long()
+    for order in (torch.arange(TOTAL), OF_ALL):
+        keys = torch.cat(batches(order, weights, steps=int(copies.sum()) // 10, buffer=TOTAL))
+        assert (keys // TOTAL < copies[keys % TOTAL]).all()
 
 
 def test_copies_of_an_image_do_not_stay_together() -> None:
@@ -125,17 +128,22 @@ def test_a_stream_without_images_is_told_of_and_not_waited_for() -> None:
         list(balanced_batches(empty, torch.ones(5), seed=0, epoch=2, size=2, steps=1, buffer=4))
 
 
-def test_no_more_rows_than_the_buffer_has_room_for_are_held_back() -> None:
-    """After each batch, the rows read and not given out are at most the buffer, a block and its copies, and a batch."""
+@pytest.mark.parametrize("labels", [SHUFFLED, torch.sort(SHUFFLED).values, torch.sort(SHUFFLED).values.flip(0)])
+def test_every_worker_reads_in_step_whatever_its_rows_are(labels: Tensor) -> None:
+    """A buffer and then a part for each batch, also of a worker with rows of small or of large clusters alone.
+
+    A worker that read ahead, while the others wait for it in a collective, could wait for rows that Ray Data does not
+    read as long as theirs lie unread.
+    """
     read = 0
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal read
-        for inputs, index in blocks(torch.arange(TOTAL), 10):
+        for inputs, index in blocks(torch.arange(TOTAL)):
             read += len(index)
             yield inputs, index
 
-    weights = torch.ones(TOTAL, dtype=torch.float64)
-    stream = balanced_batches(counted(), weights, seed=0, epoch=0, size=10, steps=TOTAL // 10, buffer=100)
-    for step, _ in enumerate(stream, start=1):
-        assert read - 10 * step <= 100 + 10 + 10
+    stream = balanced_batches(
+        counted(), sampling_weights(labels, 1.0), seed=0, epoch=0, size=10, steps=TOTAL // 10, buffer=100
+    )
+    assert [read for _ in stream] == [min(100 + 10 * step, TOTAL) for step in range(TOTAL // 10)]
