@@ -54,7 +54,7 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "ingest", "train", "tune", "evaluate", "deliver", "doctor", "submit", "stop", "presets"]
+    "command", ["", "ingest", "embed", "train", "tune", "evaluate", "deliver", "doctor", "submit", "stop", "presets"]
 )
 def test_help_is_there(digpro, command: str) -> None:
     status, out, _ = digpro(*command.split(), "--help")
@@ -73,6 +73,42 @@ def test_the_module_runs_as_the_command_does() -> None:
     command = [sys.executable, "-m", "pipeline.cli", "train", "--preset", "digit"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     refused((done.returncode, done.stdout, done.stderr), "error: unknown preset 'digit'; did you mean 'digits'?")
+
+
+@pytest.mark.parametrize(
+    ("options", "encoder", "weights", "views"),
+    [
+        ([], "python:pipeline.backbones.efficientnet_lite:efficientnet_lite0", None, 8),
+        (["--encoder", "timm:resnet18"], "timm:resnet18", "default", 8),
+        (
+            ["--encoder", "torchvision:resnet18", "--weights", "/w.pth", "--views", "2"],
+            "torchvision:resnet18",
+            "/w.pth",
+            2,
+        ),
+        (["--encoder", "python:mine:network"], "python:mine:network", None, 8),
+    ],
+)
+def test_embed_takes_the_backbone_from_its_options(
+    digpro, monkeypatch: pytest.MonkeyPatch, options: list[str], encoder: str, weights: str | None, views: int
+) -> None:
+    asked: list[RunConfig] = []
+
+    def fail(config: RunConfig, echo: object) -> None:
+        asked.append(config)
+        raise ConfigError("no further")
+
+    monkeypatch.setattr("pipeline.runs.embed.make_cache", fail)
+    refused(digpro("embed", "data/mine", "features", *options), "no further")
+    (config,) = asked
+    assert (config.data.path, config.data.features) == ("data/mine", "features")
+    assert (config.model.encoder, config.model.weights, config.views.cached) == (encoder, weights, views)
+
+
+def test_embed_says_that_images_must_be_ingested(digpro, tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png", encoded())
+    result = digpro("embed", tmp_path / "photos", tmp_path / "features")
+    refused(result, "images must be ingested before they are used", "digpro ingest")
 
 
 def test_presets_are_listed_and_shown_whole(digpro) -> None:

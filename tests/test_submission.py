@@ -110,6 +110,14 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["ingest", "digits", "/mnt/x", "--classes", "imagenet10"], "did you mean 'imagenet-10'?"),
         (["ingest", "digits", "/mnt/x", "--classes", "twice.txt"], "has 'cat' twice"),
         (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not travel"),
+        (["embed", "data/photos", "/mnt/features"], "data='data/photos' is relative"),
+        (["embed", "/mnt/photos", "features"], "out='features' is relative"),
+        (["embed", "/mnt/photos", "/mnt/f", "--set", "views.cached=1"], "views.cached"),
+        (
+            [*("train", "--set", "storage=/r", "--set", "data.path=/d"), "--set", "model.encoder=torchvision:resnet18"]
+            + ["--set", "model.weights=w.pth"],
+            "model.weights='w.pth' is relative",
+        ),
         (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
         (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
         (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
@@ -128,6 +136,7 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
     [
         ["train", "-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"],
         ["train", "--preset", "mine.yaml"],
+        ["embed", "/mnt/photos", "s3://b/features", "--encoder", "timm:resnet18", "--views", "4"],
         ["tune", "--space", "here", "--trials", "3", "-s", "data.path=s3://b/d", "--set", "storage=/mnt/runs"],
         ["ingest", "imagefolder:/mnt/photos", "s3://b/photos", "--rows-per-shard", "1000"],
         ["ingest", "--rows-per-shard=1000", "digits", "/mnt/my shards"],
