@@ -114,14 +114,16 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["embed", "/mnt/photos", "features"], "out='features' is relative"),
         (["embed", "/mnt/photos", "/mnt/f", "--set", "views.cached=1"], "views.cached"),
         (
-            [*("train", "--set", "storage=/r", "--set", "data.path=/d"), "--set", "model.encoder=torchvision:resnet18"]
-            + ["--set", "model.weights=w.pth"],
+            [
+                *("train", "--set", "storage=/r", "--set", "data.path=/d"),
+                *("--set", "model.encoder=torchvision:resnet18", "--set", "model.weights=w.pth"),
+            ],
             "model.weights='w.pth' is relative",
         ),
         (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
         (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
         (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
-        (["tran"], "'tran' is not a command that runs as a job; submit one of ingest, train"),
+        (["tran"], "'tran' is not a command that runs as a job; submit one of ingest, embed, train"),
         (["doctor"], "'doctor' is not a command that runs as a job"),
     ],
 )
@@ -173,7 +175,9 @@ def test_an_interrupted_follower_says_that_the_job_continues(submit, monkeypatch
 def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no jobs/train\.py; give the project's own folder"):
         job_script("train", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"'tran' is not a command that runs as a job; submit one of ingest, train"):
+    with pytest.raises(
+        ConfigError, match=r"'tran' is not a command that runs as a job; submit one of ingest, embed, train"
+    ):
         job_script("tran", str(ROOT))
 
 
