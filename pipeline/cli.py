@@ -135,7 +135,6 @@ def ingest(
       digpro ingest imagefolder:imagenet/train data/imagenet-10 --classes imagenet-10
     """
     from pipeline.data.class_lists import load_class_list
-    from pipeline.data.counts import check_counts
     from pipeline.data.ingest import ingest as run_ingest
     from pipeline.data.pixel_options import parse_pixel_options
 
@@ -158,12 +157,10 @@ def ingest(
     )
     if manifest.balance:
         echo(str(manifest.balance))
-    if listed:
-        counts = check_counts(manifest, listed)
-        if counts.differences:
-            echo(f"warning: {counts}", error=True)
-        else:
-            echo(f"classes:     {counts}")
+    if manifest.count_warning:
+        echo(f"warning: {manifest.counts}", error=True)
+    elif manifest.counts:
+        echo(f"classes:     {manifest.counts}")
     echo(f"summary:     {out}/{SUMMARY}")
 
 

@@ -45,7 +45,8 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
         manifest = read_manifest(config.data.path)
         plan = check_settings(config, manifest)
         mode, reason = plan.mode, plan.mode_reason
-        yield Finding("images", f"{manifest.num_images:,} at {config.data.path}, {mode} ({reason})")
+        counts = f"; {manifest.count_warning}" if manifest.count_warning else ""
+        yield Finding("images", f"{manifest.num_images:,} at {config.data.path}, {mode} ({reason}){counts}")
     except (ConfigError, DataError) as error:
         mode = "resident"
         yield Finding("images", str(error), "" if config.data.source else "fix this before training")

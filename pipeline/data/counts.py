@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.class_lists import ClassList
-from pipeline.data.shards import SUMMARY, Manifest
 
-SHOWN = 10  # classes that a message names
+SHOWN = 10  # classes that a message of several lines names
+NAMED = 3  # and one of a single line
 ALL = "all classes together"
 
 
-class Difference(BaseModel):
-    """A class with another number of images than the list's; `expected` is None where it has none, and 0 were found."""
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Difference(_Record):
+    """A class with another number of images than expected; None where the list gives no number and none was found."""
 
     name: str
     found: int
@@ -23,7 +29,7 @@ class Difference(BaseModel):
         return f"{self.name}: {self.found:,} images, {expected} expected"
 
 
-class CountCheck(BaseModel):
+class CountCheck(_Record):
     """What a list of classes expects of an ingest, and what the ingest holds."""
 
     list_name: str
@@ -37,41 +43,53 @@ class CountCheck(BaseModel):
 
     def __str__(self) -> str:
         if self.differences:
-            wanted = "" if self.expected is None else f" of {self.expected:,}"
-            return "\n".join([f"not as in {self.list_name}: {self.images:,} images{wanted}", *self._lines()])
+            return "\n".join([self._headline, *(f"  {line}" for line in self._lines(SHOWN))])
         size = f"{self.images:,} images in {self.classes:,} classes"
         if self.counted == self.classes:
             return f"{size}, as in {self.list_name}"
         return f"{size}; {self.list_name} gives the numbers of {self.counted:,} of them, which agree"
 
-    def _lines(self) -> list[str]:
-        lines = [f"  {difference}" for difference in self.differences[:SHOWN]]
-        more = len(self.differences) - SHOWN
-        return [*lines, f"  and {more:,} more classes, which {SUMMARY} lists"] if more > 0 else lines
+    @property
+    def warning(self) -> str:
+        """The differences in one line; empty where there are none."""
+        return "; ".join([self._headline, *self._lines(NAMED)]) if self.differences else ""
+
+    @property
+    def _headline(self) -> str:
+        wanted = "" if self.expected is None else f" of {self.expected:,}"
+        return f"not as in {self.list_name}: {self.images:,} images{wanted}"
+
+    def _lines(self, shown: int) -> list[str]:
+        lines = [str(difference) for difference in self.differences[:shown]]
+        more = len(self.differences) - shown
+        return [*lines, f"and {more:,} more classes, which the manifest lists"] if more > 0 else lines
 
 
-def check_counts(manifest: Manifest, classes: ClassList) -> CountCheck:
-    """Compare the images of each class in an ingested data set with the list's numbers."""
+def check_counts(classes: ClassList, found: Mapping[str, int] | None, images: int) -> CountCheck:
+    """Compare the images of each class in an ingested data set with the list's numbers.
+
+    Parameters
+    ----------
+    found : mapping, optional
+        Images of each class by its name; None, in an ingest of an earlier version, compares all classes together.
+    images : int
+        Of all classes together.
+    """
     numbers = [number for number in classes.images.values() if number is not None]
     expected = sum(numbers) if len(numbers) == len(classes.images) else None
+    if found is None:
+        pairs = [(ALL, images, expected)]
+    else:
+        pairs = [(name, found.get(name, 0), number) for name, number in classes.images.items()]
     return CountCheck(
         list_name=classes.name,
         classes=len(classes.images),
         counted=len(numbers),
-        images=manifest.num_images,
+        images=images,
         expected=expected,
-        differences=_differences(manifest, classes, expected),
+        differences=[Difference(name=n, found=f, expected=e) for n, f, e in pairs if _differs(f, e)],
     )
 
 
-def _differences(manifest: Manifest, classes: ClassList, expected: int | None) -> list[Difference]:
-    found = manifest.images_of_classes
-    if found is None:  # an ingest of an earlier version counted all classes together only
-        pairs = [(ALL, manifest.num_images, expected)]
-    else:
-        pairs = [(name, found.get(name, 0), number) for name, number in classes.images.items()]
-    return [
-        Difference(name=name, found=images, expected=wanted)
-        for name, images, wanted in pairs
-        if (images == 0 if wanted is None else images != wanted)
-    ]
+def _differs(found: int, expected: int | None) -> bool:
+    return found == 0 if expected is None else found != expected

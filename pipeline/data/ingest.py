@@ -83,8 +83,8 @@ def ingest(
     image_column, label_column : str, optional
         Columns of Parquet files; detected when absent.
     classes : ClassList, optional
-        Take these classes only. Numbers of images that differ from the list's are noted in ``summary.json``; see
-        `pipeline.data.counts.check_counts`.
+        Take these classes only. Numbers of images that differ from the list's are kept in the manifest and in
+        ``summary.json``; see `pipeline.data.counts.check_counts`.
     on_progress : callable, optional
         Called with (parts done, parts in all, images so far) at the start and after each verified part.
 
@@ -106,10 +106,11 @@ def ingest(
         reports = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_piece(rows_per_shard), on_progress)
         quarantined, left_out = _write_lists(opened, reports, out)
         manifest = _assemble(opened, pixels, reports, quarantined, left_out, out, work, rows_per_shard)
+        manifest = _with_counts(manifest, classes)
         _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
         manifest.write(out)
-    if classes:
-        _write_counts(manifest, classes, out)
+    else:
+        manifest = _count_again(manifest, classes, out)
     if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
         fs.delete_dir(f"{root}/{WORK_FOLDER}")
     return manifest
@@ -285,6 +286,7 @@ def _write_summary(
         "classes": len(manifest.class_names),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "balance": balance.model_dump(),
+        "counts": manifest.counts.model_dump() if manifest.counts else None,
         "quarantined": {
             "images": balance.quarantined,
             "reasons": _most_common((re.sub(r"\d+", "N", entry.reason), entry.rows) for entry in quarantined),
@@ -300,10 +302,22 @@ def _write_summary(
     write_atomically(fs, f"{root}/{SUMMARY}", json.dumps(summary, indent=1).encode())
 
 
-def _write_counts(manifest: Manifest, classes: ClassList, out: str) -> None:
-    """Add to ``summary.json`` how the numbers of images compare with the list's, after a finished ingest too."""
-    with contextlib.suppress(OSError):  # a folder that is read-only keeps its summary
-        Folder(absolute(out)).update(SUMMARY, counts=check_counts(manifest, classes).model_dump())
+def _with_counts(manifest: Manifest, classes: ClassList | None) -> Manifest:
+    """The manifest, with the check of its numbers of images where there is a list."""
+    if classes is None:
+        return manifest
+    counts = check_counts(classes, manifest.images_of_classes, manifest.num_images)
+    return manifest.model_copy(update={"counts": counts})
+
+
+def _count_again(manifest: Manifest, classes: ClassList | None, out: str) -> Manifest:
+    """The manifest of a finished ingest, checked against the list as it is now."""
+    checked = _with_counts(manifest, classes)
+    if checked.counts and checked != manifest:
+        with contextlib.suppress(OSError):  # a folder that is read-only keeps the check of before
+            Folder(absolute(out)).update(SUMMARY, counts=checked.counts.model_dump())
+            checked.write(out)
+    return checked
 
 
 def _most_common(counts: Iterable[tuple[str, int]]) -> dict[str, int]:

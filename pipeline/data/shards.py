@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.data.counts import CountCheck
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, write_atomically
@@ -135,6 +136,9 @@ class Manifest(_Record):
     class_counts: list[int] | None = Field(
         default=None, description="images of each class; None in manifests of earlier versions"
     )
+    counts: CountCheck | None = Field(
+        default=None, description="the check of these numbers against a list of classes; None without a list"
+    )
     statistics: ImageStatistics
     source: SourceInfo
     pixels: PixelOptions = Field(AS_THEY_ARE, description="how the source's files were turned into pixels")
@@ -149,6 +153,11 @@ class Manifest(_Record):
         if self.class_counts is None:
             return None
         return dict(zip(self.class_names, self.class_counts, strict=True))
+
+    @property
+    def count_warning(self) -> str:
+        """How the numbers of images differ from those of the list of classes, in one line; empty where they agree."""
+        return self.counts.warning if self.counts else ""
 
     def write(self, folder: str) -> None:
         """Write ``manifest.json`` into `folder`, whole or not at all."""

@@ -187,7 +187,17 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
 
 
 def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
-    """The manifest of the run's data set, which is ingested first when it is missing and a source is given."""
+    """The manifest of the run's data set, which is ingested first when it is missing and a source is given.
+
+    A data set that lacks images goes on with a line that says so.
+    """
+    manifest = _load_or_ingest(config, echo)
+    if manifest.count_warning:
+        echo(f"warning: {config.data.path} is {manifest.count_warning}")
+    return manifest
+
+
+def _load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     files, root = filesystem(config.data.path)
     if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
         echo(f"ingesting {config.data.source} into {config.data.path}")

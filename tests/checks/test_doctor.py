@@ -19,6 +19,7 @@ from pipeline.checks.nodes import check_nodes, shared_versions
 from pipeline.cluster import connect
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
+from pipeline.data.class_lists import ClassList
 from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError
 from pipeline.runs.train import resolve
@@ -30,6 +31,15 @@ def config(tmp_path: Path) -> RunConfig:
     ingest("digits", str(tmp_path / "digits"))
     overrides = [f"storage={tmp_path}/runs", f"data.path={tmp_path}/digits", "resources.workers=1"]
     return resolve(load_config("digits", overrides), "digits")
+
+
+def test_images_that_are_missing_are_told(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4})
+    digits = ClassList(name="mine", images=dict.fromkeys(map(str, range(10)), None) | {"1": 200})
+    ingest("digits", config.data.path, classes=digits)
+    images = next(found for found in doctor._resources(config) if found.what == "images")
+    assert images.found.endswith("; not as in mine: 1,797 images; 1: 182 images, 200 expected")
+    assert images.remedy == ""
 
 
 @pytest.fixture

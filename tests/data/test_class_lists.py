@@ -8,10 +8,8 @@ import pytest
 
 from pipeline.config.loading import load_config, preset_names
 from pipeline.data.class_lists import ClassList, class_list_names, load_class_list
-from pipeline.data.counts import check_counts
-from pipeline.data.shards import Manifest
+from pipeline.data.counts import CountCheck, check_counts
 from pipeline.errors import DataError
-from tests.helpers.manifests import manifest
 
 SIZES = {  # classes and images, as the data sets are published
     "cifar10": (10, 60_000),
@@ -73,36 +71,39 @@ def test_an_unknown_list_names_those_that_there_are(tmp_path: Path) -> None:
         load_class_list(str(tmp_path))
 
 
-def data_set(*counts: int, earlier: bool = False) -> Manifest:
-    names = [f"class-{i}" for i in range(len(counts))]
-    values = {"class_names": names, "class_counts": None if earlier else list(counts)}
-    return manifest(images=sum(counts)).model_copy(update=values)
-
-
-def listed(*counts: int | None) -> ClassList:
-    return ClassList(name="mine", images={f"class-{i}": count for i, count in enumerate(counts)})
+def check(found: list[int], listed: list[int | None], *, earlier: bool = False) -> CountCheck:
+    images = {f"class-{i}": count for i, count in enumerate(found)}
+    classes = ClassList(name="mine", images={f"class-{i}": count for i, count in enumerate(listed)})
+    return check_counts(classes, None if earlier else images, sum(found))
 
 
 def test_numbers_that_agree() -> None:
-    assert str(check_counts(data_set(1000, 300), listed(1000, 300))) == "1,300 images in 2 classes, as in mine"
-    some = str(check_counts(data_set(5, 7), listed(None, 7)))
+    agreed = check([1000, 300], [1000, 300])
+    assert (str(agreed), agreed.warning) == ("1,300 images in 2 classes, as in mine", "")
+    some = str(check([5, 7], [None, 7]))
     assert some == "12 images in 2 classes; mine gives the numbers of 1 of them, which agree"
-    assert "gives the numbers of 0" in str(check_counts(data_set(5, 7), listed(None, None)))
+    assert "gives the numbers of 0" in str(check([5, 7], [None, None]))
 
 
 def test_numbers_that_differ_are_named() -> None:
-    check = check_counts(data_set(1300, 1298, 0), listed(1300, 1300, None))
-    assert str(check).splitlines() == [
+    two = check([1300, 1298, 0], [1300, 1300, None])
+    assert str(two).splitlines() == [
         "not as in mine: 2,598 images",
         "  class-1: 1,298 images, 1,300 expected",
         "  class-2: 0 images, some expected",
     ]
-    many = str(check_counts(data_set(*[1] * 15), listed(*[2] * 15))).splitlines()
-    assert many[0] == "not as in mine: 15 images of 30"
-    assert (len(many), many[-1]) == (12, "  and 5 more classes, which summary.json lists")
+    assert (
+        two.warning
+        == "not as in mine: 2,598 images; class-1: 1,298 images, 1,300 expected; class-2: 0 images, some expected"
+    )
+    many = check([1] * 15, [2] * 15)
+    lines = str(many).splitlines()
+    assert lines[0] == "not as in mine: 15 images of 30"
+    assert (len(lines), lines[-1]) == (12, "  and 5 more classes, which the manifest lists")
+    assert many.warning.endswith("class-2: 1 images, 2 expected; and 12 more classes, which the manifest lists")
 
 
 def test_an_ingest_of_an_earlier_version_is_compared_as_a_whole() -> None:
-    before = data_set(1300, 1298, earlier=True)
-    assert str(check_counts(before, listed(1300, 1300))).endswith("all classes together: 2,598 images, 2,600 expected")
-    assert check_counts(before, listed(1300, None)).differences == []
+    before = check([1300, 1298], [1300, 1300], earlier=True)
+    assert str(before).endswith("all classes together: 2,598 images, 2,600 expected")
+    assert check([1300, 1298], [1300, None], earlier=True).differences == []

@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.data import ingest as ingest_module
 from pipeline.data import verify
-from pipeline.data.class_lists import ClassList
+from pipeline.data.class_lists import ClassList, load_class_list
 from pipeline.data.ingest import ingest
+from pipeline.data.shards import read_manifest
 from pipeline.data.sources import listing
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
@@ -112,6 +113,17 @@ def test_the_layout_of_tiny_imagenet(tmp_path: Path) -> None:
     assert labels(tmp_path / "train") == [(path.removeprefix("train/"), k) for path, k in train]
 
 
+def test_the_layout_of_rsod(tmp_path: Path) -> None:
+    """An archive for each class, in which annotations lie beside the images."""
+    counts = load_class_list("rsod").images
+    for name in counts:
+        put(tmp_path / "r" / name / "JPEGImages" / f"{name}_1.jpg", encoded(kind="JPEG"))
+        put(tmp_path / "r" / name / "Annotation" / "xml" / f"{name}_1.xml", b"<annotation/>")
+    manifest = ingest(f"imagefolder:{tmp_path / 'r'}", str(tmp_path / "out"), classes=load_class_list("rsod"))
+    assert labels(tmp_path / "out") == [(f"{name}/JPEGImages/{name}_1.jpg", k) for k, name in enumerate(counts)]
+    assert manifest.count_warning.startswith("not as in rsod: 4 images of 976; aircraft: 1 images, 446 expected; ")
+
+
 def source_of(kind: str, folder: Path) -> str:
     """Five images of the classes bus, cat, dog, cat, and one without a class; the last of class bus is damaged."""
     images, numbers = [*(encoded(i) for i in range(4)), b"bad"], [0, 1, 2, 1, 0]
@@ -184,7 +196,8 @@ def test_a_folder_of_another_list_is_refused_unread(
     out = str(tmp_path / "out")
     manifest = ingest(str(three), out, classes=listed("cat", "dog"))
     monkeypatch.setattr(ingest_module, "verify_parts", None)
-    assert ingest(str(three), out, classes=listed("cat", "dog", name="again")) == manifest
+    again = ingest(str(three), out, classes=listed("cat", "dog", name="again"))
+    assert (again.source, again.shards) == (manifest.source, manifest.shards)
     monkeypatch.setattr(ingest_module, "read_content_digest", None)
     said = (
         r"the 2 classes on the list mine of .*, and now the 2 classes on the list other of .*; they differ in 'bus', 'd"
@@ -221,14 +234,19 @@ def test_a_killed_ingest_of_another_list_starts_over(
 # --- the numbers of images -------------------------------------------------------------------------------------
 
 
-def test_numbers_that_differ_are_in_the_summary_and_the_ingest_is_finished(three: Path, tmp_path: Path) -> None:
+def counts_of(out: Path) -> dict[str, object]:
+    """The check as it lies in summary and manifest, which agree."""
+    summary, found = (json.loads((out / name).read_text()) for name in ("summary.json", "manifest.json"))
+    assert summary["counts"] == found["counts"]
+    return found["counts"]
+
+
+def test_numbers_that_differ_are_kept_and_the_ingest_is_finished(three: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    wanted = listed(cat=2, dog=3)
-    manifest = ingest(str(three), str(out), classes=wanted)
+    manifest = ingest(str(three), str(out), classes=listed(cat=2, dog=3))
     assert manifest.num_images == 4
-    (out / "summary.json").write_text("{}")
-    assert ingest(str(three), str(out), classes=wanted) == manifest  # the check is made again
-    assert json.loads((out / "summary.json").read_text())["counts"] == {
+    assert manifest.count_warning == "not as in mine: 4 images of 5; dog: 2 images, 3 expected"
+    assert counts_of(out) == {
         "list_name": "mine",
         "classes": 2,
         "counted": 2,
@@ -238,8 +256,24 @@ def test_numbers_that_differ_are_in_the_summary_and_the_ingest_is_finished(three
     }
 
 
+def test_a_finished_ingest_is_checked_against_the_list_as_it_is_now(three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = ingest(str(three), str(out), classes=listed(cat=2, dog=3))
+    assert ingest(str(three), str(out), classes=listed(cat=2, dog=2)).count_warning == ""
+    assert counts_of(out)["differences"] == []
+    before = (out / "manifest.json").stat().st_mtime_ns
+    again = ingest(str(three), str(out), classes=listed(cat=2, dog=2))
+    assert (again.source, read_manifest(str(out))) == (first.source, again)
+    assert (out / "manifest.json").stat().st_mtime_ns == before  # nothing new is not written
+
+
+def test_the_check_outlives_a_call_without_the_list(tmp_path: Path) -> None:
+    put(tmp_path / "one" / "cat" / "0.png", encoded())
+    ingest(str(tmp_path / "one"), str(tmp_path / "out"), classes=listed(cat=2))
+    assert "cat: 1 images, 2 expected" in ingest(str(tmp_path / "one"), str(tmp_path / "out")).count_warning
+
+
 def test_a_quarantined_image_is_missing_from_its_class(three: Path, tmp_path: Path) -> None:
     put(three / "dog" / "2.png", b"bad")
     ingest(str(three), str(tmp_path / "out"), classes=listed(dog=3))
-    counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
-    assert counts["differences"] == [{"name": "dog", "found": 2, "expected": 3}]
+    assert counts_of(tmp_path / "out")["differences"] == [{"name": "dog", "found": 2, "expected": 3}]

@@ -9,12 +9,13 @@ import pytest
 
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
+from pipeline.data.class_lists import ClassList
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import train as module
 from pipeline.runs.identity import SUMMARY, claim_folder, record_start
-from pipeline.runs.train import resolve, train
+from pipeline.runs.train import load_or_ingest, resolve, train
 from pipeline.tracking import open_run, spool_path
 from pipeline.tracking.spool import MetricPoint, Spool
 
@@ -55,6 +56,16 @@ def test_a_wrong_index_is_named(data: Path) -> None:
     pq.write_table(table.take([*range(1, len(table)), 0]), shard)
     with pytest.raises(DataError, match="has index 1, not 0"):
         _train(data.parent)
+
+
+def test_a_data_set_that_lacks_images_goes_on_with_a_line(tmp_path: Path) -> None:
+    counts = dict.fromkeys(map(str, range(10)), None) | {"0": 178, "1": 200}
+    ingest("digits", str(tmp_path / "digits"), classes=ClassList(name="mine", images=counts))
+    lines = list[str]()
+    found = load_or_ingest(load_config("digits", [f"data.path={tmp_path}/digits"]), lines.append)
+    assert found.num_images == 1797
+    said = "not as in mine: 1,797 images; 1: 182 images, 200 expected"
+    assert lines == [f"warning: {tmp_path}/digits is {said}"]
 
 
 def test_more_clusters_than_images_is_refused(data: Path) -> None:
