@@ -38,7 +38,7 @@ class ClusterModel(nn.Module):
         size = None
         if config.model.freeze:
             self.backbone, size = open_encoder(without_weights(config))
-            self.backbone.load_state_dict(values["backbone"])
+            self.backbone.eval().load_state_dict(values["backbone"])
         model = build_model(config, len(values["centers"]), torch.device("cpu"), cached_size=size)
         network = model.networks.target.float()
         weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
