@@ -96,10 +96,9 @@ def _is_started(identity: dict[str, Any]) -> bool:
 
 def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
     """What differs between the settings that a run was started with and those of now."""
-    before = result_settings(settle_images(parse_config(identity["config"], f"{folder.path}/{IDENTITY}")))
-    return [
-        f"{key} was {before[key]}, is {value}" for key, value in result_settings(config).items() if before[key] != value
-    ]
+    started = parse_config(identity["config"], f"{folder.path}/{IDENTITY}")
+    before, now = (result_settings(settle_images(settings)) for settings in (started, config))
+    return [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]
 
 
 def _changed_images(identity: dict[str, Any], config: RunConfig) -> list[str]:
