@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from benchmarks.results import floors
+from pipeline.build import settle_images
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_labels
@@ -19,7 +20,7 @@ def test_kmeans_on_pixels_is_scored_over_seeds(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(floors, "RUNS", 2)
     manifest = ingest("digits", str(tmp_path / "digits"))
-    config = load_config("digits", [f"data.path={tmp_path}/digits"])
+    config = settle_images(load_config("digits", [f"data.path={tmp_path}/digits"]))
     rows = floors.view_pixels(config, manifest)
     assert rows.shape == (1797, 3 * 16 * 16)
     labels = read_labels(config.data.path)

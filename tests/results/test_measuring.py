@@ -16,6 +16,7 @@ from benchmarks.results import measuring
 from benchmarks.results.definitions import DataSet, Definitions, Row
 from benchmarks.results.measuring import CALLS, Options, command, reproduce
 from benchmarks.results.records import read_record
+from pipeline.build import settle_images
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, RunFailed
@@ -64,7 +65,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"history": history(*(0.1 * epoch for epoch in range(epochs + 1)))} if epochs else None
 
     def started(folder: Folder) -> tuple[RunConfig, None]:
-        return load_config("digits", json.loads(Path(folder.path, "overrides.json").read_text())), None
+        overrides = json.loads(Path(folder.path, "overrides.json").read_text())
+        return settle_images(load_config("digits", overrides)), None
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measuring, "read_started_run", started)
