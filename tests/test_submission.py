@@ -219,6 +219,7 @@ def dashboard() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     ray = str(Path(sys.executable).with_name("ray"))
     ports = ["--port=26379", f"--dashboard-port={PORT}", "--dashboard-host=127.0.0.1"]
+    ports.append(f"--dashboard-agent-listen-port={PORT + 1}")  # any other cluster of the machine has the usual one
     node = ["--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
     os.environ |= token
