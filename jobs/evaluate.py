@@ -1,4 +1,4 @@
-r"""Assign every image of a data set to a cluster of a trained model, on a Ray cluster.
+r"""Assign images to the clusters of a trained model and score them against their classes, on a Ray cluster.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/evaluate.py s3://bucket/runs/cifar10-0123abcd --data s3://bucket/others --out s3://bucket/assigned

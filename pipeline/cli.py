@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -46,8 +47,9 @@ app = typer.Typer(
     help=OVERVIEW,
 )
 
-# Marks of parameters that are folders, files or URIs: in a job they have to mean the same on every node.
-PLACE, SOURCE = "place", "source"
+# Marks of parameters that are, or may be, folders, files or URIs: these have to mean the same on every node of a job.
+PLACE, SOURCE, MODEL = "place", "source", "model"
+SHOWN_CLUSTERS = 12
 BUNDLED = "digits"  # the one source that is not a place
 
 PresetOption = Annotated[
@@ -269,21 +271,52 @@ def tune(
     _print_result(summary)
 
 
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
+]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Folder of a run, id of an MLflow run, or NAME/VERSION of its registry."),
+    MODEL,
+]
+
+
+@app.command()
+def assign(
+    run: ModelArgument,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, or whatever `digpro ingest` takes."), SOURCE],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
+    features: Annotated[bool, typer.Option("--features", help="Add the column `feature` (float16).")] = False,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Add the column `label`, the number of the class.")
+    ] = False,
+) -> None:
+    """Assign any images to the clusters of a trained model.
+
+    The newest checkpoint of the run is used. Images need not be ingested. The same command resumes an interrupted one.
+
+    \b
+    Example:
+      digpro assign runs/photos-0123abcd imagefolder:more-photos assigned
+    """
+    from pipeline.runs.assign import assign_images
+
+    _print_assignment(assign_images(run, source, out, features=features, classes=classes, echo=echo))
+
+
 @app.command()
 def evaluate(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
-    ],
+    run: RunArgument,
     data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Shards to assign.  [default: those of the run]"), PLACE
+        str | None,
+        typer.Option(metavar="SOURCE", help="Shards or another source.  [default: the run's shards]"),
+        SOURCE,
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/evaluation]"), PLACE
     ] = None,
 ) -> None:
-    """Assign every image of a data set to its cluster.
-
-    The newest checkpoint of the run is used. Where classes are known, the clusters are scored against them.
+    """Assign images, and score the clusters against their classes.
 
     \b
     Example:
@@ -291,7 +324,51 @@ def evaluate(
     """
     from pipeline.runs.evaluate import evaluate as run_evaluation
 
-    _print_result(run_evaluation(run, data, out))
+    summary = run_evaluation(run, data, out, echo)
+    _print_assignment(summary)
+
+
+@app.command()
+def export(
+    run: ModelArgument,
+    format_name: Annotated[str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="What to write.")],
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where it goes.  [default: RUN/export]")] = None,
+) -> None:
+    """Write a trained model as ONNX, pt2 or safetensors.
+
+    Beside it lies a card with its preprocessing, its clusters and their names. An ONNX file is checked against PyTorch
+    on the spot.
+
+    \b
+    Example:
+      digpro export runs/photos-0123abcd --format onnx
+    """
+    from pipeline.runs.export import export as run_export
+
+    for title, place in run_export(run, format_name, out).items():
+        echo(f"{title + ':':<13}{place}")
+
+
+@app.command()
+def label(
+    run: RunArgument,
+    names: Annotated[
+        list[str], typer.Argument(metavar="CLUSTER=NAME|FILE ...", help="Names, or YAML files of `cluster: name`.")
+    ],
+) -> None:
+    """Give names to clusters.
+
+    `digpro assign`, the atlas and exported models show them. Two clusters of one name count as one. An empty name,
+    as in `3=`, takes the name away.
+
+    \b
+    Example:
+      digpro label runs/photos-0123abcd 3=truck 7=truck 12="sports car"
+    """
+    from pipeline.runs.names import set_names
+
+    for cluster, name in set_names(run, names).items():
+        echo(f"{cluster:>4}  {name}")
 
 
 @app.command()
@@ -352,7 +429,8 @@ AddressOption = Annotated[
 def submit(
     context: typer.Context,
     verb: Annotated[
-        str, typer.Argument(metavar="VERB ...", help="ingest, embed, train, tune or evaluate, with its own options.")
+        str,
+        typer.Argument(metavar="VERB ...", help="ingest, embed, train, tune, assign or evaluate, with its options."),
     ],
     address: AddressOption = None,
     working_dir: Annotated[
@@ -412,10 +490,23 @@ def _ingest_progress(done: int, total: int, images: int) -> None:
 
 
 def _print_result(summary: dict[str, Any]) -> None:
-    scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in summary["scores"].items())
-    echo(scores or "no classes are known, so there are no scores")
+    if "scores" in summary:
+        scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in summary["scores"].items())
+        echo(scores or "no classes are known, so there are no scores")
     for title, place in summary["outputs"].items():
         echo(f"{title + ':':<13}{place}")
+
+
+def _print_assignment(summary: dict[str, Any]) -> None:
+    echo(f"{summary['images']:,} images assigned, {summary['bad']:,} bad, {summary['left_out']:,} left out by rule")
+    images = Counter[str]()
+    for cluster in summary["clusters"]:
+        images[cluster["name"]] += cluster["images"]
+    largest = ", ".join(f"{name}: {number:,}" for name, number in images.most_common(SHOWN_CLUSTERS))
+    more = f", and {len(images) - SHOWN_CLUSTERS} more" if len(images) > SHOWN_CLUSTERS else ""
+    echo(f"clusters by size: {largest}{more}")
+    echo("drift against the training: " + "  ".join(f"{name} {value:+.3f}" for name, value in summary["drift"].items()))
+    _print_result(summary)
 
 
 def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -425,13 +516,17 @@ def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str,
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
         parameters = dict(parsed.params)
     hints = get_type_hints(command.callback, include_extras=True)
-    places = {
-        name: value
-        for name, value in parameters.items()
-        for marks in [getattr(hints.get(name), "__metadata__", ())]
-        if value is not None and (PLACE in marks or (SOURCE in marks and value != BUNDLED))
-    }
-    return parameters, places
+    marks = {name: getattr(hints.get(name), "__metadata__", ()) for name in parameters}
+    return parameters, {name: value for name, value in parameters.items() if value and _is_place(value, marks[name])}
+
+
+def _is_place(value: str, marks: tuple[Any, ...]) -> bool:
+    """Whether the value of a parameter with these marks is a folder, a file or a URI."""
+    if MODEL in marks:
+        from pipeline.runs.models import model_uri
+
+        return model_uri(value) is None
+    return PLACE in marks or (SOURCE in marks and value != BUNDLED)
 
 
 def main(verb: str | None = None) -> None:

@@ -22,7 +22,7 @@ from pipeline.interrupts import interruptible
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("ingest", "embed", "train", "tune", "evaluate")
+VERBS = ("ingest", "embed", "train", "tune", "assign", "evaluate")
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 10
 EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps behind the kind of a source

@@ -29,7 +29,7 @@ from tests.helpers.manifests import manifest
 def digpro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run a command line in this process, without Ray: (exit status, stdout, stderr)."""
     monkeypatch.setattr("pipeline.runs.train.connect", lambda: None)
-    monkeypatch.setattr("pipeline.runs.evaluate.connect", lambda: None)
+    monkeypatch.setattr("pipeline.runs.assign.connect", lambda: None)
     monkeypatch.setattr(cli, "connect", lambda: None)
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -55,7 +55,11 @@ def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "b
 
     "stretch" does not keep the aspect. "crop" resizes the shorter side and takes the square in the middle.
     """
-    image = _decode_any(data)
+    return fitted(_decode_any(data), size, fit, interpolation)
+
+
+def fitted(image: Tensor, size: int, fit: Fit = "stretch", interpolation: str = "bilinear") -> Tensor:
+    """Pixels uint8 (3, H, W) as uint8 (3, size, size), as `decode` fits them."""
     if image.shape[1:] != (size, size):
         target = [size, size] if fit == "stretch" else _cover(image.shape[1], image.shape[2], size)
         image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)

@@ -56,6 +56,25 @@ def read_picture(data: bytes, options: PixelOptions) -> Picture:
     return Picture(_turned(render(opened, options), opened.orientation), as_stored=False)
 
 
+def stored_bytes(data: bytes, options: PixelOptions) -> bytes:
+    """An encoded image as an ingest stores it: as it is, or as PNG where not every decoder reads the same from it.
+
+    Raises
+    ------
+    Unreadable
+        Saying what the file is, and what would help.
+    """
+    picture = read_picture(data, options)
+    return data if picture.as_stored else png(picture.image)
+
+
+def png(image: Image.Image) -> bytes:
+    """The image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def read_values(data: bytes, options: PixelOptions) -> Array | None:
     """The values (N, 3), in red, green and blue, of the pixels that a range applies to; None for an image of 8 bits."""
     opened = _open(data, options)

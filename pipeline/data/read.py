@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.shards import Manifest, Shard, read_manifest
@@ -54,6 +55,19 @@ def has_labels(folder: str) -> bool:
         return any(pool.map(is_labelled, read_manifest(folder).shards))
 
 
+def read_paths(folder: str) -> Iterator[pa.ChunkedArray]:
+    """Paths of the images in their source, shard by shard, in the order of the index.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read.
+    """
+    for shard in read_manifest(folder).shards:
+        with _opened(folder, shard) as file:
+            yield pc.struct_field(file.read(columns=["image.path"]).column("image"), "path")
+
+
 def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:
     """The first `count` rows {"image", "index"}, or all: a fair sample, because ingest shuffles.
 
@@ -85,20 +99,26 @@ def read_rows(folder: str, manifest: Manifest, start: int, stop: int) -> pa.Tabl
     tables: list[pa.Table] = []
     for shard in manifest.shards:
         if shard.first_index < stop and start < shard.first_index + shard.rows:
-            with _opened(folder, shard) as file:
-                tables += _groups_between(file, start - shard.first_index, stop - shard.first_index)
+            tables += read_shard_rows(folder, shard, start, stop, ["image", "index"])
     return pa.concat_tables(tables)
 
 
-def _groups_between(file: pq.ParquetFile, start: int, stop: int) -> Iterator[pa.Table]:
-    """The rows from `start` to `stop - 1` of a shard, from each row group that has some."""
-    first = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if first < stop and start < first + rows:
-            low = max(start - first, 0)
-            yield file.read_row_group(group, columns=["image", "index"]).slice(low, stop - first - low)
-        first += rows
+def read_shard_rows(folder: str, shard: Shard, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of a shard with the indices from `start` to `stop - 1`, from each row group that has some.
+
+    Raises
+    ------
+    DataError
+        When the shard cannot be read.
+    """
+    first = shard.first_index
+    with _opened(folder, shard) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first < stop and start < first + rows:
+                low = max(start - first, 0)
+                yield file.read_row_group(group, columns=columns).slice(low, stop - first - low)
+            first += rows
 
 
 @contextmanager

@@ -19,10 +19,9 @@ from pydantic import BaseModel
 from pipeline.data.balance import Tally, read_part
 from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
-from pipeline.data.pixels import read_picture
+from pipeline.data.pixels import png, read_picture
 from pipeline.data.shards import COLUMNS, GROUP_BYTES, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
 from pipeline.data.sources import Part, Row, Source
-from pipeline.data.sources.base import png
 from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically

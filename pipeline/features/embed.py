@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,15 +49,14 @@ from pipeline.features.cache import (
 )
 from pipeline.features.neighbours import ensure_neighbours
 from pipeline.lease import hold
+from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder, write_atomically
 
-Echo = Callable[[str], None]
 Row = dict[str, Any]
 PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
 PART_IMAGES = range(32, 1025)  # images in a part
 PART_BYTES = 128 << 20  # of its decoded images, at most
 CPU_BATCH = 8  # images in a forward pass on a CPU: with more, the kernel clears memory for a fifth of the time
-REPORT_SECONDS = 5.0  # between lines of progress
 
 
 def settle_precision(config: RunConfig) -> RunConfig:
@@ -156,7 +155,7 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
         f"features: {cache.num_images:,} images, {cache.views} views each, by {config.model.encoder} at "
         f"{config.views.size} pixels" + (f"; {kept:,} images are there already" if kept else "")
     )
-    progress = Progress(cache.num_images, kept, echo)
+    progress = Progress("features", "images", cache.num_images, kept, echo)
     try:
         with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
             for row in embedded_parts(config, manifest, folder, missing).iter_rows():
@@ -273,27 +272,3 @@ def read_backbone(folder: Folder) -> dict[str, Tensor]:
     """The backbone's weights that lie in a cache."""
     with folder.files.open_input_file(f"{folder.root}/{BACKBONE}") as file:
         return dict(safetensors.torch.load(file.read()))
-
-
-class Progress:
-    """Prints a line now and then: images done, their rate in this call, and the time that is left.
-
-    The rate counts from the first part on, which waits for the actors to start.
-    """
-
-    def __init__(self, total: int, done: int, echo: Echo) -> None:
-        self.total, self.done, self.echo = total, done, echo
-        self.counted = self.started = self.printed = 0.0
-
-    def add(self, images: int) -> None:
-        """Count images that are done."""
-        self.done += images
-        now = time.monotonic()
-        if not self.started:
-            self.counted, self.started, self.printed = self.done, now, now
-        if self.done < self.total and now - self.printed < REPORT_SECONDS:
-            return
-        self.printed = now
-        rate = (self.done - self.counted) / max(now - self.started, 1e-9)
-        minutes, seconds = divmod(round((self.total - self.done) / max(rate, 1e-9)), 60)
-        self.echo(f"features: {self.done:,}/{self.total:,} images  {rate:.0f} images/s  {minutes}:{seconds:02d} left")

@@ -1,70 +1,294 @@
-"""Clusters for a whole data set, by Ray Data: rows go from the blocks to Parquet, and never through the driver."""
+"""Clusters for any number of images, by a pool of Ray Data actors that each hold the model.
+
+An actor reads a piece of the images, and writes what the model says of them as one Parquet part, block by block: no
+image passes through the driver or the object store, and memory does not grow with their number. Parts that are there
+when the command starts again are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.dataset as pads
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import torch
-from ray.data import Dataset
+from pydantic import BaseModel
+from ray import cloudpickle
+from ray.exceptions import RayError
+from torch import Tensor, nn
 
-from pipeline.inference.model import ClusterModel
+from pipeline.data.decode import decode
+from pipeline.data.quiet import cpp_log_lines_hidden
+from pipeline.data.shards import Quarantined
+from pipeline.data.streaming import quiet_data_context
+from pipeline.errors import RunFailed, UserError, first_line
+from pipeline.inference.card import ModelCard
+from pipeline.inference.embedding import prediction_table
+from pipeline.inference.pieces import Encoded, Piece, Pieces
+from pipeline.inference.predict import OUTLIER, Prediction, predict
+from pipeline.progress import Progress
 from pipeline.storage import Folder
 
-Block = dict[str, np.ndarray[Any, Any]]
+PARTS, REPORTS = "assignments.parquet", "reports"
+"""Folders of the output: the parts, which Parquet readers take as one table, and a report of each."""
+CPU_BATCH = 64  # images in a forward pass on a CPU, at most: more take more memory and no less time
+BATCHES_A_GROUP = 32  # in a row group
+
+T = TypeVar("T")
 
 
-class Assigner:
-    """A Ray Data actor that replaces `image` in blocks by `cluster` and `similarity`.
+@dataclass(frozen=True)
+class Assignment:
+    """How images are assigned; equal for all actors, and small.
 
-    Parameters
+    Attributes
     ----------
     load : callable
-        Gives the model; called once in each actor.
-    """
-
-    def __init__(self, load: Callable[[], ClusterModel]) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load().to(self.device)
-
-    def __call__(self, block: Block) -> Block:
-        """{"image", ...} to {..., "cluster", "similarity"}."""
-        images = torch.from_numpy(np.ascontiguousarray(block.pop("image"))).to(self.device)
-        with torch.inference_mode():
-            similarity, cluster = self.model(images).max(dim=1)
-        return block | {"cluster": cluster.cpu().numpy(), "similarity": similarity.cpu().numpy()}
-
-
-def assign(images: Dataset, load: Callable[[], ClusterModel], *, batch_size: int, max_actors: int) -> Dataset:
-    """Add `cluster` and `similarity` to rows of decoded images, in place of `image`; lazily.
-
-    Parameters
-    ----------
-    images : Dataset
-        With a column `image` of uint8 (S, S, 3).
-    load : callable
-        Gives the model, in each actor. It is pickled into Ray Data's plan, so it should hold a path and not weights.
+        Gives the model, in each actor: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D).
+    card : ModelCard
     batch_size : int
         Images in a forward pass.
-    max_actors : int
-        Copies of the model at most.
+    out : str
+        Folder of the output.
+    features, classes : bool
+        Whether rows have the columns `feature` and `label`.
     """
+
+    load: Callable[[], nn.Module]
+    card: ModelCard
+    batch_size: int
+    out: str
+    features: bool = False
+    classes: bool = False
+
+
+class PartReport(BaseModel):
+    """What became of a piece, or of several together.
+
+    `sizes` has the images of each cluster, `similarity` the sum over all of them. The bad ones of a piece are listed;
+    those of several are only counted.
+    """
+
+    images: int = 0
+    sizes: list[int] = []
+    similarity: float = 0.0
+    outliers: int = 0
+    bad: list[Quarantined] = []
+    bad_count: int = 0
+    left_out: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Images and other files that were met."""
+        return self.images + self.bad_count + self.left_out
+
+    def refuse(self, entries: list[Quarantined]) -> None:
+        """List bad images."""
+        self.bad += entries
+        self.bad_count += sum(entry.rows for entry in entries)
+
+    def plus(self, other: PartReport) -> PartReport:
+        """The sum, without the lists."""
+        sizes = [size + more for size, more in itertools.zip_longest(self.sizes, other.sizes, fillvalue=0)]
+        return PartReport(
+            images=self.images + other.images,
+            sizes=sizes,
+            similarity=self.similarity + other.similarity,
+            outliers=self.outliers + other.outliers,
+            bad_count=self.bad_count + other.bad_count,
+            left_out=self.left_out + other.left_out,
+        )
+
+
+def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) -> Iterator[PartReport]:
+    """Assign what is not assigned yet, and then yield the report of each piece in order; Ray is connected.
+
+    Raises
+    ------
+    DataError, RunFailed
+        When images cannot be read, or Ray cannot carry it out; the same call continues.
+    """
+    reports = Folder(assignment.out).subfolder(REPORTS).make()
+    Folder(assignment.out).subfolder(PARTS).make()
+    there = set(reports.names("part-"))
+    missing = [number for number in range(len(pieces.pieces)) if f"{_name(number)}.json" not in there]
+    if missing:
+        done = sum(_read(reports, number).seen for number in range(len(pieces.pieces)) if number not in set(missing))
+        progress = Progress("assign", "images", pieces.total, done, echo)
+        try:
+            with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
+                for row in _assigned(pieces, missing, assignment).iter_rows():
+                    progress.add(row["seen"])
+        except RayError as error:
+            raise _own_error(error, assignment.out) from error
+    yield from (_read(reports, number) for number in range(len(pieces.pieces)))
+
+
+def _name(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _read(reports: Folder, number: int) -> PartReport:
+    return PartReport.model_validate(reports.read(f"{_name(number)}.json"))
+
+
+def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray.data.Dataset:
+    """Pieces that are assigned while the data set is read; its rows are small."""
+    quiet_data_context()
     cluster = ray.cluster_resources()
-    return images.map_batches(
+    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster["CPU"])
+    rows = [{"number": number, "piece": cloudpickle.dumps(pieces.pieces[number])} for number in numbers]
+    actors = min(gpus or cpus, len(rows))
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Assigner,
-        fn_constructor_args=[load],
-        batch_size=batch_size,
-        num_gpus=1 if cluster.get("GPU") else 0,
-        num_cpus=1 if cluster["CPU"] >= 2 else 0,  # an actor that took the only CPU would wait for ever to be fed
-        concurrency=(1, max_actors),
+        fn_constructor_args=[assignment, max(1, cpus // actors)],
+        num_gpus=1 if gpus else 0,
+        num_cpus=0 if gpus else 0.5,  # an actor that took the only CPU would wait for ever to be fed
+        concurrency=actors,
     )
 
 
-def read_assignments(folder: Folder, columns: list[str]) -> Iterator[Block]:
-    """Columns of the Parquet parts in a folder, batch by batch."""
-    parts = pads.dataset(folder.root, filesystem=folder.files, format="parquet")
-    for batch in parts.to_batches(columns=columns):
-        yield {name: batch.column(name).to_numpy() for name in columns}
+def _own_error(error: RayError, out: str) -> UserError:
+    """The error of ours that Ray wrapped, or one with the first line of Ray's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    kept = f"what is in {out} is kept, and the same command continues"
+    return cause or RunFailed(f"the images could not be assigned ({first_line(error)}); {kept}")
+
+
+class Assigner:
+    """A Ray Data actor that holds the model, and writes the part of a piece.
+
+    Parameters
+    ----------
+    assignment : Assignment
+    threads : int
+        That decode images, where the model is on a GPU.
+    """
+
+    def __init__(self, assignment: Assignment, threads: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.assignment, self.out = assignment, Folder(assignment.out)
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+            threads = 1
+        self.batch = assignment.batch_size if self.device.type == "cuda" else min(assignment.batch_size, CPU_BATCH)
+        self.pool = ThreadPoolExecutor(threads)
+        self.model = assignment.load().to(self.device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the part and its report, which marks it as done."""
+        piece: Piece = cloudpickle.loads(row["piece"])
+        name, report = _name(row["number"]), PartReport(sizes=[0] * len(self.assignment.card.clusters.sizes))
+        with self._part(f"{name}.parquet") as write:
+            for tables in _together(self._tables(piece, report), BATCHES_A_GROUP):
+                write(pa.concat_tables(tables))
+        self.out.subfolder(REPORTS).write(f"{name}.json", report.model_dump())
+        return {"seen": report.seen}
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
+        """A part that appears whole or not at all; no file where there is no image."""
+        folder, writer = self.out.subfolder(PARTS), None
+        path = f"{folder.root}/{name}"
+
+        def write(table: pa.Table) -> None:
+            nonlocal writer
+            writer = writer or pq.ParquetWriter(f"{path}.tmp", table.schema, filesystem=folder.files)
+            writer.write_table(table)
+
+        yield write
+        if writer is not None:
+            writer.close()
+            folder.files.move(f"{path}.tmp", path)
+
+    def _tables(self, piece: Piece, report: PartReport) -> Iterator[pa.Table]:
+        """The rows of the piece, a batch at a time; what is no row is counted in the report."""
+        for images, rows in _ahead(self._batches(piece, report)):
+            with torch.inference_mode():
+                similarities, features = self.model(images.to(self.device))
+            table = self._table(predict(similarities.float()), features, rows)
+            _count(report, table)
+            yield table
+
+    def _batches(self, piece: Piece, report: PartReport) -> Iterator[tuple[Tensor, list[Encoded]]]:
+        """Decoded images uint8 (b, S, S, 3) with their rows."""
+        decoded = partial(_decoded, decoding=self.assignment.card.decoding)
+        for block in _together(_encoded(piece, report), self.batch):
+            entries = list(self.pool.map(decoded, block))
+            report.refuse([entry for entry in entries if isinstance(entry, Quarantined)])
+            rows = [row for row, entry in zip(block, entries, strict=True) if isinstance(entry, Tensor)]
+            if rows:
+                yield torch.stack([entry for entry in entries if isinstance(entry, Tensor)]), rows
+
+    def _table(self, prediction: Prediction, features: Tensor, rows: list[Encoded]) -> pa.Table:
+        table = prediction_table(prediction, features=features if self.assignment.features else None)
+        card = self.assignment.card
+        cluster, similarity = (table.column(name).to_numpy() for name in ("cluster", "similarity"))
+        score = card.clusters.outlier(cluster, similarity)
+        columns = {
+            "index": pa.array([row.index for row in rows], pa.int64()),
+            "path": pa.array([row.path for row in rows], pa.string()),
+            **{name: table.column(name) for name in Prediction._fields},
+            "outlier": pa.array(score),
+        }
+        if card.names:
+            columns["name"] = pa.array([card.name(number) for number in cluster.tolist()])
+        if self.assignment.features:
+            columns["feature"] = table.column("feature")
+        if self.assignment.classes:
+            columns["label"] = pa.array([row.label for row in rows], pa.int64())
+        return pa.table(columns)
+
+
+def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:
+    """The images of a piece; what it lists beside them goes into the report."""
+    for entry in piece():
+        if isinstance(entry, Encoded):
+            yield entry
+        elif isinstance(entry, Quarantined):
+            report.refuse([entry])
+        else:
+            report.left_out += entry.files
+
+
+def _decoded(row: Encoded, decoding: dict[str, Any]) -> Tensor | Quarantined:
+    """An image uint8 (S, S, 3); one that cannot be decoded never costs the others."""
+    try:
+        return decode(row.data, **decoding).permute(1, 2, 0)
+    except Exception as error:
+        return Quarantined(path=row.path or f"image {row.index}", reason=first_line(error))
+
+
+def _count(report: PartReport, table: pa.Table) -> None:
+    """Add the rows of a table to a report."""
+    counts = np.bincount(table.column("cluster").to_numpy(), minlength=len(report.sizes))
+    report.sizes = [size + int(count) for size, count in zip(report.sizes, counts, strict=True)]
+    report.images += table.num_rows
+    report.similarity += float(table.column("similarity").to_numpy().sum(dtype=np.float64))
+    report.outliers += int((table.column("outlier").to_numpy() > OUTLIER).sum())
+
+
+def _together(items: Iterable[T], number: int) -> Iterator[list[T]]:
+    """The items in lists of `number`, the last one shorter."""
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, number)):
+        yield group
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; while one is used, another thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item

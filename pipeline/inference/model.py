@@ -16,7 +16,7 @@ TARGET = "networks.target."  # beginning of the target network's names in a chec
 
 
 class ClusterModel(nn.Module):
-    """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres; the cluster is the argmax.
+    """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres, and to features (B, D).
 
     With a frozen backbone `network` takes its features, and `backbone` makes them of images; otherwise `backbone` is
     the identity.
@@ -47,14 +47,7 @@ class ClusterModel(nn.Module):
         self.preprocess = build_preprocess(config, manifest)
         self.register_buffer("centers", unit(values["centers"].float()))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Unit features (B, D) of uint8 images (B, H, W, 3)."""
-        return unit(self.network(self.backbone(self.preprocess(images))))
-
-    def similarities(self, cached: Tensor) -> Tensor:
-        """Similarities of cached features (B, F) of a frozen backbone, in place of its images."""
-        return unit(self.network(cached.float())) @ self.centers.T
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Similarities, in [-1, 1]."""
-        return self.features(images) @ self.centers.T
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarities (B, K) in [-1, 1], and unit features (B, D)."""
+        features = unit(self.network(self.backbone(self.preprocess(images))))
+        return features @ self.centers.T, features

@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
-from pipeline.data.read import read_labels, read_sample
+from pipeline.data.read import read_labels, read_paths, read_sample
 from pipeline.errors import CheckpointError
-from pipeline.features.cache import read_first
+from pipeline.inference.card import TRAINING_CLUSTERS
+from pipeline.inference.embedding import embedding, keep_complete_parts
 from pipeline.inference.model import ClusterModel
+from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
+from pipeline.runs.models import run_card
+from pipeline.serving.mlflow_model import save_mlflow_model
 from pipeline.storage import Folder
-from pipeline.tracking import RunRef, RunWriter, log_final_model, spool_path
+from pipeline.tracking import MODEL, RunRef, RunWriter, spool_path
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.job import Job
 from pipeline.training.timing import ENTRIES
@@ -29,7 +32,6 @@ TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
 ASSIGNMENTS, CLUSTERS, CURVES = "assignments.parquet", "clusters.png", "curves.png"
 OUTPUTS = {"summary": SUMMARY, "clusters": CLUSTERS, "curves": CURVES, "assignments": ASSIGNMENTS}
-Array = np.ndarray[Any, Any]
 
 
 def write_artifacts(job: Job) -> dict[str, Any]:
@@ -44,48 +46,54 @@ def write_artifacts(job: Job) -> dict[str, Any]:
         raise CheckpointError(
             f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"
         )
-    labels = read_labels(job.config.data.path)
+    keep_complete_parts(folder)
     with TemporaryDirectory() as local, RunWriter(job.tracking, spool_path(folder)) as writer:
         model = ClusterModel(job.config, job.manifest, values).eval()
-        images = draw(job, model, values, labels, Path(local))
-        table = {"index": np.arange(len(values["labels"])), "cluster": values["labels"].numpy()}
-        pq.write_table(pa.table(table | ({} if labels is None else {"label": labels})), Path(local, ASSIGNMENTS))
+        table, clusters = assignments(folder, job.config.data.path, job.plan.num_clusters)
+        folder.write(TRAINING_CLUSTERS, clusters.model_dump())
+        pq.write_table(table, Path(local, ASSIGNMENTS))
+        draw(job, table, Path(local))
+        draw_curves(Path(local, CURVES), values["history"])
         for file in (CLUSTERS, CURVES, ASSIGNMENTS):
             writer.artifact(Path(local, file))
             with folder.open_output(file) as stream:
                 stream.write(Path(local, file).read_bytes())
-        log_final_model(writer, model, images)
+        if writer.ref.enabled:
+            save_mlflow_model(Path(local, MODEL), model, run_card(folder, job.config, job.manifest))
+            writer.model(Path(local, MODEL))
         summary = summarise(job, values, writer.ref)
     folder.write(SUMMARY, summary)
     return summary
 
 
-def draw(job: Job, model: ClusterModel, values: dict[str, Any], labels: Array | None, local: Path) -> Array:
-    """Write the two pictures; returns two images as the model takes them."""
-    table, decoding = read_sample(job.config.data.path, job.manifest, SAMPLE), job.config.data.decoding
-    similarity = sample_similarities(job, model, table)
-    block = decode_table(table, **decoding | {"size": min(decoding["size"], TILE)})
-    clusters, index = values["labels"].numpy(), block["index"]
+def assignments(run: Folder, data: str, num_clusters: int) -> tuple[pa.Table, TrainingClusters]:
+    """A row for each image of the run, in order of the index, as docs/using.md describes them; and the clusters."""
+    table = embedding(run).to_table(columns=["index", *Prediction._fields])
+    cluster, similarity = table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
+    clusters = measure_clusters(cluster, similarity, num_clusters)
+    paths = pa.chunked_array([chunk for column in read_paths(data) for chunk in column.chunks])
+    table = table.add_column(1, "path", paths)
+    table = table.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
+    labels = read_labels(data)
+    return table if labels is None else table.append_column("label", pa.array(labels)), clusters
+
+
+def draw(job: Job, table: pa.Table, local: Path) -> None:
+    """Draw the sheet of the clusters from a sample of the images."""
+    sample, decoding = read_sample(job.config.data.path, job.manifest, SAMPLE), job.config.data.decoding
+    block = decode_table(sample, **decoding | {"size": min(decoding["size"], TILE)})
+    rows = {name: table.column(name).to_numpy() for name in ("cluster", "similarity")}
+    labels = table.column("label").to_numpy() if "label" in table.column_names else None
+    index = block["index"]
     draw_clusters(
         local / CLUSTERS,
         block["image"],
-        clusters[index],
-        similarity.numpy()[np.arange(len(index)), clusters[index]],
-        np.bincount(clusters, minlength=similarity.shape[1]),
+        rows["cluster"][index],
+        rows["similarity"][index],
+        np.bincount(rows["cluster"], minlength=job.plan.num_clusters),
         None if labels is None else labels[index],
         job.manifest.class_names,
     )
-    draw_curves(local / CURVES, values["history"])
-    return decode_table(table.slice(0, 2), **decoding)["image"]
-
-
-@torch.inference_mode()
-def sample_similarities(job: Job, model: ClusterModel, table: pa.Table) -> torch.Tensor:
-    """Similarities (n, K) of the first n images, from their cached features where there are some."""
-    if job.features is not None:
-        return model.similarities(torch.from_numpy(read_first(Folder(job.features), table.num_rows)[:, 0]))
-    images = torch.from_numpy(decode_table(table, **job.config.data.decoding)["image"])
-    return torch.cat([model(part) for part in images.split(256)])
 
 
 def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, Any]:

@@ -16,22 +16,23 @@ import logging
 import os
 
 from pipeline.tracking.delivery import Delivery, deliver_run, end_run
-from pipeline.tracking.model import log_final_model, register_model
+from pipeline.tracking.model import MODEL, register_model
 from pipeline.tracking.run import RECORD, RunRef, load_ref, open_run, save_ref, tag_run
 from pipeline.tracking.spool import RunStatus, spool_path
-from pipeline.tracking.store import redacted, tracking_uri
+from pipeline.tracking.store import database_path, redacted, tracking_uri
 from pipeline.tracking.writer import RunWriter
 
 __all__ = [
+    "MODEL",
     "RECORD",
     "Delivery",
     "RunRef",
     "RunStatus",
     "RunWriter",
+    "database_path",
     "deliver_run",
     "end_run",
     "load_ref",
-    "log_final_model",
     "open_run",
     "redacted",
     "register_model",

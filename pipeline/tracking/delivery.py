@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from pipeline.tracking.store import client_for, database_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 BATCH_METRICS = 1000  # MLflow's limit
 
@@ -25,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Delivery(NamedTuple):
-    """Points, files and statuses of a spool: how many the store confirmed, and how many still wait.
+    """Points, files, models and statuses of a spool: how many the store confirmed, and how many still wait.
 
     `uri` says where they go, without a password; it is empty where records are off.
     """
@@ -86,7 +88,7 @@ def end_run(ref: RunRef, spool: Path, status: RunStatus) -> int:
     Returns
     -------
     int
-        Points, files and statuses that wait.
+        Points, files, models and statuses that wait.
     """
     if not ref.enabled:
         return 0
@@ -110,12 +112,13 @@ class Sender:
         self.ref = ref
         self._spool, self._reopen = spool, reopen
         self._connection: MlflowClient | None = None
+        self._experiment = ""
         self._ended = 0  # when the run ended according to the store, in milliseconds since 1970
         self._last_step: dict[str, int] = {}
         self._steps: dict[str, set[int]] = {}
 
     def send(self) -> None:
-        """Deliver points, then files, then the status, connecting first if necessary.
+        """Deliver points, then files, models and the status, connecting first if necessary.
 
         What the store refuses does not keep back the rest; the first refusal is raised at the end.
         """
@@ -123,7 +126,8 @@ class Sender:
             client = self._connection = self._connection or self._connect()
             self._spool.reload()
             files = [partial(self._send_file, client, *file) for file in self._spool.files()]
-            _do_all([partial(self._send_points, client), *files, partial(self._send_status, client)])
+            models = [partial(self._send_model, client, folder) for folder in self._spool.models()]
+            _do_all([partial(self._send_points, client), *files, *models, partial(self._send_status, client)])
         except Exception:
             self._connection = None  # a lost reply leaves it open what arrived: ask again before the next try
             raise
@@ -131,6 +135,7 @@ class Sender:
     def _connect(self) -> MlflowClient:
         client = client_for(self.ref.uri)
         run = find_or_create_run(client, self.ref, reopen=self._reopen)
+        self._experiment = run.info.experiment_id
         self._ended = 0 if self._reopen else run.info.end_time or 0
         self._reopen = False
         self.ref = replace(self.ref, run_id=run.info.run_id)
@@ -164,6 +169,18 @@ class Sender:
                 raise
         path.unlink(missing_ok=True)  # another process may have delivered it in the meantime
 
+    def _send_model(self, client: MlflowClient, folder: Path) -> None:
+        """Make the folder a LoggedModel of the run, or the new content of the one that has its name."""
+        from mlflow.entities import LoggedModelOutput
+
+        model = find_model(client, self._experiment, self.ref.run_id, folder.name)
+        if model is None:
+            model = client.create_logged_model(self._experiment, name=folder.name, source_run_id=self.ref.run_id)
+            client.log_outputs(self.ref.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+        shutil.rmtree(folder, ignore_errors=True)  # another process may have delivered it in the meantime
+
     def _send_status(self, client: MlflowClient) -> None:
         if self._spool.status is None:
             return
@@ -185,6 +202,12 @@ class Sender:
         self._last_step[point.key] = max(point.step, self._last_step.get(point.key, point.step))
         if point.key in self._steps:
             self._steps[point.key].add(point.step)
+
+
+def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str) -> LoggedModel | None:
+    """The LoggedModel of this name that a run has; None without one."""
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
+    return next(iter(found), None)
 
 
 def _do_all(parts: Sequence[Callable[[], None]]) -> None:

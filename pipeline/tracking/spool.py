@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.storage import Folder
 
+PART = ".part"  # suffix of what is being written
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _logger = logging.getLogger(__name__)
@@ -56,15 +57,17 @@ class Spool:
         self.points: dict[tuple[str, int], MetricPoint] = {}
         self.status: tuple[RunStatus, int] | None = None
         self._folder = path.with_suffix(".files")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._models = path.with_suffix(".models")
+        for folder in (self._folder, self._models):
+            folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._read()
             self._write()  # without damaged lines
 
     @property
     def pending(self) -> int:
-        """Points and files that wait, and one for the status."""
-        return len(self.points) + len(self.files()) + (self.status is not None)
+        """Points, files and models that wait, and one for the status."""
+        return len(self.points) + len(self.files()) + len(self.models()) + (self.status is not None)
 
     def reload(self) -> None:
         """Take over what other processes have added or delivered."""
@@ -91,7 +94,7 @@ class Spool:
         for source in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
             target = self._folder / folder / source.relative_to(path.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
+            part = self.path.with_suffix(PART)
             with self._locked():
                 shutil.copyfile(source, part)
                 part.replace(target)
@@ -100,6 +103,20 @@ class Spool:
         """The copies that wait, each with the artifact folder it goes to ("" is the run's root)."""
         found = sorted(path for path in self._folder.rglob("*") if path.is_file())
         return [(path, path.parent.relative_to(self._folder).as_posix().removeprefix(".")) for path in found]
+
+    def add_model(self, folder: Path) -> None:
+        """Copy a folder that holds an MLflow model; it appears in the spool whole or not at all."""
+        target = self._models / folder.name
+        part = target.with_suffix(PART)
+        with self._locked():
+            for old in (part, target):
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.copytree(folder, part)
+            part.rename(target)
+
+    def models(self) -> list[Path]:
+        """The copies of models that wait; a model is called as its folder."""
+        return sorted(path for path in self._models.iterdir() if path.suffix != PART)
 
     def set_status(self, status: RunStatus | None) -> None:
         """Note how the run ended, and when (now); None forgets it."""
@@ -132,7 +149,7 @@ class Spool:
                 _logger.warning("%s line %d is damaged and left out: %.100r", self.path, number, line)
 
     def _write(self) -> None:
-        part = self.path.with_suffix(".part")
+        part = self.path.with_suffix(PART)
         rows: list[tuple[Any, ...]] = [*self.points.values(), *([self.status] if self.status else [])]
         part.write_text("".join(_line(row) for row in rows), encoding="utf-8")
         part.replace(self.path)

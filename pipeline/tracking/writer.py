@@ -97,6 +97,15 @@ class RunWriter:
             self._spool.add_file(path, folder)
             self.flush()
 
+    def model(self, folder: Path) -> None:
+        """Log a folder that holds an MLflow model as the run's LoggedModel of the folder's name; a copy is taken now.
+
+        It loads from ``runs:/<id>/<name>``.
+        """
+        if self._opened.enabled:
+            self._spool.add_model(folder)
+            self.flush()
+
     def flush(self) -> None:
         """Send what is pending; while that fails only now and then, so that training does not wait."""
         if self._opened.enabled and (not self._failing or time.monotonic() >= self._next_send):

@@ -23,6 +23,7 @@ from pipeline.data.loader import Batch, Inputs
 from pipeline.data.read import read_labels
 from pipeline.data.sampling import sampling_weights
 from pipeline.errors import CheckpointError
+from pipeline.inference.embedding import write_features
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
 from pipeline.method.optimizer import set_learning_rates
@@ -241,6 +242,9 @@ def run_estep(run: Run) -> None:
         if LABEL_FREE_WEIGHTS.keys() <= metrics.keys():  # the first E-step agrees with nothing
             metrics["label_free"] = label_free_score(metrics)
         scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
+    if state.epoch == job.config.optim.epochs:  # before the last checkpoint, so that who has that has these
+        with run.timer.time("checkpoint"):
+            write_features(job.folder, features, state.pseudo.centers, job.manifest.num_images)
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
     state.history.append({"epoch": state.epoch, **metrics, **spread, **scores})
 

@@ -18,8 +18,8 @@ from pipeline.backbones.backbone import feature_size, without_dropout
 from pipeline.backbones.libraries import library_input, open_backbone
 from pipeline.backbones.weights import digest
 from pipeline.data.decode import decode
+from pipeline.data.pixels import png
 from pipeline.data.preprocess import Preprocess
-from pipeline.data.sources.base import png
 from pipeline.errors import ConfigError
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

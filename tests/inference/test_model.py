@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch import Tensor
 from pipeline.build import build_model, build_preprocess
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.config.loading import load_config
-from pipeline.inference.assign import Assigner
 from pipeline.inference.model import ClusterModel
 from pipeline.method.digpro import DigPro
 from tests.helpers.manifests import manifest
@@ -63,7 +61,8 @@ def checkpoint(model: DigPro, centers: Tensor) -> dict[str, Any]:
 
 def test_similarities_are_cosines_of_the_e_steps_features(trained: DigPro) -> None:
     block, centers = images(20), 7 * torch.randn(K, 8, generator=torch.Generator().manual_seed(1))
-    found = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, centers))(block)
+    found, unit = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, centers))(block)
+    torch.testing.assert_close(unit, features(trained, block))
     expected = features(trained, block) @ torch.nn.functional.normalize(centers, dim=1).T
     torch.testing.assert_close(found, expected)
     assert float(found.abs().max()) <= 1 + 1e-6
@@ -72,7 +71,7 @@ def test_similarities_are_cosines_of_the_e_steps_features(trained: DigPro) -> No
 def test_clusters_are_those_of_k_means_on_the_same_images(trained: DigPro) -> None:
     block = images(200)
     result = spherical_kmeans(features(trained, block), K, restarts=2, seed=0)
-    found = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, result.centers))(block).argmax(dim=1)
+    found = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, result.centers))(block)[0].argmax(dim=1)
     assert len(result.labels.unique()) == K
     torch.testing.assert_close(found, result.labels)
 
@@ -80,23 +79,13 @@ def test_clusters_are_those_of_k_means_on_the_same_images(trained: DigPro) -> No
 def test_images_of_another_size_are_resized(trained: DigPro) -> None:
     model = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8)))
     large = images(6, size=48)
-    torch.testing.assert_close(model(large), features(trained, large) @ torch.eye(K, 8).T)
-    assert model(large[:, :40]).shape == (6, K)
+    torch.testing.assert_close(model(large)[0], features(trained, large) @ torch.eye(K, 8).T)
+    assert model(large[:, :40])[0].shape == (6, K)
 
 
 def test_rows_do_not_depend_on_their_batch(trained: DigPro) -> None:
     model, block = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8))), images(12)
-    torch.testing.assert_close(torch.cat([model(part) for part in block.split(5)]), model(block))
-
-
-def test_a_block_keeps_its_index(trained: DigPro) -> None:
-    model = ClusterModel(CONFIG, MANIFEST, checkpoint(trained, torch.eye(K, 8)))
-    block = {"image": images(9).numpy(), "index": np.arange(9)[::-1] + 100}
-    found = Assigner(lambda: model)(dict(block))
-    similarity, cluster = model(images(9)).max(dim=1)
-    np.testing.assert_array_equal(found["index"], block["index"])
-    np.testing.assert_array_equal(found["cluster"], cluster)
-    np.testing.assert_allclose(found["similarity"], similarity.detach(), rtol=1e-5)
+    torch.testing.assert_close(torch.cat([model(part)[0] for part in block.split(5)]), model(block)[0])
 
 
 def test_a_checkpoint_of_another_shape_is_refused(trained: DigPro) -> None:

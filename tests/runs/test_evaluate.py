@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections import Counter
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,9 +13,10 @@ import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.evaluate import contingency, evaluate, load_model, write_assignments
-from pipeline.storage import Folder
+from pipeline.runs.evaluate import contingency, evaluate
+from pipeline.runs.models import TrainedModel
 from tests.helpers.manifests import manifest
+from tests.helpers.models import card, cluster_model
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def started() -> None:
         raise AssertionError("Ray was started before the input was checked")
 
-    monkeypatch.setattr("pipeline.runs.evaluate.connect", started)
+    monkeypatch.setattr("pipeline.runs.assign.connect", started)
 
 
 @pytest.mark.usefixtures("_no_ray")
@@ -44,7 +43,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path, content: str | None)
 
 
 def test_a_run_without_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.runs.evaluate.connect", lambda: None)
+    monkeypatch.setattr("pipeline.runs.assign.connect", lambda: None)
     (tmp_path / "data").mkdir()
     manifest().write(str(tmp_path / "data"))
     config = load_config("digits", [f"data.path={tmp_path / 'data'}"])
@@ -56,11 +55,12 @@ def test_a_run_without_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("_no_ray")
-def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    identity = {"config": load_config("digits").model_dump(), "manifest": manifest().model_dump()}
-    (tmp_path / "run.json").write_text(json.dumps(identity))
-    with pytest.raises(DataError, match=r"none holds no manifest\.json"):
-        evaluate(str(tmp_path), data=str(tmp_path / "none"))
+def test_images_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = TrainedModel(cluster_model(), card(), "digest", 4, str(tmp_path / "run"))
+    monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: known)
+    with pytest.raises(DataError, match=r"none.* is neither a source nor an existing path"):
+        evaluate(str(tmp_path / "run"), data=str(tmp_path / "none"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -78,23 +78,14 @@ def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
     assert found["images"] == 1797
     assert found["health"]["cluster_largest"] == trained["last_epoch"]["cluster_largest"]
     ours, theirs = (pq.read_table(summary["outputs"]["assignments"]).sort_by("index") for summary in (found, trained))
-    for column in ("index", "cluster", "label"):
+    for column in ("index", "path", "cluster", "runner_up", "label"):
         assert ours.column(column).to_pylist() == theirs.column(column).to_pylist()
+    for column in ("similarity", "margin", "outlier"):
+        np.testing.assert_allclose(ours.column(column), theirs.column(column), atol=1e-3)
+    assert found["drift"] == pytest.approx({"sizes": 0, "similarity": 0, "outliers": 0}, abs=1e-5)
     assert json.loads(Path(found["outputs"]["summary"]).read_text()) == found
 
 
 def test_counts_become_a_table_of_the_classes_that_are_known() -> None:
     counts = Counter({(4, 0): 3, (4, 2): 1, (9, 2): 5, (-1, 1): 7})
     np.testing.assert_array_equal(contingency(counts, 3), [[3, 0, 1], [0, 0, 5]])
-
-
-def test_a_plan_holds_a_path_and_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Data sends a plan's arguments with every task, and warns on the screen about large ones."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr("pipeline.runs.evaluate.decoded_dataset", lambda *_, **__: dataset)
-    dataset = MagicMock()
-    run = Folder("/runs/mine")
-    write_assignments(load_config("digits"), run, "/data", manifest(), MagicMock(), labelled=True)
-    (load,) = dataset.map_batches.call_args.kwargs["fn_constructor_args"]
-    assert len(pickle.dumps(load)) < 200
-    assert (load.func, load.args) == (load_model, ("/runs/mine",))

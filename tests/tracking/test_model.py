@@ -1,51 +1,63 @@
-"""The trained model in MLflow: as an artifact that loads back, and as a version in the registry."""
+"""The trained model in MLflow: as the LoggedModel of its run, and as a version in the registry."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 
-from pipeline.tracking import RunRef, RunWriter, log_final_model, register_model, tag_run
-from tests.tracking.helpers import NOBODY, files
-
-
-class Assigner(torch.nn.Module):
-    """uint8 images (N, H, W, 3) to scores, with the layers that behave otherwise in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 4, 3)
-        self.norm = torch.nn.BatchNorm2d(4)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(images.permute(0, 3, 1, 2).float() / 255)).mean((2, 3))
+from pipeline.tracking import MODEL, RunRef, RunWriter, register_model, tag_run
+from pipeline.tracking.spool import Spool
+from tests.tracking.helpers import NOBODY
 
 
-def test_final_model_has_a_signature_and_loads_back(ref: RunRef, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
+def mlflow_model(folder: Path, content: str = "flavors: {}") -> Path:
+    """A folder as MLflow's models are, with nothing in it that could be loaded."""
+    (folder / MODEL / "code").mkdir(parents=True, exist_ok=True)
+    (folder / MODEL / "MLmodel").write_text(content)
+    (folder / MODEL / "code" / "part.py").write_text("")
+    return folder / MODEL
 
-    model, images = Assigner().train(), np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+
+def logged(ref: RunRef) -> list[LoggedModel]:
+    client = MlflowClient(ref.uri)
+    found = client.search_logged_models([client.get_run(ref.run_id).info.experiment_id])
+    return [model for model in found if model.source_run_id == ref.run_id]
+
+
+def content(model: LoggedModel) -> dict[str, str]:
+    place = Path(model.artifact_location.removeprefix("file://"))
+    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()}
+
+
+def test_a_model_becomes_the_runs_logged_model(ref: RunRef, spool: Path, tmp_path: Path) -> None:
     with RunWriter(ref, spool) as writer:
-        log_final_model(writer, model, images)
-    assert model.training
-    with torch.no_grad():
-        expected = model.eval()(torch.from_numpy(images)).numpy()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", ref.uri)
-    uri = f"runs:/{ref.run_id}/model"
-    assert mlflow.models.get_model_info(uri).signature.inputs.inputs[0].shape == (-1, 8, 8, 3)
-    assert [path for path in files(ref, "model/data") if not path.endswith(".pt2")] == []  # no pickle
-    loaded = mlflow.pytorch.load_model(uri)
-    np.testing.assert_allclose(loaded(torch.from_numpy(images)).detach().numpy(), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(images), expected, rtol=1e-5, atol=1e-6)
+        writer.model(mlflow_model(tmp_path))
+    (model,) = logged(ref)
+    assert (model.name, str(model.status)) == (MODEL, "READY")
+    assert content(model) == {"MLmodel": "flavors: {}", "code/part.py": ""}
+    run = MlflowClient(ref.uri).get_run(ref.run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
 
 
-def test_final_model_needs_a_batch(ref: RunRef, spool: Path) -> None:
-    with RunWriter(ref, spool) as writer, pytest.raises(ValueError, match=r"\(1, 8, 8, 3\)"):
-        log_final_model(writer, Assigner(), np.zeros((1, 8, 8, 3), np.uint8))
+def test_a_run_that_ends_twice_has_one_model_with_the_newest_content(ref: RunRef, spool: Path, tmp_path: Path) -> None:
+    """A kill after the model was sent and before the summary was written makes the end of a run happen again."""
+    for text in ("flavors: {}", "flavors: {a: 1}"):
+        with RunWriter(ref, spool) as writer:
+            writer.model(mlflow_model(tmp_path, text))
+    (model,) = logged(ref)
+    assert content(model)["MLmodel"] == "flavors: {a: 1}"
+
+
+def test_a_model_waits_for_a_store_that_is_unreachable(spool: Path, tmp_path: Path) -> None:
+    nobody = RunRef(NOBODY, "pending-1", "digpro", "run", {}, {})
+    with RunWriter(nobody, spool) as writer:
+        writer.model(mlflow_model(tmp_path))
+    (waiting,) = Spool(spool).models()
+    assert (waiting / "code" / "part.py").is_file()
 
 
 def test_tags_are_set_after_the_end(ref: RunRef) -> None:
@@ -56,14 +68,13 @@ def test_tags_are_set_after_the_end(ref: RunRef) -> None:
 
 
 def test_a_runs_model_is_registered_once(ref: RunRef, spool: Path, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
     with RunWriter(ref, spool) as writer:
-        writer.artifact(tmp_path / "model")
+        writer.model(mlflow_model(tmp_path))
     assert [register_model(ref, "mine", {"digpro.search": "s"}) for _ in range(2)] == ["1", "1"]
     (version,) = MlflowClient(ref.uri).search_model_versions("name = 'mine'")
     assert version.run_id == ref.run_id
     assert version.tags == {"digpro.search": "s"}
+    assert json.loads(logged(ref)[0].tags["mlflow.modelVersions"]) == [{"name": "mine", "version": 1}]
     assert Path(version.source.removeprefix("file://"), "MLmodel").is_file()
 
 

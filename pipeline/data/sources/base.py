@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 from pyarrow import fs as pafs
 
 from pipeline.data.formats import HEAD_BYTES, describe, image_format
@@ -148,10 +146,3 @@ def named_classes(fs: pafs.FileSystem, folder: str) -> tuple[str, ...]:
             f"{path} is not a JSON object with a list `class_names` ({error}); correct or remove it"
         ) from None
     return tuple(str(name) for name in names)
-
-
-def png(image: Image.Image) -> bytes:
-    """The image as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

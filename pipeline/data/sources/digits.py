@@ -7,7 +7,8 @@ from functools import partial
 
 from PIL import Image
 
-from pipeline.data.sources.base import Row, Source, cut, png, shuffled, stamp
+from pipeline.data.pixels import png
+from pipeline.data.sources.base import Row, Source, cut, shuffled, stamp
 
 NUM_DIGITS = 1797
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from pipeline.data.pixels import png
 from pipeline.data.shards import Quarantined
-from pipeline.data.sources.base import Part, Row, Source, cut, png, shuffled, stamp
+from pipeline.data.sources.base import Part, Row, Source, cut, shuffled, stamp
 from pipeline.data.sources.cifar20 import with_superclasses
 from pipeline.data.sources.listing import list_files
 from pipeline.errors import DataError, did_you_mean, first_line

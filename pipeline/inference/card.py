@@ -1,0 +1,43 @@
+"""What has to be known of a model beside its weights: how images are read for it, and what its clusters are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.data.pixel_options import PixelOptions
+from pipeline.inference.predict import TrainingClusters
+
+CARD = "model.json"
+TRAINING_CLUSTERS = "clusters.json"  # in a run's folder
+
+
+class ModelCard(BaseModel):
+    """Goes with every form of a trained model.
+
+    Attributes
+    ----------
+    run : str
+        Name of the run that trained it.
+    decoding : dict
+        Arguments of `pipeline.data.decode.decode`: size in pixels, fit and interpolation.
+    pixels : PixelOptions
+        How files of more than 8 bits, several bands or transparency become pixels.
+    clusters : TrainingClusters
+    names : dict of int to str
+        Names that people gave to clusters; two clusters of one name count as one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    run: str
+    decoding: dict[str, Any]
+    pixels: PixelOptions
+    clusters: TrainingClusters
+    names: dict[int, str] = {}
+
+    def name(self, cluster: int) -> str:
+        """The cluster's name; its number where it has none."""
+        return self.names.get(cluster, str(cluster))

@@ -1,0 +1,93 @@
+"""The features of a run's own images, which its last E-step leaves in the run's folder, with what it says of each.
+
+Every worker writes the rows that it owns as one Parquet part. The parts of one number of workers are complete or not;
+a run that was killed there and resumed on another number leaves those of both.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.collectives import rank, row_range, world_size
+from pipeline.errors import DataError
+from pipeline.inference.predict import Prediction, predict
+from pipeline.method.losses import unit
+from pipeline.storage import Folder, write_atomically
+
+FEATURES = "features"  # folder of the parts, in a run's folder
+GROUP_ROWS = 8192
+_PART = re.compile(r"part-\d+-of-(\d+)\.parquet")
+
+
+@torch.inference_mode()
+def write_features(run: Folder, features: Tensor, centers: Tensor, total: int) -> None:
+    """Write this worker's rows (own rows, D) of the `total` images, and the prediction of each by centers (K, D)."""
+    folder = run.subfolder(FEATURES).make()
+    directions = unit(centers).T
+    blocks = [predict((block @ directions).float()) for block in features.split(GROUP_ROWS)]
+    prediction = Prediction(*(torch.cat(values) for values in zip(*blocks, strict=True)))
+    rows = row_range(total)
+    table = prediction_table(prediction, index=torch.arange(rows.start, rows.stop), features=features)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, write_page_checksum=True)
+    name = f"part-{rank():05d}-of-{world_size():05d}.parquet"
+    write_atomically(folder.files, f"{folder.root}/{name}", buffer.getvalue())
+
+
+def prediction_table(
+    prediction: Prediction, *, index: Tensor | None = None, features: Tensor | None = None
+) -> pa.Table:
+    """A row for each image: its index where there is one, the prediction, and where given its features as float16."""
+    columns: dict[str, pa.Array] = {} if index is None else {"index": pa.array(index.numpy())}
+    columns |= {name: pa.array(values.cpu().numpy()) for name, values in prediction._asdict().items()}
+    if features is not None:
+        flat = pa.array(features.half().cpu().numpy().reshape(-1))
+        columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    return pa.table(columns)
+
+
+def keep_complete_parts(run: Folder) -> None:
+    """Delete parts beside one complete set of them; all complete sets hold the same rows.
+
+    Raises
+    ------
+    DataError
+        When no set is complete.
+    """
+    folder = run.subfolder(FEATURES)
+    numbers = {name: int(found[1]) for name in folder.names() if (found := _PART.fullmatch(name))}
+    complete = [workers for workers, parts in Counter(numbers.values()).items() if parts == workers]
+    if not complete:
+        raise DataError(
+            f"{folder.path} does not hold the features of all images, which the last E-step wrote; start the run again "
+            "under another name (--set name=...)"
+        )
+    for name, workers in numbers.items():
+        if workers != complete[0]:
+            folder.delete(name)
+
+
+def embedding(run: Folder) -> pads.Dataset:
+    """The rows of all images of a finished run, in order of their index; read them block by block.
+
+    Raises
+    ------
+    DataError
+        When the run's folder has none: it is not finished, or an earlier version finished it.
+    """
+    folder = run.subfolder(FEATURES)
+    parts = [f"{folder.root}/{name}" for name in folder.names() if _PART.fullmatch(name)]
+    if not parts:
+        raise DataError(
+            f"{run.path} holds no features of its images: the run is not finished, or an earlier version finished it; "
+            "run its `digpro train` again, under another name (--set name=...) if it is finished"
+        )
+    return pads.dataset(parts, filesystem=folder.files, format="parquet")

@@ -1,0 +1,99 @@
+"""The images to be assigned, in pieces that any process can read: of shards, or of a source that was never ingested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.data.pixel_options import PixelOptions
+from pipeline.data.pixels import stored_bytes
+from pipeline.data.read import read_shard_rows
+from pipeline.data.shards import LeftOut, Manifest, Quarantined, Shard
+from pipeline.data.sources import Part, Row, Source
+from pipeline.errors import first_line
+
+PIECES = 64  # at least, so that little is lost with a kill and all actors have work to the end
+PIECE_IMAGES = range(32, 8193)
+RAW_PIECE_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image as the shards have it, or as an ingest would store it; only those of shards have an index."""
+
+    data: bytes
+    path: str
+    label: int
+    index: int | None
+
+
+Piece = Callable[[], Iterator[Encoded | Quarantined | LeftOut]]
+"""Reads a slice of the images: picklable, always in the same order."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Images to be assigned.
+
+    Attributes
+    ----------
+    name : str
+        Of the source, for people.
+    stamp : str
+        Changes when the source does.
+    pieces : tuple of Piece
+    total : int or None
+        Images, or files that may be images; None where that is known only when all are read.
+    class_names : tuple of str
+    quarantined, left_out : tuple
+        What was found while the source was listed.
+    """
+
+    name: str
+    stamp: str
+    pieces: tuple[Piece, ...]
+    total: int | None
+    class_names: tuple[str, ...]
+    quarantined: tuple[Quarantined, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def shard_pieces(folder: str, manifest: Manifest) -> Pieces:
+    """The images of a folder of shards."""
+    rows = min(PIECE_IMAGES[-1], max(PIECE_IMAGES[0], manifest.num_images // PIECES))
+    pieces = [
+        partial(_shard_rows, folder, shard, start, min(start + rows, shard.first_index + shard.rows))
+        for shard in manifest.shards
+        for start in range(shard.first_index, shard.first_index + shard.rows, rows)
+    ]
+    return Pieces(folder, manifest.source.digest, tuple(pieces), manifest.num_images, tuple(manifest.class_names))
+
+
+def raw_pieces(source: Source, pixels: PixelOptions) -> Pieces:
+    """The images of a source, read as an ingest with these options would read them."""
+    pieces = tuple(partial(_raw_rows, part, pixels) for part in source.parts)
+    total = None if source.kind == "webdataset" else source.seen - sum(entry.files for entry in source.left_out)
+    return Pieces(source.name, source.stamp, pieces, total, source.class_names, source.quarantined, source.left_out)
+
+
+def _shard_rows(folder: str, shard: Shard, start: int, stop: int) -> Iterator[Encoded]:
+    for table in read_shard_rows(folder, shard, start, stop, ["image", "label", "index"]):
+        for row in table.to_pylist():
+            yield Encoded(row["image"]["bytes"], row["image"]["path"] or "", row["label"], row["index"])
+
+
+def _raw_rows(part: Part, pixels: PixelOptions) -> Iterator[Encoded | Quarantined | LeftOut]:
+    for entry in part():
+        if isinstance(entry, Row):
+            yield _as_ingested(entry, pixels)
+        elif isinstance(entry, (Quarantined, LeftOut)):
+            yield entry
+
+
+def _as_ingested(row: Row, pixels: PixelOptions) -> Encoded | Quarantined:
+    """The image with the bytes that an ingest would store."""
+    try:
+        return Encoded(stored_bytes(row.data, pixels), row.path, row.label, None)
+    except Exception as error:  # decoders raise whatever the bytes drive them to
+        return Quarantined(path=row.where, reason=first_line(error))

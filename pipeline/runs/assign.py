@@ -1,0 +1,161 @@
+"""A trained model over any images: the cluster of each, and how the images differ from those of the training."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from typing import Any
+
+import numpy as np
+from scipy.spatial.distance import jensenshannon
+
+from pipeline.cluster import cluster_facts, connect
+from pipeline.data.pixel_options import PixelOptions
+from pipeline.data.shards import MANIFEST, Quarantined, validate_shards
+from pipeline.data.sources import open_source
+from pipeline.errors import ConfigError, DataError
+from pipeline.inference.assign import PARTS, Assignment, PartReport, assign
+from pipeline.inference.card import CARD, ModelCard
+from pipeline.inference.pieces import RAW_PIECE_IMAGES, Pieces, raw_pieces, shard_pieces
+from pipeline.inference.predict import TrainingClusters
+from pipeline.lease import LEASE, hold
+from pipeline.progress import Echo
+from pipeline.runs.identity import SUMMARY
+from pipeline.runs.models import TrainedModel, open_model
+from pipeline.storage import Folder, absolute, filesystem
+
+WORK, BAD = "work.json", "bad.jsonl"
+_KIND = re.compile(r"\w+:(?!//)")  # of a source, before its path
+
+
+def assign_images(
+    run: str,
+    source: str,
+    out: str,
+    *,
+    features: bool = False,
+    classes: bool = False,
+    echo: Echo = print,
+) -> dict[str, Any]:
+    """Assign every image of a source to a cluster; the same call resumes where an earlier one stopped.
+
+    Parameters
+    ----------
+    run : str
+        The model: see `open_model`.
+    source : str
+        Folder of shards, or any source that `digpro ingest` takes.
+    out : str
+        Folder to write to, local or URI.
+    features, classes : bool
+        Add the columns `feature` (float16) and `label`.
+    echo : callable
+        Takes the lines of progress.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in ``summary.json`` of `out`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When there is no such model or source, or `out` belongs to another command.
+    RunFailed
+        When Ray cannot carry it out; the same call continues.
+    """
+    model = open_model(run)
+    pieces = open_pieces(source, model.card.pixels)
+    target = Folder(absolute(out)).make()
+    with hold(target):
+        if (summary := _claim(target, model, pieces, features=features, classes=classes)) is not None:
+            echo(f"{target.path} has the assignments of these images already")
+            return summary
+        connect()
+        started = time.monotonic()
+        load = model.loader(target)
+        assignment = Assignment(load, model.card, model.batch_size, target.path, features, classes)
+        total = _assign(pieces, assignment, target, echo)
+        summary = summarise(model.card, pieces, total, target) | {"seconds": round(time.monotonic() - started, 3)}
+        target.write(SUMMARY, summary)
+    return summary
+
+
+def open_pieces(source: str, pixels: PixelOptions) -> Pieces:
+    """The images of a folder of shards; or those of another source, read with the options of the training."""
+    if not _KIND.match(source):
+        files, root = filesystem(source)
+        if files.get_file_info(f"{root}/{MANIFEST}").is_file:
+            return shard_pieces(absolute(source), validate_shards(source))
+    return raw_pieces(open_source(source, RAW_PIECE_IMAGES), pixels)
+
+
+def _claim(
+    target: Folder, model: TrainedModel, pieces: Pieces, *, features: bool, classes: bool
+) -> dict[str, Any] | None:
+    """Note in the folder what it is for. The summary when the same command has ended there; ConfigError for others."""
+    card = hashlib.sha256(model.card.model_dump_json().encode()).hexdigest()
+    work = {
+        "model": f"{model.card.run}, weights {model.weights[:8]}, {CARD} {card[:8]}",
+        "images": f"digest {pieces.stamp[:16]}",
+        "columns": " ".join(name for name, wanted in (("feature", features), ("label", classes)) if wanted),
+    }
+    before = target.read(WORK)
+    if before is None and (others := [name for name in target.names() if name != LEASE]):
+        raise ConfigError(f"{target.path} holds other files ({others[0]!r}, ...); choose a new folder")
+    if before is not None and before != work:
+        changed = [f"{key} {before[key]!r}, now {value!r}" for key, value in work.items() if before[key] != value]
+        raise ConfigError(f"{target.path} is for something else: {'; '.join(changed)}; choose another, or delete it")
+    target.write(WORK, work)
+    return target.read(SUMMARY)
+
+
+def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) -> PartReport:
+    """Assign, and write the list of bad images while the reports come; returns their sum."""
+    total = PartReport(left_out=sum(entry.files for entry in pieces.left_out))
+    total.refuse(list(pieces.quarantined))
+    with target.open_output(BAD) as stream:
+        stream.write(_lines(total.bad))
+        for report in assign(pieces, assignment, echo):
+            stream.write(_lines(report.bad))
+            total = total.plus(report)
+    if total.images == 0:
+        raise DataError(f"{pieces.name} has no readable image; see {target.path}/{BAD}")
+    return total
+
+
+def _lines(entries: list[Quarantined]) -> bytes:
+    return "".join(f"{entry.model_dump_json()}\n" for entry in entries).encode()
+
+
+def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder) -> dict[str, Any]:
+    """Sizes, drift, and where things are."""
+    sizes = [{"cluster": number, "name": card.name(number), "images": size} for number, size in enumerate(total.sizes)]
+    outputs = {"summary": SUMMARY, "assignments": PARTS, "bad": BAD}
+    return {
+        "run": card.run,
+        "source": pieces.name,
+        "images": total.images,
+        "bad": total.bad_count,
+        "left_out": total.left_out,
+        "clusters": sizes,
+        "drift": drift(card.clusters, total),
+        "outputs": {name: f"{target.path}/{file}" for name, file in outputs.items()},
+        **cluster_facts(),
+    }
+
+
+def drift(training: TrainingClusters, total: PartReport) -> dict[str, float]:
+    """How the images differ from those of the training; all are 0 for the same images.
+
+    `sizes` is the Jensen-Shannon divergence (Lin 1991), in bits and so in [0, 1], of the clusters' shares here and in
+    the training. `similarity` is the mean similarity with the own centre here minus that in the training. `outliers` is
+    the share of images whose outlier score is above 3.5, minus that share in the training.
+    """
+    shares = [np.asarray(sizes) / sum(sizes) for sizes in (training.sizes, total.sizes)]
+    return {
+        "sizes": float(jensenshannon(*shares, base=2) ** 2),
+        "similarity": total.similarity / total.images - training.similarity,
+        "outliers": total.outliers / total.images - training.outliers,
+    }

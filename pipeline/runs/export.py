@@ -1,0 +1,40 @@
+"""A trained model in a form for others: ONNX, a `torch.export` program, or safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline.inference.card import CARD
+from pipeline.runs.models import open_model
+from pipeline.serving.export import export_model
+from pipeline.storage import Folder, absolute, write_atomically
+
+
+def export(run: str, format_name: str, out: str | None = None) -> dict[str, str]:
+    """Write the model and its card; returns the paths of both.
+
+    Parameters
+    ----------
+    run : str
+        The model: see `open_model`.
+    format_name : str
+        ``onnx``, ``pt2`` or ``safetensors``.
+    out : str, optional
+        Folder to write to; ``export`` in the run's folder, or in this one where the model is MLflow's, when absent.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such model or format.
+    RunFailed
+        When onnxruntime does not compute what torch does.
+    """
+    model = open_model(run)
+    place = f"{model.place}/export" if isinstance(model.place, str) else "export"
+    target = Folder(absolute(out or place)).make()
+    with TemporaryDirectory() as local:
+        file = export_model(format_name, Path(local), model.module, model.card)
+        for name in (file.name, CARD):
+            write_atomically(target.files, f"{target.root}/{name}", Path(local, name).read_bytes())
+    return {"model": f"{target.path}/{file.name}", "card": f"{target.path}/{CARD}"}

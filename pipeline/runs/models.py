@@ -1,0 +1,157 @@
+"""Trained models by what people call them: the folder of a run, an MLflow run, or a registered version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from pipeline.backbones.weights import digest
+from pipeline.config.models import RunConfig
+from pipeline.data.shards import Manifest
+from pipeline.errors import ConfigError, first_line
+from pipeline.inference.card import CARD, TRAINING_CLUSTERS, ModelCard
+from pipeline.inference.model import ClusterModel
+from pipeline.inference.predict import TrainingClusters
+from pipeline.runs.identity import IDENTITY, read_started_run
+from pipeline.runs.names import read_names
+from pipeline.serving.bundle import PROGRAM, load_program, read_bundle
+from pipeline.serving.mlflow_model import BUNDLE
+from pipeline.storage import Folder, absolute, write_atomically
+from pipeline.tracking import MODEL, database_path, redacted, tracking_uri
+from pipeline.training.checkpoint import newest_in
+
+PROGRAM_BATCH = 256  # images in a forward pass of a model that says nothing of it
+DEFAULT_STORAGE = "runs"
+_RUN_ID, _VERSION = re.compile(r"[0-9a-f]{32}"), re.compile(r"[^/]+/\d+")
+
+Load = Callable[[], nn.Module]
+"""Gives a model on whatever node it is called: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D)."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and what has to be known of it.
+
+    Attributes
+    ----------
+    module : nn.Module
+        On the CPU: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D).
+    card : ModelCard
+    weights : str
+        Digest of the weights.
+    batch_size : int
+        Images in a forward pass.
+    place : str or bytes
+        Folder of the run; or the program itself, of a model that comes from MLflow.
+    """
+
+    module: nn.Module
+    card: ModelCard
+    weights: str
+    batch_size: int
+    place: str | bytes
+
+    def loader(self, out: Folder) -> Load:
+        """What gives the model on every node; a program is kept in `out` for that."""
+        if isinstance(self.place, str):
+            return partial(load_model, self.place)
+        write_atomically(out.files, f"{out.root}/{PROGRAM}", self.place)
+        return partial(_load_kept, out.path)
+
+
+def open_model(reference: str) -> TrainedModel:
+    """A model, from what a person calls it.
+
+    Parameters
+    ----------
+    reference : str
+        The folder of a finished run. Or, of the MLflow server that MLFLOW_TRACKING_URI names, else of the database in
+        ``runs``: a run's id, ``runs:/ID/model``, a registered ``NAME/VERSION``, or any ``models:/...``.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such model.
+    """
+    if (uri := model_uri(reference)) is not None:
+        return _open_logged(uri)
+    folder = Folder(absolute(reference))
+    config, manifest = read_started_run(folder)
+    model = load_model(folder.path)
+    card = run_card(folder, config, manifest)
+    return TrainedModel(model, card, digest(model.state_dict()), config.estep.batch_size, folder.path)
+
+
+def model_uri(reference: str) -> str | None:
+    """MLflow's URI of a reference; None where it is the folder of a run."""
+    if reference.startswith(("models:/", "runs:/")):
+        return reference
+    if _RUN_ID.fullmatch(reference):
+        return f"runs:/{reference}/{MODEL}"
+    if _VERSION.fullmatch(reference) and not Folder(absolute(reference)).names(IDENTITY):
+        return f"models:/{reference}"
+    return None
+
+
+def _open_logged(uri: str) -> TrainedModel:
+    """The model that MLflow has under a URI; ConfigError when it has none, or not one of ours."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.artifacts import download_artifacts
+
+    store = tracking_uri(None, absolute(DEFAULT_STORAGE))
+    database = database_path(store)
+    if database is not None and not database.is_file():  # MLflow would create it
+        raise ConfigError(f"{uri} is MLflow's, and {database} does not exist; set MLFLOW_TRACKING_URI")
+    with TemporaryDirectory() as local:
+        try:
+            folder = Path(download_artifacts(artifact_uri=uri, dst_path=local, tracking_uri=store))
+        except Exception as error:
+            raise ConfigError(
+                f"MLflow at {redacted(store)} gives no {uri} ({first_line(error)}); set MLFLOW_TRACKING_URI to the "
+                "server that has it, or give the folder of a run"
+            ) from None
+        bundle = folder / "artifacts" / BUNDLE
+        if not (bundle / CARD).is_file():
+            raise ConfigError(f"{uri} is a model of another kind, or of an earlier version; give the folder of its run")
+        module, card = read_bundle(bundle)
+        program = (bundle / PROGRAM).read_bytes()
+    return TrainedModel(module, card, hashlib.sha256(program).hexdigest(), PROGRAM_BATCH, program)
+
+
+def run_card(folder: Folder, config: RunConfig, manifest: Manifest) -> ModelCard:
+    """The card of a run's model; ConfigError when the run is not finished."""
+    clusters = folder.read(TRAINING_CLUSTERS)
+    if clusters is None:
+        raise ConfigError(f"{folder.path} is not finished; run its `digpro train` again, it resumes where it was")
+    return ModelCard(
+        run=folder.name,
+        decoding=config.data.decoding,
+        pixels=manifest.pixels,
+        clusters=TrainingClusters.model_validate(clusters),
+        names=read_names(folder),
+    )
+
+
+def load_model(run: str) -> ClusterModel:
+    """The model of a run's newest checkpoint; ConfigError when none can be read. Also called on the nodes."""
+    config, manifest = read_started_run(Folder(run))
+    values = newest_in(run)
+    if values is None:
+        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+    return ClusterModel(config, manifest, values).eval()
+
+
+def _load_kept(out: str) -> nn.Module:
+    folder = Folder(out)
+    with TemporaryDirectory() as local:
+        with folder.files.open_input_file(f"{folder.root}/{PROGRAM}") as file:
+            Path(local, PROGRAM).write_bytes(file.read())
+        return load_program(str(Path(local, PROGRAM)))

@@ -1,0 +1,57 @@
+"""The features that a run leaves: complete for any number of workers, and what they say of each image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.errors import DataError
+from pipeline.inference.embedding import FEATURES, embedding, keep_complete_parts, write_features
+from pipeline.storage import Folder
+from tests.helpers.workers import Workers
+
+CENTERS = torch.eye(3, 8)
+
+
+def unit_rows(count: int) -> torch.Tensor:
+    return F.normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+def own_part(rank: int, folder: str) -> None:
+    start, stop = (0, 5) if rank == 0 else (5, 11)
+    write_features(Folder(folder), unit_rows(11)[start:stop], CENTERS, 11)
+
+
+def test_one_worker_writes_what_two_write(pair: Workers, tmp_path: Path) -> None:
+    one, two = Folder(str(tmp_path / "one")), Folder(str(tmp_path / "two"))
+    write_features(one, unit_rows(11), CENTERS, 11)
+    pair.run(own_part, two.path)
+    assert len(two.subfolder(FEATURES).names()) == 2
+    assert embedding(one).to_table().equals(embedding(two).to_table())
+    table = embedding(one).to_table()
+    assert table.column("index").to_pylist() == list(range(11))
+    dots = unit_rows(11) @ CENTERS.T
+    assert table.column("cluster").to_pylist() == dots.argmax(dim=1).tolist()
+    features = torch.tensor(table.column("feature").to_pylist())
+    torch.testing.assert_close(features, unit_rows(11), atol=1e-3, rtol=0)
+
+
+def test_parts_of_an_interrupted_end_are_deleted(tmp_path: Path) -> None:
+    run = Folder(str(tmp_path))
+    write_features(run, unit_rows(11), CENTERS, 11)
+    left = tmp_path / FEATURES / "part-00001-of-00002.parquet"
+    pq.write_table(embedding(run).to_table().slice(5), left)
+    keep_complete_parts(run)
+    assert run.subfolder(FEATURES).names() == ["part-00000-of-00001.parquet"]
+    (tmp_path / FEATURES / "part-00000-of-00001.parquet").rename(left)
+    with pytest.raises(DataError, match=r"does not hold the features of all images"):
+        keep_complete_parts(run)
+
+
+def test_a_run_without_features_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no features of its images.*run its `digpro train` again"):
+        embedding(Folder(str(tmp_path)))
