@@ -83,14 +83,14 @@ def contact_sheets(images: Assignments, numbers: Array) -> list[ContactSheet]:
     Two thirds of a sheet are typical images. An image at the border is not shown as typical at the same time.
     """
     total = int(np.clip(CONTACTS // max(1, len(numbers)), SMALLEST_SHEET, LARGEST_SHEET))
-    border = total // 3
     order = np.lexsort((-images.similarity, images.cluster))
     starts = np.searchsorted(images.cluster[order], numbers, side="left")
     stops = np.searchsorted(images.cluster[order], numbers, side="right")
     sheets = []
     for start, stop in zip(starts, stops, strict=True):
         members = order[start:stop]
-        typical, others = members[: total - border], members[total - border :]
+        border = min(total, len(members)) // 3
+        typical, others = np.split(members, [min(total, len(members)) - border])
         sheets.append(ContactSheet(typical, others[np.argsort(images.margin[others], kind="stable")][:border]))
     return sheets
 

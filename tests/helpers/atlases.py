@@ -15,24 +15,8 @@ from pipeline.report.embedding import embed
 SIDE = 48
 HISTORY = [
     {"epoch": 0, "acc": 0.3, "seconds_estep": 2.0, "seconds_epoch": 2.5},
-    {
-        "epoch": 1,
-        "acc": 0.8,
-        "loss": 1.25,
-        "loss_group": 0.5,
-        "seconds_estep": 1.0,
-        "seconds_step": 3.0,
-        "seconds_epoch": 4.0,
-    },
-    {
-        "epoch": 2,
-        "acc": 0.9,
-        "loss": float("nan"),
-        "loss_group": 0.4,
-        "seconds_estep": 1.0,
-        "seconds_step": 3.0,
-        "seconds_epoch": 4.0,
-    },
+    {"epoch": 1, "acc": 0.8, "loss": 1.25, "seconds_estep": 1.0, "seconds_step": 3.0, "seconds_epoch": 4.0},
+    {"epoch": 2, "acc": 0.9, "loss": float("nan"), "seconds_estep": 1.0, "seconds_step": 3.0, "seconds_epoch": 4.0},
 ]
 ALARMS = [{"epoch": 1, "kind": "collapse", "text": "size_entropy is <low>"}]
 

@@ -47,7 +47,7 @@ class Page:
 
     def wait(self, script: str) -> Any:
         """What a script returns, as soon as that is true."""
-        return WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
+        return WebDriverWait(self.driver, 20, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
 
     def one(self, selector: str) -> Any:
         """The first element that a CSS selector finds."""

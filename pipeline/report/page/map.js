@@ -29,7 +29,7 @@ function startMap() {
   byId("map-hint").textContent = onMap.length
     ? `${number(onMap.length)} images, placed by ${atlas.method}. Images that are alike lie near each other. Zoom in to see the pictures.`
     : "There is no map: the run left no features.";
-  for (const [type, handler] of Object.entries({ pointerdown: mapDown, pointermove: mapMove, pointerup: mapUp, pointercancel: mapUp, pointerleave: hideTip })) {
+  for (const [type, handler] of Object.entries({ pointerdown: mapDown, pointermove: mapMove, pointerup: mapUp, pointercancel: mapUp, pointerleave: mapLeave })) {
     canvas.addEventListener(type, handler);
   }
   canvas.addEventListener("wheel", mapWheel, { passive: false });
@@ -284,6 +284,11 @@ function mapUp(event) {
   else if (event.pointerType === "mouse" || row === tipRow) openLightbox(row);
   else showTip([...imageTip(row), make("span", { class: "hint" }, "tap again to open")], event);
   tipRow = row;
+}
+
+// A finger that is lifted leaves, too, and what it has tapped stays.
+function mapLeave(event) {
+  if (event.pointerType === "mouse") hideTip();
 }
 
 function mapWheel(event) {
