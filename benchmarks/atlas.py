@@ -25,14 +25,17 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks.measure import conclude
+from pipeline.features.neighbours import nearest_rows
 from pipeline.method.losses import unit
 from pipeline.report.atlas import atlas_page
 from pipeline.report.choice import Assignments
 from pipeline.report.compose import Clustering, compose
-from pipeline.report.embedding import embed
+from pipeline.report.embedding import NEIGHBOURS, Embedding
+from pipeline.report.projection import Projection, principal_plane
 from pipeline.report.sprites import tile_side
 
 MOST_BYTES, MOST_SECONDS = 30_000_000, 3.0
+EMBEDDED = 10_000  # images with features: more than the page has on its map
 Array = np.ndarray[Any, Any]
 
 
@@ -55,7 +58,13 @@ def make_clustering(count: int, clusters: int, size: int = 128) -> Clustering:
     )
     history = [{"epoch": epoch, "loss": 1 / (1 + epoch), "acc": 0.5, "seconds_step": 9.0} for epoch in range(200)]
     names = [f"class {number}" for number in range(100)]
-    return Clustering("benchmark", images, centers, embed(features), {}, names, history, [])
+    return Clustering("benchmark", images, centers, _embedding(features[:EMBEDDED]), {}, names, history, [])
+
+
+def _embedding(features: torch.Tensor) -> Embedding:
+    """Map and neighbours; the map by PCA, because the page is as large and as slow with any."""
+    ids, cosines = nearest_rows(features, 0, len(features), NEIGHBOURS)
+    return Embedding(features, Projection(principal_plane(features), "PCA"), ids.numpy(), cosines.numpy())
 
 
 def photographs(chosen: Array) -> Array:
@@ -108,7 +117,7 @@ def main() -> int:
     args = parser.parse_args()
     start = time.perf_counter()
     clustering = make_clustering(args.images, args.clusters)
-    embedded = time.perf_counter()
+    made = time.perf_counter()
     atlas = compose(clustering, photographs)
     page = atlas_page(atlas)
     written = time.perf_counter()
@@ -124,7 +133,7 @@ def main() -> int:
         f"ready after {statistics.median(opened):.2f} s ({min(opened):.2f} to {max(opened):.2f})  "
         f"{'PASS' if holds else 'FAIL'}"
     )
-    print(f"map ({atlas.method}) and neighbours {embedded - start:.0f} s, page {written - embedded:.0f} s")
+    print(f"clustering made in {made - start:.0f} s, its page in {written - made:.0f} s")
     conclude({"bytes": size, "seconds": opened, "claim_holds": holds}, args.out)
     return 0 if holds else 1
 
