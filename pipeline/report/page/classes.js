@@ -1,13 +1,14 @@
 "use strict";
 // The confusion matrix of classes and clusters, and a table that says the same in words.
 
-const matrix = { labels: [], columns: [], counts: new Map(), cell: 0, at: null };
+const matrix = { labels: [], columns: [], line: new Map(), place: new Map(), counts: new Map(), cell: 0, at: null };
 
 function startClasses() {
   matrix.labels = Array.from(classTotals.keys()).sort((a, b) => a - b);
-  const rank = new Map(matrix.labels.map((label, place) => [label, place]));
-  const majorityRank = (cluster) => (cluster.mix.length ? rank.get(majority(cluster).label) : matrix.labels.length);
+  matrix.line = new Map(matrix.labels.map((label, line) => [label, line]));
+  const majorityRank = (cluster) => (cluster.mix.length ? matrix.line.get(majority(cluster).label) : matrix.labels.length);
   matrix.columns = clusters.slice().sort((a, b) => majorityRank(a) - majorityRank(b) || b.size - a.size);
+  matrix.place = new Map(matrix.columns.map((cluster, place) => [cluster, place]));
   for (const [label, n, count] of atlas.counts) matrix.counts.set(`${label} ${n}`, count);
   const surface = byId("matrix");
   surface.addEventListener("pointermove", readMatrix);
@@ -29,11 +30,16 @@ function drawMatrix() {
   matrix.cell = Math.max(3, Math.min(46, Math.floor((width - gutter) / matrix.columns.length)));
   const head = matrix.cell >= 14 ? 34 : 4;
   matrix.head = head;
-  const pen = sized(byId("matrix"), matrix.cell * matrix.columns.length, head + matrix.cell * matrix.labels.length);
+  const [right, bottom] = [matrix.cell * matrix.columns.length, head + matrix.cell * matrix.labels.length];
+  const pen = sized(byId("matrix"), right, bottom);
   pen.font = `${Math.min(13, matrix.cell * 0.42)}px system-ui, sans-serif`;
   pen.textAlign = "center";
   pen.textBaseline = "middle";
-  matrix.labels.forEach((label, line) => matrix.columns.forEach((cluster, column) => drawCell(pen, label, cluster, column, line)));
+  const ink = { accent: themed("--accent"), onAccent: themed("--on-accent"), text: themed("--text") };
+  pen.fillStyle = themed("--cell");
+  pen.fillRect(0, head, right, bottom - head);
+  for (const entry of atlas.counts) drawCell(pen, ink, ...entry);
+  if (matrix.cell >= 8) drawGrid(pen, right, bottom);
   if (head > 4) {
     pen.fillStyle = themed("--muted");
     matrix.columns.forEach((cluster, column) => pen.fillText(cluster.number, (column + 0.5) * matrix.cell, head / 2));
@@ -52,20 +58,25 @@ function sized(surface, width, height) {
   return pen;
 }
 
-function drawCell(pen, label, cluster, column, line) {
-  const count = countAt(label, cluster);
+function drawCell(pen, ink, label, n, count) {
+  if (!clusterOf.has(n)) return;
   const share = count / classTotals.get(label);
-  const [x, y] = [column * matrix.cell, matrix.head + line * matrix.cell];
-  pen.fillStyle = themed("--cell");
-  pen.fillRect(x, y, matrix.cell - 1, matrix.cell - 1);
-  if (!count) return;
+  const [x, y] = cornerOf(label, clusterOf.get(n));
   pen.globalAlpha = 0.08 + 0.92 * Math.sqrt(share);
-  pen.fillStyle = themed("--accent");
-  pen.fillRect(x, y, matrix.cell - 1, matrix.cell - 1);
+  pen.fillStyle = ink.accent;
+  pen.fillRect(x, y, matrix.cell, matrix.cell);
   pen.globalAlpha = 1;
   if (matrix.cell < 24) return;
-  pen.fillStyle = share > 0.3 ? themed("--on-accent") : themed("--text");
+  pen.fillStyle = share > 0.3 ? ink.onAccent : ink.text;
   pen.fillText(count > 9999 ? `${Math.round(count / 1000)}k` : count, x + matrix.cell / 2, y + matrix.cell / 2);
+}
+
+const cornerOf = (label, cluster) => [matrix.place.get(cluster) * matrix.cell, matrix.head + matrix.line.get(label) * matrix.cell];
+
+function drawGrid(pen, right, bottom) {
+  pen.fillStyle = themed("--page");
+  for (let x = matrix.cell; x <= right; x += matrix.cell) pen.fillRect(x - 1, matrix.head, 1, bottom - matrix.head);
+  for (let y = matrix.head + matrix.cell; y <= bottom; y += matrix.cell) pen.fillRect(0, y - 1, right, 1);
 }
 
 function drawMatrixLabels(gutter, head) {
@@ -79,11 +90,10 @@ function drawMatrixLabels(gutter, head) {
 }
 
 function outlineCell(pen) {
-  const column = matrix.columns.indexOf(matrix.at.cluster);
-  const line = matrix.labels.indexOf(matrix.at.label);
+  const [x, y] = cornerOf(matrix.at.label, matrix.at.cluster);
   pen.strokeStyle = themed("--text");
   pen.lineWidth = 2;
-  pen.strokeRect(column * matrix.cell, matrix.head + line * matrix.cell, matrix.cell - 1, matrix.cell - 1);
+  pen.strokeRect(x, y, matrix.cell - 1, matrix.cell - 1);
 }
 
 function readMatrix(event) {
