@@ -372,6 +372,27 @@ def label(
 
 
 @app.command()
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
+    ],
+) -> None:
+    """Make the atlas of a run again: a page to look at every cluster.
+
+    It is one file that works without a network. With names.yaml in the run's folder, lines like `3: dogs`, clusters
+    have names.
+
+    \b
+    Example:
+      digpro report runs/digits-0123abcd
+    """
+    from pipeline.runs.report import report as make_report
+
+    for title, place in make_report(run).items():
+        echo(f"{title + ':':<13}{place}")
+
+
+@app.command()
 def deliver(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run."), PLACE],
     uri: Annotated[

@@ -54,7 +54,8 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "ingest", "embed", "train", "tune", "evaluate", "deliver", "doctor", "submit", "stop", "presets"]
+    "command",
+    ["", "ingest", "embed", "train", "tune", "evaluate", "report", "deliver", "doctor", "submit", "stop", "presets"],
 )
 def test_help_is_there(digpro, command: str) -> None:
     status, out, _ = digpro(*command.split(), "--help")

@@ -1,4 +1,4 @@
-"""Small reads from shards, without Ray: labels of all images, and a sample of them."""
+"""Small reads from shards, without Ray: labels of all images, a sample of them, and chosen ones."""
 
 from __future__ import annotations
 
@@ -119,6 +119,33 @@ def read_shard_rows(folder: str, shard: Shard, start: int, stop: int, columns: l
                 low = max(start - first, 0)
                 yield file.read_row_group(group, columns=columns).slice(low, stop - first - low)
             first += rows
+
+
+def read_chosen(folder: str, manifest: Manifest, chosen: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
+    """Rows {"image", "index"} of the chosen indices, in order of index; a table for each row group that has some.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read.
+    """
+    chosen = np.unique(chosen)
+    for shard in manifest.shards:
+        own = chosen[(chosen >= shard.first_index) & (chosen < shard.first_index + shard.rows)] - shard.first_index
+        if len(own):
+            with _opened(folder, shard) as file:
+                yield from _chosen_of_groups(file, own)
+
+
+def _chosen_of_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
+    """The rows at the sorted places `own` of a shard, from each row group that has some."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        here = own[(own >= first) & (own < first + rows)] - first
+        if len(here):
+            yield file.read_row_group(group, columns=["image", "index"]).take(here)
+        first += rows
 
 
 @contextmanager

@@ -82,13 +82,31 @@ def exact_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
 def _nearest_rows(features: Half, start: int, stop: int, count: int) -> tuple[int, Rows]:
     """The neighbours of images `start` to `stop - 1`."""
     unit = F.normalize(torch.from_numpy(features.astype(np.float32)), dim=1)
+    return start, nearest_rows(unit, start, stop, count)[0].numpy()
+
+
+def nearest_rows(unit: Tensor, start: int, stop: int, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest other rows of rows `start` to `stop - 1`, by all similarities.
+
+    Parameters
+    ----------
+    unit : Tensor (n, D)
+        Rows of length 1.
+    count : int
+        Less than n.
+
+    Returns
+    -------
+    tuple of Tensor
+        Numbers of the rows (stop - start, count), nearest first, and their cosine similarities.
+    """
     found = []
     for first in range(start, stop, QUERIES):
         own = torch.arange(first, min(first + QUERIES, stop))
         similarity = unit[own] @ unit.T
         similarity[torch.arange(len(own)), own] = -torch.inf
-        found.append(similarity.topk(count, dim=1).indices)
-    return start, torch.cat(found).numpy()
+        found.append(similarity.topk(count, dim=1))
+    return torch.cat([top.indices for top in found]), torch.cat([top.values for top in found])
 
 
 def approximate_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.ingest import ingest
-from pipeline.data.read import has_labels, read_labels, read_sample
+from pipeline.data.read import has_labels, read_chosen, read_labels, read_sample
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
@@ -75,6 +75,18 @@ def test_a_small_sample_shows_every_class(folder: Path, manifest: Manifest) -> N
     assert labels is not None
     shown = labels[read_sample(str(folder), manifest, 64)["index"].to_numpy()]
     assert set(shown.tolist()) == set(range(10))
+
+
+def test_chosen_rows_come_in_order_of_index_from_the_shards_that_have_some(
+    manifest: Manifest, folder: Path, tmp_path: Path
+) -> None:
+    first, last = manifest.shards[0].file, manifest.shards[2].file
+    for file in (first, last):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    chosen = np.array([1796, 3, 599, 3, 1200])
+    found = pa.concat_tables(read_chosen(str(tmp_path), manifest, chosen))
+    assert found.equals(whole(folder).select(["image", "index"]).take([3, 599, 1200, 1796]))
+    assert list(read_chosen(str(tmp_path), manifest, np.array([], np.int64))) == []
 
 
 def test_a_sample_opens_no_shard_that_it_does_not_need(manifest: Manifest, folder: Path, tmp_path: Path) -> None:

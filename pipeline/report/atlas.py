@@ -1,0 +1,168 @@
+"""The atlas of a clustering: one HTML page with all its data, scripts and pictures inside, which needs no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.choice import Assignments, Duplicate
+from pipeline.report.sprites import Sheets, pack
+
+PAGE_BYTES = 28_000_000  # of the whole file, pictures being what gives way
+SCRIPTS = ("data.js", "pictures.js", "clusters.js", "map.js", "classes.js", "training.js", "lists.js", "app.js")
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ShownCluster:
+    """One cluster.
+
+    Attributes
+    ----------
+    name : str
+        Given by a person; empty without one. Clusters of one name are one group.
+    cohesion, margin : float
+        Means over its images of the cosine to the centre, and of how much that exceeds the cosine to the runner-up.
+    cell : (column, row)
+        In the overview.
+    near : sequence of (cluster, cosine)
+        The clusters whose centres are nearest.
+    typical, border : sequence of int
+        Rows of `Atlas.rows`: its contact sheet.
+    """
+
+    number: int
+    name: str
+    size: int
+    outliers: int
+    cohesion: float
+    margin: float
+    cell: tuple[int, int]
+    near: Sequence[tuple[int, float]]
+    typical: Sequence[int]
+    border: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """All that the page shows, as plain values.
+
+    Attributes
+    ----------
+    facts : sequence of (what, value)
+        The headline.
+    notes : sequence of str
+        What is a sample, or missing, and why.
+    rows : int64 ndarray (R,)
+        Indices of the images that the page knows; those with a picture come first.
+    pictures : uint8 ndarray (T, side, side, 3)
+        Of the first T rows; none where the shards are gone.
+    places : float32 ndarray (R, 2)
+        On the map, within [-1, 1]; NaN for images that are not on it.
+    method : str
+        How the places were found: "UMAP" or "PCA"; empty without a map.
+    alike : int64 ndarray (T, A)
+        For each row with a picture the rows of the most similar ones, nearest first; A is 0 without features.
+    counts : sequence of (class, cluster, images)
+        Empty without classes.
+    history : sequence of dict
+        Metrics of each epoch, with `epoch` among them.
+    alarms : sequence of dict
+        Each with "epoch", "kind" and "text".
+    duplicates : sequence of Duplicate
+        By rows.
+    outliers : sequence of int
+        Rows.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    notes: Sequence[str]
+    images: Assignments
+    rows: Array
+    pictures: Array
+    places: Array
+    method: str
+    alike: Array
+    clusters: Sequence[ShownCluster]
+    class_names: Sequence[str]
+    counts: Sequence[tuple[int, int, int]]
+    history: Sequence[Mapping[str, float]]
+    alarms: Sequence[Mapping[str, Any]]
+    duplicates: Sequence[Duplicate]
+    outliers: Sequence[int]
+
+
+def atlas_page(atlas: Atlas) -> str:
+    """The page as HTML, of less than `PAGE_BYTES`; texts of others are data in it and never markup."""
+    frame = Template(_asset("atlas.html"))
+    style, script = _asset("atlas.css"), "\n".join(_asset(name) for name in SCRIPTS)
+    data = _data(atlas)
+    left = PAGE_BYTES - len(style) - len(script) - len(data.encode())
+    sheets = pack(atlas.pictures, max(0, left) * 3 // 4)  # base64 takes four bytes for three
+    shape = json.dumps({"side": sheets.side, "columns": sheets.columns, "count": len(sheets.files)})
+    return frame.substitute(
+        title=escape(atlas.title), style=style, script=script, data=data, shape=shape, sheets=_sheet_tags(sheets)
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipeline.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _data(atlas: Atlas) -> str:
+    """Everything but the pictures as JSON that can stand in a script element: it has no `<`."""
+    images, rows = atlas.images, atlas.rows
+    columns = {
+        "index": rows.astype(np.int32),
+        "cluster": images.cluster[rows].astype(np.int32),
+        "runnerUp": images.runner_up[rows].astype(np.int32),
+        "similarity": images.similarity[rows].astype(np.float32),
+        "margin": images.margin[rows].astype(np.float32),
+        "outlier": images.outlier[rows].astype(np.float32),
+        "label": (np.full(len(rows), -1) if images.label is None else images.label[rows]).astype(np.int32),
+        "x": atlas.places[:, 0].astype(np.float32),
+        "y": atlas.places[:, 1].astype(np.float32),
+        "alike": atlas.alike.astype(np.int32),
+    }
+    values = {
+        "title": atlas.title,
+        "facts": atlas.facts,
+        "notes": atlas.notes,
+        "images": len(images),
+        "pictures": len(atlas.pictures),
+        "alikePerImage": atlas.alike.shape[1],
+        "method": atlas.method,
+        "columns": {name: base64.b64encode(column.tobytes()).decode() for name, column in columns.items()},
+        "paths": [images.path[row] for row in rows],
+        "clusters": [asdict(cluster) for cluster in atlas.clusters],
+        "classNames": atlas.class_names,
+        "counts": atlas.counts,
+        "history": [_finite(metrics) for metrics in atlas.history],
+        "alarms": atlas.alarms,
+        "duplicates": [asdict(pair) for pair in atlas.duplicates],
+        "outliers": atlas.outliers,
+    }
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Six digits of each metric, and null for what JSON cannot say."""
+    return {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in metrics.items()}
+
+
+def _sheet_tags(sheets: Sheets) -> str:
+    """Each sheet in an element of its own, so that the browser reads one when it is first needed."""
+    return "\n".join(
+        f'<script type="text/plain" id="sheet-{number}">{base64.b64encode(file).decode()}</script>'
+        for number, file in enumerate(sheets.files)
+    )

@@ -1,0 +1,243 @@
+"""From a clustering to the values of its atlas: chooses what is shown, and has only those images decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.method.losses import unit
+from pipeline.report.atlas import Atlas, ShownCluster
+from pipeline.report.choice import (
+    OUTLIER,
+    OUTLIERS,
+    Assignments,
+    ContactSheet,
+    contact_sheets,
+    count_classes,
+    judge_pairs,
+    largest_clusters,
+    listed_outliers,
+    near_pairs,
+)
+from pipeline.report.embedding import Embedding, alike
+from pipeline.report.projection import arrange, principal_plane
+
+MAP_IMAGES = 6_000  # on the map of the page
+ALIKE = 8  # most similar images beside an image
+NEAR = 6  # nearest clusters of a cluster
+PATH_BYTES = 5_000_000  # of the paths in the page
+SCORES = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "label_free": "label-free score"}
+Array = np.ndarray[Any, Any]
+ReadPictures = Callable[[Array], Array | None]
+"""From sorted indices (n,) to uint8 (n, side, side, 3), or None when the images are gone."""
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """A clustering as its run left it.
+
+    Attributes
+    ----------
+    centers : Tensor (K, D)
+        Of any length; only their directions count.
+    embedding : Embedding or None
+        None where the run left no features.
+    names : dict
+        Number of a cluster -> the name that a person gave it.
+    history : sequence of dict
+        Metrics of each epoch.
+    alarms : sequence of dict
+        Each with "epoch", "kind" and "text".
+    """
+
+    title: str
+    images: Assignments
+    centers: Tensor
+    embedding: Embedding | None
+    names: Mapping[int, str]
+    class_names: Sequence[str]
+    history: Sequence[Mapping[str, float]]
+    alarms: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of a clustering the page shows: numbers of clusters, and images by index."""
+
+    numbers: Array
+    sheets: Sequence[ContactSheet]
+    outliers: Array
+    on_map: Array
+    pairs: Array
+    cosines: Array
+
+    @property
+    def images(self) -> Array:
+        """All images with a picture. The first of each cluster come first: one sheet of pictures shows them all."""
+        first = [sheet.typical[:1] for sheet in self.sheets]
+        parts = [*first, *(sheet.images for sheet in self.sheets), self.on_map, self.outliers, self.pairs.reshape(-1)]
+        together = np.concatenate(parts).astype(np.int64)
+        _, places = np.unique(together, return_index=True)
+        return together[np.sort(places)]
+
+
+def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
+    """The atlas of a clustering."""
+    images, embedding = clustering.images, clustering.embedding
+    shown = choose(clustering)
+    chosen = shown.images
+    pictures = _pictures(chosen, read_pictures)
+    rows = searchable(images, chosen)
+    row_of = np.full(len(images), -1)
+    row_of[rows] = np.arange(len(rows))
+    pairs = row_of[shown.pairs]
+    duplicates = judge_pairs(pairs, shown.cosines, None if pictures is None else pictures[pairs])
+    return Atlas(
+        title=clustering.title,
+        facts=facts(clustering),
+        notes=notes(clustering, shown, len(rows), pictures is None),
+        images=images,
+        rows=rows,
+        pictures=np.zeros((0, 48, 48, 3), np.uint8) if pictures is None else pictures,
+        places=_places(embedding, rows, shown.on_map),
+        method="" if embedding is None else embedding.projection.method,
+        alike=np.zeros((0, 0)) if embedding is None else alike(embedding, chosen, ALIKE),
+        clusters=describe_clusters(clustering, shown, row_of),
+        class_names=clustering.class_names,
+        counts=count_classes(images),
+        history=clustering.history,
+        alarms=clustering.alarms,
+        duplicates=duplicates,
+        outliers=row_of[shown.outliers].tolist(),
+    )
+
+
+def choose(clustering: Clustering) -> Shown:
+    """Clusters and images for the page, from numbers alone."""
+    images, embedding = clustering.images, clustering.embedding
+    numbers = largest_clusters(images.cluster, len(clustering.centers))
+    pairs, cosines = np.zeros((0, 2), np.int64), np.zeros(0)
+    if embedding is not None:
+        pairs, cosines = near_pairs(embedding.neighbours, embedding.similarity)
+    return Shown(
+        numbers=numbers,
+        sheets=contact_sheets(images, numbers),
+        outliers=listed_outliers(images),
+        on_map=np.arange(0 if embedding is None else min(MAP_IMAGES, len(embedding))),
+        pairs=pairs,
+        cosines=cosines,
+    )
+
+
+def _pictures(chosen: Array, read_pictures: ReadPictures) -> Array | None:
+    """The pictures of the chosen images in their order; they are read in order of index."""
+    order = np.argsort(chosen)
+    found = read_pictures(chosen[order])
+    return None if found is None else found[np.argsort(order)]
+
+
+def searchable(images: Assignments, chosen: Array) -> Array:
+    """The chosen images, then others in order of index as long as all paths take no more than `PATH_BYTES`."""
+    others = np.setdiff1d(np.arange(len(images)), chosen)
+    lengths = np.fromiter((len(images.path[place].encode()) + 3 for place in others), np.int64, len(others))
+    used = sum(len(images.path[place].encode()) + 3 for place in chosen)
+    return np.concatenate([chosen, others[used + np.cumsum(lengths) <= PATH_BYTES]])
+
+
+def _places(embedding: Embedding | None, rows: Array, on_map: Array) -> Array:
+    """Places (R, 2) on the map, NaN for rows that are not on it."""
+    places = np.full((len(rows), 2), np.nan, np.float32)
+    if embedding is not None:
+        mapped = rows < len(on_map)
+        places[mapped] = embedding.projection.places[rows[mapped]]
+    return places
+
+
+def describe_clusters(clustering: Clustering, shown: Shown, row_of: Array) -> list[ShownCluster]:
+    """The clusters of the page, in the order of `shown.numbers`."""
+    images, numbers = clustering.images, shown.numbers
+    count = len(clustering.centers)
+    sizes = np.bincount(images.cluster, minlength=count)
+    outliers = np.bincount(images.cluster[images.outlier > OUTLIER], minlength=count)
+    sums = [np.bincount(images.cluster, values, minlength=count) for values in (images.similarity, images.margin)]
+    cohesion, margin = (total / np.maximum(sizes, 1) for total in sums)
+    cells = arrange(cluster_places(clustering, numbers))
+    near, cosines = nearest_clusters(clustering.centers, numbers)
+    return [
+        ShownCluster(
+            number=int(number),
+            name=clustering.names.get(int(number), ""),
+            size=int(sizes[number]),
+            outliers=int(outliers[number]),
+            cohesion=round(float(cohesion[number]), 4),
+            margin=round(float(margin[number]), 4),
+            cell=(int(cells[row, 0]), int(cells[row, 1])),
+            near=[(int(numbers[other]), round(float(c), 4)) for other, c in zip(near[row], cosines[row], strict=True)],
+            typical=row_of[shown.sheets[row].typical].tolist(),
+            border=row_of[shown.sheets[row].border].tolist(),
+        )
+        for row, number in enumerate(numbers)
+    ]
+
+
+def cluster_places(clustering: Clustering, numbers: Array) -> Array:
+    """A place (len(numbers), 2) for each cluster: the middle of its images on the map.
+
+    Where there is no map, or a cluster has no image on it, the centres' own projection takes the place of both.
+    """
+    own = principal_plane(unit(clustering.centers.float())[numbers])
+    if clustering.embedding is None:
+        return own
+    places = clustering.embedding.projection.places
+    cluster = clustering.images.cluster[: len(places)]
+    sizes = np.bincount(cluster, minlength=len(clustering.centers))[numbers]
+    sums = [np.bincount(cluster, axis, minlength=len(clustering.centers))[numbers] for axis in places.T]
+    return np.where(sizes[:, None] > 0, np.stack(sums, axis=1) / np.maximum(sizes, 1)[:, None], own)
+
+
+def nearest_clusters(centers: Tensor, numbers: Array) -> tuple[Array, Array]:
+    """For each of the clusters the nearest others of them, as places in `numbers`, and their cosines."""
+    rows = unit(centers.float())[numbers]
+    cosines = (rows @ rows.T).fill_diagonal_(-torch.inf).topk(min(NEAR, len(numbers) - 1), dim=1)
+    return cosines.indices.numpy(), cosines.values.numpy()
+
+
+def facts(clustering: Clustering) -> list[tuple[str, str]]:
+    """The headline: how many, how long, how good."""
+    images, history = clustering.images, clustering.history
+    sizes = np.bincount(images.cluster, minlength=len(clustering.centers))
+    last = history[-1] if history else {}
+    found = [("images", f"{len(images):,}"), ("clusters", f"{len(sizes):,}")]
+    found += [("epochs", f"{int(last['epoch']):,}")] if "epoch" in last else []
+    found += [(title, f"{last[key]:.3f}") for key, title in SCORES.items() if key in last]
+    found += [("smallest to largest", f"{sizes.min():,} to {sizes.max():,}")]
+    found += [("mean similarity to the centre", f"{images.similarity.mean():.3f}")]
+    return found
+
+
+def notes(clustering: Clustering, shown: Shown, searched: int, without_pictures: bool) -> list[str]:
+    """What is a sample, or missing, in sentences."""
+    total, embedding = len(clustering.images), clustering.embedding
+    found = []
+    if without_pictures:
+        found.append("There are no pictures: the shards that the run was trained on are gone.")
+    elif len(shown.images) < total:
+        found.append(f"Pictures of {len(shown.images):,} of the {total:,} images are shown, chosen cluster by cluster.")
+    if embedding is None:
+        found.append("There is no map, and no list of duplicates: the run left no features.")
+    elif len(shown.on_map) < total:
+        found.append(f"The map shows a random sample of {len(shown.on_map):,} images.")
+    if embedding is not None and len(embedding) < total:
+        found.append(f"Duplicates were looked for among a random sample of {len(embedding):,} images.")
+    if len(shown.numbers) < len(clustering.centers):
+        found.append(f"The {len(shown.numbers):,} largest of the {len(clustering.centers):,} clusters are shown.")
+    if searched < total:
+        found.append(f"{searched:,} of the {total:,} images can be searched.")
+    if len(shown.outliers) == OUTLIERS:
+        found.append(f"The {OUTLIERS} farthest outliers are listed; there may be more.")
+    return found

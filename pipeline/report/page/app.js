@@ -1,0 +1,100 @@
+"use strict";
+// Which view is shown: the address after # says it, so that Back works and a view can be linked to.
+
+const VIEWS = ["clusters", "map", "classes", "training", "duplicates", "outliers", "search", "cluster"];
+const started = new Set();
+const START = { clusters: startClusters, map: startMap, classes: startClasses, training: startTraining, duplicates: startLists, outliers: startLists };
+
+function startView(view) {
+  const start = START[view];
+  if (!start || started.has(start)) return;
+  started.add(start);
+  start();
+}
+
+function route() {
+  const hash = location.hash.slice(1) || "clusters";
+  const [, kind, rest] = /^([a-z]+)[-=]?(.*)$/s.exec(hash) || [];
+  const view = VIEWS.includes(kind) ? kind : "clusters";
+  hideTip();
+  startView("clusters"); // the order of the cards is that of the arrow keys
+  startView(view);
+  for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
+  for (const link of document.querySelectorAll("nav a")) {
+    const here = link.getAttribute("href") === `#${view === "cluster" ? "clusters" : view}`;
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (view === "cluster") showCluster(Number(rest));
+  if (view === "search") showSearch(decodeURIComponent(rest));
+  if (view === "map" && rest) showOnMap(Number(rest));
+  if (view !== "search") byId("query").value = "";
+  scrollTo(0, view === "clusters" ? scrolled : 0);
+}
+
+// Where the list of clusters was left, for the way back from one of them.
+let scrolled = 0;
+addEventListener("scroll", () => {
+  if (!byId("view-clusters").hidden) scrolled = scrollY;
+});
+
+function search() {
+  const query = byId("query").value.trim();
+  const hash = query ? `#search=${encodeURIComponent(query)}` : "#clusters";
+  history.replaceState(null, "", hash);
+  route();
+}
+
+let typing = 0;
+byId("query").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(search, 120);
+});
+byId("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  search();
+});
+
+document.addEventListener("keydown", (event) => {
+  const inField = event.target.matches("input, select, textarea");
+  if (event.key === "/" && !inField && !lightbox.open) {
+    event.preventDefault();
+    byId("query").focus();
+  } else if (event.key === "Escape" && event.target.id === "query") {
+    byId("query").value = "";
+    byId("query").blur();
+    search();
+  } else if (event.key === "Escape" && !lightbox.open && !byId("view-cluster").hidden) {
+    location.hash = "#clusters";
+  } else if (!inField && !lightbox.open && !event.altKey && !event.ctrlKey && !event.metaKey) {
+    arrowKey(event);
+  }
+});
+
+// Arrow keys go from cluster to cluster on the page of one, and from card to card in the list.
+function arrowKey(event) {
+  if (!byId("view-cluster").hidden) {
+    const link = { ArrowLeft: byId("previous-cluster"), ArrowRight: byId("next-cluster") }[event.key];
+    if (link) link.click();
+    return;
+  }
+  const card = event.target.closest && event.target.closest("#cards .card");
+  if (!card) return;
+  const cards = Array.from(byId("cards").children);
+  const across = cards.findIndex((other) => other.offsetTop > cards[0].offsetTop);
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
+  const next = step && cards[cards.indexOf(card) + step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+}
+
+if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
+addEventListener("hashchange", route);
+route();
+
+// Ready: drawn, and the pictures that are seen first are decoded.
+const firstSheet = atlas.pictures ? Object.assign(new Image(), { src: sheetUrl(0) }).decode().catch(() => {}) : Promise.resolve();
+firstSheet.then(() => requestAnimationFrame(() => requestAnimationFrame(() => {
+  document.documentElement.dataset.ready = Math.round(performance.now());
+})));

@@ -1,0 +1,218 @@
+"use strict";
+// The overview of all clusters, their cards, and the page of one cluster.
+
+const MEASURES = {
+  size: { title: "size", value: (c) => c.size, text: (c) => `${number(c.size)} images`, scale: Math.sqrt },
+  cohesion: { title: "cohesion", value: (c) => c.cohesion, text: (c) => `cohesion ${decimal(c.cohesion)}` },
+  margin: { title: "margin to other clusters", value: (c) => c.margin, text: (c) => `margin ${decimal(c.margin)}` },
+  majority: {
+    title: "share of the majority class",
+    value: majorityShare,
+    text: (c) => (c.known ? `${percent(majorityShare(c))} are ${className(majority(c).label)}` : "no known class"),
+  },
+};
+const ORDERS = {
+  size: ["size", (a, b) => b.size - a.size],
+  loose: ["lowest cohesion", (a, b) => a.cohesion - b.cohesion],
+  mixed: ["lowest majority share", (a, b) => majorityShare(a) - majorityShare(b)],
+  outliers: ["most outliers", (a, b) => b.outliers - a.outliers],
+  name: ["name", (a, b) => (a.name || "\uffff").localeCompare(b.name || "\uffff") || a.number - b.number],
+  number: ["number", (a, b) => a.number - b.number],
+};
+const CARD_BATCH = 48; // cards that are added when the end of the list comes into view
+let ordered = clusters.slice();
+let cardsShown = 0;
+
+function startClusters() {
+  const measures = Object.keys(MEASURES).filter((key) => hasClasses || key !== "majority");
+  const orders = Object.keys(ORDERS).filter((key) => hasClasses || key !== "mixed");
+  fillSelect(byId("measure"), measures.map((key) => [key, MEASURES[key].title]), colourOverview);
+  fillSelect(byId("order"), orders.map((key) => [key, ORDERS[key][0]]), sortCards);
+  if (hasClasses) byId("measure").value = "majority";
+  byId("facts").replaceChildren(...atlas.facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value))));
+  byId("notes").replaceChildren(...atlas.notes.map((note) => make("li", {}, note)));
+  if (atlas.alarms.length) byId("alarm-banner").replaceChildren(alarmBanner());
+  drawOverview();
+  sortCards();
+  new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && addCards(), { rootMargin: "600px" }).observe(byId("cards-end"));
+}
+
+function alarmBanner() {
+  const count = atlas.alarms.length;
+  const text = `${count} ${count === 1 ? "alarm" : "alarms"} during training: ${atlas.alarms[count - 1].text}`;
+  return make("a", { href: "#training", class: "alarm" }, text);
+}
+
+function drawOverview() {
+  const overview = byId("overview");
+  const columns = 1 + Math.max(...clusters.map((cluster) => cluster.cell[0]));
+  overview.style.setProperty("--columns", columns);
+  const inReadingOrder = clusters.slice().sort((a, b) => a.cell[1] - b.cell[1] || a.cell[0] - b.cell[0]);
+  overview.replaceChildren(...inReadingOrder.map(overviewCell));
+  overview.addEventListener("keydown", moveInOverview);
+  colourOverview();
+}
+
+function overviewCell(cluster, place) {
+  const cell = make("a", { href: `#cluster-${cluster.number}`, class: "cell", "data-cluster": cluster.number, tabindex: place ? -1 : 0 });
+  cell.style.gridArea = `${cluster.cell[1] + 1} / ${cluster.cell[0] + 1}`;
+  paint(cell, firstRow(cluster));
+  cell.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showTip(clusterTip(cluster), event));
+  cell.addEventListener("pointerleave", hideTip);
+  return cell;
+}
+
+const firstRow = (cluster) => (cluster.typical.length ? cluster.typical[0] : -1);
+
+function colourOverview() {
+  const measure = MEASURES[byId("measure").value];
+  const scale = measure.scale || ((value) => value);
+  const values = clusters.map((cluster) => scale(measure.value(cluster)));
+  const low = Math.min(...values);
+  const range = Math.max(...values) - low || 1;
+  for (const cell of byId("overview").children) {
+    const cluster = clusterOf.get(Number(cell.dataset.cluster));
+    cell.style.setProperty("--shade", rampColour((scale(measure.value(cluster)) - low) / range));
+    cell.setAttribute("aria-label", `${clusterName(cluster.number)}, ${measure.text(cluster)}`);
+  }
+  const ends = clusters.slice().sort((a, b) => measure.value(a) - measure.value(b)).filter((_, i, all) => i === 0 || i === all.length - 1);
+  const text = (cluster) => (measure === MEASURES.majority ? percent(majorityShare(cluster)) : measure.text(cluster).replace(/^\D* (?=[\d.-])/, ""));
+  byId("measure-legend").replaceChildren(text(ends[0]), make("i"), text(ends[ends.length - 1]));
+}
+
+// Arrow keys go from cell to cell; one cell at a time can be reached by Tab.
+function moveInOverview(event) {
+  const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  const from = clusterOf.get(Number(event.target.dataset.cluster));
+  if (!by || !from) return;
+  const target = clusters.find((c) => c.cell[0] === from.cell[0] + by[0] && c.cell[1] === from.cell[1] + by[1]);
+  event.preventDefault();
+  event.stopPropagation();
+  if (!target) return;
+  const cell = byId("overview").querySelector(`[data-cluster="${target.number}"]`);
+  event.target.tabIndex = -1;
+  cell.tabIndex = 0;
+  cell.focus();
+}
+
+function clusterTip(cluster) {
+  const lines = [make("strong", {}, clusterName(cluster.number)), make("span", {}, `${number(cluster.size)} images`), make("span", {}, `cohesion ${decimal(cluster.cohesion)}`)];
+  if (cluster.known) lines.push(make("span", {}, MEASURES.majority.text(cluster)));
+  const strip = make("div", { class: "tip-strip" }, ...cluster.typical.slice(0, 9).map((row) => picture(row)));
+  return [strip, make("div", { class: "lines" }, ...lines)];
+}
+
+function sortCards() {
+  ordered = clusters.slice().sort(ORDERS[byId("order").value][1]);
+  byId("cards").replaceChildren();
+  cardsShown = 0;
+  addCards();
+}
+
+function addCards() {
+  const next = ordered.slice(cardsShown, cardsShown + CARD_BATCH);
+  byId("cards").append(...next.map(clusterCard));
+  cardsShown += next.length;
+}
+
+function clusterCard(cluster) {
+  return make(
+    "a",
+    { href: `#cluster-${cluster.number}`, class: "card", "data-cluster": cluster.number },
+    make("div", { class: "strip" }, ...cluster.typical.slice(0, 8).map((row) => picture(row))),
+    clusterHeading("h3", cluster),
+    make("p", {}, `${number(cluster.size)} ${cluster.size === 1 ? "image" : "images"} · cohesion ${decimal(cluster.cohesion)}`),
+    hasClasses ? mixBar(cluster) : null,
+  );
+}
+
+function clusterHeading(tag, cluster) {
+  const swatch = make("i", { class: "swatch", style: `background:${categoryColour(cluster.number)}`, "aria-hidden": "true" });
+  if (!cluster.name) return make(tag, {}, swatch, `Cluster ${cluster.number}`);
+  return make(tag, {}, swatch, cluster.name, make("small", {}, ` cluster ${cluster.number}`));
+}
+
+// A bar of the classes of a cluster, and its majority in words.
+function mixBar(cluster) {
+  const parts = cluster.mix.slice(0, 6).map(({ label, count }) =>
+    make("i", { style: `width:${(100 * count) / cluster.known}%;background:${categoryColour(label)}`, title: `${className(label)} ${percent(count / cluster.known)}` }),
+  );
+  return make("div", { class: "mix" }, make("div", { class: "mix-bar", "aria-hidden": "true" }, ...parts), MEASURES.majority.text(cluster));
+}
+
+// The page of one cluster
+
+function showCluster(n) {
+  const cluster = clusterOf.get(n);
+  const view = byId("view-cluster");
+  if (!cluster) {
+    view.replaceChildren(make("p", { class: "empty" }, `Cluster ${n} is not shown on this page.`));
+    return;
+  }
+  const place = ordered.indexOf(cluster);
+  const beside = (by) => ordered[(place + by + ordered.length) % ordered.length].number;
+  view.replaceChildren(
+    make(
+      "div",
+      { class: "bar" },
+      clusterHeading("h2", cluster),
+      make(
+        "span",
+        { class: "buttons" },
+        make("a", { href: `#cluster-${beside(-1)}`, id: "previous-cluster", "aria-keyshortcuts": "ArrowLeft" }, "← previous"),
+        make("a", { href: `#cluster-${beside(1)}`, id: "next-cluster", "aria-keyshortcuts": "ArrowRight" }, "next →"),
+        make("span", { class: "hint" }, `${place + 1} of ${ordered.length}`),
+      ),
+    ),
+    clusterFacts(cluster),
+    make("div", { class: "two" }, cluster.known ? classMix(cluster) : null, nearestClusters(cluster)),
+    make("h3", {}, "Nearest to the centre"),
+    cluster.typical.length ? contactSheet(cluster.typical, (row) => decimal(rows.similarity[row])) : make("p", { class: "empty" }, "This cluster is empty."),
+    ...borderSheet(cluster),
+    ...groupMembers(cluster),
+  );
+}
+
+function clusterFacts(cluster) {
+  const facts = [
+    ["images", number(cluster.size)],
+    ["of all images", percent(cluster.size / atlas.images)],
+    ["cohesion", decimal(cluster.cohesion)],
+    ["margin", decimal(cluster.margin)],
+    ["outliers", number(cluster.outliers)],
+  ];
+  if (cluster.known) facts.unshift(["majority class", MEASURES.majority.text(cluster)]);
+  return make("dl", { class: "facts" }, ...facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value))));
+}
+
+function classMix(cluster) {
+  const lines = cluster.mix.slice(0, 8).map(({ label, count }) =>
+    make(
+      "li",
+      {},
+      make("span", {}, className(label)),
+      make("span", { class: "meter" }, make("i", { style: `width:${(100 * count) / cluster.known}%;background:${categoryColour(label)}` })),
+      make("span", { class: "figure" }, `${number(count)} · ${percent(count / cluster.known)}`),
+    ),
+  );
+  const more = cluster.mix.length - lines.length;
+  return make("div", {}, make("h3", {}, "Classes"), make("ul", { class: "meters" }, ...lines), more > 0 ? make("p", { class: "hint" }, `and ${more} more`) : null);
+}
+
+function nearestClusters(cluster) {
+  const links = cluster.near.map(([n, cosine]) =>
+    make("a", { href: `#cluster-${n}`, class: "near" }, picture(firstRow(clusterOf.get(n))), make("span", {}, clusterName(n)), make("span", { class: "figure" }, decimal(cosine))),
+  );
+  return make("div", {}, make("h3", {}, "Nearest clusters, with the cosine of the centres"), make("div", { class: "nears" }, ...links));
+}
+
+function borderSheet(cluster) {
+  if (!cluster.border.length) return [];
+  return [make("h3", {}, "At the border, with the runner-up"), contactSheet(cluster.border, (row) => `→ ${clusterName(rows.runnerUp[row])}`)];
+}
+
+function groupMembers(cluster) {
+  const others = clusters.filter((c) => cluster.name && c.name === cluster.name && c !== cluster);
+  if (!others.length) return [];
+  return [make("h3", {}, `Also named ${cluster.name}`), make("div", { class: "cards" }, ...others.map(clusterCard))];
+}

@@ -1,0 +1,68 @@
+"use strict";
+// Likely duplicates, outliers, and the search.
+
+const HITS = 300; // images that a search shows
+
+function startLists() {
+  byId("view-duplicates").replaceChildren(...duplicatesContent());
+  byId("view-outliers").replaceChildren(...outliersContent());
+}
+
+function duplicatesContent() {
+  const count = atlas.duplicates.length;
+  const head = make("div", { class: "bar" }, make("h2", {}, "Likely duplicates"), make("span", { class: "hint" }, `${number(count)} pairs`));
+  if (!count) return [head, make("p", { class: "fine" }, "None was found.")];
+  const pairs = atlas.duplicates.map(({ first, second, similarity, likeness }) =>
+    make(
+      "li",
+      { class: "pair" },
+      make("div", { class: "pictures" }, shot(first, [first, second]), shot(second, [first, second])),
+      make("div", {}, make("strong", { class: likeness.replace(" ", "-") }, likeness), make("span", { class: "hint" }, ` cosine ${decimal(similarity, 4)}`),
+        make("p", { class: "path" }, fileName(first)), make("p", { class: "path" }, fileName(second))),
+    ),
+  );
+  return [head, make("p", { class: "hint" }, duplicatesHint()), make("ul", { class: "pairs" }, ...pairs)];
+}
+
+function duplicatesHint() {
+  return atlas.pictures
+    ? "Pairs with the nearest features whose pictures are alike too. Identical: the pixels are the same; alike: almost."
+    : "Pairs with the nearest features. There are no pictures, so that their pixels were not compared.";
+}
+
+function outliersContent() {
+  const list = atlas.outliers;
+  const head = make("div", { class: "bar" }, make("h2", {}, "Outliers"), make("span", { class: "hint" }, `${number(list.length)} images`));
+  if (!list.length) return [head, make("p", { class: "fine" }, "No image lies far outside its cluster.")];
+  const hint = "Images that are far less similar to their centre than the rest of their cluster, the farthest first. The number is how many times the usual spread they lie below the median.";
+  return [head, make("p", { class: "hint" }, hint), contactSheet(list, (row) => decimal(rows.outlier[row], 1))];
+}
+
+function showSearch(query) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+  const matches = (text) => words.every((word) => text.toLowerCase().includes(word));
+  const found = clusters.filter((cluster) => matches(clusterText(cluster)));
+  const hits = [];
+  let total = 0;
+  for (let row = 0; row < atlas.paths.length; row++) {
+    if (matches(atlas.paths[row]) && ++total <= HITS) hits.push(row);
+  }
+  const withPicture = hits.filter(hasPicture);
+  const without = hits.filter((row) => !hasPicture(row));
+  byId("view-search").replaceChildren(
+    make("div", { class: "bar" }, make("h2", {}, `${number(total)} images, ${number(found.length)} clusters`), make("span", { class: "hint" }, `with ${query}`)),
+    found.length ? make("div", { class: "cards" }, ...found.slice(0, 24).map(clusterCard)) : "",
+    withPicture.length ? contactSheet(withPicture, (row) => clusterName(rows.cluster[row])) : "",
+    make("ul", { class: "hits" }, ...without.map(hitLine)),
+    total > HITS ? make("p", { class: "hint" }, `The first ${HITS} are shown; search for more of the path.`) : "",
+    total || found.length ? "" : make("p", { class: "empty" }, "Nothing has this in its path or name."),
+  );
+}
+
+function clusterText(cluster) {
+  return `cluster ${cluster.number} ${cluster.name} ${cluster.mix.length ? className(majority(cluster).label) : ""}`;
+}
+
+function hitLine(row) {
+  return make("li", {}, make("button", { type: "button", class: "path", onclick: () => openLightbox(row) }, fileName(row)), " ", make("a", { href: `#cluster-${rows.cluster[row]}` }, clusterName(rows.cluster[row])));
+}

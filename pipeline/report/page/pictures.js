@@ -1,0 +1,170 @@
+"use strict";
+// Pictures from the sheets, the tip that follows the pointer, and the lightbox.
+
+const sheets = JSON.parse(byId("sheet-shape").textContent);
+const perSheet = sheets.columns * sheets.columns;
+const sheetUrls = new Map();
+const sheetImages = new Map();
+
+// The address of a sheet; it is decoded from the page when it is first needed.
+function sheetUrl(sheet) {
+  if (!sheetUrls.has(sheet)) {
+    const bytes = decodeBytes(byId(`sheet-${sheet}`).textContent);
+    sheetUrls.set(sheet, URL.createObjectURL(new Blob([bytes], { type: "image/webp" })));
+  }
+  return sheetUrls.get(sheet);
+}
+
+// The sheet as an image to draw from, or null until it has been read; `onLoad` is called then.
+function sheetImage(sheet, onLoad) {
+  let image = sheetImages.get(sheet);
+  if (!image) {
+    image = new Image();
+    sheetImages.set(sheet, image);
+    image.addEventListener("load", onLoad);
+    image.src = sheetUrl(sheet);
+  }
+  return image.complete && image.naturalWidth ? image : null;
+}
+
+const hasPicture = (row) => row >= 0 && row < atlas.pictures;
+
+function tileOf(row) {
+  const place = row % perSheet;
+  return { sheet: Math.floor(row / perSheet), column: place % sheets.columns, line: Math.floor(place / sheets.columns) };
+}
+
+// Put a row's picture behind an element, whatever its size.
+function paint(element, row) {
+  element.classList.add("picture");
+  if (!hasPicture(row)) {
+    element.classList.add("no-picture");
+    return element;
+  }
+  const { sheet, column, line } = tileOf(row);
+  const inSheet = Math.min(perSheet, atlas.pictures - sheet * perSheet);
+  const lines = Math.ceil(inSheet / sheets.columns);
+  element.style.backgroundImage = `url(${sheetUrl(sheet)})`;
+  element.style.backgroundSize = `${sheets.columns * 100}% auto`;
+  element.style.backgroundPosition = `${(100 * column) / (sheets.columns - 1)}% ${lines > 1 ? (100 * line) / (lines - 1) : 0}%`;
+  return element;
+}
+
+const picture = (row, attributes = {}) => paint(make("span", attributes), row);
+
+function describe(row) {
+  const parts = [fileName(row), clusterName(rows.cluster[row]), `similarity ${decimal(rows.similarity[row])}`];
+  if (rows.label[row] >= 0) parts.push(`class ${className(rows.label[row])}`);
+  return parts.join(", ");
+}
+
+// A picture as a button that opens the lightbox; `list` are the rows that its arrow keys step through.
+function shot(row, list, caption) {
+  const button = make("button", { type: "button", class: "shot", "aria-label": describe(row), "data-row": row });
+  paint(button, row);
+  if (!hasPicture(row)) button.append(make("span", { class: "path" }, fileName(row)));
+  if (caption) button.append(make("span", { class: "caption" }, caption));
+  button.addEventListener("click", () => openLightbox(row, list));
+  button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showTip(imageTip(row), event));
+  button.addEventListener("pointerleave", hideTip);
+  return button;
+}
+
+const contactSheet = (list, caption) =>
+  make("div", { class: "sheet" }, ...list.map((row) => shot(row, list, caption ? caption(row) : "")));
+
+// The tip
+
+function imageTip(row) {
+  const lines = [make("strong", {}, clusterName(rows.cluster[row]))];
+  if (rows.label[row] >= 0) lines.push(make("span", {}, `class ${className(rows.label[row])}`));
+  lines.push(make("span", {}, `similarity ${decimal(rows.similarity[row])}`));
+  lines.push(make("span", { class: "path" }, fileName(row)));
+  return [hasPicture(row) ? picture(row, { class: "large" }) : null, make("div", { class: "lines" }, ...lines)];
+}
+
+function showTip(content, event) {
+  const tip = byId("tip");
+  tip.replaceChildren(...content.filter(Boolean));
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect();
+  const beside = event.clientX + 16 + box.width > innerWidth ? event.clientX - box.width - 16 : event.clientX + 16;
+  tip.style.left = `${Math.max(8, beside)}px`;
+  tip.style.top = `${Math.max(8, Math.min(event.clientY + 16, innerHeight - box.height - 8))}px`;
+}
+
+function hideTip() {
+  byId("tip").hidden = true;
+}
+
+// The lightbox
+
+const lightbox = byId("lightbox");
+let opened = { row: -1, list: [] };
+
+function openLightbox(row, list = [row]) {
+  opened = { row, list };
+  hideTip();
+  lightbox.replaceChildren(...lightboxContent(row));
+  if (!lightbox.open) lightbox.showModal();
+}
+
+function lightboxContent(row) {
+  const place = opened.list.indexOf(row);
+  const step = (by) => openLightbox(opened.list[(place + by + opened.list.length) % opened.list.length], opened.list);
+  const many = opened.list.length > 1;
+  const facts = [
+    ["cluster", make("a", { href: `#cluster-${rows.cluster[row]}` }, clusterName(rows.cluster[row]))],
+    rows.label[row] >= 0 ? ["class", className(rows.label[row])] : null,
+    ["similarity", decimal(rows.similarity[row], 4)],
+    ["runner-up", make("a", { href: `#cluster-${rows.runnerUp[row]}` }, clusterName(rows.runnerUp[row]))],
+    ["margin", decimal(rows.margin[row], 4)],
+    ["outlier score", decimal(rows.outlier[row], 1)],
+    ["index", number(rows.index[row])],
+  ].filter(Boolean);
+  return [
+    make("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => lightbox.close() }, "×"),
+    make(
+      "div",
+      { class: "stage" },
+      picture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
+      make(
+        "div",
+        { class: "about" },
+        make("p", { class: "path" }, fileName(row)),
+        make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
+        Number.isNaN(rows.x[row]) ? null : make("p", {}, make("a", { href: `#map-${row}` }, "Show on the map")),
+        many
+          ? make(
+              "p",
+              { class: "buttons" },
+              make("button", { type: "button", onclick: () => step(-1), "data-step": "-1" }, "← previous"),
+              make("button", { type: "button", onclick: () => step(1), "data-step": "1" }, "next →"),
+              make("span", { class: "hint" }, `${place + 1} of ${opened.list.length}`),
+            )
+          : null,
+      ),
+    ),
+    ...alikeContent(row),
+  ];
+}
+
+function alikeContent(row) {
+  const count = atlas.alikePerImage;
+  if (!count || !hasPicture(row)) return [];
+  const list = Array.from(rows.alike.subarray(row * count, (row + 1) * count)).filter((other) => other >= 0);
+  if (!list.length) return [];
+  return [make("h3", {}, "Most similar images"), contactSheet(list)];
+}
+
+lightbox.addEventListener("click", (event) => {
+  if (event.target === lightbox || event.target.closest("a")) lightbox.close();
+});
+lightbox.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: "-1", ArrowRight: "1" }[event.key];
+  const button = by && lightbox.querySelector(`[data-step="${by}"]`);
+  if (!button) return;
+  button.click();
+  lightbox.querySelector(`[data-step="${by}"]`).focus();
+  event.preventDefault();
+});

@@ -1,0 +1,86 @@
+"""From features to places on a map: two coordinates for every image, and a cell of a grid for every cluster."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+FIT_ROWS = 10_000  # that UMAP learns from; more take minutes and show the same
+LOOSE = {
+    "min_dist": 0.9,
+    "spread": 1.5,
+}  # features of a clustering are so tight that UMAP's own values make dots of them
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Coordinates (n, 2) float32 within [-1, 1], and the method that made them, for people."""
+
+    places: Array
+    method: str
+
+
+def project(unit: Tensor) -> Projection:
+    """Unit features (n, D) on a plane: by UMAP where it is installed (the extra `umap`), otherwise by PCA.
+
+    The first `FIT_ROWS` rows, which should be a fair sample, decide the map; the others are placed on it. The same
+    features give the same map.
+    """
+    if importlib.util.find_spec("umap") and len(unit) > 3:
+        return Projection(_to_square(_umap(unit.numpy())), "UMAP")
+    return Projection(principal_plane(unit), "PCA")
+
+
+def _umap(rows: Array) -> Array:
+    umap: Any = importlib.import_module("umap")
+    fitted, rest = rows[:FIT_ROWS], rows[FIT_ROWS:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a seed means one thread, and that few rows have few neighbours
+        model = umap.UMAP(metric="cosine", n_neighbors=min(30, len(fitted) - 1), random_state=0, **LOOSE)
+        places = model.fit_transform(fitted)
+        return np.concatenate([places, model.transform(rest)]) if len(rest) else places
+
+
+def principal_plane(rows: Tensor) -> Array:
+    """Rows (n, D) on the plane of most variance: (n, 2) float32 within [-1, 1].
+
+    Both axes point to where the largest entry of their direction is positive, so that nothing is left to chance.
+    """
+    centred = rows.double() - rows[:FIT_ROWS].double().mean(dim=0)
+    directions = torch.linalg.eigh(centred[:FIT_ROWS].T @ centred[:FIT_ROWS]).eigenvectors[:, -2:].flip(1)
+    signs = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()
+    return _to_square((centred @ (directions * signs)).numpy())
+
+
+def _to_square(places: Array) -> Array:
+    """Moved and scaled, both axes alike, until the whole lies within [-1, 1]."""
+    low, high = places.min(axis=0), places.max(axis=0)
+    scale = max(float((high - low).max()), 1e-12) / 2
+    return ((places - (low + high) / 2) / scale).astype(np.float32)
+
+
+def arrange(places: Array) -> Array:
+    """A cell (column, row) of a grid for each of K places (K, 2), neighbours near each other; no two share one.
+
+    The grid is wider than high, as screens are, and leaves few cells empty. Places are first spread evenly, then
+    assigned so that the squared distances sum to the least.
+    """
+    count = len(places)
+    root = math.sqrt(count)
+    columns = min(range(math.ceil(1.25 * root), math.ceil(2 * root) + 1), key=lambda columns: -count % columns)
+    rows = math.ceil(count / columns)
+    even = places.argsort(axis=0, kind="stable").argsort(axis=0) / max(1, count - 1)
+    cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+    targets = cells / np.maximum([columns - 1, rows - 1], 1)
+    cost = ((even[:, None] - targets[None]) ** 2).sum(axis=-1)
+    return cells[linear_sum_assignment(cost)[1]]

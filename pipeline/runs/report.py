@@ -1,0 +1,209 @@
+"""The atlas of a run, made from the files that it left: `atlas.html`, and `embedding.parquet` for Embedding Atlas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import torch
+import yaml
+from torch import Tensor
+
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import decode_table
+from pipeline.data.read import read_chosen
+from pipeline.data.shards import MANIFEST, Manifest
+from pipeline.errors import ConfigError, DataError, first_line
+from pipeline.features.neighbours import EXACT_IMAGES
+from pipeline.method.losses import unit
+from pipeline.report.atlas import atlas_page
+from pipeline.report.choice import Assignments
+from pipeline.report.compose import Clustering, compose
+from pipeline.report.embedding import embed, embedding_table
+from pipeline.report.sprites import tile_side
+from pipeline.runs.identity import SUMMARY, read_started_run
+from pipeline.storage import Folder, absolute, filesystem
+from pipeline.training.checkpoint import newest_in
+
+ASSIGNMENTS, FEATURES, NAMES = "assignments.parquet", "features", "names.yaml"
+ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
+COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
+Array = np.ndarray[Any, Any]
+
+
+def report(run: str) -> dict[str, str]:
+    """Write the atlas of a run into its folder.
+
+    Parameters
+    ----------
+    run : str
+        Folder of a run that has ended.
+
+    Returns
+    -------
+    dict
+        What was written -> where it lies.
+
+    Raises
+    ------
+    ConfigError
+        When `run` is not a run's folder, has no checkpoint, or left no assignments that an atlas can be made of.
+    DataError
+        When a file of the run or a shard cannot be read.
+    """
+    folder = Folder(absolute(run))
+    config, manifest = read_started_run(folder)
+    values = newest_in(folder.path)
+    if values is None:
+        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+    alarms = (folder.read(SUMMARY) or {}).get("alarms", [])
+    with TemporaryDirectory() as local:
+        files = write_report(Path(local), folder, config, manifest, values, alarms)
+        for file in files:
+            with folder.open_output(file.name) as stream:
+                stream.write(file.read_bytes())
+    return {file.stem: f"{folder.path}/{file.name}" for file in files}
+
+
+def write_report(
+    local: Path,
+    folder: Folder,
+    config: RunConfig,
+    manifest: Manifest,
+    values: Mapping[str, Any],
+    alarms: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    """Write atlas and embedding of a run into a local folder; returns the files, without features the atlas alone.
+
+    Parameters
+    ----------
+    folder : Folder
+        Of the run, with its assignments and features.
+    values : mapping
+        Of its newest checkpoint.
+    alarms : sequence of dict
+        Each with "epoch", "kind" and "text".
+    """
+    images = read_assignments(folder)
+    features = read_features(folder, min(len(images), EXACT_IMAGES))
+    clustering = Clustering(
+        title=folder.name,
+        images=images,
+        centers=values["centers"],
+        embedding=None if features is None else embed(features),
+        names=read_names(folder),
+        class_names=manifest.class_names,
+        history=values["history"],
+        alarms=alarms,
+    )
+    atlas = compose(clustering, lambda chosen: read_pictures(config, manifest, chosen))
+    files = [local / ATLAS]
+    files[0].write_text(atlas_page(atlas), encoding="utf-8")
+    if clustering.embedding is not None:
+        files.append(local / EMBEDDING)
+        pq.write_table(embedding_table(images, clustering.embedding), files[1])
+    return files
+
+
+def read_assignments(folder: Folder) -> Assignments:
+    """The assignments that a run left.
+
+    Raises
+    ------
+    ConfigError
+        When there are none yet, or they are of a version that left fewer columns.
+    """
+    place = f"{folder.root}/{ASSIGNMENTS}"
+    if not folder.files.get_file_info(place).is_file:
+        raise ConfigError(f"{folder.path} holds no {ASSIGNMENTS}: the run has not ended; run its `digpro train` again")
+    table = pq.read_table(place, filesystem=folder.files)
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise ConfigError(
+            f"{folder.path}/{ASSIGNMENTS} has no column {missing[0]!r}: an earlier version wrote it; delete "
+            f"{SUMMARY} beside it and run the same `digpro train` again, which writes both anew"
+        )
+    columns = {name: table.column(name).to_numpy() for name in COLUMNS[1:]}
+    label = table.column("label").to_numpy() if "label" in table.column_names else None
+    paths = [path or "" for path in table.column("path").to_pylist()]
+    return Assignments(path=paths, label=label, **columns)
+
+
+def read_features(folder: Folder, count: int) -> Tensor | None:
+    """Unit features (count, D) of the images 0 to count - 1; None where the run left none.
+
+    Raises
+    ------
+    DataError
+        When some of them are missing.
+    """
+    parts = folder.subfolder(FEATURES)
+    files = [f"{parts.root}/{name}" for name in parts.names("part-")]
+    features, found = None, 0
+    for index, rows in _feature_blocks(parts, files, count):
+        features = np.empty((count, rows.shape[1]), np.float16) if features is None else features
+        features[index] = rows
+        found += len(index)
+    if files and found != count:
+        raise DataError(
+            f"{parts.path} has features of {found} of the first {count} images; delete it for an atlas "
+            "without a map, or run the same `digpro train` under another name"
+        )
+    return None if features is None else unit(torch.from_numpy(features).float())
+
+
+def _feature_blocks(parts: Folder, files: Sequence[str], count: int) -> Iterator[tuple[Array, Array]]:
+    """(index (n,), features (n, D)) of the images below `count`, block by block."""
+    if not files:
+        return
+    below = pads.field("index") < count
+    dataset = pads.dataset(files, filesystem=parts.files, format="parquet")
+    for batch in dataset.to_batches(columns=["index", "feature"], filter=below):
+        if batch.num_rows:
+            rows = batch.column("feature").flatten().to_numpy(zero_copy_only=False)
+            yield batch.column("index").to_numpy(), rows.reshape(batch.num_rows, -1)
+
+
+def read_names(folder: Folder) -> dict[int, str]:
+    """The names that a person gave to clusters in `NAMES`; empty without that file.
+
+    Raises
+    ------
+    ConfigError
+        When the file is not a mapping of numbers to texts.
+    """
+    try:
+        with folder.files.open_input_file(f"{folder.root}/{NAMES}") as file:
+            names = yaml.safe_load(file.read()) or {}
+    except FileNotFoundError:
+        return {}
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{folder.path}/{NAMES} is not YAML: {first_line(error)}; write lines like `3: dogs`"
+        ) from None
+    if not isinstance(names, dict) or not all(isinstance(number, int) for number in names):
+        raise ConfigError(
+            f"{folder.path}/{NAMES} does not map numbers of clusters to names; write lines like `3: dogs`"
+        )
+    return {number: str(name) for number, name in names.items()}
+
+
+def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:
+    """Small pictures uint8 (n, side, side, 3) of the sorted indices, shape kept and the middle cut out; None when the
+    shards are gone.
+    """
+    files, root = filesystem(config.data.path)
+    if not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+        return None
+    side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]
+    pictures = np.empty((len(chosen), side, side, 3), np.uint8)
+    done = 0
+    for table in read_chosen(config.data.path, manifest, chosen):
+        block = decode_table(table, side, "crop", interpolation)["image"]
+        pictures[done : done + len(block)] = block
+        done += len(block)
+    return pictures

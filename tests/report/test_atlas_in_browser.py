@@ -1,0 +1,267 @@
+"""The atlas in headless Chromium, from disk: clicks, hovers, keys, and a phone."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.report.atlas import atlas_page
+from pipeline.report.compose import compose
+from tests.helpers.atlases import clustering, colour_pictures
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no browser: apt-get install chromium chromium-driver")
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--host-rules=MAP * ~NOTFOUND",
+)
+
+
+class Page:
+    """The atlas in a browser, with what the tests ask of it."""
+
+    def __init__(self, driver: Any, address: str) -> None:
+        self.driver, self.address = driver, address
+
+    def open(self, view: str = "clusters", width: int = 1200, *, touch: bool = False) -> None:
+        """Load the page afresh at a width in pixels."""
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": touch}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+        self.driver.get("about:blank")
+        self.driver.get(f"{self.address}#{view}")
+        self.wait("return document.documentElement.dataset.ready")
+
+    def wait(self, script: str) -> Any:
+        """What a script returns, as soon as that is true."""
+        return WebDriverWait(self.driver, 20, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
+
+    def one(self, selector: str) -> Any:
+        """The first element that a CSS selector finds."""
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[Any]:
+        """All of them."""
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def key(self, key: str) -> None:
+        """Press a key where the focus is."""
+        ActionChains(self.driver).send_keys(key).perform()
+
+    @property
+    def view(self) -> str:
+        """The part of the address after #."""
+        return self.driver.execute_script("return location.hash.slice(1)")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    file = tmp_path_factory.mktemp("atlas") / "atlas.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "umap", None)
+        given = clustering(120)
+    file.write_text(atlas_page(compose(given, colour_pictures)))
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in ARGUMENTS:
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield Page(driver, file.as_uri())
+    driver.quit()
+
+
+@pytest.fixture(autouse=True)
+def _no_complaint(page: Page) -> Iterator[None]:
+    """Nothing may fail in the page, nor be asked of a network, in any test."""
+    yield
+    assert page.driver.get_log("browser") == []
+
+
+def test_a_cluster_opens_by_a_click_and_has_both_contact_sheets(page: Page) -> None:
+    page.open()
+    assert len(page.all("#overview .cell")) == 5
+    page.one('#overview [data-cluster="3"]').click()
+    page.wait("return !document.getElementById('view-cluster').hidden")
+    assert page.view == "cluster-3"
+    assert page.one("#view-cluster h2").text.startswith("dogs")
+    typical, border = page.all("#view-cluster .sheet")
+    assert len(typical.find_elements(By.CSS_SELECTOR, ".shot")) == 16
+    assert "→ " in border.find_element(By.CSS_SELECTOR, ".caption").text
+    similarities = [float(caption.text) for caption in typical.find_elements(By.CSS_SELECTOR, ".caption")]
+    assert similarities == sorted(similarities, reverse=True)
+    assert len(page.all("#view-cluster .near")) == 4
+    assert [card.get_attribute("data-cluster") for card in page.all("#view-cluster .card")] == ["1"]  # also `dogs`
+    page.driver.back()
+    page.wait("return !document.getElementById('view-clusters').hidden")
+
+
+def test_names_are_text(page: Page) -> None:
+    page.open("cluster-2")
+    assert page.one("#view-cluster h2").text.startswith("<script>alert(1)</script>")
+    assert page.driver.title == "run <b> | atlas"
+
+
+def test_an_image_opens_and_leads_to_what_is_like_it(page: Page) -> None:
+    page.open("cluster-0")
+    page.one("#view-cluster .shot").click()
+    page.wait("return document.getElementById('lightbox').open")
+    first = page.one("#lightbox .about .path").text
+    assert first.startswith("photos/")
+    page.key(Keys.ARROW_RIGHT)
+    assert page.one("#lightbox .about .path").text != first
+    assert len(page.all("#lightbox .sheet .shot")) == 8
+    page.key(Keys.ESCAPE)
+    page.wait("return !document.getElementById('lightbox').open")
+    assert page.view == "cluster-0"  # Esc closed the image only
+
+
+def test_the_keyboard_goes_from_cluster_to_cluster(page: Page) -> None:
+    page.open("cluster-0")
+    page.key(Keys.ARROW_RIGHT)
+    page.wait("return location.hash !== '#cluster-0'")
+    page.key(Keys.ARROW_LEFT)
+    page.wait("return location.hash === '#cluster-0'")
+    page.key(Keys.ESCAPE)
+    page.wait("return location.hash === '#clusters'")
+    page.driver.execute_script("document.querySelector('#overview [tabindex=\"0\"]').focus()")
+    before = page.driver.switch_to.active_element.get_attribute("data-cluster")
+    page.key(Keys.ARROW_RIGHT)
+    after = page.driver.switch_to.active_element
+    assert after.get_attribute("data-cluster") not in (None, before)
+    page.key(Keys.ENTER)
+    page.wait(f"return location.hash === '#cluster-{after.get_attribute('data-cluster')}'")
+
+
+def test_search_finds_paths_and_names(page: Page) -> None:
+    page.open()
+    page.key("/")
+    page.key("photos/1/0007")
+    page.wait("return document.querySelectorAll('#view-search .shot').length === 1")
+    assert page.one("#view-search .shot").get_attribute("aria-label").startswith("photos/1/0007.png")
+    page.one("#query").clear()
+    page.one("#query").send_keys("dogs")
+    page.wait("return document.querySelectorAll('#view-search .card').length === 2")
+    page.one("#query").send_keys("nothing")
+    page.wait("return document.querySelector('#view-search .empty')")
+    page.key(Keys.ESCAPE)
+    page.wait("return location.hash === '#clusters'")
+
+
+def place_on_map(page: Page) -> tuple[int, str, int, int]:
+    """An image with no other near it: its row, path, and place relative to the middle of the map."""
+    row, x, y = page.driver.execute_script(
+        """const apart = (row) => Math.min(...onMap.filter((r) => r !== row).map((r) =>
+             Math.hypot(placeOf(r)[0] - placeOf(row)[0], placeOf(r)[1] - placeOf(row)[1])));
+           const row = onMap.reduce((a, b) => (apart(b) > apart(a) ? b : a));
+           return [row, Math.round(placeOf(row)[0] - map.width / 2), Math.round(placeOf(row)[1] - map.height / 2)];"""
+    )
+    return row, page.driver.execute_script("return fileName(arguments[0])", row), x, y
+
+
+def test_the_map_shows_an_image_on_hover_and_opens_it_by_a_click(page: Page) -> None:
+    page.open("map")
+    canvas = page.one("#map-canvas")
+    _, path, x, y = place_on_map(page)
+    ActionChains(page.driver).move_to_element_with_offset(canvas, x, y).perform()
+    page.wait("return !document.getElementById('tip').hidden")
+    assert page.one("#tip .path").text == path
+    assert "url(" in page.one("#tip .picture").value_of_css_property("background-image")
+    ActionChains(page.driver).click().perform()
+    page.wait("return document.getElementById('lightbox').open")
+    assert page.one("#lightbox .about .path").text == path
+
+
+def test_the_map_zooms_and_moves_by_wheel_and_keys(page: Page) -> None:
+    page.open("map")
+    ActionChains(page.driver).scroll_by_amount(0, 1).perform()
+    page.driver.execute_script("canvas.focus()")
+    page.key("+")
+    page.key(Keys.ARROW_LEFT)
+    assert page.driver.execute_script("return map.zoom") == pytest.approx(1.4)
+    assert page.driver.execute_script("return map.x") < 0
+    page.key("0")
+    assert page.driver.execute_script("return [map.zoom, map.x]") == [1, 0]
+    page.one("#map-legend button").click()
+    assert page.driver.execute_script("return onMap.filter(map.only).length") == 24
+
+
+def test_the_map_on_a_phone_shows_an_image_by_a_tap_and_opens_it_by_the_next(page: Page) -> None:
+    page.open("map", width=390, touch=True)
+    _, path, x, y = place_on_map(page)
+    box = page.driver.execute_script(
+        "const b = canvas.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]"
+    )
+    point = {"x": box[0] + box[2] / 2 + x, "y": box[1] + box[3] / 2 + y}
+
+    def tap() -> None:
+        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    tap()
+    page.wait("return !document.getElementById('tip').hidden")
+    assert page.one("#tip .path").text == path
+    assert not page.driver.execute_script("return lightbox.open")
+    tap()
+    page.wait("return lightbox.open")
+    assert page.one("#lightbox .about .path").text == path
+
+
+@pytest.mark.parametrize("view", ["clusters", "cluster-1", "map", "classes", "training", "duplicates", "outliers"])
+def test_no_view_is_wider_than_a_small_phone(page: Page, view: str) -> None:
+    page.open(view, width=360, touch=True)
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 360
+    shown = page.driver.execute_script("return VIEWS.filter((name) => !byId(`view-${name}`).hidden)")
+    assert shown == [view.split("-")[0]]
+
+
+def test_the_matrix_says_what_a_cell_means_and_the_table_says_it_too(page: Page) -> None:
+    page.open("classes")
+    matrix = page.one("#matrix")
+    side, head = page.driver.execute_script("return [matrix.cell, matrix.head]")
+    left, top = -matrix.size["width"] / 2, -matrix.size["height"] / 2
+    ActionChains(page.driver).move_to_element_with_offset(
+        matrix, int(left + side / 2), int(top + head + side / 2)
+    ).perform()
+    page.wait("return byId('matrix-readout').textContent")
+    label, count = page.driver.execute_script("return [matrix.labels[0], countAt(matrix.labels[0], matrix.columns[0])]")
+    assert label == 0
+    assert page.one("#matrix-readout").text.startswith("ape in ")
+    assert f": {count} images" in page.one("#matrix-readout").text
+    assert [cell.text for cell in page.all("#class-table tbody th")] == ["ape", "bee", "class 2"]
+
+
+def test_training_has_alarms_curves_and_the_ledger(page: Page) -> None:
+    page.open()
+    page.one("a.alarm").click()
+    page.wait("return location.hash === '#training'")
+    assert page.one(".alarms li").text == "epoch 1 · collapse size_entropy is <low>"
+    assert [panel.text for panel in page.all(".panel strong")] == ["Losses", "Scores"]
+    assert [entry.text.split("\n")[0] for entry in page.all("#ledger li")] == ["estep", "step", "other"]
+    assert page.one("#ledger .hint").text == "10.5 s in all"
+    panel = page.all(".panel svg")[1]
+    ActionChains(page.driver).move_to_element_with_offset(panel, -panel.size["width"] // 2 + 60, 0).perform()
+    page.wait("return document.querySelectorAll('.panel .hint')[1].textContent === 'epoch 0'")
+    assert page.all(".panel")[1].find_element(By.CSS_SELECTOR, "b").text == "0.3"
+
+
+def test_outliers_and_duplicates_are_lists(page: Page) -> None:
+    page.open("outliers")
+    scores = [float(caption.text) for caption in page.all("#view-outliers .caption")]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == page.driver.execute_script("return atlas.outliers.length") > 0
+    page.open("duplicates")
+    assert len(page.all("#view-duplicates .pair")) == page.driver.execute_script("return atlas.duplicates.length")

@@ -1,0 +1,149 @@
+"""The atlas of a run's folder, made by hand: what is read of it, and what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config.loading import load_config
+from pipeline.data.ingest import ingest
+from pipeline.data.read import read_chosen
+from pipeline.data.shards import Manifest
+from pipeline.errors import ConfigError, DataError
+from pipeline.runs import report as module
+from pipeline.runs.report import read_features, read_pictures, report
+from pipeline.runs.train import resolve
+from pipeline.storage import Folder
+from tests.helpers.atlases import HISTORY, assignments, features
+from tests.helpers.images import encoded, put
+
+IMAGES, CLUSTERS, SIZE = 50, 4, 8
+
+
+@pytest.fixture(autouse=True)
+def _without_umap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder beside its data set of 50 pictures."""
+    place = tmp_path_factory.mktemp("run")
+    for number in range(IMAGES):
+        put(place / "images" / f"{number:02}.png", encoded(5 * number, size=(40, 30)))
+    manifest = ingest(str(place / "images"), str(place / "data"), rows_per_shard=20)
+    config = resolve(load_config("digits", [f"data.path={place}/data", f"storage={place}", "name=run"]), "run")
+    folder = Folder(str(place / "run")).make()
+    folder.write("run.json", {"config": config.model_dump(mode="json"), "manifest": manifest.model_dump(mode="json")})
+    folder.write("summary.json", {"alarms": [{"epoch": 1, "kind": "collapse", "text": "low"}]})
+    write_results(place / "run", manifest)
+    (place / "run" / "names.yaml").write_text("1: dogs\n")
+    return place
+
+
+def write_results(run: Path, manifest: Manifest) -> None:
+    """Assignments, and features in two parts that lie in no order."""
+    rows, centers = features(IMAGES, CLUSTERS, SIZE)
+    images = assignments(rows, centers, labels=False)
+    columns = {name: getattr(images, name) for name in module.COLUMNS[1:]}
+    paths = [image["path"] for table in shards(run.parent / "data", manifest) for image in table["image"].to_pylist()]
+    pq.write_table(pa.table({"index": np.arange(IMAGES), "path": paths, **columns}), run / "assignments.parquet")
+    (run / "features").mkdir()
+    half = rows.numpy().astype(np.float16)
+    for part, index in enumerate((np.arange(30, IMAGES), np.arange(30)[::-1])):
+        flat = pa.array(half[index].reshape(-1))
+        table = pa.table({"index": index, "feature": pa.FixedSizeListArray.from_arrays(flat, SIZE)})
+        pq.write_table(table, run / "features" / f"part-{part:05}.parquet")
+
+
+def shards(data: Path, manifest: Manifest) -> list[pa.Table]:
+    return list(read_chosen(str(data), manifest, np.arange(IMAGES)))
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, whose newest checkpoint is made up."""
+    copy = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    _, centers = features(IMAGES, CLUSTERS, SIZE)
+    monkeypatch.setattr(module, "newest_in", lambda folder: {"centers": 3 * centers, "history": HISTORY})
+    return copy
+
+
+def page_data(run: Path) -> dict[str, Any]:
+    found = re.search(r'id="atlas-data">(.*?)</script>', (run / "atlas.html").read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
+    assert report(str(run)) == {"atlas": f"{run}/atlas.html", "embedding": f"{run}/embedding.parquet"}
+    data = page_data(run)
+    assert (data["title"], data["images"], data["pictures"]) == ("run", IMAGES, IMAGES)
+    assert [cluster["name"] for cluster in data["clusters"]] == ["", "dogs", "", ""]
+    assert data["alarms"] == [{"epoch": 1, "kind": "collapse", "text": "low"}]
+    assert sorted(data["paths"]) == [f"{number:02}.png" for number in range(IMAGES)]
+    assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
+
+
+def test_features_come_by_index_from_parts_in_any_order(run: Path) -> None:
+    rows, _ = features(IMAGES, CLUSTERS, SIZE)
+    found = read_features(Folder(str(run)), 37)
+    assert found is not None
+    assert (found - rows[:37]).abs().max() < 2e-3  # float16
+    next((run / "features").glob("part-*")).unlink()
+    with pytest.raises(DataError, match=r"features of \d+ of the first 50 images"):
+        read_features(Folder(str(run)), IMAGES)
+
+
+def test_pictures_are_those_of_the_indices(finished: Path) -> None:
+    config, manifest = module.read_started_run(Folder(str(finished / "run")))
+    chosen = np.array([3, 19, 20, 49])
+    pictures = read_pictures(config, manifest, chosen)
+    assert pictures is not None
+    names = [shard for table in shards(finished / "data", manifest) for shard in table["image"].to_pylist()]
+    for index, picture in zip(chosen, pictures, strict=True):
+        assert picture.reshape(-1, 3).mean(axis=0)[0] == 5 * int(Path(names[index]["path"]).stem)
+
+
+def test_without_shards_or_features_there_is_a_page_that_says_so(run: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "features")
+    identity = json.loads((run / "run.json").read_text())
+    identity["config"]["data"]["path"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(identity))
+    assert list(report(str(run))) == ["atlas"]
+    data = page_data(run)
+    assert data["pictures"] == 0
+    assert any("the shards that the run was trained on are gone" in note for note in data["notes"])
+    assert any("the run left no features" in note for note in data["notes"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("names.yaml", "- dogs", r"names.yaml does not map numbers of clusters to names; write lines like `3: dogs`"),
+        ("names.yaml", "1: [", r"names.yaml is not YAML: .*; write lines like `3: dogs`"),
+        ("run.json", "{}", r"holds no run; give the folder"),
+    ],
+)
+def test_what_a_user_can_mend_is_named(run: Path, file: str, content: str, said: str) -> None:
+    (run / file).write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        report(str(run))
+
+
+def test_assignments_of_an_earlier_version_are_named(run: Path) -> None:
+    pq.write_table(pa.table({"index": [0], "cluster": [0]}), run / "assignments.parquet")
+    with pytest.raises(ConfigError, match=r"assignments.parquet has no column 'path': an earlier version wrote it"):
+        report(str(run))
+    (run / "assignments.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"holds no assignments.parquet: the run has not ended"):
+        report(str(run))
