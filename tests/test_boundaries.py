@@ -24,6 +24,7 @@ FLOORS = [
     "collectives",
     "clustering",
     "method",
+    "alarms",
     "backbones",
     "ray_private",
     "presets",
@@ -48,6 +49,7 @@ MATHEMATICS = {
     "keyed_random": {"errors"},
     "clustering": {"errors", "collectives"},
     "method": {"errors", "collectives", "clustering"},
+    "alarms": set(),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.alarms import all_alarms
 from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_labels, read_sample
@@ -23,6 +25,7 @@ from pipeline.storage import Folder
 from pipeline.tracking import RunRef, RunWriter, log_final_model, spool_path
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.job import Job
+from pipeline.training.rollback import read_rollbacks
 from pipeline.training.timing import ENTRIES
 
 TILE = 128  # pixels of an image in the picture of the clusters, at most
@@ -100,6 +103,8 @@ def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, A
         "epochs": values["epoch"],
         "scores": {name: last[name] for name in ("acc", "nmi", "ari") if name in last},
         "last_epoch": last,
+        "alarms": [asdict(alarm) for alarm in all_alarms(history, job.alarm_facts)],
+        "rollbacks": read_rollbacks(folder),
         "seconds": totals,
         "images_per_second": float(np.median(rates)),
         "mlflow": {"uri": tracking.public_uri, "run_id": tracking.run_id},

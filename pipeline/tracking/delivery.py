@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder, absolute
 from pipeline.tracking.diagnosis import check_store, is_unreachable, refusal, summary_of
-from pipeline.tracking.run import RunRef, find_or_create_run, load_ref
+from pipeline.tracking.run import TAG_LENGTH, RunRef, find_or_create_run, load_ref
 from pipeline.tracking.spool import MetricPoint, RunStatus, Spool, spool_path
 from pipeline.tracking.store import client_for, database_path
 
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Delivery(NamedTuple):
-    """Points, files and statuses of a spool: how many the store confirmed, and how many still wait.
+    """Points, tags, files and statuses of a spool: how many the store confirmed, and how many still wait.
 
     `uri` says where they go, without a password; it is empty where records are off.
     """
@@ -115,7 +115,7 @@ class Sender:
         self._steps: dict[str, set[int]] = {}
 
     def send(self) -> None:
-        """Deliver points, then files, then the status, connecting first if necessary.
+        """Deliver points, then tags, files and the status, connecting first if necessary.
 
         What the store refuses does not keep back the rest; the first refusal is raised at the end.
         """
@@ -123,7 +123,8 @@ class Sender:
             client = self._connection = self._connection or self._connect()
             self._spool.reload()
             files = [partial(self._send_file, client, *file) for file in self._spool.files()]
-            _do_all([partial(self._send_points, client), *files, partial(self._send_status, client)])
+            sends = [partial(self._send_points, client), partial(self._send_tags, client), *files]
+            _do_all([*sends, partial(self._send_status, client)])
         except Exception:
             self._connection = None  # a lost reply leaves it open what arrived: ask again before the next try
             raise
@@ -155,6 +156,13 @@ class Sender:
         finally:
             if arrived:
                 self._spool.confirm(arrived)
+
+    def _send_tags(self, client: MlflowClient) -> None:
+        tags = dict(self._spool.tags)
+        for key, value in tags.items():
+            client.set_tag(self.ref.run_id, key, value[:TAG_LENGTH])
+        if tags:
+            self._spool.confirm_tags(tags)
 
     def _send_file(self, client: MlflowClient, path: Path, folder: str) -> None:
         try:
