@@ -94,7 +94,7 @@ def sample_similarities(job: Job, model: ClusterModel, table: pa.Table) -> torch
 def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, Any]:
     """Scores, losses, times, where things are, and what they were made with."""
     history, last = values["history"], values["history"][-1]
-    totals = {entry: sum(metrics[f"seconds_{entry}"] for metrics in history) for entry in (*ENTRIES, "epoch")}
+    totals = {entry: sum(metrics.get(f"seconds_{entry}", 0.0) for metrics in history) for entry in (*ENTRIES, "epoch")}
     rates = [metrics["images_per_second"] for metrics in history if metrics["epoch"] > 0]
     folder = job.folder
     return {

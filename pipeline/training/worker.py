@@ -42,6 +42,7 @@ from pipeline.training.estep import encode_all, estimate
 from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
+from pipeline.training.monitors import Monitors, monitor_metrics, read_monitors
 from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.progress import Reporter
 from pipeline.training.rollback import HALTING, Halt
@@ -70,6 +71,8 @@ class Run:
     schedules: Schedules
     timer: EpochTimer
     reporter: Reporter
+    monitors: Monitors | None = None
+    """None when monitors are switched off, or no image has a class."""
     preempted_nodes: list[str] = field(default_factory=list)
     """Nodes whose preemption has been answered by a checkpoint."""
 
@@ -116,6 +119,7 @@ def build_run(job: Job) -> Run:
         schedules=build_run_schedules(config, plan.steps_per_epoch),
         timer=EpochTimer(),
         reporter=Reporter(open_writer(job), job.board) if rank() == 0 else Reporter(),
+        monitors=read_monitors(config, device),
     )
 
 
@@ -260,6 +264,9 @@ def run_estep(run: Run) -> None:
         if LABEL_FREE_WEIGHTS.keys() <= metrics.keys():  # the first E-step agrees with nothing
             metrics["label_free"] = label_free_score(metrics)
         scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
+    if run.monitors:
+        with run.timer.time("monitor"):
+            metrics |= monitor_metrics(run.monitors, features, job.config, state.epoch)
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
     state.history.append({"epoch": state.epoch, **metrics, **spread, **scores})
 
