@@ -45,7 +45,7 @@ from pipeline.training.job import Job
 from pipeline.training.monitors import Monitors, monitor_metrics, read_monitors
 from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.progress import Reporter
-from pipeline.training.rollback import HALTING, Halt
+from pipeline.training.rollback import HALTING, Halt, read_rollbacks
 from pipeline.training.timing import EpochTimer
 
 SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
@@ -300,13 +300,20 @@ def raise_alarms(run: Run) -> None:
     history, facts = run.state.history, run.job.alarm_facts
     found = judge(history, facts)
     if new := new_alarms(history, facts):
-        kinds = dict.fromkeys(alarm.kind for alarm in all_alarms(history, facts))
-        run.reporter.alarms((f"warning: after epoch {alarm.epoch} {alarm.text}" for alarm in new), kinds)
+        tell(run, [f"warning: after epoch {alarm.epoch} {alarm.text}" for alarm in new])
     levels = run.job.config.alarms.levels
     if set(HALTING) & set(levels.values()):
         halting = sorted((a for a in found if levels[a.kind] in HALTING), key=lambda a: HALTING.index(levels[a.kind]))
         if agreed := agree(run, halting[0] if halting else None):
             raise halt(run, agreed)
+
+
+def tell(run: Run, lines: list[str], *kinds: str) -> None:
+    """Show lines, and tag MLflow's run with all kinds of alarm until now, those of a roll back too."""
+    if rank() == 0:
+        before = [rollback["kind"] for rollback in read_rollbacks(run.job.folder)]
+        found = [alarm.kind for alarm in all_alarms(run.state.history, run.job.alarm_facts)]
+        run.reporter.alarms(lines, dict.fromkeys([*before, *found, *kinds]))
 
 
 def agree(run: Run, alarm: Alarm | None) -> Alarm | None:
@@ -320,7 +327,7 @@ def agree(run: Run, alarm: Alarm | None) -> Alarm | None:
 def halt(run: Run, alarm: Alarm) -> Halt:
     """What to raise, after a line that says so."""
     level = run.job.config.alarms.levels[alarm.kind]
-    run.reporter.message(f"alarms.{alarm.kind}={level} halts the run at epoch {alarm.epoch}: {alarm.text}")
+    tell(run, [f"alarms.{alarm.kind}={level} halts the run at epoch {alarm.epoch}: {alarm.text}"], alarm.kind)
     return Halt(level, alarm)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.data.shards import Manifest
 from pipeline.errors import Diverged
 from pipeline.training import worker
 from pipeline.training.estep import PseudoLabels
-from pipeline.training.rollback import Halt
+from pipeline.training.rollback import ROLLBACKS, Halt
 from pipeline.training.worker import (
     check_run_finite,
     draw_weights,
@@ -63,14 +64,15 @@ COLLAPSED = {"feature_spread": 0.001, "size_entropy": 0.9}
 
 
 @pytest.fixture
-def alarmed(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def alarmed(run: worker.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
     """Gives a run a history after its warm-up of one epoch, with levels of alarms; returns its lines and tags."""
     lines: list[str] = []
     monkeypatch.setattr(run.reporter, "message", lines.append)
     monkeypatch.setattr(run.reporter, "writer", SimpleNamespace(tag=lambda key, value: lines.append(f"{key}={value}")))
 
     def set_up(*epochs: dict[str, float], **levels: str) -> list[str]:
-        monkeypatch.setattr(run, "job", small_job(run.job.manifest, *(f"alarms.{k}={v}" for k, v in levels.items())))
+        alarms = [f"alarms.{kind}={level}" for kind, level in levels.items()]
+        monkeypatch.setattr(run, "job", small_job(run.job.manifest, f"storage={tmp_path}", "name=mine", *alarms))
         monkeypatch.setattr(run.state, "history", [{"epoch": 2.0 + n, **epoch} for n, epoch in enumerate(epochs)])
         monkeypatch.setattr(run.state, "epoch", len(epochs) + 1)
         return lines
@@ -108,7 +110,7 @@ def test_an_ignored_alarm_is_not_raised(run: worker.Run, alarmed: Callable[..., 
 
 
 def _agreed(rank: int, manifest: Manifest) -> str:
-    made = small_run(torch.zeros(200, 16, 16, 3, dtype=torch.uint8), manifest, "alarms.empty_scores=stop")
+    made = small_run(torch.zeros(200, 16, 16, 3, dtype=torch.uint8), manifest, "alarms.empty_scores=stop", "name=none")
     made.state.history, made.state.epoch = [{"epoch": 2.0} | ({"acc": 0.9, "nmi": 0.01} if rank == 0 else {})], 2
     try:
         raise_alarms(made)
@@ -161,7 +163,9 @@ def _trained_by_worker(rank: int, images: Tensor, manifest: Manifest) -> tuple[d
 def test_skipped_steps_become_an_alarm(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
-    made = small_run(*digits(tmp_path_factory.mktemp("digits")), f"alarms.not_finite={level}", "estep.every=4")
+    made = small_run(
+        *digits(tmp_path_factory.mktemp("digits")), f"alarms.not_finite={level}", "estep.every=4", "name=none"
+    )
     saves: list[object] = []
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append(save))
     monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
@@ -182,12 +186,14 @@ def test_skipped_steps_become_an_alarm(
 def test_a_run_with_weights_that_are_not_finite_is_halted_by_level(
     run: worker.Run, alarmed: Callable[..., list[str]]
 ) -> None:
-    alarmed({}, not_finite="roll_back")
+    lines = alarmed({}, not_finite="roll_back")
+    run.job.folder.make().write(ROLLBACKS, {"rollbacks": [{"kind": "collapse"}]})
     groups, before = run.state.model.groups, run.state.model.groups.features
     groups.features = before * float("nan")
     with pytest.raises(Halt, match="losses or weights are not finite in epoch 3, at or before step 0"):
         check_run_finite(run)
     groups.features = before
+    assert lines[-1] == "alarms=collapse, not_finite"
 
 
 def test_throughput_counts_the_images_of_this_process_only(
