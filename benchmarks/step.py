@@ -25,7 +25,7 @@ from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.method.batchnorm import GlobalBatchNorm
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import build_encoder, build_head, build_predictor
-from pipeline.method.optimizer import build_optimizer, set_learning_rates
+from pipeline.method.optimizer import build_optimizer, set_learning_rates, zero_unless_finite
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 FEATURES, HIDDEN, CLUSTERS = 256, 4096, 10
@@ -75,6 +75,7 @@ def build_step(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dty
         total = model(views[0], views[1], labels, target_momentum=0.996, noise=noise).total
         optimizer.zero_grad()
         total.backward()
+        zero_unless_finite(model.parameters())
         optimizer.step()
         return total.detach()
 

@@ -45,6 +45,10 @@ class Diverged(RunFailed):
     """Losses or weights that are no longer finite."""
 
 
+class Alarmed(RunFailed):
+    """A run that an alarm has ended, by the level that its settings give the alarm."""
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM ended the command; not an `Exception`, so that nothing that handles failures swallows it.
 

@@ -25,6 +25,7 @@ FLOORS = [
     "collectives",
     "clustering",
     "method",
+    "alarms",
     "backbones",
     "ray_private",
     "presets",
@@ -50,6 +51,7 @@ MATHEMATICS = {
     "keyed_random": {"errors"},
     "clustering": {"errors", "collectives"},
     "method": {"errors", "collectives", "clustering"},
+    "alarms": set(),
 }
 
 

@@ -262,6 +262,64 @@ class CheckpointConfig(Section):
     )
 
 
+class MonitorConfig(Section):
+    """How well the features of an E-step tell the classes apart (docs/objectives.md); needs images with classes."""
+
+    knn_every: Circumstance[int] = Field(
+        0, ge=0, description="epochs between measures of weighted k-nearest-neighbour accuracy; 0: none"
+    )
+    probe_every: Circumstance[int] = Field(0, ge=0, description="epochs between linear probes; 0: none")
+    held_out: Circumstance[float] = Field(
+        0.2, gt=0, lt=1, description="share of the images on which both are scored; the others are what they learn from"
+    )
+
+
+AlarmLevel = Literal["ignore", "warn", "stop", "roll_back"]
+
+
+class AlarmsConfig(Section):
+    """What an alarm does: nothing, a warning, the end of the run, or a return to its last checkpoint."""
+
+    not_finite: Circumstance[AlarmLevel] = Field(
+        "warn",
+        description="losses, gradients or weights that are not finite; where a warning is not enough because weights "
+        "are, the run restarts from its last checkpoint",
+    )
+    collapse: Circumstance[AlarmLevel] = Field("warn", description="features have no spread, or sizes no entropy")
+    empty_clusters: Circumstance[AlarmLevel] = Field("warn", description="clusters without images")
+    giant_cluster: Circumstance[AlarmLevel] = Field(
+        "warn", description="a cluster is nearer to having all images than to an equal share"
+    )
+    falling_entropy: Circumstance[AlarmLevel] = Field(
+        "warn", description="size_entropy has fallen since the end of the warm-up"
+    )
+    steady_churn: Circumstance[AlarmLevel] = Field("warn", description="label_churn is high and does not fall")
+    rank_spread: Circumstance[AlarmLevel] = Field("warn", description="the groups are not the same on all workers")
+    empty_scores: Circumstance[AlarmLevel] = Field("warn", description="a high ACC with an NMI near 0")
+    max_rollbacks: Circumstance[int] = Field(
+        3, ge=1, description="returns to a checkpoint before an alarm of level roll_back ends the run"
+    )
+    rollback_lr_factor: Circumstance[float] = Field(
+        0.5, gt=0, le=1, description="each return multiplies optim.lr by this"
+    )
+    rollback_seed: Circumstance[bool] = Field(True, description="each return changes the seed")
+
+    @property
+    def levels(self) -> dict[str, AlarmLevel]:
+        """The level of each kind of alarm."""
+        others = {"max_rollbacks", "rollback_lr_factor", "rollback_seed"}
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in others}
+
+    @model_validator(mode="after")
+    def _a_return_changes_something(self) -> AlarmsConfig:
+        if "roll_back" in self.levels.values() and self.rollback_lr_factor == 1 and not self.rollback_seed:
+            raise ValueError(
+                "rollback_lr_factor is 1.0 and rollback_seed is false, so that a run would only repeat what led to the "
+                "alarm; lower rollback_lr_factor, or set rollback_seed=true"
+            )
+        return self
+
+
 class WorkerRange(Section):
     """A number of workers that follows the cluster: as many as it has room for, within these bounds."""
 
@@ -339,6 +397,8 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
     estep: EStepConfig = EStepConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()

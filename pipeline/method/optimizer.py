@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from pipeline.method.digpro import DigPro
@@ -45,3 +48,23 @@ def set_learning_rates(optimizer: SGD, lr: float, predictor_lr: float) -> None:
     """Set this step's rates."""
     for group in optimizer.param_groups:
         group["lr"] = group["lr_factor"] * (predictor_lr if group["is_predictor"] else lr)
+
+
+@torch.no_grad()
+def zero_unless_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Set all gradients to 0 where their norm is not finite, so that the step that follows spoils no weight.
+
+    Nothing waits for the device, and gradients that are finite keep their bits. Behind DistributedDataParallel the
+    gradients are the same on every worker, and a value that is not finite on one is in the average of all: the answer
+    is the same everywhere, and nothing has to be sent for it.
+
+    Returns
+    -------
+    Tensor () bool
+        Whether the norm is finite.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    finite = torch.isfinite(nn.utils.get_total_norm(gradients))
+    for gradient in gradients:
+        gradient.masked_fill_(~finite, 0)
+    return finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.alarms import all_alarms
 from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_labels, read_paths, read_sample
@@ -26,6 +28,7 @@ from pipeline.storage import Folder
 from pipeline.tracking import MODEL, RunRef, RunWriter, spool_path
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.job import Job
+from pipeline.training.rollback import read_rollbacks
 from pipeline.training.timing import ENTRIES
 
 TILE = 128  # pixels of an image in the picture of the clusters, at most
@@ -99,7 +102,7 @@ def draw(job: Job, table: pa.Table, local: Path) -> None:
 def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, Any]:
     """Scores, losses, times, where things are, and what they were made with."""
     history, last = values["history"], values["history"][-1]
-    totals = {entry: sum(metrics[f"seconds_{entry}"] for metrics in history) for entry in (*ENTRIES, "epoch")}
+    totals = {entry: sum(metrics.get(f"seconds_{entry}", 0.0) for metrics in history) for entry in (*ENTRIES, "epoch")}
     rates = [metrics["images_per_second"] for metrics in history if metrics["epoch"] > 0]
     folder = job.folder
     return {
@@ -108,6 +111,8 @@ def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, A
         "epochs": values["epoch"],
         "scores": {name: last[name] for name in ("acc", "nmi", "ari") if name in last},
         "last_epoch": last,
+        "alarms": [asdict(alarm) for alarm in all_alarms(history, job.alarm_facts)],
+        "rollbacks": read_rollbacks(folder),
         "seconds": totals,
         "images_per_second": float(np.median(rates)),
         "mlflow": {"uri": tracking.public_uri, "run_id": tracking.run_id},

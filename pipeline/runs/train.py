@@ -19,6 +19,7 @@ from pipeline.cluster import connect
 from pipeline.config.identity import run_name
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
+from pipeline.data.read import has_labels
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.features.embed import embed
@@ -32,6 +33,7 @@ from pipeline.tracking.spool import Spool
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
+from pipeline.training.monitors import monitor_warnings
 from pipeline.training.progress import ProgressPrinter
 
 Echo = Callable[[str], None]
@@ -98,6 +100,8 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     if not check_resumable(folder) and was_started(folder):
         echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
     echo(f"run {config.name}: {manifest.num_images:,} images, {plan.mode} ({plan.mode_reason})")
+    for warning in monitor_warnings(config, has_classes=has_labels(config.data.path)):
+        echo(f"warning: {warning}")
     tracking = open_run(config, folder)
     record_start(folder, manifest)
     connect()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder, absolute
 from pipeline.tracking.diagnosis import check_store, is_unreachable, refusal, summary_of
-from pipeline.tracking.run import RunRef, find_or_create_run, load_ref
+from pipeline.tracking.run import TAG_LENGTH, RunRef, find_or_create_run, load_ref
 from pipeline.tracking.spool import MetricPoint, RunStatus, Spool, spool_path
 from pipeline.tracking.store import client_for, database_path
 
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Delivery(NamedTuple):
-    """Points, files, models and statuses of a spool: how many the store confirmed, and how many still wait.
+    """Points, tags, files, models and statuses of a spool: how many the store confirmed, and how many still wait.
 
     `uri` says where they go, without a password; it is empty where records are off.
     """
@@ -118,7 +118,7 @@ class Sender:
         self._steps: dict[str, set[int]] = {}
 
     def send(self) -> None:
-        """Deliver points, then files, models and the status, connecting first if necessary.
+        """Deliver points, then tags, files, models and the status, connecting first if necessary.
 
         What the store refuses does not keep back the rest; the first refusal is raised at the end.
         """
@@ -127,7 +127,8 @@ class Sender:
             self._spool.reload()
             files = [partial(self._send_file, client, *file) for file in self._spool.files()]
             models = [partial(self._send_model, client, folder) for folder in self._spool.models()]
-            _do_all([partial(self._send_points, client), *files, *models, partial(self._send_status, client)])
+            sends = [partial(self._send_points, client), partial(self._send_tags, client), *files, *models]
+            _do_all([*sends, partial(self._send_status, client)])
         except Exception:
             self._connection = None  # a lost reply leaves it open what arrived: ask again before the next try
             raise
@@ -160,6 +161,13 @@ class Sender:
         finally:
             if arrived:
                 self._spool.confirm(arrived)
+
+    def _send_tags(self, client: MlflowClient) -> None:
+        tags = dict(self._spool.tags)
+        for key, value in tags.items():
+            client.set_tag(self.ref.run_id, key, value[:TAG_LENGTH])
+        if tags:
+            self._spool.confirm_tags(tags)
 
     def _send_file(self, client: MlflowClient, path: Path, folder: str) -> None:
         try:

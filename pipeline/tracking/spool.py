@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,7 +45,7 @@ class MetricPoint(NamedTuple):
 
 
 class Spool:
-    """What the store has not confirmed: points and the final status in a JSONL file, files in a folder beside it.
+    """What the store has not confirmed: points, tags and the final status in a JSONL file, files in a folder beside it.
 
     The disk is the truth and every change holds a lock, so that the driver can end a run or deliver its records while
     a writer in a worker still lives. Both may send the same point, which is harmless: it is the same to the
@@ -55,6 +55,7 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.points: dict[tuple[str, int], MetricPoint] = {}
+        self.tags: dict[str, str] = {}
         self.status: tuple[RunStatus, int] | None = None
         self._folder = path.with_suffix(".files")
         self._models = path.with_suffix(".models")
@@ -66,8 +67,9 @@ class Spool:
 
     @property
     def pending(self) -> int:
-        """Points, files and models that wait, and one for the status."""
-        return len(self.points) + len(self.files()) + len(self.models()) + (self.status is not None)
+        """Points, tags, files and models that wait, and one for the status."""
+        waiting = (self.points, self.tags, self.files(), self.models())
+        return sum(map(len, waiting)) + (self.status is not None)
 
     def reload(self) -> None:
         """Take over what other processes have added or delivered."""
@@ -87,6 +89,20 @@ class Spool:
             self._read()
             for point in points:
                 self.points.pop((point.key, point.step), None)
+            self._write()
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Note a tag in place of its earlier value."""
+        with self._locked():
+            self._read()
+            self.tags[key] = value
+            self._write()
+
+    def confirm_tags(self, tags: Mapping[str, str]) -> None:
+        """Forget tags that have arrived, but for those that were set anew in the meantime."""
+        with self._locked():
+            self._read()
+            self.tags = {key: value for key, value in self.tags.items() if tags.get(key) != value}
             self._write()
 
     def add_file(self, path: Path, folder: str) -> None:
@@ -136,13 +152,15 @@ class Spool:
             os.close(descriptor)
 
     def _read(self) -> None:
-        self.points, self.status = {}, None
+        self.points, self.tags, self.status = {}, {}, None
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 row = json.loads(line or "[]")
                 if len(row) == 2:
                     self.status = (row[0], row[1])
+                elif len(row) == 3:
+                    self.tags[str(row[1])] = str(row[2])
                 elif row:
                     self.points[row[0], row[1]] = MetricPoint(*row)
             except (ValueError, TypeError):  # the process died while it wrote this line
@@ -150,7 +168,8 @@ class Spool:
 
     def _write(self) -> None:
         part = self.path.with_suffix(PART)
-        rows: list[tuple[Any, ...]] = [*self.points.values(), *([self.status] if self.status else [])]
+        tags = [("tag", key, value) for key, value in self.tags.items()]
+        rows: list[tuple[Any, ...]] = [*self.points.values(), *tags, *([self.status] if self.status else [])]
         part.write_text("".join(_line(row) for row in rows), encoding="utf-8")
         part.replace(self.path)
 

@@ -91,6 +91,12 @@ class RunWriter:
         if time.monotonic() >= self._next_send:
             self.flush()
 
+    def tag(self, key: str, value: str) -> None:
+        """Tag the run, in place of an earlier value."""
+        if self._opened.enabled:
+            self._spool.set_tag(key, value)
+            self.flush()
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, or a folder with all in it, as ``<folder>/<name>``; a copy is taken now."""
         if self._opened.enabled:

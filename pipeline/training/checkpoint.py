@@ -50,6 +50,8 @@ class TrainState:
         Sums of this worker's losses over these steps, by name; wide enough that the order of adding does not show.
     pseudo : PseudoLabels or None
         None before the first E-step.
+    skipped : Tensor () int64
+        Steps of the epoch under way whose gradients were not finite; the same on every worker.
     backbone : dict of Tensor
         Weights of a frozen backbone, which does not change: with them a checkpoint is all that images need. Empty
         where the encoder is trained.
@@ -65,6 +67,10 @@ class TrainState:
     pseudo: PseudoLabels | None = None
     backbone: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    skipped: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.model.groups.features.device)
 
 
 def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
@@ -83,6 +89,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
         "centers": state.pseudo.centers,
         "epoch": state.epoch,
         "step": state.step,
+        "skipped": int(state.skipped),
         "history": state.history,
         "backbone": state.backbone,
     }
@@ -147,6 +154,7 @@ def restore(state: TrainState, values: dict[str, Any]) -> None:
     state.pseudo = PseudoLabels(values["labels"].to(device), values["centers"].to(device))
     state.epoch, state.step = values["epoch"], values["step"]
     state.history = values["history"]
+    state.skipped.fill_(values.get("skipped", 0))  # older checkpoints count none
 
 
 def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:

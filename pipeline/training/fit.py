@@ -25,18 +25,35 @@ from pipeline.data.streaming import build_datasets
 from pipeline.ray_private import leave_signals_alone
 from pipeline.training.job import Job
 from pipeline.training.progress import Board
+from pipeline.training.rollback import HALT, as_rolled_back, roll_back
 from pipeline.training.worker import train_worker
 
 
 def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> Result:
-    """Run the workers to the end.
+    """Run the workers to the end, and from the last checkpoint again where an alarm takes the run back to it.
 
     Parameters
     ----------
     job : Job
     callbacks : sequence of UserCallback
         Called by Ray Train's controller at each report.
+
+    Raises
+    ------
+    Alarmed
+        When an alarm has ended the run.
     """
+    while True:
+        result = run_workers(as_rolled_back(job), callbacks)
+        if (halt := (result.return_value or {}).get(HALT)) is None:
+            return result
+        line = roll_back(job, halt)
+        if job.board is not None:
+            job.board.post.remote({"message": line})
+
+
+def run_workers(job: Job, callbacks: Sequence[UserCallback]) -> Result:
+    """Run the workers until they return."""
     config, folder = job.config, job.folder
     datasets, data_config = build_datasets(config, job.manifest, job.plan.mode, folder.path)
     trainer = TorchTrainer(

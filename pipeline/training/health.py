@@ -1,4 +1,4 @@
-"""Whether a run is healthy: its metrics, and the one place that judges them, for a run as for a search."""
+"""The health of a run in numbers, which `pipeline.alarms` judges; and whether its state may be saved."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from torch import Tensor, nn
 
 from pipeline.clustering.scores import clustering_scores
 from pipeline.collectives import all_stack, all_sum
-from pipeline.errors import Diverged
-
-# Least values of healthy features: untrained ones have more spread, and one cluster with all images has entropy 0.
-COLLAPSED = {"feature_spread": 0.01, "size_entropy": 0.1}
-EMPTY_SCORES = {"acc": 0.5, "nmi": 0.05}  # more ACC than this with less NMI: most images are of one class
 
 
 def size_metrics(sizes: Tensor) -> dict[str, float]:
@@ -51,39 +46,14 @@ def rank_spread(x: Tensor) -> float:
     return float((stacked.amax(dim=0) - stacked.amin(dim=0)).max())
 
 
-def check_finite(losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter], where: str) -> None:
-    """Raise Diverged, on all workers alike, when a loss or a weight is not finite.
+def non_finite(losses: Mapping[str, Tensor], state: Iterable[Tensor], where: str) -> str | None:
+    """What is wrong, on all workers alike, when a loss or a tensor of the state is not finite on any; None if not.
 
-    Called before anything is saved, because no restart could recover from such a checkpoint. Waits for the device.
+    Asked before anything is saved, because no restart could recover from such a checkpoint. Waits for the device.
     """
-    sums = all_sum(torch.stack(list(losses.values())))
-    norm = nn.utils.get_total_norm([parameter.detach() for parameter in parameters])
-    if not bool(torch.isfinite(sums).all() and torch.isfinite(norm)):
-        found = dict(zip(losses, sums.tolist(), strict=True))
-        raise Diverged(
-            f"losses or weights are not finite {where} (sums of losses: {found}); lower optim.lr, or use float32"
-        )
-
-
-def collapse(metrics: Mapping[str, float]) -> str | None:
-    """How an epoch's metrics show that the features have collapsed; None when they have not.
-
-    Meant for epochs after the warm-up: features that have just begun to move may look like that.
-    """
-    low = {key: metrics[key] for key, least in COLLAPSED.items() if metrics.get(key, least) < least}
-    if not low:
+    norm = nn.utils.get_total_norm([tensor.detach() for tensor in state if tensor.is_floating_point()])
+    sums = all_sum(torch.stack([*losses.values(), norm.to(torch.float64)]))
+    if bool(torch.isfinite(sums).all()):
         return None
-    return f"collapsed: {', '.join(f'{key} is {value:.4f} (below {COLLAPSED[key]})' for key, value in low.items())}"
-
-
-def alarms(metrics: Mapping[str, float], num_clusters: int) -> dict[str, str]:
-    """What a person should know of an epoch's metrics: kind of alarm -> sentence; empty for a healthy run."""
-    found: dict[str, str] = {}
-    if reason := collapse(metrics):
-        found["collapse"] = reason
-    if empty := int(metrics.get("clusters_empty", 0)):
-        found["empty clusters"] = f"{empty} of {num_clusters} clusters are empty"
-    if metrics.get("acc", 0) > EMPTY_SCORES["acc"] and metrics.get("nmi", 1) < EMPTY_SCORES["nmi"]:
-        scores = f"acc is {metrics['acc']:.3f} while nmi is {metrics['nmi']:.3f}"
-        found["empty scores"] = f"{scores}: most images are of one class, and acc says little"
-    return found
+    found = dict(zip(losses, sums.tolist(), strict=False))
+    return f"losses or weights are not finite {where} (sums of losses: {found}); lower optim.lr, or use float32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.alarms import Facts
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.plan import Plan
@@ -44,3 +45,14 @@ class Job:
     def folder(self) -> Folder:
         """The run's folder."""
         return Folder(f"{self.config.storage}/{self.config.name}")
+
+    @property
+    def alarm_facts(self) -> Facts:
+        """By what the metrics of its epochs are judged."""
+        levels = self.config.alarms.levels
+        return Facts(
+            num_clusters=self.plan.num_clusters,
+            num_images=self.manifest.num_images,
+            warmup_epochs=self.config.optim.warmup_epochs,
+            ignored=[kind for kind, level in levels.items() if level == "ignore"],
+        )

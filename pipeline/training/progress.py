@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ import ray
 from pipeline.tracking import RunWriter
 
 POLL_SECONDS = 0.5
+ALARMS = "alarms"  # MLflow's tag
 LINE_SECONDS = 5.0  # a line this often is enough for a person
 
 
@@ -70,6 +71,13 @@ class Reporter:
             for metrics in history:
                 self.writer.log(metrics, step=int(metrics["epoch"]))
         self.message(text)
+
+    def alarms(self, lines: Iterable[str], kinds: Iterable[str]) -> None:
+        """Show a line for each new alarm, and tag MLflow's run with the kinds that were raised so far."""
+        for line in lines:
+            self.message(line)
+        if self.writer is not None:
+            self.writer.tag(ALARMS, ", ".join(kinds))
 
     def checkpoint_requested(self) -> bool:
         """Whether the driver asks for a checkpoint; always False on workers without a board."""

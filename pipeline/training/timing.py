@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-ENTRIES = ("first_batch", "batch_wait", "step", "estep", "evaluate", "checkpoint")
+ENTRIES = ("first_batch", "batch_wait", "step", "estep", "evaluate", "monitor", "checkpoint")
 
 
 class EpochTimer:

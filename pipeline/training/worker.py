@@ -15,18 +15,19 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
+from pipeline.alarms import RULES, Alarm, all_alarms, judge, new_alarms, skipped_steps
 from pipeline.build import build_run_optimizer, build_run_schedules, data_parallel
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
 from pipeline.clustering.scores import clustering_scores
-from pipeline.collectives import all_sum, rank, world_size
+from pipeline.collectives import all_sum, from_rank_zero, rank, world_size
 from pipeline.data.loader import Batch, Inputs
 from pipeline.data.read import read_labels
 from pipeline.data.sampling import sampling_weights
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, Diverged
 from pipeline.inference.embedding import write_features
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
-from pipeline.method.optimizer import set_learning_rates
+from pipeline.method.optimizer import set_learning_rates, zero_unless_finite
 from pipeline.method.schedules import Schedules
 from pipeline.tracking import RunWriter, spool_path
 from pipeline.training.checkpoint import (
@@ -40,10 +41,12 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.estep import encode_all, estimate
 from pipeline.training.feed import open_feed
-from pipeline.training.health import alarms, check_finite, rank_spread
+from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
+from pipeline.training.monitors import Monitors, monitor_metrics, read_monitors
 from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.progress import Reporter
+from pipeline.training.rollback import HALTING, Halt, read_rollbacks
 from pipeline.training.timing import EpochTimer
 
 SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
@@ -69,26 +72,34 @@ class Run:
     schedules: Schedules
     timer: EpochTimer
     reporter: Reporter
+    monitors: Monitors | None = None
+    """None when monitors are switched off, or no image has a class."""
     preempted_nodes: list[str] = field(default_factory=list)
     """Nodes whose preemption has been answered by a checkpoint."""
-    alarms: set[str] = field(default_factory=set)
-    """Kinds of alarm of the last epoch; each is reported once, when it appears."""
 
 
 def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
-    """Run or resume one training run, `settings["job"]`; returns the last epoch's metrics."""
+    """Run or resume one training run, `settings["job"]`; returns the last epoch's metrics, or what halted it."""
     run = build_run(settings["job"])
-    with run.reporter:
-        if not resume(run):
-            run_estep(run)
-            finish_epoch(run)
-        epochs, every = run.job.config.optim.epochs, run.job.config.estep.every
-        while run.state.epoch < epochs:
-            train_epoch(run)
-            if run.state.epoch % every == 0 or run.state.epoch == epochs:
-                run_estep(run)
-            finish_epoch(run)
+    try:
+        with run.reporter:
+            train(run)
+    except Halt as halt:
+        return halt.returned()
     return run.state.history[-1]
+
+
+def train(run: Run) -> None:
+    """All epochs that are left."""
+    if not resume(run):
+        run_estep(run)
+        finish_epoch(run)
+    epochs, every = run.job.config.optim.epochs, run.job.config.estep.every
+    while run.state.epoch < epochs:
+        train_epoch(run)
+        if run.state.epoch % every == 0 or run.state.epoch == epochs:
+            run_estep(run)
+        finish_epoch(run)
 
 
 def build_run(job: Job) -> Run:
@@ -109,6 +120,7 @@ def build_run(job: Job) -> Run:
         schedules=build_run_schedules(config, plan.steps_per_epoch),
         timer=EpochTimer(),
         reporter=Reporter(open_writer(job), job.board) if rank() == 0 else Reporter(),
+        monitors=read_monitors(config, device),
     )
 
 
@@ -189,9 +201,18 @@ def checkpoint_requested(run: Run) -> bool:
 
 
 def check_run_finite(run: Run) -> None:
-    """Raise Diverged before what is not finite reaches a checkpoint."""
-    where = f"in epoch {run.state.epoch + 1}, at or before step {run.state.step}"
-    check_finite(run.state.loss_sums, run.state.model.parameters(), where)
+    """Halt, or raise Diverged, before what is not finite reaches a checkpoint; on all workers alike.
+
+    Steps that were skipped have spoilt nothing: without a level that halts, the run goes on.
+    """
+    state, level = run.state, run.job.config.alarms.not_finite
+    where = f"in epoch {state.epoch + 1}, at or before step {state.step}"
+    spoilt = non_finite(state.loss_sums, [*state.model.parameters(), *state.model.buffers()], where)
+    reason = spoilt or skipped_steps(int(state.skipped))
+    if reason and level in HALTING:
+        raise halt(run, Alarm(state.epoch + 1, "not_finite", reason))
+    if spoilt:
+        raise Diverged(spoilt)
 
 
 def train_step(run: Run, batch: Batch) -> None:
@@ -212,9 +233,11 @@ def train_step(run: Run, batch: Batch) -> None:
     )
     state.optimizer.zero_grad()
     losses.total.backward()
+    finite = zero_unless_finite(state.model.parameters())
     state.optimizer.step()
+    state.skipped += ~finite
     for total, loss in zip(state.loss_sums.values(), losses, strict=True):
-        total += loss.detach()
+        total += torch.where(finite, loss.detach(), 0)
     state.step += 1
 
 
@@ -245,6 +268,9 @@ def run_estep(run: Run) -> None:
     if state.epoch == job.config.optim.epochs:  # before the last checkpoint, so that who has that has these
         with run.timer.time("checkpoint"):
             write_features(job.folder, features, state.pseudo.centers, job.manifest.num_images)
+    if run.monitors:
+        with run.timer.time("monitor"):
+            metrics |= monitor_metrics(run.monitors, features, job.config, state.epoch)
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
     state.history.append({"epoch": state.epoch, **metrics, **spread, **scores})
 
@@ -257,13 +283,15 @@ def finish_epoch(run: Run) -> None:
     metrics = state.history[-1]
     if state.epoch:
         metrics |= mean_losses(run)
+        metrics["steps_skipped"] = float(state.skipped)
+        state.skipped.zero_()
         metrics["lr"] = float(run.schedules.lr[state.epoch * run.job.plan.steps_per_epoch - 1])
     metrics |= {f"seconds_{entry}": seconds for entry, seconds in run.timer.page().items()}
     if state.epoch:  # of the images that this process saw: a resumed epoch has fewer
         metrics["images_per_second"] = run.timer.batches * config.optim.batch_size / metrics["seconds_epoch"]
     run.timer.restart()
     run.reporter.epoch(metrics)
-    raise_alarms(run, metrics)
+    raise_alarms(run)
     if state.epoch == config.optim.epochs:
         save: CheckpointUploadMode | None = SYNC
     else:
@@ -271,22 +299,49 @@ def finish_epoch(run: Run) -> None:
     report(run, metrics, save=save)
 
 
-def raise_alarms(run: Run, metrics: dict[str, float]) -> None:
-    """Report what is wrong with an epoch after the warm-up, once for as long as it lasts."""
-    if "size_entropy" not in metrics or run.state.epoch <= run.job.config.optim.warmup_epochs:
-        return
-    found = alarms(metrics, run.job.plan.num_clusters)
-    for kind in found.keys() - run.alarms:
-        run.reporter.message(f"warning: after epoch {run.state.epoch} {found[kind]}")
-    run.alarms = set(found)
+def raise_alarms(run: Run) -> None:
+    """Report what is wrong with the epoch, once for as long as it lasts, and halt where a level asks for it."""
+    history, facts = run.state.history, run.job.alarm_facts
+    found = judge(history, facts)
+    if new := new_alarms(history, facts):
+        tell(run, [f"warning: after epoch {alarm.epoch} {alarm.text}" for alarm in new])
+    levels = run.job.config.alarms.levels
+    if set(HALTING) & set(levels.values()):
+        halting = sorted((a for a in found if levels[a.kind] in HALTING), key=lambda a: HALTING.index(levels[a.kind]))
+        if agreed := agree(run, halting[0] if halting else None):
+            raise halt(run, agreed)
+
+
+def tell(run: Run, lines: list[str], *kinds: str) -> None:
+    """Show lines, and tag MLflow's run with all kinds of alarm until now, those of a roll back too."""
+    if rank() == 0:
+        before = [rollback["kind"] for rollback in read_rollbacks(run.job.folder)]
+        found = [alarm.kind for alarm in all_alarms(run.state.history, run.job.alarm_facts)]
+        run.reporter.alarms(lines, dict.fromkeys([*before, *found, *kinds]))
+
+
+def agree(run: Run, alarm: Alarm | None) -> Alarm | None:
+    """Rank 0's alarm on every worker: it alone has the scores that are judged. Only the text is each worker's own."""
+    kinds = ["", *RULES]
+    number = torch.tensor(kinds.index(alarm.kind if alarm else ""), device=run.state.skipped.device)
+    kind = kinds[int(from_rank_zero(number))]
+    return Alarm(run.state.epoch, kind, alarm.text if alarm else "") if kind else None
+
+
+def halt(run: Run, alarm: Alarm) -> Halt:
+    """What to raise, after a line that says so."""
+    level = run.job.config.alarms.levels[alarm.kind]
+    tell(run, [f"alarms.{alarm.kind}={level} halts the run at epoch {alarm.epoch}: {alarm.text}"], alarm.kind)
+    return Halt(level, alarm)
 
 
 def mean_losses(run: Run) -> dict[str, float]:
-    """Means over the epoch's steps and the workers; the sums start again from zero."""
+    """Means over the epoch's steps that were not skipped, and over the workers; the sums start again from zero."""
+    steps = max(run.job.plan.steps_per_epoch - int(run.state.skipped), 1)
     sums = mean_over_workers(run.state.loss_sums)
     for total in run.state.loss_sums.values():
         total.zero_()
-    return {name: value / run.job.plan.steps_per_epoch for name, value in sums.items()}
+    return {name: value / steps for name, value in sums.items()}
 
 
 def report(run: Run, metrics: dict[str, Any], *, save: CheckpointUploadMode | None) -> None:

@@ -18,6 +18,7 @@ import ray
 from ray import tune
 from ray.train import Result, TrainingFailedError, UserCallback
 
+from pipeline.alarms import collapse
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
@@ -28,7 +29,6 @@ from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef, open_run, save_ref
 from pipeline.training.fit import failure_reason, fit, new_board, worker_errors
-from pipeline.training.health import collapse
 from pipeline.training.job import Job
 from pipeline.training.progress import POLL_SECONDS
 from pipeline.tuning.schedulers import CHECKPOINT, START_FROM

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
-from pipeline.errors import RunFailed
+from pipeline.errors import Alarmed, RunFailed
 from pipeline.runs.train import train
 from pipeline.training import fit, worker
 from tests.helpers.runs import EPOCHS, outcome, settings
@@ -179,6 +179,47 @@ def test_nan_that_recurs_ends_the_run_and_names_the_step(
     monkeypatch.setattr(fit, "train_worker", worker_with_nan(step=3, times=99, marks=tmp_path))
     with pytest.raises(RunFailed, match=r"Diverged.*not finite in epoch 2, at or before step 5.*lower optim\.lr"):
         run(folder, "name=nanalways", "resources.max_failures=1")
+
+
+def worker_with_bad_gradients() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A worker function whose gradients are NaN in a step of epoch 2, with the run's first seed."""
+
+    def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+        original = worker.train_step
+
+        def train_step(run: worker.Run, batch: Any) -> None:
+            weight = next(run.state.model.networks.online.parameters())
+            bad = (run.state.epoch, run.state.step) == (1, 3) and run.job.config.seed == 0
+            hook = weight.register_hook(lambda gradient: gradient * (float("nan") if bad else 1))
+            original(run, batch)
+            hook.remove()
+
+        worker.train_step = train_step
+        return worker.train_worker(settings)
+
+    return train_worker
+
+
+def test_an_alarm_takes_a_run_back_with_another_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "train_worker", worker_with_bad_gradients())
+    lines: list[str] = []
+    config = load_config("digits", settings(folder, "name=back", "alarms.not_finite=roll_back"))
+    summary = train(config, echo=lines.append)
+    assert [(entry["epoch"], entry["kind"], entry["lr"]) for entry in summary["rollbacks"]] == [(2, "not_finite", 0.05)]
+    assert (summary["epochs"], summary["alarms"]) == (EPOCHS, [])
+    assert [line for line in lines if line.startswith("back to the last checkpoint, with seed")]
+    tags = MlflowClient(summary["mlflow"]["uri"]).get_run(summary["mlflow"]["run_id"]).data.tags
+    assert tags["alarms"] == "not_finite"
+
+
+def test_an_alarm_stops_a_run_once_and_a_warning_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "train_worker", worker_with_bad_gradients())
+    for _ in range(2):
+        with pytest.raises(Alarmed, match=r"halted at epoch 2: 1 step was skipped.*alarms\.not_finite=warn goes on"):
+            run(folder, "name=stopped", "alarms.not_finite=stop")
+    summary = run(folder, "name=stopped")
+    assert [(alarm["epoch"], alarm["kind"]) for alarm in summary["alarms"]] == [(2, "not_finite")]
+    assert summary["last_epoch"]["epoch"] == EPOCHS
 
 
 def test_a_truncated_shard_is_named_and_the_run_resumes_after_its_repair(folder: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import build_head
-from pipeline.method.optimizer import build_optimizer, set_learning_rates
+from pipeline.method.optimizer import build_optimizer, set_learning_rates, zero_unless_finite
 
 
 def _model() -> DigPro:
@@ -80,3 +81,19 @@ def test_a_restored_optimizer_steps_the_same() -> None:
     for each in (optimizer, restored):
         step(each)
     assert all(a.equal(b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_become_zero_where_one_value_is_not_finite(bad: float) -> None:
+    first, second, unused = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    first.grad, second.grad = torch.tensor([1.0, bad, 2.0]), torch.ones(3)
+    assert not zero_unless_finite([first, second, unused])
+    assert first.grad.tolist() == second.grad.tolist() == [0, 0, 0]
+
+
+def test_finite_gradients_keep_their_bits() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.tensor([1e-30, -0.0, 1e15])
+    before = parameter.grad.clone()
+    assert zero_unless_finite([parameter])
+    assert parameter.grad.view(torch.int32).equal(before.view(torch.int32))

@@ -67,8 +67,9 @@ def test_a_run_leaves_scores_pictures_assignments_and_ledger(whole: dict[str, An
     assert whole["epochs"] == EPOCHS
     assert 0.3 < whole["scores"]["acc"] < 1
     assert whole["last_epoch"]["group_rank_spread"] == 0
+    assert whole["alarms"] == whole["rollbacks"] == []
     assert set(whole["seconds"]) == {
-        "first_batch", "batch_wait", "step", "estep", "evaluate", "checkpoint", "epoch",
+        "first_batch", "batch_wait", "step", "estep", "evaluate", "monitor", "checkpoint", "epoch",
     }  # fmt: skip
     assert whole["seconds"]["step"] > 0
     for path in (Path(whole["outputs"][name]) for name in ("summary", "clusters", "curves", "assignments")):

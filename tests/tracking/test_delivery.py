@@ -77,6 +77,29 @@ def test_lost_reply_does_not_double_points(
     assert history(ref, "loss") == [(1, 1.0)]
 
 
+def test_a_tag_waits_for_the_store_and_arrives_with_its_last_value(
+    ref: RunRef, folder: Folder, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(ref, spool)
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_tag", unreachable)
+        writer.tag("alarms", "collapse")
+        writer.tag("alarms", "collapse, not_finite")
+    assert on_disk(spool) == [["tag", "alarms", "collapse, not_finite"]]
+    assert deliver_run(folder.path) == Delivery(1, 0, ref.uri)
+    assert on_disk(spool) == []
+    assert client(ref).get_run(ref.run_id).data.tags["alarms"] == "collapse, not_finite"
+
+
+def test_a_tag_that_changes_while_it_is_sent_is_sent_again(spool: Path) -> None:
+    records = Spool(spool)
+    records.set_tag("alarms", "collapse")
+    sent = dict(records.tags)
+    Spool(spool).set_tag("alarms", "collapse, not_finite")
+    records.confirm_tags(sent)
+    assert Spool(spool).tags == {"alarms": "collapse, not_finite"}
+
+
 def test_points_of_a_dead_node_arrive_even_after_later_ones(
     ref: RunRef, folder: Folder, spool: Path, tmp_path: Path
 ) -> None:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import PreemptionInfo
+from torch import Tensor
 
+from pipeline.alarms import all_alarms
+from pipeline.data.shards import Manifest
 from pipeline.errors import Diverged
 from pipeline.training import worker
 from pipeline.training.estep import PseudoLabels
-from pipeline.training.worker import check_run_finite, draw_weights, preemption_announced, raise_alarms, train_epoch
-from tests.helpers.small_run import digits, small_run
+from pipeline.training.rollback import ROLLBACKS, Halt
+from pipeline.training.worker import (
+    check_run_finite,
+    draw_weights,
+    mean_losses,
+    preemption_announced,
+    raise_alarms,
+    train_epoch,
+)
+from tests.helpers.golden import assert_close
+from tests.helpers.small_run import digits, small_job, small_run, snapshot
+from tests.helpers.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +60,140 @@ def test_losses_that_are_not_finite_end_the_epoch_early(run: worker.Run, monkeyp
     run.state.step = 0
 
 
-def test_alarms_are_reported_once_and_only_after_the_warm_up(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+COLLAPSED = {"feature_spread": 0.001, "size_entropy": 0.9}
+
+
+@pytest.fixture
+def alarmed(run: worker.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Gives a run a history after its warm-up of one epoch, with levels of alarms; returns its lines and tags."""
     lines: list[str] = []
     monkeypatch.setattr(run.reporter, "message", lines.append)
-    collapsed = {"feature_spread": 0.001, "size_entropy": 0.9, "clusters_empty": 0.0}
-    healthy = {"feature_spread": 0.5, "size_entropy": 0.9, "clusters_empty": 0.0}
-    for epoch, metrics in enumerate([collapsed, collapsed, collapsed, collapsed, healthy, collapsed]):
-        run.state.epoch = epoch  # the warm-up is one epoch
-        raise_alarms(run, metrics)
-    run.state.epoch = 0
+    monkeypatch.setattr(run.reporter, "writer", SimpleNamespace(tag=lambda key, value: lines.append(f"{key}={value}")))
+
+    def set_up(*epochs: dict[str, float], **levels: str) -> list[str]:
+        alarms = [f"alarms.{kind}={level}" for kind, level in levels.items()]
+        monkeypatch.setattr(run, "job", small_job(run.job.manifest, f"storage={tmp_path}", "name=mine", *alarms))
+        monkeypatch.setattr(run.state, "history", [{"epoch": 2.0 + n, **epoch} for n, epoch in enumerate(epochs)])
+        monkeypatch.setattr(run.state, "epoch", len(epochs) + 1)
+        return lines
+
+    return set_up
+
+
+def test_alarms_are_reported_once_and_tagged(run: worker.Run, alarmed: Callable[..., list[str]]) -> None:
+    lines = alarmed({"acc": 0.9, "nmi": 0.01}, COLLAPSED)
+    raise_alarms(run)
     assert lines == [
-        f"warning: after epoch {epoch} collapsed: feature_spread is 0.0010 (below 0.01)" for epoch in (2, 5)
+        "warning: after epoch 3 collapsed: feature_spread is 0.0010 (below 0.01); lower optim.lr, or raise "
+        "method.target_momentum",
+        "alarms=empty_scores, collapse",
     ]
+    lines = alarmed({"acc": 0.9, "nmi": 0.01}, COLLAPSED, COLLAPSED)
+    raise_alarms(run)
+    assert len(lines) == 2
 
 
-def test_an_epoch_without_e_step_raises_no_alarm(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.reporter, "message", lambda line: pytest.fail(line))
-    run.state.epoch = 3
-    raise_alarms(run, {"loss": 1.0})
-    run.state.epoch = 0
+@pytest.mark.parametrize("level", ["stop", "roll_back"])
+def test_an_alarm_halts_for_as_long_as_it_lasts(run: worker.Run, alarmed: Callable[..., list[str]], level: str) -> None:
+    """A run that is resumed with another level stops although the alarm is not new."""
+    lines = alarmed(COLLAPSED, COLLAPSED, collapse=level)
+    with pytest.raises(Halt) as found:
+        raise_alarms(run)
+    assert found.value.returned()["halt"].items() >= {"level": level, "epoch": 3, "kind": "collapse"}.items()
+    assert lines[0].startswith(f"alarms.collapse={level} halts the run at epoch 3: collapsed: feature_spread is 0.0010")
+
+
+def test_an_ignored_alarm_is_not_raised(run: worker.Run, alarmed: Callable[..., list[str]]) -> None:
+    lines = alarmed(COLLAPSED, collapse="ignore", empty_clusters="stop")
+    raise_alarms(run)
+    assert lines == []
+
+
+def _agreed(rank: int, manifest: Manifest) -> str:
+    made = small_run(torch.zeros(200, 16, 16, 3, dtype=torch.uint8), manifest, "alarms.empty_scores=stop", "name=none")
+    made.state.history, made.state.epoch = [{"epoch": 2.0} | ({"acc": 0.9, "nmi": 0.01} if rank == 0 else {})], 2
+    try:
+        raise_alarms(made)
+    except Halt as halt:
+        return halt.alarm.kind
+    return ""
+
+
+def test_all_workers_halt_by_what_rank_0_alone_can_see(run: worker.Run, pair: Workers) -> None:
+    assert pair.run(_agreed, run.job.manifest) == ["empty_scores"] * 2
+
+
+def _spoil_gradients(made: worker.Run, steps: Collection[int]) -> None:
+    """Gradients of one weight become NaN in these steps, on this worker alone."""
+    weight = next(made.state.model.networks.online.parameters())
+    weight.register_hook(lambda grad: grad * (float("nan") if made.state.step in steps else 1))
+
+
+def _train_with_spoilt_gradients(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
+    made = small_run(images, manifest, double=True)
+    worker.run_estep(made)
+    if rank == dist.get_world_size() - 1 if dist.is_initialized() else True:
+        _spoil_gradients(made, {1, 3})
+    train_epoch(made)
+    check_run_finite(made)  # nothing is spoilt
+    return snapshot(made), mean_losses(made)["loss"], int(made.state.skipped)
+
+
+def test_steps_with_gradients_that_are_not_finite_are_skipped_on_all_workers(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, pair: Workers
+) -> None:
+    """Two workers are one in this too, although only one of the two has the bad value."""
+    data = digits(tmp_path_factory.mktemp("digits"))
+    monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
+    expected, loss, skipped = _train_with_spoilt_gradients(0, *data)
+    assert skipped == 2
+    for found, other_loss, other_skipped in pair.run(_trained_by_worker, *data):
+        assert (other_loss, other_skipped) == (pytest.approx(loss, rel=1e-9), 2)
+        for name, value in found.items():
+            assert_close(value, expected[name], rtol=1e-7)
+
+
+def _trained_by_worker(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "save_inside_epoch", lambda run: None)  # there is no Ray here
+        return _train_with_spoilt_gradients(rank, images, manifest)
+
+
+@pytest.mark.parametrize("level", ["warn", "stop"])
+def test_skipped_steps_become_an_alarm(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    made = small_run(
+        *digits(tmp_path_factory.mktemp("digits")), f"alarms.not_finite={level}", "estep.every=4", "name=none"
+    )
+    saves: list[object] = []
+    monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append(save))
+    monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
+    worker.run_estep(made)
+    _spoil_gradients(made, {1})
+    if level == "stop":
+        with pytest.raises(Halt, match="1 step was skipped"):
+            train_epoch(made)
+        assert saves == []
+        return
+    train_epoch(made)
+    worker.finish_epoch(made)
+    assert [alarm.kind for alarm in all_alarms(made.state.history, made.job.alarm_facts)] == ["not_finite"]
+    assert made.state.history[-1]["steps_skipped"] == 1
+    assert int(made.state.skipped) == 0
+
+
+def test_a_run_with_weights_that_are_not_finite_is_halted_by_level(
+    run: worker.Run, alarmed: Callable[..., list[str]]
+) -> None:
+    lines = alarmed({}, not_finite="roll_back")
+    run.job.folder.make().write(ROLLBACKS, {"rollbacks": [{"kind": "collapse"}]})
+    groups, before = run.state.model.groups, run.state.model.groups.features
+    groups.features = before * float("nan")
+    with pytest.raises(Halt, match="losses or weights are not finite in epoch 3, at or before step 0"):
+        check_run_finite(run)
+    groups.features = before
+    assert lines[-1] == "alarms=collapse, not_finite"
 
 
 def test_throughput_counts_the_images_of_this_process_only(

@@ -1,0 +1,82 @@
+"""When an alarm ends a run, or takes it back to its last checkpoint: what workers say of it, and what the driver does.
+
+A run that is taken back is the same run in the same folder, with another seed or learning rate from its last checkpoint
+on. What was changed lies in the folder, so that a kill changes nothing about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from pipeline.alarms import Alarm
+from pipeline.config.models import LARGEST_SEED, AlarmLevel, RunConfig
+from pipeline.errors import Alarmed
+from pipeline.storage import Folder
+from pipeline.training.job import Job
+
+ROLLBACKS = "rollbacks.json"  # in a run's folder: each alarm that took it back, with the seed and rate from then on
+HALT = "halt"  # key of what `train_worker` returns for a run that an alarm has halted
+HALTING: tuple[AlarmLevel, ...] = ("stop", "roll_back")  # levels, the stronger first
+SEED_STEP = 1_000_003  # far from the seeds that a person compares
+
+
+class Halt(Exception):
+    """Ends the loop of all workers at once, before anything of the epoch is saved."""
+
+    def __init__(self, level: AlarmLevel, alarm: Alarm) -> None:
+        super().__init__(alarm.text)
+        self.level, self.alarm = level, alarm
+
+    def returned(self) -> dict[str, Any]:
+        """What a worker returns for it; an error would make Ray Train start workers that come to the same."""
+        return {HALT: {"level": self.level, **asdict(self.alarm)}}
+
+
+def read_rollbacks(folder: Folder) -> list[dict[str, Any]]:
+    """The returns of a run to its last checkpoint: epoch, kind and text of the alarm, new seed and learning rate."""
+    return list((folder.read(ROLLBACKS) or {}).get("rollbacks", []))
+
+
+def as_rolled_back(job: Job) -> Job:
+    """The job with the seed and the learning rate of the last return to a checkpoint."""
+    done = read_rollbacks(job.folder)
+    if not done:
+        return job
+    config = job.config
+    optim = config.optim.model_copy(update={"lr": done[-1]["lr"]})
+    return replace(job, config=config.model_copy(update={"seed": done[-1]["seed"], "optim": optim}))
+
+
+def roll_back(job: Job, halt: dict[str, Any]) -> str:
+    """Note what a halted run goes on with, and return it as a line.
+
+    Raises
+    ------
+    Alarmed
+        When the alarm's level is stop, or the run was taken back as often as it may be.
+    """
+    folder, limit = job.folder, job.config.alarms.max_rollbacks
+    done, kind = read_rollbacks(folder), halt["kind"]
+    reason = f"run {folder.name} was halted at epoch {halt['epoch']}: {halt['text']}"
+    if halt["level"] == "stop":
+        raise Alarmed(f"{reason}. The same command with alarms.{kind}=warn goes on from the last checkpoint")
+    if len(done) >= limit:
+        raise Alarmed(
+            f"{reason}. It has gone back to its last checkpoint {len(done)} times (alarms.max_rollbacks={limit}); the "
+            f"same command with alarms.{kind}=warn goes on from there"
+        )
+    now = as_rolled_back(job).config
+    seed, lr = changed(now)
+    alarm = {name: halt[name] for name in ("epoch", "kind", "text")}
+    folder.write(ROLLBACKS, {"rollbacks": [*done, alarm | {"seed": seed, "lr": lr}]})
+    return (
+        f"back to the last checkpoint, with seed {seed} and optim.lr {lr:g} (before: {now.seed} and {now.optim.lr:g})"
+    )
+
+
+def changed(config: RunConfig) -> tuple[int, float]:
+    """Seed and learning rate after one more return to a checkpoint."""
+    alarms = config.alarms
+    seed = (config.seed + SEED_STEP) % (LARGEST_SEED + 1) if alarms.rollback_seed else config.seed
+    return seed, config.optim.lr * alarms.rollback_lr_factor
