@@ -23,6 +23,7 @@ from pipeline.inference.predict import Prediction, TrainingClusters, measure_clu
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
 from pipeline.runs.models import run_card
+from pipeline.runs.report import ASSIGNMENTS, ATLAS, EMBEDDING, write_report
 from pipeline.serving.mlflow_model import save_mlflow_model
 from pipeline.storage import Folder
 from pipeline.tracking import MODEL, RunRef, RunWriter, spool_path
@@ -33,8 +34,15 @@ from pipeline.training.timing import ENTRIES
 
 TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
-ASSIGNMENTS, CLUSTERS, CURVES = "assignments.parquet", "clusters.png", "curves.png"
-OUTPUTS = {"summary": SUMMARY, "clusters": CLUSTERS, "curves": CURVES, "assignments": ASSIGNMENTS}
+CLUSTERS, CURVES = "clusters.png", "curves.png"
+OUTPUTS = {
+    "summary": SUMMARY,
+    "atlas": ATLAS,
+    "clusters": CLUSTERS,
+    "curves": CURVES,
+    "assignments": ASSIGNMENTS,
+    "embedding": EMBEDDING,
+}
 
 
 def write_artifacts(job: Job) -> dict[str, Any]:
@@ -50,23 +58,36 @@ def write_artifacts(job: Job) -> dict[str, Any]:
             f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"
         )
     keep_complete_parts(folder)
-    with TemporaryDirectory() as local, RunWriter(job.tracking, spool_path(folder)) as writer:
-        model = ClusterModel(job.config, job.manifest, values).eval()
-        table, clusters = assignments(folder, job.config.data.path, job.plan.num_clusters)
-        folder.write(TRAINING_CLUSTERS, clusters.model_dump())
-        pq.write_table(table, Path(local, ASSIGNMENTS))
-        draw(job, table, Path(local))
-        draw_curves(Path(local, CURVES), values["history"])
-        for file in (CLUSTERS, CURVES, ASSIGNMENTS):
-            writer.artifact(Path(local, file))
-            with folder.open_output(file) as stream:
-                stream.write(Path(local, file).read_bytes())
+    alarms = [asdict(alarm) for alarm in all_alarms(values["history"], job.alarm_facts)]
+    with TemporaryDirectory() as place, RunWriter(job.tracking, spool_path(folder)) as writer:
+        local = Path(place)
+        _keep(write_clusters(job, values, local), folder, writer)
+        _keep(write_report(local, folder, job.config, job.manifest, values, alarms), folder, writer)
         if writer.ref.enabled:
-            save_mlflow_model(Path(local, MODEL), model, run_card(folder, job.config, job.manifest))
-            writer.model(Path(local, MODEL))
-        summary = summarise(job, values, writer.ref)
+            model = ClusterModel(job.config, job.manifest, values).eval()
+            save_mlflow_model(local / MODEL, model, run_card(folder, job.config, job.manifest))
+            writer.model(local / MODEL)
+        summary = summarise(job, values, alarms, writer.ref)
     folder.write(SUMMARY, summary)
     return summary
+
+
+def _keep(files: list[Path], folder: Folder, writer: RunWriter) -> None:
+    """Copy local files into the run's folder and to MLflow."""
+    for file in files:
+        writer.artifact(file)
+        with folder.open_output(file.name) as stream:
+            stream.write(file.read_bytes())
+
+
+def write_clusters(job: Job, values: dict[str, Any], local: Path) -> list[Path]:
+    """Write the assignments and the pictures into a local folder, and the clusters' statistics into the run's."""
+    table, clusters = assignments(job.folder, job.config.data.path, job.plan.num_clusters)
+    job.folder.write(TRAINING_CLUSTERS, clusters.model_dump())
+    pq.write_table(table, local / ASSIGNMENTS)
+    draw(job, table, local)
+    draw_curves(local / CURVES, values["history"])
+    return [local / name for name in (CLUSTERS, CURVES, ASSIGNMENTS)]
 
 
 def assignments(run: Folder, data: str, num_clusters: int) -> tuple[pa.Table, TrainingClusters]:
@@ -99,7 +120,7 @@ def draw(job: Job, table: pa.Table, local: Path) -> None:
     )
 
 
-def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, Any]:
+def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tracking: RunRef) -> dict[str, Any]:
     """Scores, losses, times, where things are, and what they were made with."""
     history, last = values["history"], values["history"][-1]
     totals = {entry: sum(metrics.get(f"seconds_{entry}", 0.0) for metrics in history) for entry in (*ENTRIES, "epoch")}
@@ -111,7 +132,7 @@ def summarise(job: Job, values: dict[str, Any], tracking: RunRef) -> dict[str, A
         "epochs": values["epoch"],
         "scores": {name: last[name] for name in ("acc", "nmi", "ari") if name in last},
         "last_epoch": last,
-        "alarms": [asdict(alarm) for alarm in all_alarms(history, job.alarm_facts)],
+        "alarms": alarms,
         "rollbacks": read_rollbacks(folder),
         "seconds": totals,
         "images_per_second": float(np.median(rates)),

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
-import yaml
 from torch import Tensor
 
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import MANIFEST, Manifest
-from pipeline.errors import ConfigError, DataError, first_line
+from pipeline.errors import ConfigError, DataError
 from pipeline.features.neighbours import EXACT_IMAGES
+from pipeline.inference.embedding import FEATURES
 from pipeline.method.losses import unit
 from pipeline.report.atlas import atlas_page
 from pipeline.report.choice import Assignments
@@ -27,10 +27,11 @@ from pipeline.report.compose import Clustering, compose
 from pipeline.report.embedding import embed, embedding_table
 from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import SUMMARY, read_started_run
+from pipeline.runs.names import read_names
 from pipeline.storage import Folder, absolute, filesystem
 from pipeline.training.checkpoint import newest_in
 
-ASSIGNMENTS, FEATURES, NAMES = "assignments.parquet", "features", "names.yaml"
+ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
 COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
 Array = np.ndarray[Any, Any]
@@ -166,30 +167,6 @@ def _feature_blocks(parts: Folder, files: Sequence[str], count: int) -> Iterator
         if batch.num_rows:
             rows = batch.column("feature").flatten().to_numpy(zero_copy_only=False)
             yield batch.column("index").to_numpy(), rows.reshape(batch.num_rows, -1)
-
-
-def read_names(folder: Folder) -> dict[int, str]:
-    """The names that a person gave to clusters in `NAMES`; empty without that file.
-
-    Raises
-    ------
-    ConfigError
-        When the file is not a mapping of numbers to texts.
-    """
-    try:
-        with folder.files.open_input_file(f"{folder.root}/{NAMES}") as file:
-            names = yaml.safe_load(file.read()) or {}
-    except FileNotFoundError:
-        return {}
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{folder.path}/{NAMES} is not YAML: {first_line(error)}; write lines like `3: dogs`"
-        ) from None
-    if not isinstance(names, dict) or not all(isinstance(number, int) for number in names):
-        raise ConfigError(
-            f"{folder.path}/{NAMES} does not map numbers of clusters to names; write lines like `3: dogs`"
-        )
-    return {number: str(name) for number, name in names.items()}
 
 
 def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,8 +68,8 @@ class Spool:
     @property
     def pending(self) -> int:
         """Points, tags, files and models that wait, and one for the status."""
-        waiting = (self.points, self.tags, self.files(), self.models())
-        return sum(map(len, waiting)) + (self.status is not None)
+        waiting: list[Collection[Any]] = [self.points, self.tags, self.files(), self.models()]
+        return sum(len(records) for records in waiting) + (self.status is not None)
 
     def reload(self) -> None:
         """Take over what other processes have added or delivered."""
