@@ -194,7 +194,7 @@ def highest(numbers: Sequence[int], curve: Sequence[float]) -> int:
 
 
 def first_gap(numbers: Sequence[int], gaps: Sequence[Gap]) -> int:
-    """The first K whose gap the next one does not exceed by more than its error (Tibshirani et al. 2001), else the last.
+    """The first K whose gap the next does not exceed by more than its error (Tibshirani et al. 2001), else the last.
 
     `numbers` ascend; where they skip some, "the next" is the next one listed.
     """
