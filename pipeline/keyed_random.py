@@ -31,6 +31,7 @@ class Stream(IntEnum):
     NOISE_B = 3
     CACHED_PAIR = 4
     COPIES = 6
+    SWEEP = 7
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
+from torch.nn import functional as F
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +28,9 @@ def center_tree(centers: Tensor) -> Array:
     """
     if len(centers) < 2:
         raise ValueError(f"centers has {len(centers)} row; give at least 2: a tree joins pairs")
-    return linkage(centers.double().cpu().numpy(), method="average", metric="cosine")
+    directions = F.normalize(centers.double().cpu(), dim=1)
+    distances = (1 - directions @ directions.T).clamp(min=0).numpy()  # 1 from the zero centre of an empty cluster
+    return linkage(squareform(distances, checks=False), method="average")
 
 
 def cut(tree: Array, groups: int) -> Array:

@@ -70,14 +70,7 @@ def stability(features: Tensor, num_clusters: int, *, pairs: int, seed: int) -> 
     return float(np.mean(agreement))
 
 
-class Gap(NamedTuple):
-    """The gap statistic, and the standard error with which its references estimate it."""
-
-    value: float
-    error: float
-
-
-def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed: int) -> Gap:
+def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed: int) -> float:
     """By how much k-means does better than on rows without clusters (Tibshirani, Walther and Hastie 2001).
 
     Parameters
@@ -92,7 +85,7 @@ def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed:
 
     Returns
     -------
-    Gap
+    float
         Mean over the references of log W' - log W, with W the sum of cosine distances to the nearest centre.
     """
     mean = features.mean(dim=0)
@@ -105,7 +98,7 @@ def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed:
         generator = torch.Generator().manual_seed(seed + reference)
         uniform = low + (high - low) * torch.rand(rotated.shape, generator=generator)
         others.append(math.log(cluster(F.normalize(uniform, dim=1), num_clusters, seed).inertia))
-    return Gap(float(np.mean(others)) - own, float(np.std(others)) * math.sqrt(1 + 1 / references))
+    return float(np.mean(others)) - own
 
 
 def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_matrix:
@@ -193,15 +186,14 @@ def highest(numbers: Sequence[int], curve: Sequence[float]) -> int:
     return numbers[int(np.argmax(curve))]
 
 
-def first_gap(numbers: Sequence[int], gaps: Sequence[Gap]) -> int:
-    """The first K whose gap the next does not exceed by more than its error (Tibshirani et al. 2001), else the last.
+def sharpest_bend(numbers: Sequence[int], curve: Sequence[float]) -> int:
+    """The K after which a curve rises the least compared with before: where 2 c(K) - c(K-1) - c(K+1) is highest.
 
-    `numbers` ascend; where they skip some, "the next" is the next one listed.
+    For the gap statistic it is the rule of Yan and Ye (2007), DDGap. The first rule, that of Tibshirani et al. (2001),
+    takes a K that the next does not beat by its standard error: on features whose clusters have inner structure, as
+    images' have, the gap goes on rising slowly, and that rule with it. Neither end of the curve can be picked.
     """
-    for number, own, following in zip(numbers, gaps, gaps[1:], strict=False):
-        if own.value >= following.value - following.error:
-            return number
-    return numbers[-1]
+    return numbers[1 + int(np.argmax(-np.diff(np.asarray(curve), n=2)))]
 
 
 def recommend(picks: Mapping[str, int]) -> Recommendation:

@@ -37,5 +37,5 @@ def read_run_features(folder: Folder) -> Tensor:
     column = table.column("feature").combine_chunks()
     rows = torch.from_numpy(column.flatten().to_numpy().astype(np.float32)).view(len(index), -1)
     features = torch.empty_like(rows)
-    features[torch.from_numpy(index)] = rows
+    features[torch.tensor(index)] = rows
     return features

@@ -29,6 +29,11 @@ def test_the_length_of_a_centre_does_not_count() -> None:
     assert np.allclose(center_tree(centers(DEGREES)), center_tree(centers(DEGREES, 7.0)), atol=1e-6)
 
 
+def test_the_centre_of_an_empty_cluster_is_as_far_as_a_right_angle() -> None:
+    tree = center_tree(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert tree[:, 2].tolist() == [1.0]
+
+
 def test_clusters_of_a_group_share_a_name_that_says_which_they_are() -> None:
     assert group_names(np.array([0, 1, 2, 0, 1])) == {0: "0+3", 1: "1+4", 2: "2", 3: "0+3", 4: "1+4"}
 

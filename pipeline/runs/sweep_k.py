@@ -1,0 +1,319 @@
+"""How many clusters? Many K over features that are computed once, judged by several criteria: `digpro sweep-k`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import yaml
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.cluster import connect
+from pipeline.clustering.label_free import cosine_silhouette
+from pipeline.clustering.merging import center_tree, cut, group_names
+from pipeline.clustering.nearest import nearest_center
+from pipeline.clustering.num_clusters import (
+    Recommendation,
+    cluster,
+    eigengaps,
+    gap_statistic,
+    highest,
+    modularity,
+    neighbour_graph,
+    recommend,
+    sharpest_bend,
+    stability,
+)
+from pipeline.config.models import RunConfig
+from pipeline.data.tasks import run_each
+from pipeline.errors import ConfigError
+from pipeline.features.cache import read_part
+from pipeline.inference.features import read_run_features
+from pipeline.keyed_random import Stream, uniform
+from pipeline.lease import hold
+from pipeline.method.encoder import Standardize
+from pipeline.provenance import versions
+from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
+from pipeline.runs.embed import make_cache
+from pipeline.runs.evaluate import load_model
+from pipeline.runs.identity import IDENTITY, read_started_run
+from pipeline.storage import Folder, absolute, check_writable, write_atomically
+
+SAMPLE = 20_000  # images on which all is judged, at most
+RESAMPLED = 5_000  # of them, for what clusters many times: stability and gap
+PAIRWISE = 2_000  # of them, for the silhouette, which compares all pairs
+NEIGHBOURS = 30  # links of an image in the graph; with 10, the graph of digits falls into parts of classes
+PAIRS, REFERENCES = 5, 3  # splits for the stability, and sets without clusters for the gap
+VERSION = 1  # raise it when the same features would give other results
+SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is clustered.
+
+    Attributes
+    ----------
+    what : str
+        Path of the run or of the data set.
+    features : Tensor (n, D)
+        Unit features of a sample of the images, in random order.
+    images : int
+        All of them.
+    centers : Tensor (K, D) or None
+        Those of a run.
+    sizes : ndarray (K,) or None
+        Images of each of the run's clusters.
+    """
+
+    what: str
+    features: Tensor
+    images: int
+    seed: int
+    centers: Tensor | None = None
+    sizes: np.ndarray[Any, Any] | None = None
+
+
+def is_run(path: str) -> bool:
+    """Whether a folder is that of a run, or else of shards."""
+    return Folder(absolute(path)).read(IDENTITY) is not None
+
+
+def of_run(path: str) -> Subject:
+    """The features, centres and sizes of a finished run.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When it has no checkpoint or no features.
+    """
+    folder = Folder(absolute(path))
+    config, _ = read_started_run(folder)
+    features = read_run_features(folder)
+    centers = load_model(folder.path).centers
+    sizes = np.bincount(nearest_center(features, centers).labels.numpy(), minlength=len(centers))
+    return Subject(folder.path, draw(features, config.seed), len(features), config.seed, centers, sizes)
+
+
+def of_data(config: RunConfig, echo: Echo) -> Subject:
+    """The un-augmented features of a frozen backbone, each standardised over all images, as the heads get them.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the preset trains its encoder, and as `digpro embed` does.
+    """
+    if not config.model.freeze:
+        raise ConfigError(
+            f"{config.data.path} holds shards, and the settings train their encoder (model.freeze=false): there are no "
+            "features yet. Give --preset photos, or the folder of a run with many clusters"
+        )
+    folder, cache = make_cache(config, echo)
+    views = [torch.from_numpy(read_part(folder, part, cache)[:, 0]) for part in cache.parts]
+    standardize = Standardize(cache.feature_size)
+    standardize.fit(views)
+    features = F.normalize(torch.cat([standardize(view.float()) for view in views]), dim=1)
+    return Subject(absolute(config.data.path), draw(features, config.seed), len(features), config.seed)
+
+
+def draw(features: Tensor, seed: int) -> Tensor:
+    """At most SAMPLE rows, in an order that depends on the seed alone."""
+    order = uniform(seed, 0, torch.arange(len(features)), Stream.SWEEP, 1)[:, 0].argsort(stable=True)
+    return features[order[:SAMPLE]]
+
+
+def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print) -> dict[str, Any]:
+    """Judge all `numbers` of clusters, and write curves, recommendation and merges.
+
+    Each K is kept as it ends: the same call goes on after a kill.
+
+    Parameters
+    ----------
+    numbers : sequence of int
+        Ascending, at least three.
+    out : str
+        Folder to write to.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in sweep.json.
+
+    Raises
+    ------
+    ConfigError
+        When there are too few numbers, or too many clusters for the images; and when `out` cannot be written.
+    """
+    check_numbers(numbers, len(subject.features))
+    check_writable(out)
+    connect()
+    with hold(folder := Folder(absolute(out)).make()):
+        started = time.monotonic()
+        echo(f"{subject.what}: {len(subject.features):,} of {subject.images:,} images")
+        graph = neighbour_graph(subject.features, NEIGHBOURS)
+        judged = judge_all(subject, numbers, graph, folder, echo)
+        curves = {name: [judged[number][name] for number in numbers] for name in judged[numbers[0]]}
+        curves["eigengap"] = eigengaps(graph, numbers[-1])[np.array(numbers) - 1].tolist()
+        return conclude(subject, list(numbers), curves, folder, time.monotonic() - started)
+
+
+def check_numbers(numbers: Sequence[int], rows: int) -> None:
+    """ConfigError when these K cannot be compared on so many rows."""
+    if len(numbers) < 3 or numbers[0] < 2:
+        first, last = (numbers[0], numbers[-1]) if numbers else ("none", "none")
+        raise ConfigError(
+            f"--from and --to give {len(numbers)} numbers of clusters ({first} to {last}); give a --from of at least 2 "
+            "and a --to that is larger by at least 2"
+        )
+    if rows <= NEIGHBOURS + 1 or min(rows, RESAMPLED) < 4 * numbers[-1]:
+        raise ConfigError(
+            f"--to {numbers[-1]} is too much for {rows} images, of which half are clustered at a time; "
+            f"give at most {min(rows, RESAMPLED) // 4}"
+        )
+
+
+def judge_all(
+    subject: Subject, numbers: Sequence[int], graph: sparse.csr_matrix, folder: Folder, echo: Echo
+) -> dict[int, dict[str, float]]:
+    """What each criterion says of each K: by a task each, largest first, so that none is left alone at the end."""
+    work = folder.subfolder(f"parts-{_digest(subject)}").make()
+    judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
+    missing = [number for number in reversed(numbers) if number not in judged]
+    if judged:
+        echo(f"{len(judged)} of {len(numbers)} numbers of clusters are there already")
+    shared: tuple[Any, Any] = (subject.features, graph)
+    if len(missing) > 1 and ray.is_initialized():
+        shared = ray.put(subject.features), ray.put(graph)  # once for all tasks
+    started = time.monotonic()
+    for number, values in run_each(judge, [(*shared, number, subject.seed) for number in missing]):
+        work.write(_part(number), values)
+        judged[number] = values
+        echo(_progress(len(judged), len(numbers), len(missing), time.monotonic() - started))
+    return judged
+
+
+def judge(features: Tensor, graph: sparse.csr_matrix, num_clusters: int, seed: int) -> tuple[int, dict[str, float]]:
+    """What the criteria say of one K, but the eigengap, which comes for all K at once."""
+    labels = cluster(features, num_clusters, seed).labels
+    few, resampled = slice(PAIRWISE), features[:RESAMPLED]
+    return num_clusters, {
+        "silhouette": cosine_silhouette(features[few], labels[few]),
+        "stability": stability(resampled, num_clusters, pairs=PAIRS, seed=seed),
+        "gap": gap_statistic(resampled, num_clusters, references=REFERENCES, seed=seed),
+        "modularity": modularity(graph, labels.numpy()),
+    }
+
+
+def pick_each(numbers: Sequence[int], curves: dict[str, list[float]]) -> dict[str, int]:
+    """The K of each criterion: its highest point, and of the gap, which rises on, the sharpest bend."""
+    return {name: (sharpest_bend if name == "gap" else highest)(numbers, curve) for name, curve in curves.items()}
+
+
+def conclude(
+    subject: Subject, numbers: list[int], curves: dict[str, list[float]], folder: Folder, seconds: float
+) -> dict[str, Any]:
+    """Draw and write everything; the summary last."""
+    picks = pick_each(numbers, curves)
+    found = recommend(picks)
+    sentence = describe(found, picks, numbers)
+    with TemporaryDirectory() as local:
+        draw_sweep(Path(local, CURVES), numbers, curves, picks, found.num_clusters, sentence)
+        _keep(folder, CURVES, Path(local, CURVES).read_bytes())
+        outputs = {"summary": SWEEP, "curves": CURVES, **write_merges(subject, picks, found, numbers[-1], folder)}
+    summary = {
+        "of": subject.what,
+        "images": subject.images,
+        "sampled": len(subject.features),
+        "seed": subject.seed,
+        "settings": _settings(),
+        "numbers": numbers,
+        "curves": curves,
+        "picks": picks,
+        "recommendation": {**found._asdict(), "sentence": sentence},
+        "seconds": round(seconds, 1),
+        "outputs": {name: f"{folder.path}/{file}" for name, file in outputs.items()},
+        "versions": versions(),
+    }
+    folder.write(SWEEP, summary)
+    return summary
+
+
+def describe(found: Recommendation, picks: dict[str, int], numbers: Sequence[int]) -> str:
+    """The recommendation and how sure it is, in one sentence."""
+    agree = round(found.confidence * len(picks))
+    words = {len(picks): "sure", len(picks) - 1: "fairly sure"}.get(agree, "not sure" if agree * 2 < len(picks) else "")
+    edge = f"; it is at the edge of {numbers[0]} to {numbers[-1]}: widen the range"
+    return (
+        f"{found.num_clusters} clusters: {agree} of {len(picks)} criteria are within one of it"
+        + (f" ({words})" if words else "")
+        + (edge if found.num_clusters in (numbers[0], numbers[-1]) else "")
+    )
+
+
+def write_merges(
+    subject: Subject, picks: dict[str, int], found: Recommendation, most: int, folder: Folder
+) -> dict[str, str]:
+    """Draw how clusters merge; for a run, also write the merges to each number that a criterion picks.
+
+    Without a run the clusters are those of k-means with the largest number of the sweep.
+    """
+    centers, sizes = subject.centers, subject.sizes
+    if centers is None or sizes is None:
+        result = cluster(subject.features, most, subject.seed)
+        centers, sizes = result.centers, np.bincount(result.labels.numpy(), minlength=most)
+    tree, clusters = center_tree(centers), len(centers)
+    with TemporaryDirectory() as local:
+        draw_dendrogram(Path(local, DENDROGRAM), tree, sizes, min(found.num_clusters, clusters))
+        _keep(folder, DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
+    outputs = {"dendrogram": DENDROGRAM}
+    wanted = {found.num_clusters, *picks.values()} if subject.centers is not None else set()
+    for number in sorted(number for number in wanted if number < clusters):
+        file = f"merge-{number}.yaml"
+        _keep(folder, file, yaml.safe_dump(group_names(cut(tree, number)), sort_keys=True).encode())
+        outputs[f"merge to {number}"] = file
+    return outputs
+
+
+def _keep(folder: Folder, file: str, data: bytes) -> None:
+    write_atomically(folder.files, f"{folder.root}/{file}", data)
+
+
+def _part(number: int) -> str:
+    return f"k-{number:04d}.json"
+
+
+def _settings() -> dict[str, int]:
+    """What decides the curves besides the features and the seed."""
+    return {
+        "version": VERSION,
+        "sample": SAMPLE,
+        "resampled": RESAMPLED,
+        "pairwise": PAIRWISE,
+        "neighbours": NEIGHBOURS,
+        "pairs": PAIRS,
+        "references": REFERENCES,
+    }
+
+
+def _digest(subject: Subject) -> str:
+    """Eight characters that change with the features, the seed and the settings of the criteria."""
+    digest = hashlib.sha256(subject.features.numpy().tobytes())
+    digest.update(repr((subject.seed, _settings())).encode())
+    return digest.hexdigest()[:8]
+
+
+def _progress(done: int, total: int, begun_with: int, seconds: float) -> str:
+    left = total - done
+    minutes, rest = divmod(round(seconds / max(begun_with - left, 1) * left), 60)
+    return f"sweep-k: {done}/{total} numbers of clusters  {minutes}:{rest:02d} left"
