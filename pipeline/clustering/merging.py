@@ -40,6 +40,16 @@ def cut(tree: Array, groups: int) -> Array:
     return np.argsort(np.argsort(first))[inverse]
 
 
+def merge_jumps(tree: Array) -> Array:
+    """By how much dearer the merge after each number of groups is than the one before (K - 1,).
+
+    Entry G - 1 is the height at which G groups become G - 1, less the height at which they came to be; 0 for G = 1,
+    which nothing follows. Parts of one cluster merge low, clusters high: the jump stands where clusters are left.
+    """
+    heights = tree[::-1, 2]  # of the merges that leave 1, 2, ... groups
+    return np.concatenate([[0.0], -np.diff(heights)])
+
+
 def group_names(groups: Array) -> dict[int, str]:
     """A name for each cluster that its group shares: the numbers of the group's clusters, as in "3+17"."""
     members = [np.flatnonzero(groups == group) for group in groups]

@@ -25,6 +25,7 @@ from pipeline.collectives import Scope
 Array = np.ndarray[Any, Any]
 RESTARTS, ITERATIONS = 3, 50  # of a k-means: criteria compare many of them, and need none at its best
 QUERIES = 1024  # rows whose similarities with all rows are in memory at a time
+CLUSTER_SHARE, LEAST_NEIGHBOURS = 2 / 3, 5  # neighbours of a row as a share of a mean cluster, and at least
 DENSE = 300  # rows of a graph whose eigenvalues are found all at once
 NEAR = 1  # picks that differ by one agree: criteria have their noise, and so do classes
 
@@ -101,6 +102,15 @@ def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed:
     return float(np.mean(others)) - own
 
 
+def neighbours_for(rows: int, num_clusters: int) -> int:
+    """How many neighbours a row has in the graph that judges K: a share of a mean cluster.
+
+    With few neighbours the graph shows each cluster's inner structure, as the parts into which a model trained with too
+    many clusters has cut a class; with more than a cluster has rows, clusters run into one another.
+    """
+    return max(LEAST_NEIGHBOURS, round(CLUSTER_SHARE * rows / num_clusters))
+
+
 def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_matrix:
     """The graph (n, n) that links each row to its `neighbours` nearest by cosine, in both directions, with weight 1.
 
@@ -121,20 +131,15 @@ def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_matrix:
     return graph.maximum(graph.T)
 
 
-def eigengaps(graph: sparse.csr_matrix, most: int) -> Array:
-    """Gaps between successive eigenvalues of the graph's normalised Laplacian (von Luxburg 2007, section 8.3).
+def eigengap(graph: sparse.csr_matrix, num_clusters: int) -> float:
+    """Eigenvalue K + 1 of the graph's normalised Laplacian minus eigenvalue K (von Luxburg 2007, section 8.3).
 
     K clusters that hardly touch give K eigenvalues near 0, and a gap between the K-th and the next.
-
-    Returns
-    -------
-    ndarray (most,)
-        Entry K - 1 is eigenvalue K + 1 minus eigenvalue K, in ascending order.
     """
     _, part_of = connected_components(graph, directed=False)
     parts = [np.flatnonzero(part_of == part) for part in range(part_of.max() + 1)]
-    values = np.concatenate([_connected_eigenvalues(graph[rows][:, rows], most + 1) for rows in parts])
-    return np.diff(np.sort(values)[: most + 1])
+    values = np.sort(np.concatenate([_connected_eigenvalues(graph[rows][:, rows], num_clusters + 1) for rows in parts]))
+    return float(values[num_clusters] - values[num_clusters - 1])
 
 
 def _connected_eigenvalues(graph: sparse.csr_matrix, most: int) -> Array:

@@ -14,22 +14,22 @@ import numpy as np
 import ray
 import torch
 import yaml
-from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.cluster import connect
 from pipeline.clustering.label_free import cosine_silhouette
-from pipeline.clustering.merging import center_tree, cut, group_names
+from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps
 from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.num_clusters import (
     Recommendation,
     cluster,
-    eigengaps,
+    eigengap,
     gap_statistic,
     highest,
     modularity,
     neighbour_graph,
+    neighbours_for,
     recommend,
     sharpest_bend,
     stability,
@@ -50,9 +50,8 @@ from pipeline.runs.identity import IDENTITY, read_started_run
 from pipeline.storage import Folder, absolute, check_writable, write_atomically
 
 SAMPLE = 20_000  # images on which all is judged, at most
-RESAMPLED = 5_000  # of them, for what clusters many times: stability and gap
+RESAMPLED = 5_000  # of them, for what clusters many times, and for the graphs of neighbours
 PAIRWISE = 2_000  # of them, for the silhouette, which compares all pairs
-NEIGHBOURS = 30  # links of an image in the graph; with 10, the graph of digits falls into parts of classes
 PAIRS, REFERENCES = 5, 3  # splits for the stability, and sets without clusters for the gap
 VERSION = 1  # raise it when the same features would give other results
 SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
@@ -161,10 +160,9 @@ def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print
     with hold(folder := Folder(absolute(out)).make()):
         started = time.monotonic()
         echo(f"{subject.what}: {len(subject.features):,} of {subject.images:,} images")
-        graph = neighbour_graph(subject.features, NEIGHBOURS)
-        judged = judge_all(subject, numbers, graph, folder, echo)
+        judged = judge_all(subject, numbers, folder, echo)
         curves = {name: [judged[number][name] for number in numbers] for name in judged[numbers[0]]}
-        curves["eigengap"] = eigengaps(graph, numbers[-1])[np.array(numbers) - 1].tolist()
+        curves["dendrogram"] = over_cluster(subject, numbers)
         return conclude(subject, list(numbers), curves, folder, time.monotonic() - started)
 
 
@@ -176,43 +174,48 @@ def check_numbers(numbers: Sequence[int], rows: int) -> None:
             f"--from and --to give {len(numbers)} numbers of clusters ({first} to {last}); give a --from of at least 2 "
             "and a --to that is larger by at least 2"
         )
-    if rows <= NEIGHBOURS + 1 or min(rows, RESAMPLED) < 4 * numbers[-1]:
+    if min(rows, RESAMPLED) < 4 * numbers[-1]:
         raise ConfigError(
             f"--to {numbers[-1]} is too much for {rows} images, of which half are clustered at a time; "
             f"give at most {min(rows, RESAMPLED) // 4}"
         )
 
 
-def judge_all(
-    subject: Subject, numbers: Sequence[int], graph: sparse.csr_matrix, folder: Folder, echo: Echo
-) -> dict[int, dict[str, float]]:
+def judge_all(subject: Subject, numbers: Sequence[int], folder: Folder, echo: Echo) -> dict[int, dict[str, float]]:
     """What each criterion says of each K: by a task each, largest first, so that none is left alone at the end."""
     work = folder.subfolder(f"parts-{_digest(subject)}").make()
     judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
     missing = [number for number in reversed(numbers) if number not in judged]
     if judged:
         echo(f"{len(judged)} of {len(numbers)} numbers of clusters are there already")
-    shared: tuple[Any, Any] = (subject.features, graph)
-    if len(missing) > 1 and ray.is_initialized():
-        shared = ray.put(subject.features), ray.put(graph)  # once for all tasks
+    shared: Any = ray.put(subject.features) if len(missing) > 1 and ray.is_initialized() else subject.features
     started = time.monotonic()
-    for number, values in run_each(judge, [(*shared, number, subject.seed) for number in missing]):
+    for number, values in run_each(judge, [(shared, number, subject.seed) for number in missing]):
         work.write(_part(number), values)
         judged[number] = values
         echo(_progress(len(judged), len(numbers), len(missing), time.monotonic() - started))
     return judged
 
 
-def judge(features: Tensor, graph: sparse.csr_matrix, num_clusters: int, seed: int) -> tuple[int, dict[str, float]]:
-    """What the criteria say of one K, but the eigengap, which comes for all K at once."""
+def judge(features: Tensor, num_clusters: int, seed: int) -> tuple[int, dict[str, float]]:
+    """What the criteria say of one K, apart from the dendrogram, which says something of all K."""
     labels = cluster(features, num_clusters, seed).labels
     few, resampled = slice(PAIRWISE), features[:RESAMPLED]
+    graph = neighbour_graph(resampled, neighbours_for(len(resampled), num_clusters))
     return num_clusters, {
         "silhouette": cosine_silhouette(features[few], labels[few]),
         "stability": stability(resampled, num_clusters, pairs=PAIRS, seed=seed),
         "gap": gap_statistic(resampled, num_clusters, references=REFERENCES, seed=seed),
-        "modularity": modularity(graph, labels.numpy()),
+        "modularity": modularity(graph, labels[:RESAMPLED].numpy()),
+        "eigengap": eigengap(graph, num_clusters),
     }
+
+
+def over_cluster(subject: Subject, numbers: Sequence[int]) -> list[float]:
+    """The jumps between the merges of as many clusters as the largest K, at each K; 0 at the largest itself."""
+    centers = cluster(subject.features[:RESAMPLED], numbers[-1], subject.seed).centers
+    jumps = [*merge_jumps(center_tree(centers)).tolist(), 0.0]
+    return [jumps[number - 1] for number in numbers]
 
 
 def pick_each(numbers: Sequence[int], curves: dict[str, list[float]]) -> dict[str, int]:
@@ -300,7 +303,6 @@ def _settings() -> dict[str, int]:
         "sample": SAMPLE,
         "resampled": RESAMPLED,
         "pairwise": PAIRWISE,
-        "neighbours": NEIGHBOURS,
         "pairs": PAIRS,
         "references": REFERENCES,
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.merging import center_tree, cut, group_names
+from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps
 
 DEGREES = [200.0, 0.0, 90.0, 210.0, 8.0]  # pairs 1 + 4 and 0 + 3, and 2 alone, which is nearer to 1 + 4
 
@@ -23,6 +23,15 @@ def centers(degrees: list[float], length: float = 1.0) -> Tensor:
 )
 def test_the_nearest_are_merged_first(groups: int, expected: list[int]) -> None:
     assert cut(center_tree(centers(DEGREES)), groups).tolist() == expected
+
+
+def test_jumps_by_hand() -> None:
+    tree = center_tree(centers([0.0, 60.0, 180.0]))  # heights 1/2, and the mean of 2 and 3/2
+    assert merge_jumps(tree) == pytest.approx([0, 7 / 4 - 1 / 2], abs=1e-6)
+
+
+def test_the_jump_stands_where_clusters_are_left() -> None:
+    assert int(merge_jumps(center_tree(centers(DEGREES))).argmax()) + 1 == 3
 
 
 def test_the_length_of_a_centre_does_not_count() -> None:
