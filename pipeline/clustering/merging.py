@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
@@ -38,6 +39,14 @@ def cut(tree: Array, groups: int) -> Array:
     found = fcluster(tree, groups, criterion="maxclust")
     _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
+
+
+def merged_centers(centers: Tensor, sizes: Tensor, groups: Array) -> Tensor:
+    """Centres (G, D) of groups (K,) of clusters with centers (K, D) and sizes (K,): the means of their rows."""
+    index = torch.from_numpy(groups).to(centers.device)
+    weighted = torch.cat([centers * sizes[:, None], sizes[:, None]], dim=1).double()
+    sums = weighted.new_zeros((int(groups.max()) + 1, weighted.shape[1])).index_add_(0, index, weighted)
+    return (sums[:, :-1] / sums[:, -1:].clamp(min=1)).to(centers)
 
 
 def merge_jumps(tree: Array) -> Array:

@@ -30,11 +30,12 @@ DENSE = 300  # rows of a graph whose eigenvalues are found all at once
 NEAR = 1  # picks that differ by one agree: criteria have their noise, and so do classes
 
 
-def cluster(features: Tensor, num_clusters: int, seed: int) -> KMeansResult:
-    """Spherical k-means of rows (n, D), with the few restarts that a comparison of many K affords."""
+def cluster(features: Tensor, num_clusters: int, seed: int, start: Tensor | None = None) -> KMeansResult:
+    """Spherical k-means of rows (n, D) from the centres (K, D) of `start`, else by a few restarts of k-means++."""
     return spherical_kmeans(
         features,
         num_clusters,
+        init="k-means++" if start is None else start,
         restarts=RESTARTS,
         max_iter=ITERATIONS,
         seed=seed,
@@ -71,15 +72,15 @@ def stability(features: Tensor, num_clusters: int, *, pairs: int, seed: int) -> 
     return float(np.mean(agreement))
 
 
-def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed: int) -> float:
+def gap_statistic(features: Tensor, start: Tensor, *, references: int, seed: int) -> float:
     """By how much k-means does better than on rows without clusters (Tibshirani, Walther and Hastie 2001).
 
     Parameters
     ----------
     features : Tensor (n, D)
         Unit vectors.
-    num_clusters : int
-        K.
+    start : Tensor (K, D)
+        Centres from which k-means starts. Those of nested clusterings make a curve over K without jumps of luck.
     references : int
         Sets without clusters: uniform in the box around the rows along their principal axes, and put on the sphere.
     seed : int
@@ -93,12 +94,12 @@ def gap_statistic(features: Tensor, num_clusters: int, *, references: int, seed:
     axes = torch.linalg.svd(features - mean, full_matrices=False).Vh
     rotated = features @ axes.T  # cosines stay as they are
     low, high = rotated.amin(dim=0), rotated.amax(dim=0)
-    own = math.log(cluster(rotated, num_clusters, seed).inertia)
+    own = math.log(cluster(features, len(start), seed, start).inertia)
     others = []
     for reference in range(references):
         generator = torch.Generator().manual_seed(seed + reference)
         uniform = low + (high - low) * torch.rand(rotated.shape, generator=generator)
-        others.append(math.log(cluster(F.normalize(uniform, dim=1), num_clusters, seed).inertia))
+        others.append(math.log(cluster(F.normalize(uniform, dim=1), len(start), seed).inertia))
     return float(np.mean(others)) - own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from pipeline.cluster import connect
 from pipeline.clustering.label_free import cosine_silhouette
-from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps
+from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps, merged_centers
 from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.num_clusters import (
     Recommendation,
@@ -132,6 +133,25 @@ def draw(features: Tensor, seed: int) -> Tensor:
     return features[order[:SAMPLE]]
 
 
+@dataclass(frozen=True)
+class OverClustering:
+    """More clusters than there are likely to be: their centres (M, D), sizes (M,), and the tree that merges them."""
+
+    centers: Tensor
+    sizes: Tensor
+    tree: np.ndarray[Any, Any]
+
+    def start(self, number: int) -> Tensor:
+        """Centres (number, D) of the groups that the tree leaves."""
+        return merged_centers(self.centers, self.sizes, cut(self.tree, number))
+
+
+def over_cluster(subject: Subject, most: int) -> OverClustering:
+    """As many clusters as the largest K."""
+    found = cluster(subject.features, most, subject.seed)
+    return OverClustering(found.centers, torch.bincount(found.labels, minlength=most), center_tree(found.centers))
+
+
 def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print) -> dict[str, Any]:
     """Judge all `numbers` of clusters, and write curves, recommendation and merges.
 
@@ -160,10 +180,12 @@ def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print
     with hold(folder := Folder(absolute(out)).make()):
         started = time.monotonic()
         echo(f"{subject.what}: {len(subject.features):,} of {subject.images:,} images")
-        judged = judge_all(subject, numbers, folder, echo)
+        over = over_cluster(subject, numbers[-1])
+        judged = judge_all(subject, numbers, over, folder, echo)
         curves = {name: [judged[number][name] for number in numbers] for name in judged[numbers[0]]}
-        curves["dendrogram"] = over_cluster(subject, numbers)
-        return conclude(subject, list(numbers), curves, folder, time.monotonic() - started)
+        jumps = [*merge_jumps(over.tree).tolist(), 0.0]  # nothing came before the largest K
+        curves["dendrogram"] = [jumps[number - 1] for number in numbers]
+        return conclude(subject, over, list(numbers), curves, folder, time.monotonic() - started)
 
 
 def check_numbers(numbers: Sequence[int], rows: int) -> None:
@@ -181,41 +203,41 @@ def check_numbers(numbers: Sequence[int], rows: int) -> None:
         )
 
 
-def judge_all(subject: Subject, numbers: Sequence[int], folder: Folder, echo: Echo) -> dict[int, dict[str, float]]:
+def judge_all(
+    subject: Subject, numbers: Sequence[int], over: OverClustering, folder: Folder, echo: Echo
+) -> dict[int, dict[str, float]]:
     """What each criterion says of each K: by a task each, largest first, so that none is left alone at the end."""
-    work = folder.subfolder(f"parts-{_digest(subject)}").make()
+    middle = round(math.sqrt(numbers[0] * numbers[-1]))  # its graph is the one for the modularity of all K
+    work = folder.subfolder(f"parts-{_digest(subject, numbers[-1], middle)}").make()
     judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
     missing = [number for number in reversed(numbers) if number not in judged]
     if judged:
         echo(f"{len(judged)} of {len(numbers)} numbers of clusters are there already")
     shared: Any = ray.put(subject.features) if len(missing) > 1 and ray.is_initialized() else subject.features
     started = time.monotonic()
-    for number, values in run_each(judge, [(shared, number, subject.seed) for number in missing]):
+    calls = [(shared, over.start(number), middle, subject.seed) for number in missing]
+    for number, values in run_each(judge, calls):
         work.write(_part(number), values)
         judged[number] = values
         echo(_progress(len(judged), len(numbers), len(missing), time.monotonic() - started))
     return judged
 
 
-def judge(features: Tensor, num_clusters: int, seed: int) -> tuple[int, dict[str, float]]:
-    """What the criteria say of one K, apart from the dendrogram, which says something of all K."""
-    labels = cluster(features, num_clusters, seed).labels
-    few, resampled = slice(PAIRWISE), features[:RESAMPLED]
-    graph = neighbour_graph(resampled, neighbours_for(len(resampled), num_clusters))
-    return num_clusters, {
+def judge(features: Tensor, start: Tensor, middle: int, seed: int) -> tuple[int, dict[str, float]]:
+    """What the criteria say of one K, apart from the dendrogram, which says something of all K.
+
+    `start` (K, D) are the centres from which k-means starts; `middle` is the K in whose graph modularity is measured.
+    """
+    number, few, resampled = len(start), slice(PAIRWISE), features[:RESAMPLED]
+    labels = cluster(features, number, seed, start).labels
+    own, common = (neighbour_graph(resampled, neighbours_for(len(resampled), k)) for k in (number, middle))
+    return number, {
         "silhouette": cosine_silhouette(features[few], labels[few]),
-        "stability": stability(resampled, num_clusters, pairs=PAIRS, seed=seed),
-        "gap": gap_statistic(resampled, num_clusters, references=REFERENCES, seed=seed),
-        "modularity": modularity(graph, labels[:RESAMPLED].numpy()),
-        "eigengap": eigengap(graph, num_clusters),
+        "stability": stability(resampled, number, pairs=PAIRS, seed=seed),
+        "gap": gap_statistic(resampled, start, references=REFERENCES, seed=seed),
+        "modularity": modularity(common, labels[:RESAMPLED].numpy()),
+        "eigengap": eigengap(own, number),
     }
-
-
-def over_cluster(subject: Subject, numbers: Sequence[int]) -> list[float]:
-    """The jumps between the merges of as many clusters as the largest K, at each K; 0 at the largest itself."""
-    centers = cluster(subject.features[:RESAMPLED], numbers[-1], subject.seed).centers
-    jumps = [*merge_jumps(center_tree(centers)).tolist(), 0.0]
-    return [jumps[number - 1] for number in numbers]
 
 
 def pick_each(numbers: Sequence[int], curves: dict[str, list[float]]) -> dict[str, int]:
@@ -224,7 +246,12 @@ def pick_each(numbers: Sequence[int], curves: dict[str, list[float]]) -> dict[st
 
 
 def conclude(
-    subject: Subject, numbers: list[int], curves: dict[str, list[float]], folder: Folder, seconds: float
+    subject: Subject,
+    over: OverClustering,
+    numbers: list[int],
+    curves: dict[str, list[float]],
+    folder: Folder,
+    seconds: float,
 ) -> dict[str, Any]:
     """Draw and write everything; the summary last."""
     picks = pick_each(numbers, curves)
@@ -233,7 +260,7 @@ def conclude(
     with TemporaryDirectory() as local:
         draw_sweep(Path(local, CURVES), numbers, curves, picks, found.num_clusters, sentence)
         _keep(folder, CURVES, Path(local, CURVES).read_bytes())
-        outputs = {"summary": SWEEP, "curves": CURVES, **write_merges(subject, picks, found, numbers[-1], folder)}
+        outputs = {"summary": SWEEP, "curves": CURVES, **write_merges(subject, over, picks, found, folder)}
     summary = {
         "of": subject.what,
         "images": subject.images,
@@ -265,17 +292,17 @@ def describe(found: Recommendation, picks: dict[str, int], numbers: Sequence[int
 
 
 def write_merges(
-    subject: Subject, picks: dict[str, int], found: Recommendation, most: int, folder: Folder
+    subject: Subject, over: OverClustering, picks: dict[str, int], found: Recommendation, folder: Folder
 ) -> dict[str, str]:
     """Draw how clusters merge; for a run, also write the merges to each number that a criterion picks.
 
     Without a run the clusters are those of k-means with the largest number of the sweep.
     """
-    centers, sizes = subject.centers, subject.sizes
-    if centers is None or sizes is None:
-        result = cluster(subject.features, most, subject.seed)
-        centers, sizes = result.centers, np.bincount(result.labels.numpy(), minlength=most)
-    tree, clusters = center_tree(centers), len(centers)
+    if subject.centers is None or subject.sizes is None:
+        tree, sizes = over.tree, over.sizes.numpy()
+    else:
+        tree, sizes = center_tree(subject.centers), subject.sizes
+    clusters = len(sizes)
     with TemporaryDirectory() as local:
         draw_dendrogram(Path(local, DENDROGRAM), tree, sizes, min(found.num_clusters, clusters))
         _keep(folder, DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
@@ -308,10 +335,10 @@ def _settings() -> dict[str, int]:
     }
 
 
-def _digest(subject: Subject) -> str:
-    """Eight characters that change with the features, the seed and the settings of the criteria."""
+def _digest(subject: Subject, *numbers: int) -> str:
+    """Eight characters that change with the features, the seed, the settings of the criteria, and these numbers."""
     digest = hashlib.sha256(subject.features.numpy().tobytes())
-    digest.update(repr((subject.seed, _settings())).encode())
+    digest.update(repr((subject.seed, _settings(), numbers)).encode())
     return digest.hexdigest()[:8]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps
+from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps, merged_centers
 
 DEGREES = [200.0, 0.0, 90.0, 210.0, 8.0]  # pairs 1 + 4 and 0 + 3, and 2 alone, which is nearer to 1 + 4
 
@@ -41,6 +41,12 @@ def test_the_length_of_a_centre_does_not_count() -> None:
 def test_the_centre_of_an_empty_cluster_is_as_far_as_a_right_angle() -> None:
     tree = center_tree(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     assert tree[:, 2].tolist() == [1.0]
+
+
+def test_the_centre_of_a_group_is_the_mean_of_its_rows() -> None:
+    parts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    merged = merged_centers(parts, torch.tensor([4, 1, 3]), np.array([0, 1, 1]))
+    assert merged.tolist() == [[1.0, 0.0], [0.0, 2.5]]
 
 
 def test_clusters_of_a_group_share_a_name_that_says_which_they_are() -> None:
