@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ def center_tree(centers: Tensor) -> Array:
 
 def cut(tree: Array, groups: int) -> Array:
     """The group (K,) of each cluster when the tree is cut into `groups`, numbered by their first clusters."""
-    found = fcluster(tree, groups, criterion="maxclust")
+    found = cut_tree(tree, groups)[:, 0]  # fcluster leaves fewer where merges are equally dear
     _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
 

@@ -54,6 +54,7 @@ SAMPLE = 20_000  # images on which all is judged, at most
 RESAMPLED = 5_000  # of them, for what clusters many times, and for the graphs of neighbours
 PAIRWISE = 2_000  # of them, for the silhouette, which compares all pairs
 PAIRS, REFERENCES = 5, 3  # splits for the stability, and sets without clusters for the gap
+FAIRLY_SURE = 0.6  # share of the criteria that agree
 VERSION = 1  # raise it when the same features would give other results
 SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
 Echo = Callable[[str], None]
@@ -120,7 +121,7 @@ def of_data(config: RunConfig, echo: Echo) -> Subject:
             "features yet. Give --preset photos, or the folder of a run with many clusters"
         )
     folder, cache = make_cache(config, echo)
-    views = [torch.from_numpy(read_part(folder, part, cache)[:, 0]) for part in cache.parts]
+    views = [torch.from_numpy(read_part(folder, part, cache)[:, 0].copy()) for part in cache.parts]
     standardize = Standardize(cache.feature_size)
     standardize.fit(views)
     features = F.normalize(torch.cat([standardize(view.float()) for view in views]), dim=1)
@@ -281,14 +282,11 @@ def conclude(
 
 def describe(found: Recommendation, picks: dict[str, int], numbers: Sequence[int]) -> str:
     """The recommendation and how sure it is, in one sentence."""
+    words = "sure" if found.confidence == 1 else "fairly sure" if found.confidence >= FAIRLY_SURE else "not sure"
     agree = round(found.confidence * len(picks))
-    words = {len(picks): "sure", len(picks) - 1: "fairly sure"}.get(agree, "not sure" if agree * 2 < len(picks) else "")
-    edge = f"; it is at the edge of {numbers[0]} to {numbers[-1]}: widen the range"
-    return (
-        f"{found.num_clusters} clusters: {agree} of {len(picks)} criteria are within one of it"
-        + (f" ({words})" if words else "")
-        + (edge if found.num_clusters in (numbers[0], numbers[-1]) else "")
-    )
+    text = f"{found.num_clusters} clusters, {words}: {agree} of {len(picks)} criteria are within one of it"
+    at_edge = found.num_clusters in (numbers[0], numbers[-1])
+    return text + (f"; it is at the edge of {numbers[0]} to {numbers[-1]}: widen the range" if at_edge else "")
 
 
 def write_merges(
@@ -307,6 +305,8 @@ def write_merges(
         draw_dendrogram(Path(local, DENDROGRAM), tree, sizes, min(found.num_clusters, clusters))
         _keep(folder, DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
     outputs = {"dendrogram": DENDROGRAM}
+    for file in folder.names("merge-"):  # of a sweep over other numbers
+        folder.delete(file)
     wanted = {found.num_clusters, *picks.values()} if subject.centers is not None else set()
     for number in sorted(number for number in wanted if number < clusters):
         file = f"merge-{number}.yaml"

@@ -25,6 +25,11 @@ def test_the_nearest_are_merged_first(groups: int, expected: list[int]) -> None:
     assert cut(center_tree(centers(DEGREES)), groups).tolist() == expected
 
 
+def test_equal_merges_leave_the_number_that_was_asked_for() -> None:
+    tree = center_tree(torch.eye(6))  # all merges at height 1
+    assert [len(set(cut(tree, groups))) for groups in range(1, 7)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_jumps_by_hand() -> None:
     tree = center_tree(centers([0.0, 60.0, 180.0]))  # heights 1/2, and the mean of 2 and 3/2
     assert merge_jumps(tree) == pytest.approx([0, 7 / 4 - 1 / 2], abs=1e-6)

@@ -17,14 +17,17 @@ from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError
 from pipeline.runs import sweep_k
 from pipeline.runs.sweep_k import Subject, describe, draw, is_run, of_data, sweep
+from tests.helpers.features import frozen_config, make_cache
 
 CLASSES = 6
 NUMBERS = range(4, 9)
 
 
 @pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_and_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_k, "connect", lambda: None)
+    monkeypatch.setattr(sweep_k, "PAIRS", 2)
+    monkeypatch.setattr(sweep_k, "REFERENCES", 1)
 
 
 def directions(count: int) -> Tensor:
@@ -42,6 +45,7 @@ def run_with_pairs() -> Subject:
 
 def test_a_sweep_recommends_the_number_of_classes_and_merges_to_it(tmp_path: Path) -> None:
     said = list[str]()
+    (tmp_path / "merge-99.yaml").write_text("of an earlier sweep")
     summary = sweep(run_with_pairs(), NUMBERS, str(tmp_path), said.append)
     assert summary["recommendation"]["num_clusters"] == CLASSES
     assert summary["recommendation"]["confidence"] == 1
@@ -49,6 +53,7 @@ def test_a_sweep_recommends_the_number_of_classes_and_merges_to_it(tmp_path: Pat
     assert list(summary["picks"]) == ["silhouette", "stability", "gap", "modularity", "eigengap", "dendrogram"]
     assert all(len(curve) == len(NUMBERS) for curve in summary["curves"].values())
     assert json.loads((tmp_path / "sweep.json").read_text()) == summary
+    assert [path.name for path in tmp_path.glob("merge-*")] == [f"merge-{CLASSES}.yaml"]
     merge = yaml.safe_load((tmp_path / f"merge-{CLASSES}.yaml").read_text())
     assert merge == {cluster: f"{cluster % CLASSES}+{cluster % CLASSES + CLASSES}" for cluster in range(2 * CLASSES)}
     for picture in ("sweep.png", "dendrogram.png"):
@@ -126,12 +131,21 @@ def test_shards_need_a_frozen_backbone(tmp_path: Path) -> None:
         of_data(load_config("digits", [f"data.path={tmp_path}"]), print)
 
 
+def test_features_of_shards_are_standardised_over_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = frozen_config(tmp_path)
+    monkeypatch.setattr(sweep_k, "make_cache", lambda config, echo: make_cache(config)[:2])
+    subject = of_data(config, print)
+    assert (subject.what, subject.images, subject.centers) == (f"{tmp_path}/digits", 200, None)
+    assert torch.allclose(subject.features.norm(dim=1), torch.ones(200), atol=1e-5)
+    assert subject.features.mean(dim=0).abs().max() < 0.1  # raw features of a ReLU are positive
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (Recommendation(10, 1.0), "10 clusters: 5 of 5 criteria are within one of it (sure)"),
-        (Recommendation(10, 0.8), "10 clusters: 4 of 5 criteria are within one of it (fairly sure)"),
-        (Recommendation(10, 0.4), "10 clusters: 2 of 5 criteria are within one of it (not sure)"),
+        (Recommendation(10, 1.0), "10 clusters, sure: 5 of 5 criteria are within one of it"),
+        (Recommendation(10, 0.6), "10 clusters, fairly sure: 3 of 5 criteria are within one of it"),
+        (Recommendation(10, 0.4), "10 clusters, not sure: 2 of 5 criteria are within one of it"),
     ],
 )
 def test_the_sentence_says_how_sure_it_is(found: Recommendation, expected: str) -> None:
