@@ -26,7 +26,7 @@ NUMBERS = range(4, 9)
 @pytest.fixture(autouse=True)
 def _small_and_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_k, "connect", lambda: None)
-    monkeypatch.setattr(sweep_k, "PAIRS", 2)
+    monkeypatch.setattr(sweep_k, "PAIRS", 3)
     monkeypatch.setattr(sweep_k, "REFERENCES", 1)
 
 
