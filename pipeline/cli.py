@@ -16,7 +16,7 @@ from pipeline.checks.machine import machine_findings
 from pipeline.cluster import cluster_address, connect
 from pipeline.config.loading import load_config, preset_names
 from pipeline.data.shards import SUMMARY
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.interrupts import interruptible
 from pipeline.provenance import versions
 
@@ -372,15 +372,10 @@ def label(
 
 
 @app.command()
-def report(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
-    ],
-) -> None:
+def report(run: RunArgument) -> None:
     """Make the atlas of a run again: a page to look at every cluster.
 
-    It is one file that works without a network. With names.yaml in the run's folder, lines like `3: dogs`, clusters
-    have names.
+    It is one file that works without a network. Every run ends with it; make it again after `digpro label`.
 
     \b
     Example:
@@ -390,6 +385,52 @@ def report(
 
     for title, place in make_report(run).items():
         echo(f"{title + ':':<13}{place}")
+
+
+@app.command()
+def sweep_k(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DATA", help="Folder of a finished run, or of shards: then with a preset of a frozen backbone."
+        ),
+        PLACE,
+    ],
+    first: Annotated[int, typer.Option("--from", min=2, metavar="K", help="The smallest number of clusters.")] = 5,
+    last: Annotated[int, typer.Option("--to", min=2, metavar="K", help="The largest one.")] = 50,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/sweep-k; needed for DATA]"),
+        PLACE,
+    ] = None,
+    preset: PresetOption = "photos",
+    settings: SetOption = None,
+) -> None:
+    """Find out how many clusters there are.
+
+    Features are clustered with every number from --from to --to, and five criteria without labels judge them. For a
+    run, files that merge its clusters are written too. The same command resumes an interrupted sweep.
+
+    \b
+    Example:
+      digpro sweep-k runs/photos-0123abcd --from 5 --to 50
+      digpro sweep-k data/photos --out runs/sweep-photos --to 30
+    """
+    from pipeline.runs.sweep_k import is_run, of_data, of_run, sweep
+
+    numbers = range(first, last + 1)
+    if is_run(data):
+        summary = sweep(of_run(data), numbers, out or f"{data}/sweep-k", echo)
+    elif out is None:
+        raise ConfigError(f"{data} is no run's folder; for shards give --out, where the results go")
+    else:
+        summary = sweep(
+            of_data(load_config(preset, [*(settings or []), f"data.path={data}"]), echo), numbers, out, echo
+        )
+    for name, pick in summary["picks"].items():
+        echo(f"{name:<13}{pick}")
+    echo(summary["recommendation"]["sentence"])
+    _print_places(summary)
 
 
 @app.command()
@@ -451,7 +492,9 @@ def submit(
     context: typer.Context,
     verb: Annotated[
         str,
-        typer.Argument(metavar="VERB ...", help="ingest, embed, train, tune, assign or evaluate, with its options."),
+        typer.Argument(
+            metavar="VERB ...", help="ingest, embed, train, tune, assign, evaluate or sweep-k, with its options."
+        ),
     ],
     address: AddressOption = None,
     working_dir: Annotated[
@@ -514,6 +557,10 @@ def _print_result(summary: dict[str, Any]) -> None:
     if "scores" in summary:
         scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in summary["scores"].items())
         echo(scores or "no classes are known, so there are no scores")
+    _print_places(summary)
+
+
+def _print_places(summary: dict[str, Any]) -> None:
     for title, place in summary["outputs"].items():
         echo(f"{title + ':':<13}{place}")
 

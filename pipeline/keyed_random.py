@@ -31,7 +31,8 @@ class Stream(IntEnum):
     NOISE_B = 3
     CACHED_PAIR = 4
     COPIES = 6
-    HELD_OUT = 7
+    SWEEP = 7
+    HELD_OUT = 8
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:

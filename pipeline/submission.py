@@ -22,7 +22,7 @@ from pipeline.interrupts import interruptible
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("ingest", "embed", "train", "tune", "assign", "evaluate")
+VERBS = ("ingest", "embed", "train", "tune", "assign", "evaluate", "sweep-k")
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 10
 EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps behind the kind of a source
@@ -39,7 +39,7 @@ def submit(
     follow: bool = True,
     echo: Callable[[str], None] = print,
 ) -> str:
-    """Send `jobs/<verb>.py` with its arguments to a cluster, and print its log until it ends; returns the job's id.
+    """Send the verb's script of `jobs/` to a cluster, and print its log until it ends; returns the job's id.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def job_script(verb: str, folder: str) -> str:
     """Path of the verb's script below the working directory; ConfigError when there is none."""
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a command that runs as a job; submit one of {', '.join(VERBS)}")
-    script = f"jobs/{verb}.py"
+    script = f"jobs/{verb.replace('-', '_')}.py"
     if not Path(folder, script).is_file():
         raise ConfigError(f"{folder!r} holds no {script}; give the project's own folder with --working-dir")
     return script

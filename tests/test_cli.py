@@ -53,10 +53,10 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
         assert text in err
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["", "ingest", "embed", "train", "tune", "evaluate", "report", "deliver", "doctor", "submit", "stop", "presets"],
-)
+COMMANDS = "ingest embed train tune assign evaluate export label report sweep-k deliver doctor submit stop presets"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS.split()])
 def test_help_is_there(digpro, command: str) -> None:
     status, out, _ = digpro(*command.split(), "--help")
     assert status == 0
@@ -104,6 +104,16 @@ def test_embed_takes_the_backbone_from_its_options(
     (config,) = asked
     assert (config.data.path, config.data.features) == ("data/mine", "features")
     assert (config.model.encoder, config.model.weights, config.views.cached) == (encoder, weights, views)
+
+
+def test_sweep_k_of_shards_needs_a_place_for_its_results(digpro, tmp_path: Path) -> None:
+    refused(digpro("sweep-k", tmp_path), "is no run's folder; for shards give --out")
+
+
+def test_sweep_k_says_when_a_run_left_no_features(digpro, tmp_path: Path) -> None:
+    identity = {"config": load_config("digits").model_dump(), "manifest": manifest().model_dump()}
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    refused(digpro("sweep-k", tmp_path), "holds no features of its images", "run its `digpro train` again")
 
 
 def test_embed_says_that_images_must_be_ingested(digpro, tmp_path: Path) -> None:

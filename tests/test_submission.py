@@ -36,7 +36,7 @@ def test_every_job_says_the_line_that_submits_it() -> None:
         text = script.read_text()
         assert "    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\\n" in text
         assert f"python jobs/{script.name} " in text
-        assert f'main("{script.stem}")' in text
+        assert f'main("{script.stem.replace("_", "-")}")' in text
 
 
 def test_what_travels_is_what_git_would_keep(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             return "raysubmit_1"
 
     monkeypatch.setattr("pipeline.submission.connect_to", lambda address: Client())
-    for name in (*(f"jobs/{verb}.py" for verb in VERBS), "here.py", "mine.yaml"):
+    for name in (*(f"jobs/{verb.replace('-', '_')}.py" for verb in VERBS), "here.py", "mine.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("data: {path: s3://b/d}\nstorage: s3://b/runs\n")
     (tmp_path / ".gitignore").write_text("secret.txt\n")
@@ -123,6 +123,9 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
         (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
         (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
+        (["sweep-k", "runs/x"], "data='runs/x' is relative to a folder of this machine"),
+        (["sweep-k", "/mnt/photos", "--out", "here"], "out='here' is relative"),
+        (["sweep-k", "/mnt/photos", "--to", "many"], "--to"),
         (["tran"], "'tran' is not a command that runs as a job; submit one of ingest, embed, train"),
         (["doctor"], "'doctor' is not a command that runs as a job"),
     ],
@@ -148,12 +151,14 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
         ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes", "/mnt/lists/of-the-cluster.txt"],
         ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes=s3://b/lists/own.txt"],
         ["evaluate", "s3://b/runs/x", "--data", "s3://b/d"],
+        ["sweep-k", "s3://b/runs/x", "--from", "5", "--to", "50"],
     ],
 )
 def test_what_works_anywhere_is_sent_as_it_was_typed(submit, arguments: list[str]) -> None:
     status, error, sent = submit(*arguments)
     assert (status, error) == (0, "")
-    assert [shlex.split(line) for line in sent] == [["python", f"jobs/{arguments[0]}.py", *arguments[1:]]]
+    script = f"jobs/{arguments[0].replace('-', '_')}.py"
+    assert [shlex.split(line) for line in sent] == [["python", script, *arguments[1:]]]
 
 
 def test_help_of_a_job_is_that_of_its_command(submit) -> None:

@@ -10,6 +10,7 @@ import io
 import re
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from pipeline.storage import Folder, write_atomically
 
 FEATURES = "features"  # folder of the parts, in a run's folder
 GROUP_ROWS = 8192
+_REMEDY = "run its `digpro train` again under another name (--set name=...)"
 _PART = re.compile(r"part-\d+-of-(\d+)\.parquet")
 
 
@@ -67,16 +69,20 @@ def keep_complete_parts(run: Folder) -> None:
     complete = [workers for workers, parts in Counter(numbers.values()).items() if parts == workers]
     if not complete:
         raise DataError(
-            f"{folder.path} does not hold the features of all images, which the last E-step wrote; start the run again "
-            "under another name (--set name=...)"
+            f"{folder.path} does not hold the features of all images, which the last E-step wrote; {_REMEDY}"
         )
     for name, workers in numbers.items():
         if workers != complete[0]:
             folder.delete(name)
 
 
+def has_features(run: Folder) -> bool:
+    """Whether a run's folder holds features of its images."""
+    return bool(run.subfolder(FEATURES).names("part-"))
+
+
 def embedding(run: Folder) -> pads.Dataset:
-    """The rows of all images of a finished run, in order of their index; read them block by block.
+    """The rows of all images of a finished run, part by part; read them block by block.
 
     Raises
     ------
@@ -84,10 +90,30 @@ def embedding(run: Folder) -> pads.Dataset:
         When the run's folder has none: it is not finished, or an earlier version finished it.
     """
     folder = run.subfolder(FEATURES)
-    parts = [f"{folder.root}/{name}" for name in folder.names() if _PART.fullmatch(name)]
+    parts = [f"{folder.root}/{name}" for name in folder.names("part-")]
     if not parts:
-        raise DataError(
-            f"{run.path} holds no features of its images: the run is not finished, or an earlier version finished it; "
-            "run its `digpro train` again, under another name (--set name=...) if it is finished"
-        )
+        raise DataError(f"{run.path} holds no features of its images, which a run leaves at its end; {_REMEDY}")
     return pads.dataset(parts, filesystem=folder.files, format="parquet")
+
+
+def read_features(run: Folder, count: int | None = None) -> Tensor:
+    """Unit features (n, D) float32 of the images of a finished run, all or the first `count`, in order of their index.
+
+    Raises
+    ------
+    DataError
+        When there are none, or they are damaged or not one for each image.
+    """
+    try:
+        rows = embedding(run)
+        if count is not None:
+            rows = rows.filter(pads.field("index") < count)
+        table = rows.to_table(columns=["index", "feature"])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{run.path}/{FEATURES} cannot be read ({error}); {_REMEDY}") from error
+    index = table.column("index").to_numpy()
+    order = np.argsort(index)
+    if not np.array_equal(index[order], np.arange(len(index) if count is None else count)):
+        raise DataError(f"{run.path}/{FEATURES} has {len(index):,} features, not one for each image; {_REMEDY}")
+    flat = table.column("feature").combine_chunks().flatten().to_numpy()
+    return unit(torch.from_numpy(flat.reshape(len(index), -1)[order]).float())

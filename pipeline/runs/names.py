@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.storage import Folder, absolute, filesystem, write_atomically
 
@@ -66,7 +66,7 @@ def _parse_file(path: str) -> dict[int, str]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error}); give CLUSTER=NAME, or a YAML file of such lines") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML ({error}); write lines such as `3: truck`") from None
+        raise ConfigError(f"{path} is not YAML ({first_line(error)}); write lines such as `3: truck`") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {values!r}; write lines such as `3: truck`")
     if wrong := [key for key in values if not isinstance(key, int) or isinstance(key, bool)]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import MANIFEST, Manifest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.features.neighbours import EXACT_IMAGES
-from pipeline.inference.embedding import FEATURES
-from pipeline.method.losses import unit
+from pipeline.inference.embedding import has_features, read_features
 from pipeline.report.atlas import atlas_page
 from pipeline.report.choice import Assignments
 from pipeline.report.compose import Clustering, compose
@@ -91,7 +87,7 @@ def write_report(
         Each with "epoch", "kind" and "text".
     """
     images = read_assignments(folder)
-    features = read_features(folder, min(len(images), EXACT_IMAGES))
+    features = read_features(folder, min(len(images), EXACT_IMAGES)) if has_features(folder) else None
     clustering = Clustering(
         title=folder.name,
         images=images,
@@ -132,41 +128,6 @@ def read_assignments(folder: Folder) -> Assignments:
     label = table.column("label").to_numpy() if "label" in table.column_names else None
     paths = [path or "" for path in table.column("path").to_pylist()]
     return Assignments(path=paths, label=label, **columns)
-
-
-def read_features(folder: Folder, count: int) -> Tensor | None:
-    """Unit features (count, D) of the images 0 to count - 1; None where the run left none.
-
-    Raises
-    ------
-    DataError
-        When some of them are missing.
-    """
-    parts = folder.subfolder(FEATURES)
-    files = [f"{parts.root}/{name}" for name in parts.names("part-")]
-    features, found = None, 0
-    for index, rows in _feature_blocks(parts, files, count):
-        features = np.empty((count, rows.shape[1]), np.float16) if features is None else features
-        features[index] = rows
-        found += len(index)
-    if files and found != count:
-        raise DataError(
-            f"{parts.path} has features of {found} of the first {count} images; delete it for an atlas "
-            "without a map, or run the same `digpro train` under another name"
-        )
-    return None if features is None else unit(torch.from_numpy(features).float())
-
-
-def _feature_blocks(parts: Folder, files: Sequence[str], count: int) -> Iterator[tuple[Array, Array]]:
-    """(index (n,), features (n, D)) of the images below `count`, block by block."""
-    if not files:
-        return
-    below = pads.field("index") < count
-    dataset = pads.dataset(files, filesystem=parts.files, format="parquet")
-    for batch in dataset.to_batches(columns=["index", "feature"], filter=below):
-        if batch.num_rows:
-            rows = batch.column("feature").flatten().to_numpy(zero_copy_only=False)
-            yield batch.column("index").to_numpy(), rows.reshape(batch.num_rows, -1)
 
 
 def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:

@@ -18,9 +18,9 @@ from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.runs import report as module
-from pipeline.runs.report import read_features, read_pictures, report
+from pipeline.runs.report import read_pictures, report
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from tests.helpers.atlases import HISTORY, assignments, features
@@ -94,16 +94,6 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
     assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
 
 
-def test_features_come_by_index_from_parts_in_any_order(run: Path) -> None:
-    rows, _ = features(IMAGES, CLUSTERS, SIZE)
-    found = read_features(Folder(str(run)), 37)
-    assert found is not None
-    assert (found - rows[:37]).abs().max() < 2e-3  # float16
-    next((run / "features").glob("part-*")).unlink()
-    with pytest.raises(DataError, match=r"features of \d+ of the first 50 images"):
-        read_features(Folder(str(run)), IMAGES)
-
-
 def test_pictures_are_those_of_the_indices(finished: Path) -> None:
     config, manifest = module.read_started_run(Folder(str(finished / "run")))
     chosen = np.array([3, 19, 20, 49])
@@ -129,8 +119,8 @@ def test_without_shards_or_features_there_is_a_page_that_says_so(run: Path, fini
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("names.yaml", "- dogs", r"names.yaml does not map numbers of clusters to names; write lines like `3: dogs`"),
-        ("names.yaml", "1: [", r"names.yaml is not YAML: .*; write lines like `3: dogs`"),
+        ("names.yaml", "- dogs", r"names.yaml holds \['dogs'\]; write lines such as `3: truck`"),
+        ("names.yaml", "1: [", r"names.yaml is not YAML .*; write lines such as `3: truck`"),
         ("run.json", "{}", r"holds no run; give the folder"),
     ],
 )

@@ -1,0 +1,348 @@
+"""How many clusters? Many K over features that are computed once, judged by several criteria: `digpro sweep-k`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.cluster import connect
+from pipeline.clustering.label_free import cosine_silhouette
+from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps, merged_centers
+from pipeline.clustering.nearest import nearest_center
+from pipeline.clustering.num_clusters import (
+    Recommendation,
+    cluster,
+    eigengap,
+    gap_statistic,
+    highest,
+    modularity,
+    neighbour_graph,
+    neighbours_for,
+    recommend,
+    sharpest_bend,
+    stability,
+)
+from pipeline.config.models import RunConfig
+from pipeline.data.tasks import run_each
+from pipeline.errors import ConfigError
+from pipeline.features.cache import read_part
+from pipeline.inference.embedding import read_features
+from pipeline.keyed_random import Stream, uniform
+from pipeline.lease import hold
+from pipeline.method.encoder import Standardize
+from pipeline.provenance import versions
+from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
+from pipeline.runs.embed import make_cache
+from pipeline.runs.models import load_model
+from pipeline.runs.identity import IDENTITY, read_started_run
+from pipeline.storage import Folder, absolute, check_writable, write_atomically
+
+SAMPLE = 20_000  # images on which all is judged, at most
+RESAMPLED = 5_000  # of them, for what clusters many times, and for the graphs of neighbours
+PAIRWISE = 2_000  # of them, for the silhouette, which compares all pairs
+PAIRS, REFERENCES = 5, 3  # splits for the stability, and sets without clusters for the gap
+FAIRLY_SURE = 0.6  # share of the criteria that agree
+VERSION = 1  # raise it when the same features would give other results
+SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is clustered.
+
+    Attributes
+    ----------
+    what : str
+        Path of the run or of the data set.
+    features : Tensor (n, D)
+        Unit features of a sample of the images, in random order.
+    images : int
+        All of them.
+    centers : Tensor (K, D) or None
+        Those of a run.
+    sizes : ndarray (K,) or None
+        Images of each of the run's clusters.
+    """
+
+    what: str
+    features: Tensor
+    images: int
+    seed: int
+    centers: Tensor | None = None
+    sizes: np.ndarray[Any, Any] | None = None
+
+
+def is_run(path: str) -> bool:
+    """Whether a folder is that of a run, or else of shards."""
+    return Folder(absolute(path)).read(IDENTITY) is not None
+
+
+def of_run(path: str) -> Subject:
+    """The features, centres and sizes of a finished run.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When it has no checkpoint or no features.
+    """
+    folder = Folder(absolute(path))
+    config, _ = read_started_run(folder)
+    features = read_features(folder)
+    centers = load_model(folder.path).centers
+    sizes = np.bincount(nearest_center(features, centers).labels.numpy(), minlength=len(centers))
+    return Subject(folder.path, draw(features, config.seed), len(features), config.seed, centers, sizes)
+
+
+def of_data(config: RunConfig, echo: Echo) -> Subject:
+    """The un-augmented features of a frozen backbone, each standardised over all images, as the heads get them.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the preset trains its encoder, and as `digpro embed` does.
+    """
+    if not config.model.freeze:
+        raise ConfigError(
+            f"{config.data.path} holds shards, and the settings train their encoder (model.freeze=false): there are no "
+            "features yet. Give --preset photos, or the folder of a run with many clusters"
+        )
+    folder, cache = make_cache(config, echo)
+    views = [torch.from_numpy(read_part(folder, part, cache)[:, 0].copy()) for part in cache.parts]
+    standardize = Standardize(cache.feature_size)
+    standardize.fit(views)
+    features = F.normalize(torch.cat([standardize(view.float()) for view in views]), dim=1)
+    return Subject(absolute(config.data.path), draw(features, config.seed), len(features), config.seed)
+
+
+def draw(features: Tensor, seed: int) -> Tensor:
+    """At most SAMPLE rows, in an order that depends on the seed alone."""
+    order = uniform(seed, 0, torch.arange(len(features)), Stream.SWEEP, 1)[:, 0].argsort(stable=True)
+    return features[order[:SAMPLE]]
+
+
+@dataclass(frozen=True)
+class OverClustering:
+    """More clusters than there are likely to be: their centres (M, D), sizes (M,), and the tree that merges them."""
+
+    centers: Tensor
+    sizes: Tensor
+    tree: np.ndarray[Any, Any]
+
+    def start(self, number: int) -> Tensor:
+        """Centres (number, D) of the groups that the tree leaves."""
+        return merged_centers(self.centers, self.sizes, cut(self.tree, number))
+
+
+def over_cluster(subject: Subject, most: int) -> OverClustering:
+    """As many clusters as the largest K."""
+    found = cluster(subject.features, most, subject.seed)
+    return OverClustering(found.centers, torch.bincount(found.labels, minlength=most), center_tree(found.centers))
+
+
+def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print) -> dict[str, Any]:
+    """Judge all `numbers` of clusters, and write curves, recommendation and merges.
+
+    Each K is kept as it ends: the same call goes on after a kill.
+
+    Parameters
+    ----------
+    numbers : sequence of int
+        Ascending, at least three.
+    out : str
+        Folder to write to.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in sweep.json.
+
+    Raises
+    ------
+    ConfigError
+        When there are too few numbers, or too many clusters for the images; and when `out` cannot be written.
+    """
+    check_numbers(numbers, len(subject.features))
+    check_writable(out)
+    connect()
+    with hold(folder := Folder(absolute(out)).make()):
+        started = time.monotonic()
+        echo(f"{subject.what}: {len(subject.features):,} of {subject.images:,} images")
+        over = over_cluster(subject, numbers[-1])
+        judged = judge_all(subject, numbers, over, folder, echo)
+        curves = {name: [judged[number][name] for number in numbers] for name in judged[numbers[0]]}
+        jumps = [*merge_jumps(over.tree).tolist(), 0.0]  # nothing came before the largest K
+        curves["dendrogram"] = [jumps[number - 1] for number in numbers]
+        return conclude(subject, over, list(numbers), curves, folder, time.monotonic() - started)
+
+
+def check_numbers(numbers: Sequence[int], rows: int) -> None:
+    """ConfigError when these K cannot be compared on so many rows."""
+    if len(numbers) < 3 or numbers[0] < 2:
+        first, last = (numbers[0], numbers[-1]) if numbers else ("none", "none")
+        raise ConfigError(
+            f"--from and --to give {len(numbers)} numbers of clusters ({first} to {last}); give a --from of at least 2 "
+            "and a --to that is larger by at least 2"
+        )
+    if min(rows, RESAMPLED) < 4 * numbers[-1]:
+        raise ConfigError(
+            f"--to {numbers[-1]} is too much for {rows} images, of which half are clustered at a time; "
+            f"give at most {min(rows, RESAMPLED) // 4}"
+        )
+
+
+def judge_all(
+    subject: Subject, numbers: Sequence[int], over: OverClustering, folder: Folder, echo: Echo
+) -> dict[int, dict[str, float]]:
+    """What each criterion says of each K: by a task each, largest first, so that none is left alone at the end."""
+    middle = round(math.sqrt(numbers[0] * numbers[-1]))  # its graph is the one for the modularity of all K
+    work = folder.subfolder(f"parts-{_digest(subject, numbers[-1], middle)}").make()
+    judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
+    missing = [number for number in reversed(numbers) if number not in judged]
+    if judged:
+        echo(f"{len(judged)} of {len(numbers)} numbers of clusters are there already")
+    shared: Any = ray.put(subject.features) if len(missing) > 1 and ray.is_initialized() else subject.features
+    started = time.monotonic()
+    calls = [(shared, over.start(number), middle, subject.seed) for number in missing]
+    for number, values in run_each(judge, calls):
+        work.write(_part(number), values)
+        judged[number] = values
+        echo(_progress(len(judged), len(numbers), len(missing), time.monotonic() - started))
+    return judged
+
+
+def judge(features: Tensor, start: Tensor, middle: int, seed: int) -> tuple[int, dict[str, float]]:
+    """What the criteria say of one K, apart from the dendrogram, which says something of all K.
+
+    `start` (K, D) are the centres from which k-means starts; `middle` is the K in whose graph modularity is measured.
+    """
+    number, few, resampled = len(start), slice(PAIRWISE), features[:RESAMPLED]
+    labels = cluster(features, number, seed, start).labels
+    own, common = (neighbour_graph(resampled, neighbours_for(len(resampled), k)) for k in (number, middle))
+    return number, {
+        "silhouette": cosine_silhouette(features[few], labels[few]),
+        "stability": stability(resampled, number, pairs=PAIRS, seed=seed),
+        "gap": gap_statistic(resampled, start, references=REFERENCES, seed=seed),
+        "modularity": modularity(common, labels[:RESAMPLED].numpy()),
+        "eigengap": eigengap(own, number),
+    }
+
+
+def pick_each(numbers: Sequence[int], curves: dict[str, list[float]]) -> dict[str, int]:
+    """The K of each criterion: its highest point, and of the gap, which rises on, the sharpest bend."""
+    return {name: (sharpest_bend if name == "gap" else highest)(numbers, curve) for name, curve in curves.items()}
+
+
+def conclude(
+    subject: Subject,
+    over: OverClustering,
+    numbers: list[int],
+    curves: dict[str, list[float]],
+    folder: Folder,
+    seconds: float,
+) -> dict[str, Any]:
+    """Draw and write everything; the summary last."""
+    picks = pick_each(numbers, curves)
+    found = recommend(picks)
+    sentence = describe(found, picks, numbers)
+    with TemporaryDirectory() as local:
+        draw_sweep(Path(local, CURVES), numbers, curves, picks, found.num_clusters, sentence)
+        _keep(folder, CURVES, Path(local, CURVES).read_bytes())
+        outputs = {"summary": SWEEP, "curves": CURVES, **write_merges(subject, over, picks, found, folder)}
+    summary = {
+        "of": subject.what,
+        "images": subject.images,
+        "sampled": len(subject.features),
+        "seed": subject.seed,
+        "settings": _settings(),
+        "numbers": numbers,
+        "curves": curves,
+        "picks": picks,
+        "recommendation": {**found._asdict(), "sentence": sentence},
+        "seconds": round(seconds, 1),
+        "outputs": {name: f"{folder.path}/{file}" for name, file in outputs.items()},
+        "versions": versions(),
+    }
+    folder.write(SWEEP, summary)
+    return summary
+
+
+def describe(found: Recommendation, picks: dict[str, int], numbers: Sequence[int]) -> str:
+    """The recommendation and how sure it is, in one sentence."""
+    words = "sure" if found.confidence == 1 else "fairly sure" if found.confidence >= FAIRLY_SURE else "not sure"
+    agree = round(found.confidence * len(picks))
+    text = f"{found.num_clusters} clusters, {words}: {agree} of {len(picks)} criteria are within one of it"
+    at_edge = found.num_clusters in (numbers[0], numbers[-1])
+    return text + (f"; it is at the edge of {numbers[0]} to {numbers[-1]}: widen the range" if at_edge else "")
+
+
+def write_merges(
+    subject: Subject, over: OverClustering, picks: dict[str, int], found: Recommendation, folder: Folder
+) -> dict[str, str]:
+    """Draw how clusters merge; for a run, also write the merges to each number that a criterion picks.
+
+    Without a run the clusters are those of k-means with the largest number of the sweep.
+    """
+    if subject.centers is None or subject.sizes is None:
+        tree, sizes = over.tree, over.sizes.numpy()
+    else:
+        tree, sizes = center_tree(subject.centers), subject.sizes
+    clusters = len(sizes)
+    with TemporaryDirectory() as local:
+        draw_dendrogram(Path(local, DENDROGRAM), tree, sizes, min(found.num_clusters, clusters))
+        _keep(folder, DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
+    outputs = {"dendrogram": DENDROGRAM}
+    for file in folder.names("merge-"):  # of a sweep over other numbers
+        folder.delete(file)
+    wanted = {found.num_clusters, *picks.values()} if subject.centers is not None else set()
+    for number in sorted(number for number in wanted if number < clusters):
+        file = f"merge-{number}.yaml"
+        _keep(folder, file, yaml.safe_dump(group_names(cut(tree, number)), sort_keys=True).encode())
+        outputs[f"merge to {number}"] = file
+    return outputs
+
+
+def _keep(folder: Folder, file: str, data: bytes) -> None:
+    write_atomically(folder.files, f"{folder.root}/{file}", data)
+
+
+def _part(number: int) -> str:
+    return f"k-{number:04d}.json"
+
+
+def _settings() -> dict[str, int]:
+    """What decides the curves besides the features and the seed."""
+    return {
+        "version": VERSION,
+        "sample": SAMPLE,
+        "resampled": RESAMPLED,
+        "pairwise": PAIRWISE,
+        "pairs": PAIRS,
+        "references": REFERENCES,
+    }
+
+
+def _digest(subject: Subject, *numbers: int) -> str:
+    """Eight characters that change with the features, the seed, the settings of the criteria, and these numbers."""
+    digest = hashlib.sha256(subject.features.numpy().tobytes())
+    digest.update(repr((subject.seed, _settings(), numbers)).encode())
+    return digest.hexdigest()[:8]
+
+
+def _progress(done: int, total: int, begun_with: int, seconds: float) -> str:
+    left = total - done
+    minutes, rest = divmod(round(seconds / max(begun_with - left, 1) * left), 60)
+    return f"sweep-k: {done}/{total} numbers of clusters  {minutes}:{rest:02d} left"
