@@ -46,8 +46,8 @@ from pipeline.method.encoder import Standardize
 from pipeline.provenance import versions
 from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
 from pipeline.runs.embed import make_cache
-from pipeline.runs.models import load_model
 from pipeline.runs.identity import IDENTITY, read_started_run
+from pipeline.runs.models import load_model
 from pipeline.storage import Folder, absolute, check_writable, write_atomically
 
 SAMPLE = 20_000  # images on which all is judged, at most
