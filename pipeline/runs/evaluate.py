@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Echo = print) -> dict[str, Any]:
-    """Assign all images of a source by a trained model, and score the clusters.
+    """Assign all images of a source by a trained model, and score the clusters; those of one name count as one.
 
     Parameters
     ----------
@@ -48,11 +49,13 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
     source = data or read_started_run(Folder(absolute(run)))[0].data.path
     target = Folder(absolute(out or f"{run.rstrip('/')}/evaluation"))
     summary = assign_images(run, source, target.path, classes=True, echo=echo)
-    sizes = [cluster["images"] for cluster in summary["clusters"]]
-    table = contingency(count_assignments(target), len(sizes))
+    sizes = Counter[str]()
+    for cluster in summary["clusters"]:
+        sizes[cluster["name"]] += cluster["images"]
+    table = contingency(count_assignments(target), [cluster["name"] for cluster in summary["clusters"]])
     summary |= {
         "scores": contingency_scores(table) if len(table) else {},
-        "health": size_metrics(torch.tensor(sizes)),
+        "health": size_metrics(torch.tensor(list(sizes.values()))),
     }
     target.write(SUMMARY, summary)
     return summary
@@ -69,11 +72,11 @@ def count_assignments(target: Folder) -> Counter[tuple[int, int]]:
     return counts
 
 
-def contingency(counts: Counter[tuple[int, int]], clusters: int) -> Counts:
-    """Images with a known class as a table (classes, clusters)."""
-    classes = sorted({label for label, _ in counts if label != UNKNOWN})
-    table = np.zeros((len(classes), clusters), dtype=np.int64)
+def contingency(counts: Counter[tuple[int, int]], names: Sequence[str]) -> Counts:
+    """Images with a known class as a table (classes, clusters), where clusters of one name (K,) are one."""
+    classes, groups = sorted({label for label, _ in counts if label != UNKNOWN}), list(dict.fromkeys(names))
+    table = np.zeros((len(classes), len(groups)), dtype=np.int64)
     for (label, cluster), found in counts.items():
         if label != UNKNOWN:
-            table[classes.index(label), cluster] += found
+            table[classes.index(label), groups.index(names[cluster])] += found
     return table

@@ -13,6 +13,7 @@ import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
+from pipeline.runs.assign import assign_images
 from pipeline.runs.evaluate import contingency, evaluate
 from pipeline.runs.models import TrainedModel
 from tests.helpers.manifests import manifest
@@ -64,20 +65,31 @@ def test_images_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
+def test_a_finished_run_gives_its_scores_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its folder, a second time without work, and by the model that MLflow has of it."""
     from pipeline.runs.train import train
 
+    lines = list[str]()
     places = [f"storage={tmp_path / 'runs'}", f"data.path={tmp_path / 'data'}", "name=tiny"]
     small = ["optim.epochs=2", "optim.warmup_epochs=1", "resources.workers=1", "tracking.system_metrics=false"]
     try:
         trained = train(load_config("digits", [*places, *small]), echo=lambda line: None)
         found = evaluate(trained["folder"])
+        again = evaluate(trained["folder"], echo=lines.append)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", trained["mlflow"]["uri"])
+        logged = assign_images(trained["mlflow"]["run_id"], str(tmp_path / "data"), str(tmp_path / "logged"))
     finally:
         ray.shutdown()
+    assert again == found
+    assert lines == [f"{trained['folder']}/evaluation has the assignments of these images already"]
     assert found["scores"] == pytest.approx(trained["scores"])
     assert found["images"] == 1797
     assert found["health"]["cluster_largest"] == trained["last_epoch"]["cluster_largest"]
-    ours, theirs = (pq.read_table(summary["outputs"]["assignments"]).sort_by("index") for summary in (found, trained))
+    ours, theirs, of_mlflow = (
+        pq.read_table(summary["outputs"]["assignments"]).sort_by("index") for summary in (found, trained, logged)
+    )
+    assert of_mlflow.column("cluster").to_pylist() == theirs.column("cluster").to_pylist()
+    np.testing.assert_allclose(of_mlflow.column("similarity"), theirs.column("similarity"), atol=1e-3)
     for column in ("index", "path", "cluster", "runner_up", "label"):
         assert ours.column(column).to_pylist() == theirs.column(column).to_pylist()
     for column in ("similarity", "margin", "outlier"):
@@ -88,4 +100,5 @@ def test_a_finished_run_gives_its_scores_again(tmp_path: Path) -> None:
 
 def test_counts_become_a_table_of_the_classes_that_are_known() -> None:
     counts = Counter({(4, 0): 3, (4, 2): 1, (9, 2): 5, (-1, 1): 7})
-    np.testing.assert_array_equal(contingency(counts, 3), [[3, 0, 1], [0, 0, 5]])
+    np.testing.assert_array_equal(contingency(counts, ["0", "1", "2"]), [[3, 0, 1], [0, 0, 5]])
+    np.testing.assert_array_equal(contingency(counts, ["cat", "dog", "cat"]), [[4, 0], [5, 0]])

@@ -1,0 +1,51 @@
+"""What people call a model by, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.runs.models import model_uri, open_model
+
+
+@pytest.mark.parametrize(
+    ("reference", "uri"),
+    [
+        ("0123456789abcdef0123456789abcdef", "runs:/0123456789abcdef0123456789abcdef/model"),
+        ("runs:/0123/other", "runs:/0123/other"),
+        ("models:/photos@best", "models:/photos@best"),
+        ("photos/3", "models:/photos/3"),
+        ("runs/digits-0123abcd", None),
+        ("s3://bucket/runs/photos/3", None),
+        ("/runs/3", None),
+    ],
+)
+def test_references_are_told_apart(
+    reference: str, uri: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_uri(reference) == uri
+
+
+def test_a_run_folder_whose_name_is_a_number_is_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "3").mkdir(parents=True)
+    (tmp_path / "runs" / "3" / "run.json").write_text("{}")
+    assert model_uri("runs/3") is None
+
+
+def test_mlflow_is_not_created_by_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match=r"models:/photos/3 is MLflow's, and .*mlflow\.db does not exist; set"):
+        open_model("photos/3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_mlflow_does_not_have_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ConfigError, match=r"gives no models:/photos/3 .*; set MLFLOW_TRACKING_URI to the server that"):
+        open_model("photos/3")
