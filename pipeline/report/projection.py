@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import warnings
 from dataclasses import dataclass
@@ -36,17 +34,21 @@ def project(unit: Tensor) -> Projection:
     The first `FIT_ROWS` rows, which should be a fair sample, decide the map; the others are placed on it. The same
     features give the same map.
     """
-    if importlib.util.find_spec("umap") and len(unit) > 3:
-        return Projection(_to_square(_umap(unit.numpy())), "UMAP")
-    return Projection(principal_plane(unit), "PCA")
+    try:
+        from umap import UMAP
+    except ImportError:
+        return Projection(principal_plane(unit), "PCA")
+    if len(unit) <= 3:  # too few neighbours for UMAP
+        return Projection(principal_plane(unit), "PCA")
+    return Projection(_to_square(_learn(UMAP, unit.numpy())), "UMAP")
 
 
-def _umap(rows: Array) -> Array:
-    umap: Any = importlib.import_module("umap")
+def _learn(method: Any, rows: Array) -> Array:
+    """Places (n, 2) by UMAP's class."""
     fitted, rest = rows[:FIT_ROWS], rows[FIT_ROWS:]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a seed means one thread, and that few rows have few neighbours
-        model = umap.UMAP(metric="cosine", n_neighbors=min(30, len(fitted) - 1), random_state=0, **LOOSE)
+        model = method(metric="cosine", n_neighbors=min(30, len(fitted) - 1), random_state=0, **LOOSE)
         places = model.fit_transform(fitted)
         return np.concatenate([places, model.transform(rest)]) if len(rest) else places
 

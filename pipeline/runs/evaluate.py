@@ -11,10 +11,12 @@ import pyarrow.dataset as pads
 import torch
 
 from pipeline.clustering.scores import contingency_scores
+from pipeline.errors import ConfigError
 from pipeline.inference.assign import PARTS
 from pipeline.progress import Echo
 from pipeline.runs.assign import assign_images
 from pipeline.runs.identity import SUMMARY, read_started_run
+from pipeline.runs.models import model_uri
 from pipeline.storage import Folder, absolute
 from pipeline.training.health import size_metrics
 
@@ -46,6 +48,8 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
     ConfigError, DataError
         When there is no such model or source.
     """
+    if model_uri(run) is not None and (data is None or out is None):
+        raise ConfigError(f"{run} is a model of MLflow and not a folder; give --data and --out")
     source = data or read_started_run(Folder(absolute(run)))[0].data.path
     target = Folder(absolute(out or f"{run.rstrip('/')}/evaluation"))
     summary = assign_images(run, source, target.path, classes=True, echo=echo)

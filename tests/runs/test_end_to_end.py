@@ -72,10 +72,11 @@ def test_a_run_leaves_scores_pictures_assignments_and_ledger(whole: dict[str, An
         "first_batch", "batch_wait", "step", "estep", "evaluate", "monitor", "checkpoint", "epoch",
     }  # fmt: skip
     assert whole["seconds"]["step"] > 0
-    for path in (Path(whole["outputs"][name]) for name in ("summary", "clusters", "curves", "assignments")):
-        assert path.stat().st_size > 1000, path
+    for name in ("summary", "atlas", "clusters", "curves", "assignments", "embedding"):
+        assert Path(whole["outputs"][name]).stat().st_size > 1000, name
     table = pq.read_table(whole["outputs"]["assignments"])
-    assert table.column_names == ["index", "cluster", "label"]
+    columns = ["index", "path", "cluster", "similarity", "runner_up", "margin", "outlier", "label"]
+    assert table.column_names == columns
     assert table.column("index").to_pylist() == list(range(1797))
     assert table.column("cluster").to_pylist() == outcome(whole["folder"])[1]
 
@@ -88,7 +89,10 @@ def test_mlflow_holds_the_run_its_metrics_and_its_model(whole: dict[str, Any]) -
     assert record.data.metrics["acc"] == pytest.approx(whole["scores"]["acc"])
     assert [m.step for m in client.get_metric_history(record.info.run_id, "loss")] == [1, 2, 3]
     names = {artifact.path for artifact in client.list_artifacts(record.info.run_id)}
-    assert {"clusters.png", "curves.png", "assignments.parquet", "model"} <= names
+    files = {"clusters.png", "curves.png", "assignments.parquet", "atlas.html", "embedding.parquet"}
+    assert files <= names
+    (model,) = client.search_logged_models([record.info.experiment_id], f"source_run_id = '{record.info.run_id}'")
+    assert (model.name, str(model.status)) == ("model", "READY")
 
 
 def test_a_finished_run_is_not_run_again(folder: Path, whole: dict[str, Any]) -> None:

@@ -64,6 +64,11 @@ def test_images_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_of_mlflow_has_no_images_and_no_folder_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"photos/3 is a model of MLflow and not a folder; give --data and --out"):
+        evaluate("photos/3", data="digits")
+
+
 @pytest.mark.slow
 def test_a_finished_run_gives_its_scores_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its folder, a second time without work, and by the model that MLflow has of it."""
