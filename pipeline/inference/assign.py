@@ -8,6 +8,7 @@ when the command starts again are kept.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from pipeline.storage import Folder
 PARTS, REPORTS = "assignments.parquet", "reports"
 """Folders of the output: the parts, which Parquet readers take as one table, and a report of each."""
 CPU_BATCH = 64  # images in a forward pass on a CPU, at most: more take more memory and no less time
+ACTOR_IMAGES = 2048  # worth the start of an actor, which takes seconds
 BATCHES_A_GROUP = 32  # in a row group
 
 T = TypeVar("T")
@@ -146,7 +148,8 @@ def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray
     cluster = ray.cluster_resources()
     gpus, cpus = int(cluster.get("GPU", 0)), int(cluster["CPU"])
     rows = [{"number": number, "piece": cloudpickle.dumps(pieces.pieces[number])} for number in numbers]
-    actors = min(gpus or cpus, len(rows))
+    useful = len(rows) if pieces.total is None else min(len(rows), math.ceil(pieces.total / ACTOR_IMAGES))
+    actors = min(gpus or cpus, useful)
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Assigner,
         fn_constructor_args=[assignment, max(1, cpus // actors)],
