@@ -15,8 +15,9 @@ from pipeline.config.loading import load_config
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_sample
 from pipeline.errors import ConfigError
-from pipeline.runs.evaluate import evaluate, load_model
+from pipeline.runs.evaluate import evaluate
 from pipeline.runs.identity import claim_features, read_started_run
+from pipeline.runs.models import load_model
 from pipeline.runs.train import train
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import newest_in
@@ -86,7 +87,7 @@ def assert_the_model_takes_images(run: Path) -> None:
     assert values is not None
     block = decode_table(read_sample(config.data.path, manifest, 500), **config.data.decoding)
     with torch.inference_mode():
-        found = load_model(str(run))(torch.from_numpy(block["image"])).argmax(dim=1)
+        found = load_model(str(run))(torch.from_numpy(block["image"]))[0].argmax(dim=1)
     assert (found == values["labels"][:500]).float().mean() > 0.99  # float16 may turn an image on a border
     scores = evaluate(str(run))["scores"]
     assert scores["acc"] == pytest.approx(values["history"][-1]["acc"], abs=0.01)
