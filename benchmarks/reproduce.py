@@ -23,6 +23,7 @@ from benchmarks.results.measuring import ROOT, Options, reproduce, row_settings
 from benchmarks.results.page import DIFFERENCES, RESULTS, differences_page, results_page
 from benchmarks.results.picture import draw_rows
 from benchmarks.results.records import read_record
+from pipeline.build import settle_images
 from pipeline.config.identity import circumstances
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, Interrupted, UserError
@@ -92,7 +93,10 @@ def pages(definitions: Definitions, docs: Path) -> dict[str, str]:
     """The two pages as the records of now make them, by the name of the file."""
     found = {name: read_record(docs / RECORDS, name) for name in definitions.rows}
     records = {name: record for name, record in found.items() if record}
-    settings = {name: row_settings(load_config(row.preset, row.overrides)) for name, row in definitions.rows.items()}
+    configs = {name: load_config(row.preset, row.overrides) for name, row in definitions.rows.items()}
+    settings = {
+        name: row_settings(settle_images(config)) for name, config in configs.items()
+    }  # as the records have them
     return {
         RESULTS: results_page(definitions, records, settings, docs),
         DIFFERENCES: differences_page((docs / DIFFERENCES).read_text(), definitions, records),
