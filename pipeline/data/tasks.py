@@ -1,4 +1,4 @@
-"""Independent tasks: on Ray when it is initialised, otherwise one after the other in this process."""
+"""Independent tasks: on Ray when it is initialised, otherwise one after the other in this process; and Ray's errors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import UserError
+from pipeline.errors import RunFailed, UserError, first_line
 
 
 def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[Any]:
@@ -29,6 +29,18 @@ def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator
     finally:
         for reference in pending:  # after an error or a closed generator: stop what is no longer needed
             ray.cancel(reference)
+
+
+def own_error(error: RayError, what: str, place: str) -> UserError:
+    """The error of ours that Ray wrapped; or one that says what failed, with the first line of Ray's.
+
+    `place` is the folder that keeps what is done, so that the same command continues.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    kept = f"what is in {place} is kept, and the same command continues"
+    return cause or RunFailed(f"{what} ({first_line(error)}); {kept}")
 
 
 def _result(reference: Any) -> Any:

@@ -34,7 +34,8 @@ from pipeline.data.quiet import cpp_log_lines_hidden
 from pipeline.data.read import read_rows
 from pipeline.data.shards import Manifest
 from pipeline.data.streaming import quiet_data_context
-from pipeline.errors import DataError, RunFailed, UserError, first_line
+from pipeline.data.tasks import own_error
+from pipeline.errors import DataError
 from pipeline.features.cache import (
     BACKBONE,
     CACHE,
@@ -161,16 +162,7 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
             for row in embedded_parts(config, manifest, folder, missing).iter_rows():
                 progress.add(row["rows"])
     except RayError as error:
-        raise _own_error(error, folder) from error
-
-
-def _own_error(error: RayError, folder: Folder) -> UserError:
-    """The error of ours that Ray wrapped, or one with the first line of Ray's."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    kept = f"what is in {folder.path} is kept, and the same command continues"
-    return cause or RunFailed(f"the features could not be made ({first_line(error)}); {kept}")
+        raise own_error(error, "the features could not be made", folder.path) from error
 
 
 def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:

@@ -30,7 +30,8 @@ from pipeline.data.decode import decode
 from pipeline.data.quiet import cpp_log_lines_hidden
 from pipeline.data.shards import Quarantined
 from pipeline.data.streaming import quiet_data_context
-from pipeline.errors import RunFailed, UserError, first_line
+from pipeline.data.tasks import own_error
+from pipeline.errors import first_line
 from pipeline.inference.card import ModelCard
 from pipeline.inference.embedding import prediction_table
 from pipeline.inference.pieces import Encoded, Piece, Pieces
@@ -130,7 +131,7 @@ def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) 
                 for row in _assigned(pieces, missing, assignment).iter_rows():
                     progress.add(row["seen"])
         except RayError as error:
-            raise _own_error(error, assignment.out) from error
+            raise own_error(error, "the images could not be assigned", assignment.out) from error
     yield from (_read(reports, number) for number in range(len(pieces.pieces)))
 
 
@@ -157,15 +158,6 @@ def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray
         num_cpus=0 if gpus else 0.5,  # an actor that took the only CPU would wait for ever to be fed
         concurrency=actors,
     )
-
-
-def _own_error(error: RayError, out: str) -> UserError:
-    """The error of ours that Ray wrapped, or one with the first line of Ray's."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    kept = f"what is in {out} is kept, and the same command continues"
-    return cause or RunFailed(f"the images could not be assigned ({first_line(error)}); {kept}")
 
 
 class Assigner:
