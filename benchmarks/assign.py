@@ -107,6 +107,11 @@ def _anonymous(process: psutil.Process) -> float:
     return float(info.rss - info.shared) / 2**20
 
 
+def _args(piece: Any) -> tuple[Any, ...]:
+    """(..., first index, index behind the last) of a piece of shards."""
+    return tuple(piece.args)
+
+
 def measure(run: str, shards: str, rounds: int) -> dict[str, Any]:
     """Speeds, their ratio in each round, and memory."""
     model, manifest = open_model(run), read_manifest(shards)
@@ -115,7 +120,9 @@ def measure(run: str, shards: str, rounds: int) -> dict[str, Any]:
     memory = {}
     for name, part in (("a tenth", pieces.pieces[: len(pieces.pieces) // 10]), ("all", pieces.pieces)):
         with peak_memory() as peak:
-            by_actors(model, replace(pieces, pieces=part, total=None))
+            by_actors(
+                model, replace(pieces, pieces=part, total=sum(stop - start for *_, start, stop in map(_args, part)))
+            )
         memory[name] = {"parts": len(part)} | {who: round(mib) for who, mib in peak.items()}
     ratios, steady, rates = [], [], []
     for _ in range(rounds):

@@ -177,7 +177,7 @@ class Assigner:
             torch.set_num_threads(1)
             threads = 1
         self.batch = assignment.batch_size if self.device.type == "cuda" else min(assignment.batch_size, CPU_BATCH)
-        self.pool = ThreadPoolExecutor(threads)
+        self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
         self.model = assignment.load().to(self.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +219,7 @@ class Assigner:
         """Decoded images uint8 (b, S, S, 3) with their rows."""
         decoded = partial(_decoded, decoding=self.assignment.card.decoding)
         for block in _together(_encoded(piece, report), self.batch):
-            entries = list(self.pool.map(decoded, block))
+            entries = list(self.map(decoded, block))
             report.refuse([entry for entry in entries if isinstance(entry, Quarantined)])
             rows = [row for row, entry in zip(block, entries, strict=True) if isinstance(entry, Tensor)]
             if rows:
