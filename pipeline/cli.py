@@ -408,7 +408,7 @@ def sweep_k(
 ) -> None:
     """Find out how many clusters there are.
 
-    Features are clustered with every number from --from to --to, and five criteria without labels judge them. For a
+    Features are clustered with every number from --from to --to, and six criteria without labels judge them. For a
     run, files that merge its clusters are written too. The same command resumes an interrupted sweep.
 
     \b

@@ -126,7 +126,11 @@ class Folder:
 
     def write(self, file: str, values: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
-        write_atomically(self.files, f"{self.root}/{file}", json.dumps(values, indent=1).encode())
+        self.write_bytes(file, json.dumps(values, indent=1).encode())
+
+    def write_bytes(self, file: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
+        write_atomically(self.files, f"{self.root}/{file}", data)
 
     def update(self, file: str, **values: Any) -> None:
         """Set values of a JSON file."""

@@ -51,7 +51,7 @@ from pipeline.features.cache import (
 from pipeline.features.neighbours import ensure_neighbours
 from pipeline.lease import hold
 from pipeline.progress import Echo, Progress
-from pipeline.storage import Folder, write_atomically
+from pipeline.storage import Folder
 
 Row = dict[str, Any]
 PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
@@ -123,7 +123,7 @@ def claim(
         check_same_key(cache.key, key, folder)
         return cache
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
-    write_atomically(folder.files, f"{folder.root}/{BACKBONE}", safetensors.torch.save(state))
+    folder.write_bytes(BACKBONE, safetensors.torch.save(state))
     side = config.data.decoding["size"]
     parts = cut_parts(manifest.num_images, side)
     views = config.views.cached + 1
@@ -227,7 +227,7 @@ class Embedder:
         buffer = io.BytesIO()
         table = part_table(part["first_index"], features.numpy())
         pq.write_table(table, buffer, compression="none", use_dictionary=False, write_page_checksum=True)
-        write_atomically(self.folder.files, f"{self.folder.root}/{part['file']}", buffer.getvalue())
+        self.folder.write_bytes(part["file"], buffer.getvalue())
         return part
 
     @torch.inference_mode()

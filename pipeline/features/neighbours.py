@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pipeline.data.tasks import run_each
 from pipeline.errors import ConfigError
 from pipeline.features.cache import FeatureCache, Half, read_cache, read_part
-from pipeline.storage import Folder, write_atomically
+from pipeline.storage import Folder
 
 EXACT_IMAGES = 100_000
 QUERIES = 512  # whose similarities with all images are in memory at a time
@@ -43,7 +43,7 @@ def ensure_neighbours(folder: Folder, cache: FeatureCache, count: int) -> None:
     find = exact_neighbours if cache.num_images <= EXACT_IMAGES else approximate_neighbours
     buffer = io.BytesIO()
     np.save(buffer, find(folder, cache, count))
-    write_atomically(folder.files, f"{folder.root}/{_file(count)}", buffer.getvalue())
+    folder.write_bytes(_file(count), buffer.getvalue())
 
 
 def complete_neighbours(folder: Folder, count: int) -> None:

@@ -124,7 +124,7 @@ def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) 
     there = set(reports.names("part-"))
     missing = [number for number in range(len(pieces.pieces)) if f"{_name(number)}.json" not in there]
     if missing:
-        done = sum(_read(reports, number).seen for number in range(len(pieces.pieces)) if number not in set(missing))
+        done = sum(_read(reports, number).seen for number in sorted(set(range(len(pieces.pieces))).difference(missing)))
         progress = Progress("assign", "images", pieces.total, done, echo)
         try:
             with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are

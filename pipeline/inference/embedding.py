@@ -21,7 +21,7 @@ from pipeline.collectives import rank, row_range, world_size
 from pipeline.errors import DataError
 from pipeline.inference.predict import Prediction, predict
 from pipeline.method.losses import unit
-from pipeline.storage import Folder, write_atomically
+from pipeline.storage import Folder
 
 FEATURES = "features"  # folder of the parts, in a run's folder
 GROUP_ROWS = 8192
@@ -41,7 +41,7 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, total: int) -
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=GROUP_ROWS, write_page_checksum=True)
     name = f"part-{rank():05d}-of-{world_size():05d}.parquet"
-    write_atomically(folder.files, f"{folder.root}/{name}", buffer.getvalue())
+    folder.write_bytes(name, buffer.getvalue())
 
 
 def prediction_table(

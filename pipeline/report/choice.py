@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.inference.predict import OUTLIER
+
 CLUSTERS = 2_000  # shown at most, the largest ones
 CONTACTS = 12_000  # images on the contact sheets of all clusters together
 LARGEST_SHEET, SMALLEST_SHEET = 72, 6  # images on the contact sheet of one cluster
-OUTLIER = 3.5  # robust z above which an image is listed
 OUTLIERS, PAIRS = 200, 300  # listed at most
 DUPLICATE = 0.99  # cosine above which two images are compared as pictures
 IDENTICAL, ALIKE = 1.5, 8.0  # mean difference of the pixels, of 255, up to which pictures count as such

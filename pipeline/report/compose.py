@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.inference.predict import OUTLIER
 from pipeline.method.losses import unit
 from pipeline.report.atlas import Atlas, ShownCluster
 from pipeline.report.choice import (
-    OUTLIER,
     OUTLIERS,
     Assignments,
     ContactSheet,

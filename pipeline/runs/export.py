@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from pipeline.inference.card import CARD
 from pipeline.runs.models import open_model
 from pipeline.serving.export import export_model
-from pipeline.storage import Folder, absolute, write_atomically
+from pipeline.storage import Folder, absolute
 
 
 def export(run: str, format_name: str, out: str | None = None) -> dict[str, str]:
@@ -36,5 +36,5 @@ def export(run: str, format_name: str, out: str | None = None) -> dict[str, str]
     with TemporaryDirectory() as local:
         file = export_model(format_name, Path(local), model.module, model.card)
         for name in (file.name, CARD):
-            write_atomically(target.files, f"{target.root}/{name}", Path(local, name).read_bytes())
+            target.write_bytes(name, Path(local, name).read_bytes())
     return {"model": f"{target.path}/{file.name}", "card": f"{target.path}/{CARD}"}

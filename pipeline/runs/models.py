@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pipeline.runs.identity import IDENTITY, read_started_run
 from pipeline.runs.names import read_names
 from pipeline.serving.bundle import PROGRAM, load_program, read_bundle
 from pipeline.serving.mlflow_model import BUNDLE
-from pipeline.storage import Folder, absolute, write_atomically
+from pipeline.storage import Folder, absolute
 from pipeline.tracking import MODEL, database_path, redacted, tracking_uri
 from pipeline.training.checkpoint import newest_in
 
@@ -63,7 +62,7 @@ class TrainedModel:
         """What gives the model on every node; a program is kept in `out` for that."""
         if isinstance(self.place, str):
             return partial(load_model, self.place)
-        write_atomically(out.files, f"{out.root}/{PROGRAM}", self.place)
+        out.write_bytes(PROGRAM, self.place)
         return partial(_load_kept, out.path)
 
 
@@ -103,7 +102,6 @@ def model_uri(reference: str) -> str | None:
 
 def _open_logged(uri: str) -> TrainedModel:
     """The model that MLflow has under a URI; ConfigError when it has none, or not one of ours."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.artifacts import download_artifacts
 
     store = tracking_uri(None, absolute(DEFAULT_STORAGE))

@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.storage import Folder, absolute, filesystem, write_atomically
+from pipeline.storage import Folder, absolute, filesystem
 
 NAMES = "names.yaml"
 
@@ -47,7 +47,7 @@ def set_names(run: str, given: Sequence[str]) -> dict[int, str]:
         raise ConfigError(f"cluster {unknown[0]} does not exist; {folder.name} has the clusters 0 to {count - 1}")
     names = {cluster: names[cluster] for cluster in sorted(names) if names[cluster]}
     data = yaml.safe_dump(names, allow_unicode=True, sort_keys=False).encode()
-    write_atomically(folder.files, f"{folder.root}/{NAMES}", data)
+    folder.write_bytes(NAMES, data)
     return names
 
 

@@ -48,7 +48,7 @@ from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
 from pipeline.runs.embed import make_cache
 from pipeline.runs.identity import IDENTITY, read_started_run
 from pipeline.runs.models import load_model
-from pipeline.storage import Folder, absolute, check_writable, write_atomically
+from pipeline.storage import Folder, absolute, check_writable
 
 SAMPLE = 20_000  # images on which all is judged, at most
 RESAMPLED = 5_000  # of them, for what clusters many times, and for the graphs of neighbours
@@ -156,7 +156,7 @@ def over_cluster(subject: Subject, most: int) -> OverClustering:
 def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print) -> dict[str, Any]:
     """Judge all `numbers` of clusters, and write curves, recommendation and merges.
 
-    Each K is kept as it ends: the same call goes on after a kill.
+    Each K is kept as it ends: the same call resumes after a kill.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ def conclude(
     sentence = describe(found, picks, numbers)
     with TemporaryDirectory() as local:
         draw_sweep(Path(local, CURVES), numbers, curves, picks, found.num_clusters, sentence)
-        _keep(folder, CURVES, Path(local, CURVES).read_bytes())
+        folder.write_bytes(CURVES, Path(local, CURVES).read_bytes())
         outputs = {"summary": SWEEP, "curves": CURVES, **write_merges(subject, over, picks, found, folder)}
     summary = {
         "of": subject.what,
@@ -303,20 +303,16 @@ def write_merges(
     clusters = len(sizes)
     with TemporaryDirectory() as local:
         draw_dendrogram(Path(local, DENDROGRAM), tree, sizes, min(found.num_clusters, clusters))
-        _keep(folder, DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
+        folder.write_bytes(DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
     outputs = {"dendrogram": DENDROGRAM}
     for file in folder.names("merge-"):  # of a sweep over other numbers
         folder.delete(file)
     wanted = {found.num_clusters, *picks.values()} if subject.centers is not None else set()
     for number in sorted(number for number in wanted if number < clusters):
         file = f"merge-{number}.yaml"
-        _keep(folder, file, yaml.safe_dump(group_names(cut(tree, number)), sort_keys=True).encode())
+        folder.write_bytes(file, yaml.safe_dump(group_names(cut(tree, number)), sort_keys=True).encode())
         outputs[f"merge to {number}"] = file
     return outputs
-
-
-def _keep(folder: Folder, file: str, data: bytes) -> None:
-    write_atomically(folder.files, f"{folder.root}/{file}", data)
 
 
 def _part(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -48,7 +47,6 @@ def save_mlflow_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
         bundle.mkdir()
         write_bundle(bundle, model, card)
         _copy_modules(code.parent)
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         columns = {"cluster": "long", "name": "string", "similarity": "float", "runner_up": "long"}
         columns |= {"margin": "float", "outlier": "float"}
         with warnings.catch_warnings(action="ignore"):  # it wants an example of the input, which may be of many kinds
