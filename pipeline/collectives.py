@@ -62,12 +62,22 @@ def equal_rows(count: int) -> RowRange:
 
 class _AllSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _sum(x)
+    def forward(ctx: Any, x: Tensor, total: Tensor | None) -> Tensor:
+        return _sum(x) if total is None else total.view_as(total)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _sum(grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _sum(grad), None
+
+
+class _SharedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, total: Tensor) -> Tensor:
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * world_size(), None
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -81,7 +91,28 @@ def _sum(x: Tensor) -> Tensor:
 
 def all_sum(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
     """Sum of `x` over the workers, differentiable; the backward pass sums the workers' gradients."""
-    return cast(Tensor, _AllSum.apply(x)) if world_size(scope) > 1 else x
+    return cast(Tensor, _AllSum.apply(x, None)) if world_size(scope) > 1 else x
+
+
+@torch.no_grad()
+def sum_together(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Sums of tensors of one type over the workers, in one exchange. No gradient: `attach_sum` gives it afterwards."""
+    if world_size() == 1:
+        return tuple(part.detach() for part in parts)
+    totals = _sum(torch.cat([part.flatten() for part in parts])).split([part.numel() for part in parts])
+    return tuple(total.view_as(part) for total, part in zip(totals, parts, strict=True))
+
+
+def attach_sum(x: Tensor, total: Tensor, *, shared: bool = False) -> Tensor:
+    """`total`, which `sum_together` has made of `x`, with the gradient that `all_sum` would have.
+
+    Sums that were exchanged one after another thus have their gradients exchanged together, in one backward pass.
+    `shared` promises that every worker computes one and the same loss from the total: the workers' gradients are then
+    equal, W times the own one is their sum, and nothing is exchanged.
+    """
+    if world_size() == 1:
+        return x
+    return cast(Tensor, (_SharedSum if shared else _AllSum).apply(x, total))
 
 
 def all_stack(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:

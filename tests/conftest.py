@@ -1,19 +1,21 @@
-"""Fixtures of all tests: gloo processes that live for the whole session."""
+"""Fixtures of all tests: processes that live for the whole session."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from tests.helpers.fake_gpu import have_device
 from tests.helpers.workers import Workers
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    workers = Workers(2, tmp_path_factory.mktemp("pair"))
+    workers = Workers.gloo(2, tmp_path_factory.mktemp("pair"))
     yield workers
     workers.close()
 
@@ -21,6 +23,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 @pytest.fixture(scope="session")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    workers = Workers(3, tmp_path_factory.mktemp("trio"))
+    workers = Workers.gloo(3, tmp_path_factory.mktemp("trio"))
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
+def fake_gpu() -> Iterator[Workers]:
+    """A process with a GPU that has no data (`tests.helpers.fake_gpu`)."""
+    workers = Workers(1, have_device)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
+def one_of_two_fake_gpus() -> Iterator[Workers]:
+    """The same as one of two workers, whose exchanges send nothing."""
+    workers = Workers(1, partial(have_device, workers=2))
     yield workers
     workers.close()

@@ -57,7 +57,7 @@ def dot_chunks(features: Tensor, centers: Tensor) -> Iterator[tuple[slice, Tenso
     They are cosines where the rows are unit vectors.
     """
     directions = F.normalize(centers, dim=1).T
-    step = max(1, (GPU_CHUNK_VALUES if features.is_cuda else CHUNK_VALUES) // len(centers))
+    step = max(1, (CHUNK_VALUES if features.device.type == "cpu" else GPU_CHUNK_VALUES) // len(centers))
     for start in range(0, len(features), step):
         rows = slice(start, start + step)
         yield rows, features[rows] @ directions

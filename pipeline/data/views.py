@@ -163,9 +163,9 @@ _NUM_DRAWS = 2 * CROP_TRIES + len(_Draws._fields)
 def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
     """`operation` on the images whose `chosen` (B,) is true; CPU images are overwritten.
 
-    A CPU skips the others. On CUDA, counting the chosen would make the host wait, so all are computed.
+    A CPU skips the others. On a GPU, counting the chosen would make the host wait, so all are computed.
     """
-    if images.is_cuda:
+    if images.device.type != "cpu":
         return torch.where(chosen[:, None, None, None], operation(images, *parameters), images)
     rows = chosen.nonzero().squeeze(1)
     if len(rows) > 0:

@@ -2,7 +2,8 @@
 
 torch's SyncBatchNorm refuses CPU tensors; this one needs only an all-reduce. It can also take several stacked
 batches at once (`blocks`), each normalised by its own statistics: DigPro's two views go through a network in one
-call and one collective, with the numbers of two calls in a row.
+call and one collective, with the numbers of two calls in a row. A single GPU needs no collective, and takes torch's
+own kernels; so does whatever is compiled for one worker.
 """
 
 from __future__ import annotations
@@ -13,25 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.collectives import all_stack, all_sum, world_size
+from pipeline.method import norm_passes
 
 
 class _Normalize(torch.autograd.Function):
-    """y = (x - mean) / std * weight + bias with the mean and variance of each block over all workers.
-
-    x is (V*B, C, ...): V stacked blocks of B rows. It is divided into blocks in here: if the output were a view, an
-    in-place ReLU behind it would cost autograd a copy of the whole gradient. Products and sums are separate steps
-    because `addcmul` with two broadcast factors is not vectorised on a CPU and takes three times as long.
-    """
+    """y = (x - mean) / std * weight + bias with the mean and variance of each block over all workers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, blocks: int, eps: float) -> tuple[Tensor, ...]:
-        stacked = _blocks(x, blocks)
-        mean, var, count = _global_moments(stacked)
+        mean, var, count = _global_moments(x, blocks)
         inv_std = torch.rsqrt(var + eps)
-        scale = inv_std * weight
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        out = y.view_as(stacked)
-        torch.mul(stacked, _per_channel(scale, x), out=out).add_(_per_channel(bias - mean * scale, x))
+        y = norm_passes.normalize(x, mean, inv_std, weight, bias)
         ctx.save_for_backward(x, weight, mean, inv_std, count)
         ctx.mark_non_differentiable(mean, var, count)
         return y, mean, var, count
@@ -39,60 +32,31 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inv_std, count = ctx.saved_tensors
-        x, dy = _blocks(x, len(mean)), _blocks(grad, len(mean))
-        dy_sum, dy_xhat = _backward_sums(dy, x, mean, inv_std)
-        total = all_sum(torch.stack([dy_sum, dy_xhat])) / count
-        scale = inv_std * weight
-        slope = -scale * inv_std * total[1]
-        offset = -scale * total[0] - slope * mean
-        dx = torch.mul(dy, _per_channel(scale, x)).add_(_per_channel(offset, x)).addcmul_(x, _per_channel(slope, x))
-        return dx.view(grad.shape), dy_xhat.sum(0), dy_sum.sum(0), None, None
+        dy = grad.contiguous(memory_format=_layout(x))
+        sums = norm_passes.gradient_sums(dy, x, mean, inv_std)
+        dx = norm_passes.input_gradient(dy, x, mean, inv_std, weight, all_sum(sums) / count)
+        dy_sum, dy_xhat = sums.sum(dim=1).unbind()
+        return dx, dy_xhat, dy_sum, None, None
 
 
-def _blocks(x: Tensor, blocks: int) -> Tensor:
-    """(V*B, C, ...) as (V, B, C, L): V blocks of B rows, C channels, L positions."""
-    return x.reshape(blocks, len(x) // blocks, x.shape[1], -1)
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels last where x has them last; a CPU's passes make everything contiguous."""
+    last = x.device.type != "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """(V, C) statistics, shaped to broadcast over (V, B, C, L) in its precision."""
-    return values[:, None, :, None].to(like.dtype)
-
-
-def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _global_moments(x: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (V, C) over rows, positions and workers, and the number of values behind them.
 
     Workers' moments are merged by Chan's formula: summing squares instead would cancel in float32.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    mean, var = _moments(x.to(wide))
-    counts = torch.full_like(mean, x.shape[1] * x.shape[3])
+    mean, var = norm_passes.moments(x, blocks)
+    counts = torch.full_like(mean, x.numel() // (blocks * x.shape[1]))
     means, variances, counts = all_stack(torch.stack([mean, var, counts])).unbind(1)
     count = counts.sum(0)
     mean = (means * counts).sum(0) / count
     var = ((variances + (means - mean) ** 2) * counts).sum(0) / count
     return mean, var, count
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (V, C) over this worker's rows and positions, about the mean so that it cannot cancel.
-
-    In two passes on a CPU, where torch's own kernel takes five times as long; sums in stages keep its precision.
-    """
-    if x.is_cuda:
-        moments = [torch.batch_norm_update_stats(block, None, None, 0.0) for block in x]
-        return torch.stack([mean for mean, _ in moments]), torch.stack([var for _, var in moments])
-    size = x.shape[1] * x.shape[3]
-    mean = x.sum(dim=3).sum(dim=1) / size
-    return mean, (x - _per_channel(mean, x)).square_().sum(dim=3).sum(dim=1) / size
-
-
-def _backward_sums(dy: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor) -> tuple[Tensor, Tensor]:
-    """Per block and channel: sum of dy, and of dy times the normalised x, over this worker's rows."""
-    wide = mean.dtype
-    dy_sum = dy.sum(dim=(1, 3), dtype=wide)
-    dy_x = (dy * x).sum(dim=(1, 3), dtype=wide)
-    return dy_sum, (dy_x - mean * dy_sum) * inv_std
 
 
 class GlobalBatchNorm(nn.Module):
@@ -132,11 +96,19 @@ class GlobalBatchNorm(nn.Module):
             raise ValueError(
                 f"an input of {tuple(x.shape)} has 1 value per channel and block; variance needs 2 or more"
             )
+        if world_size() == 1 and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+            return self._by_torch(x)
         y, mean, var, count = cast(
             tuple[Tensor, ...], _Normalize.apply(x, self.weight, self.bias, self.blocks, self.eps)
         )
         self._move_running(mean, var * (count / (count - 1)))
         return y
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        """The same by torch's own kernels, block by block: the fastest on a GPU, and what a compiler can fuse."""
+        weights = self.running_mean, self.running_var, self.weight, self.bias
+        blocks = x.split(len(x) // self.blocks)
+        return torch.cat([nn.functional.batch_norm(b, *weights, True, self.momentum, self.eps) for b in blocks])
 
     @torch.no_grad()
     def _move_running(self, mean: Tensor, var: Tensor) -> None:

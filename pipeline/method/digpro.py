@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.collectives import RowRange, Scope, equal_rows, from_rank_zero
+from pipeline.collectives import RowRange, Scope, attach_sum, equal_rows, from_rank_zero, sum_together
 from pipeline.method.batchnorm import use_global_batchnorm
 from pipeline.method.groups import FeatureBank, MomentumGroups
-from pipeline.method.losses import group_loss, instance_loss, prototype_loss, unit
+from pipeline.method.losses import group_loss, instance_loss, prototype_contrast, prototype_sums, unit
 from pipeline.method.network import OnlineTarget
 
 
@@ -56,13 +56,21 @@ class DigProSettings:
 class StepLosses(NamedTuple):
     """Losses of one step; their averages over the workers are the losses of the global batch.
 
-    A new loss is a field here, a weight in `DigProSettings` and a term in `DigPro._pass`.
+    A new loss is a field here, a weight in `DigProSettings` and a term in `DigPro._losses`.
     """
 
     instance: Tensor
     prototype: Tensor
     group: Tensor
     total: Tensor
+
+
+class _GroupPass(NamedTuple):
+    """One pass of dynamic grouping: the groups before it (G, D), the targets' groups (B,), member sums (G, D+1)."""
+
+    start: Tensor
+    assignment: Tensor
+    sums: Tensor
 
 
 class DigPro(nn.Module):
@@ -144,12 +152,11 @@ class DigPro(nn.Module):
             target = self._features(self.networks.target, view_b, view_a)
         clean, noisy = self._predictions(online, noise)
         with torch.autocast(view_a.device.type, enabled=False):
-            passes = zip(online, target, clean, noisy, strict=True)
-            losses = [self._pass(*features, None if warmup else labels, own.share) for features in passes]
+            losses = self._losses(online, target, clean, noisy, None if warmup else labels, own.share)
             for features in online:
                 self.bank.push(unit(features), own)
         self.networks.ema_update(target_momentum)
-        return self._mean_over_passes(losses)
+        return losses
 
     def _features(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         """Features (2, B, D) of two views, in the precision of the weights."""
@@ -166,34 +173,59 @@ class DigPro(nn.Module):
         predictions = predictions.to(online.dtype).view(2, 2, *online.shape[1:])
         return predictions[:, 0], predictions[:, 1]
 
-    def _pass(
+    def _losses(
         self, online: Tensor, target: Tensor, clean: Tensor, noisy: Tensor, labels: Tensor | None, share: float
-    ) -> dict[str, Tensor]:
-        """Losses of one view against the other's target features, by their names in `StepLosses`; moves the groups.
+    ) -> StepLosses:
+        """The losses of both passes, each of one view against the other's target features; moves the groups.
 
-        The order matters: the target's group is looked up before the groups move, the contrast is with the moved ones.
-        Means over this worker's rows are weighted by its `share`; the prototype loss is already global.
+        Features are (2, B, D). Means over this worker's rows are weighted by its `share`; the prototype loss is already
+        global.
         """
-        assignment = self.groups.assign(target)
-        moved = self.groups.update(online)
-        return {
-            "instance": share * instance_loss(noisy, target),
-            "prototype": online.new_zeros(()) if labels is None else self._prototype_loss(online, target, labels),
-            "group": share * group_loss(clean, moved, assignment, self.settings.group_temperature),
+        passes, prototypes = self._exchange(online, target, labels)
+        groups = [self.groups.moved(each.start, each.sums) for each in passes]
+        temperature = self.settings.group_temperature
+        terms = {
+            "instance": [share * instance_loss(n, t) for n, t in zip(noisy, target, strict=True)],
+            "prototype": [self._prototype_loss(sums) for sums in prototypes] or [online.new_zeros(())],
+            "group": [
+                share * group_loss(c, g, each.assignment, temperature)
+                for c, g, each in zip(clean, groups, passes, strict=True)
+            ],
         }
-
-    def _prototype_loss(self, online: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-        s = self.settings
-        return prototype_loss(
-            online, target, labels, s.num_clusters, s.prototype_temperature, empty_logit=s.reference_empty_logit
-        )
-
-    def _mean_over_passes(self, passes: list[dict[str, Tensor]]) -> StepLosses:
-        """Each loss's mean over the two passes, and their weighted total."""
-        weights = self.settings.weights
-        means = {name: torch.stack([losses[name] for losses in passes]).mean() for name in weights}
-        total = torch.stack([weight * means[name] for name, weight in weights.items()]).sum()
+        means = {name: torch.stack(values).mean() for name, values in terms.items()}
+        total = torch.stack([weight * means[name] for name, weight in self.settings.weights.items()]).sum()
         return StepLosses(**means, total=total)
+
+    def _exchange(self, online: Tensor, target: Tensor, labels: Tensor | None) -> tuple[list[_GroupPass], Tensor]:
+        """What the losses need of other workers, in two exchanges forward and one backward.
+
+        The second pass starts from the groups as the first has moved them. Returns both passes with the sums of the
+        global batch, and the sums behind both passes' prototypes (2, K, 2D+1), or none in the warm-up.
+        """
+        own_prototypes = self._prototype_sums(online, target, labels)
+        first = self._group_pass(online[0], target[0])
+        first_total, prototypes = sum_together(first.sums, own_prototypes)
+        self.groups.move(first_total)
+        second = self._group_pass(online[1], target[1])
+        (second_total,) = sum_together(second.sums)
+        self.groups.move(second_total)
+        sums = attach_sum(torch.stack([first.sums, second.sums]), torch.stack([first_total, second_total]))
+        passes = [first._replace(sums=sums[0]), second._replace(sums=sums[1])]
+        return passes, attach_sum(own_prototypes, prototypes, shared=True)
+
+    def _group_pass(self, online: Tensor, target: Tensor) -> _GroupPass:
+        """Of one view's online features (B, D) and the other's target features (B, D); before the groups move."""
+        return _GroupPass(self.groups.features, self.groups.assign(target), self.groups.member_sums(online))
+
+    def _prototype_sums(self, online: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            return online.new_empty(0)
+        pairs = zip(online, target, strict=True)
+        return torch.stack([prototype_sums(q, t, labels, self.settings.num_clusters) for q, t in pairs])
+
+    def _prototype_loss(self, sums: Tensor) -> Tensor:
+        s = self.settings
+        return prototype_contrast(sums, s.prototype_temperature, empty_logit=s.reference_empty_logit)
 
     def bank_centers(self, seed: int) -> Tensor | None:
         """Centres (G, D) to reset the groups to, equal on every worker; None while the bank has fewer than G rows."""

@@ -42,6 +42,25 @@ class MomentumGroups(nn.Module):
         """The group (B,) of largest cosine for each row of features (B, D); the lowest index on ties."""
         return (unit(features) @ unit(self.features).T).argmax(dim=1)
 
+    def member_sums(self, features: Tensor) -> Tensor:
+        """Each group's summed members and their number (G, D+1), among this worker's online features (B, D)."""
+        mixed = features if self.raw_updates else unit(features)
+        members = F.one_hot(self.assign(features), len(self.features)).to(mixed.dtype)
+        return members.T @ torch.cat([mixed, torch.ones_like(mixed[:, :1])], dim=1)
+
+    def moved(self, start: Tensor, sums: Tensor) -> Tensor:
+        """Groups `start` (G, D) moved towards the means of the global batch's member sums (G, D+1).
+
+        Groups without members stay. The gradient flows to the sums.
+        """
+        means, count = sums[:, :-1] / sums[:, -1:].clamp(min=1), sums[:, -1:].detach()
+        return torch.where(count > 0, self.momentum * start + (1 - self.momentum) * means, start)
+
+    @torch.no_grad()
+    def move(self, sums: Tensor) -> None:
+        """Update by the member sums (G, D+1) of the global batch."""
+        self.features = self.moved(self.features, sums)
+
     def update(self, features: Tensor) -> Tensor:
         """Move each group towards the mean of its members in the global batch; groups without members stay.
 
@@ -55,12 +74,7 @@ class MomentumGroups(nn.Module):
         Tensor (G, D)
             The new groups, with the gradient of the update back to the features; kept here without it.
         """
-        mixed = features if self.raw_updates else unit(features)
-        members = F.one_hot(self.assign(features), len(self.features)).to(mixed.dtype)
-        sums = all_sum(members.T @ torch.cat([mixed, torch.ones_like(mixed[:, :1])], dim=1))
-        means, count = sums[:, :-1] / sums[:, -1:].clamp(min=1), sums[:, -1:].detach()
-        moved = self.momentum * self.features + (1 - self.momentum) * means
-        groups = torch.where(count > 0, moved, self.features)
+        groups = self.moved(self.features, all_sum(self.member_sums(features)))
         self.features = groups.detach()
         return groups
 

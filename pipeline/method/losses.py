@@ -39,6 +39,29 @@ def group_loss(prediction: Tensor, groups: Tensor, assignment: Tensor, temperatu
     return F.cross_entropy(logits, assignment)
 
 
+def prototype_sums(online: Tensor, target: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
+    """What the prototypes are made of: each cluster's summed unit rows (K, D + D + 1), of this worker's rows.
+
+    The columns are the online sums, the target sums (without gradient) and the number of rows. Parameters as in
+    `prototype_loss`.
+    """
+    hard = labels.dim() == 1
+    weights = F.one_hot(labels, num_clusters).to(online.dtype) if hard else labels.to(online.dtype)
+    return weights.T @ torch.cat([unit(online), unit(target.detach()), torch.ones_like(online[:, :1])], dim=1)
+
+
+def prototype_contrast(sums: Tensor, temperature: float = 0.5, *, empty_logit: float = float("-inf")) -> Tensor:
+    """The prototype loss from the global batch's sums (K, 2D + 1), as `prototype_sums` lays them out."""
+    size = sums.shape[1] // 2
+    q, k, count = unit(sums[:, :size]), unit(sums[:, size:-1]), sums[:, -1].detach()
+    own = (q * k).sum(dim=1)
+    logits = torch.diagonal_scatter(q @ q.T, own) / temperature
+    present = count > 0
+    logits = logits.masked_fill(~present, empty_logit)
+    loss = torch.logsumexp(logits, dim=1) - own / temperature
+    return torch.where(present, loss, 0).sum() / present.sum()
+
+
 def prototype_loss(
     online: Tensor,
     target: Tensor,
@@ -68,14 +91,5 @@ def prototype_loss(
     Tensor ()
         Mean over the clusters present, the same number on every worker.
     """
-    hard = labels.dim() == 1
-    weights = F.one_hot(labels, num_clusters).to(online.dtype) if hard else labels.to(online.dtype)
-    features = torch.cat([unit(online), unit(target.detach()), torch.ones_like(online[:, :1])], dim=1)
-    sums = all_sum(weights.T @ features)
-    q, k, count = unit(sums[:, : online.shape[1]]), unit(sums[:, online.shape[1] : -1]), sums[:, -1].detach()
-    own = (q * k).sum(dim=1)
-    logits = torch.diagonal_scatter(q @ q.T, own) / temperature
-    present = count > 0
-    logits = logits.masked_fill(~present, empty_logit)
-    loss = torch.logsumexp(logits, dim=1) - own / temperature
-    return torch.where(present, loss, 0).sum() / present.sum()
+    sums = all_sum(prototype_sums(online, target, labels, num_clusters))
+    return prototype_contrast(sums, temperature, empty_logit=empty_logit)

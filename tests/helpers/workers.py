@@ -1,9 +1,10 @@
-"""Gloo processes that run during the whole test session."""
+"""Processes that run during the whole test session: gloo ones, or others that are set up in their own way."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,44 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
-    torch.set_num_threads(1)
+def join_gloo(rank: int, world: int, store: str) -> None:
+    """Become one of `world` workers that find each other through a file."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+
+
+def _serve(rank: int, set_up: Callable[[int], None], pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    set_up(rank)
     while (job := pipe.recv()) is not None:
         function, args = job
         try:
             pipe.send((function(rank, *args), None))
         except Exception:
             pipe.send((None, traceback.format_exc()))
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Workers:
-    """W gloo processes; `run(f, *args)` calls f(rank, *args) on each and returns their results in rank order."""
+    """Processes; `run(f, *args)` calls f(rank, *args) on each and returns their results in rank order.
 
-    def __init__(self, world: int, folder: Path) -> None:
+    `set_up(rank)` is called once in each.
+    """
+
+    def __init__(self, processes: int, set_up: Callable[[int], None]) -> None:
         context = mp.get_context("spawn")
         self.pipes, self.processes = [], []
-        for rank in range(world):
+        for rank in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, str(folder / "store"), theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, set_up, theirs), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
+
+    @classmethod
+    def gloo(cls, world: int, folder: Path) -> Workers:
+        """The workers of one gloo group."""
+        return cls(world, partial(join_gloo, world=world, store=str(folder / "store")))
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         for pipe in self.pipes:

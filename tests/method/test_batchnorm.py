@@ -152,3 +152,14 @@ def test_another_subclass_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Mine cannot be made global"):
         use_global_batchnorm(nn.Sequential(Mine(4)))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES.values())
+def test_torchs_own_kernels_give_the_same(shape: tuple[int, ...], blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, dy = 3 * noise(*shape) + 7, noise(*shape, seed=3)
+    expected = _pass(_norm(GlobalBatchNorm, blocks), x, dy)
+    norm = _norm(GlobalBatchNorm, blocks)
+    monkeypatch.setattr(norm, "forward", norm._by_torch)  # what a single GPU takes
+    for name, value in _pass(norm, x, dy).items():
+        assert_close(value, expected[name], rtol=1e-12)
