@@ -88,7 +88,21 @@ def build_model(
         method_settings(config.method, num_clusters),
         autocast=autocast_dtype(config, device),
     )
-    return model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
+    model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
+    return tune_networks(model, compiled=config.optim.compile, channels_last=config.optim.channels_last)
+
+
+def tune_networks(model: DigPro, *, compiled: bool, channels_last: bool) -> DigPro:
+    """The model, with networks that compute the same in another way; names and values of weights stay what they are.
+
+    Compiled networks are whole graphs: what would break one is an error.
+    """
+    if channels_last:
+        model.networks.to(memory_format=torch.channels_last)  # convolutions then hand it on
+    if compiled:
+        for network in (model.networks.online, model.networks.target, model.predictor):
+            network.compile(fullgraph=True)
+    return model
 
 
 def method_settings(method: MethodConfig, num_clusters: int) -> DigProSettings:
@@ -113,7 +127,7 @@ def data_parallel(model: DigPro) -> nn.Module:
         return model
     with warnings.catch_warnings():  # the flag is deprecated since torch 2.14, without a replacement that does the same
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:

@@ -50,6 +50,7 @@ app = typer.Typer(
 # Marks of parameters that are, or may be, folders, files or URIs: these have to mean the same on every node of a job.
 PLACE, SOURCE, MODEL = "place", "source", "model"
 SHOWN_CLUSTERS = 12
+PROFILE_SETTINGS = ["profile.steps=20"]  # of `--profile`; --set can say another number
 BUNDLED = "digits"  # the one source that is not a place
 
 PresetOption = Annotated[
@@ -209,7 +210,13 @@ def embed(
 
 
 @app.command()
-def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
+def train(
+    preset: PresetOption = "digits",
+    settings: SetOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record where the time goes, in the run's folder and in MLflow.")
+    ] = False,
+) -> None:
     """Cluster a data set.
 
     The same command resumes an interrupted run, and shows the result of a finished one.
@@ -220,7 +227,7 @@ def train(preset: PresetOption = "digits", settings: SetOption = None) -> None:
     """
     from pipeline.runs.train import train as run_training
 
-    config = load_config(preset, settings)
+    config = load_config(preset, [*(PROFILE_SETTINGS if profile else []), *(settings or [])])
     summary = run_training(config, label=Path(preset).stem, echo=echo)
     _print_result(summary)
 

@@ -229,6 +229,14 @@ class OptimConfig(Section):
         "backbone also on processors that have it; float64 is for proofs that two ways of running agree",
     )
 
+    compile: Later[bool] = Field(
+        False,
+        description="compile the networks by torch.compile; the first step takes a minute, and needs a C++ compiler",
+    )
+    channels_last: Later[bool] = Field(
+        False, description="images lie in memory channel by channel of a pixel, which the tensor cores of GPUs prefer"
+    )
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> OptimConfig:
         if self.warmup_epochs > self.epochs:
@@ -259,6 +267,19 @@ class CheckpointConfig(Section):
     every_steps: Environment[int | None] = Field(None, ge=1, description="also inside an epoch, for epochs of hours")
     keep: Environment[int] = Field(
         2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it"
+    )
+
+
+class ProfileConfig(Section):
+    """Where the time of a run goes (docs/performance.md)."""
+
+    steps: Circumstance[int] = Field(
+        0, ge=0, description="training steps that torch's profiler records on each worker (`--profile`: 20); 0: none"
+    )
+    only: Later[Literal["all", "data", "compute"]] = Field(
+        "all",
+        description="data: batches come, and no step is made of them; compute: each step takes the epoch's first batch "
+        "again, so that none waits for data; both for measuring alone",
     )
 
 
@@ -398,6 +419,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     estep: EStepConfig = EStepConfig()
     monitor: MonitorConfig = MonitorConfig()
+    profile: ProfileConfig = ProfileConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()

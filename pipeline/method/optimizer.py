@@ -37,7 +37,7 @@ def build_optimizer(
             decay = weight_decay if decays else 0.0
             is_predictor = module is model.predictor
             groups.append({"params": chosen, "weight_decay": decay, "is_predictor": is_predictor, "lr_factor": factor})
-    return SGD(groups, lr=lr, momentum=momentum)
+    return SGD(groups, lr=lr, momentum=momentum, fused=True)  # one kernel for all tensors
 
 
 def _decays(parameter: nn.Parameter, decay_bias_and_norm: bool) -> bool:

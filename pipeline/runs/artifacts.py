@@ -29,12 +29,13 @@ from pipeline.storage import Folder
 from pipeline.tracking import MODEL, RunRef, RunWriter, spool_path
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.job import Job
+from pipeline.training.profile import PROFILE
 from pipeline.training.rollback import read_rollbacks
 from pipeline.training.timing import ENTRIES
 
 TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
-CLUSTERS, CURVES = "clusters.png", "curves.png"
+CLUSTERS, CURVES, LEDGER = "clusters.png", "curves.png", "ledger.json"
 OUTPUTS = {
     "summary": SUMMARY,
     "atlas": ATLAS,
@@ -63,6 +64,8 @@ def write_artifacts(job: Job) -> dict[str, Any]:
         local = Path(place)
         _keep(write_clusters(job, values, local), folder, writer)
         _keep(write_report(local, folder, job.config, job.manifest, values, alarms), folder, writer)
+        if job.config.profile.steps:
+            keep_profile(folder.subfolder(PROFILE), values["history"], local, writer)
         if writer.ref.enabled:
             model = ClusterModel(job.config, job.manifest, values).eval()
             save_mlflow_model(local / MODEL, model, run_card(folder, job.config, job.manifest))
@@ -78,6 +81,20 @@ def _keep(files: list[Path], folder: Folder, writer: RunWriter) -> None:
         writer.artifact(file)
         with folder.open_output(file.name) as stream:
             stream.write(file.read_bytes())
+
+
+def keep_profile(profile: Folder, history: list[dict[str, float]], local: Path, writer: RunWriter) -> None:
+    """Add the ledger of all epochs to what the workers recorded, and send both to MLflow."""
+    profile.write(LEDGER, {"epochs": [ledger(metrics) for metrics in history]})
+    for name in profile.names():
+        with profile.files.open_input_file(f"{profile.root}/{name}") as stream:
+            (local / name).write_bytes(stream.read())
+        writer.artifact(local / name, PROFILE)
+
+
+def ledger(metrics: dict[str, float]) -> dict[str, float]:
+    """Where the time of an epoch went, in seconds."""
+    return {name: value for name, value in metrics.items() if name == "epoch" or name.startswith("seconds_")}
 
 
 def write_clusters(job: Job, values: dict[str, Any], local: Path) -> list[Path]:
@@ -126,6 +143,7 @@ def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tr
     totals = {entry: sum(metrics.get(f"seconds_{entry}", 0.0) for metrics in history) for entry in (*ENTRIES, "epoch")}
     rates = [metrics["images_per_second"] for metrics in history if metrics["epoch"] > 0]
     folder = job.folder
+    files = OUTPUTS | ({"profile": PROFILE} if job.config.profile.steps else {})
     return {
         "run": folder.name,
         "folder": folder.path,
@@ -137,7 +155,7 @@ def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tr
         "seconds": totals,
         "images_per_second": float(np.median(rates)),
         "mlflow": {"uri": tracking.public_uri, "run_id": tracking.run_id},
-        "outputs": {name: f"{folder.path}/{file}" for name, file in OUTPUTS.items()} | tracking.output,
+        "outputs": {name: f"{folder.path}/{file}" for name, file in files.items()} | tracking.output,
         "config": job.config.model_dump(mode="json"),
         **cluster_facts(),
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
 from pipeline.training.monitors import Monitors, monitor_metrics, read_monitors
 from pipeline.training.probe import Probe, Views, label_free_metrics
+from pipeline.training.profile import StepProfiler
 from pipeline.training.progress import Reporter
 from pipeline.training.rollback import HALTING, Halt, read_rollbacks
 from pipeline.training.timing import EpochTimer
@@ -72,6 +74,8 @@ class Run:
     schedules: Schedules
     timer: EpochTimer
     reporter: Reporter
+    profiler: StepProfiler | None = None
+    """None when no steps are recorded."""
     monitors: Monitors | None = None
     """None when monitors are switched off, or no image has a class."""
     preempted_nodes: list[str] = field(default_factory=list)
@@ -86,6 +90,8 @@ def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
             train(run)
     except Halt as halt:
         return halt.returned()
+    if run.profiler:
+        run.profiler.stop()
     return run.state.history[-1]
 
 
@@ -118,8 +124,9 @@ def build_run(job: Job) -> Run:
         state=TrainState(feed.model, optimizer, zero_losses(device), backbone=feed.backbone),
         step_model=data_parallel(feed.model),
         schedules=build_run_schedules(config, plan.steps_per_epoch),
-        timer=EpochTimer(),
+        timer=EpochTimer(device),
         reporter=Reporter(open_writer(job), job.board) if rank() == 0 else Reporter(),
+        profiler=StepProfiler(job.folder, config.profile.steps) if config.profile.steps else None,
         monitors=read_monitors(config, device),
     )
 
@@ -159,14 +166,32 @@ def train_epoch(run: Run) -> None:
     """The M-step: one pass over the images, or the rest of one that was interrupted."""
     run.step_model.train()
     steps = run.job.plan.steps_per_epoch
-    for batch in run.timer.timed(run.inputs.epoch(run.state.epoch, run.state.step, draw_weights(run))):
-        with run.timer.time("step"):
-            train_step(run, batch)
+    for batch in run.timer.timed(epoch_batches(run)):
+        with run.timer.time("step", on_device=True):
+            take_step(run, batch)
+        if run.profiler:
+            run.profiler.step()
         if run.state.step % FINITE_STEPS == 0 or run.state.step == steps:
             check_run_finite(run)
         if run.state.step < steps:
             save_inside_epoch(run)
     run.state.epoch, run.state.step = run.state.epoch + 1, 0
+
+
+def epoch_batches(run: Run) -> Iterator[Batch]:
+    """The batches that the epoch still has; its first one again and again when only computing is measured."""
+    batches = run.inputs.epoch(run.state.epoch, run.state.step, draw_weights(run))
+    if run.job.config.profile.only != "compute":
+        return batches
+    return repeat(next(batches), run.job.plan.steps_per_epoch - run.state.step)
+
+
+def take_step(run: Run, batch: Batch) -> None:
+    """A training step; only counted when the feed alone is measured."""
+    if run.job.config.profile.only == "data":
+        run.state.step += 1
+    else:
+        train_step(run, batch)
 
 
 def draw_weights(run: Run) -> Tensor | None:

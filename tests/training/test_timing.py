@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from pipeline.training.timing import ENTRIES, EpochTimer
 
@@ -41,3 +42,35 @@ def test_an_error_inside_an_entry_still_counts_its_time() -> None:
     with pytest.raises(KeyError), timer.time("estep"):
         _fail_slowly()
     assert timer.page()["estep"] >= 0.01
+
+
+class Mark:
+    """An event of a GPU whose clock stands at 1, 2, 4, 8, ... milliseconds."""
+
+    now = 1.0
+
+    def __init__(self, device: torch.device, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at, Mark.now = Mark.now, 2 * Mark.now
+
+    def synchronize(self) -> None:
+        assert self.at
+
+    def elapsed_time(self, end: Mark) -> float:
+        return end.at - self.at
+
+
+def test_on_a_gpu_its_own_clock_times_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "Event", Mark)
+    timer = EpochTimer("cuda")
+    for _ in range(2):
+        with timer.time("step", on_device=True):
+            time.sleep(0.01)
+    with timer.time("estep"):
+        time.sleep(0.01)
+    page = timer.page()
+    assert page["step"] == pytest.approx(0.001 + 0.004)  # from 1 to 2, and from 4 to 8
+    assert page["estep"] >= 0.01
+    assert timer.page()["step"] == page["step"]  # counted once
