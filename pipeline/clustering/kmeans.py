@@ -20,7 +20,7 @@ from pipeline.clustering.rows import Rows, look_at
 from pipeline.clustering.seeding import draws, kmeans_plus_plus
 from pipeline.collectives import Scope, all_sum, from_rank_zero, gather_rows, world_size
 
-SEED_ROWS, ROWS_PER_CLUSTER = 10_000, 10  # of the sample that k-means++ chooses from: at least
+SEED_ROWS, ROWS_PER_CLUSTER = 5_000, 10  # of the sample that k-means++ chooses from: at least
 GROWTH = 4  # of the samples
 # A sample is done with when a pass lowers the inertia by less; all rows when it changes by less, which is a tie.
 SAMPLE_GAIN, TIE = 1e-3, 1e-6
@@ -126,7 +126,7 @@ def _start(fit: Rows, num_clusters: int, restarts: int, seed: int, max_iter: int
     starts = kmeans_plus_plus(gathered, *draws(sample.total, num_clusters, restarts, seed, gathered.device)).centers
     if world_size(fit.scope) > 1:
         starts = from_rank_zero(starts)  # different processors may round differently, and choose differently
-    while count < fit.total:
+    while 2 * count <= fit.total:  # a larger sample saves nothing
         starts = _iterate(fit.sample(count, seed), starts, reseed, max_iter, 0.0, SAMPLE_GAIN).best_centers
         count *= GROWTH
     return starts

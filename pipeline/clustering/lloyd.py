@@ -79,7 +79,7 @@ class Lloyd:
     def _keep(self, unfinished: Tensor) -> bool:
         """Keep the active starts that are unfinished; whether there are any."""
         hollow = (self.last.sums[..., -1] == 0).any(dim=1)
-        goes_on, hollow_too = torch.stack([unfinished, hollow]).tolist()  # the one synchronisation of a pass
+        goes_on, hollow_too = _wait_for(torch.stack([unfinished, hollow]))  # the one synchronisation of a pass
         if not all(goes_on):
             kept = [i for i, on in enumerate(goes_on) if on]
             self.active, self.last = [self.active[i] for i in kept], Totals(*(part[kept] for part in self.last))
@@ -92,7 +92,7 @@ class Lloyd:
         centers = self.last.sums[..., :-1].to(self.rows.dtype) * self.rows.step / count.clamp(min=1)
         if self.reseed:
             for start in (i for i, empty in enumerate(self.hollow) if empty):
-                empty = (count[start, :, 0] == 0).nonzero()[:, 0]  # synchronises; only where a cluster may be empty
+                empty = (count[start, :, 0] == 0).nonzero()[:, 0]  # waits for the GPU: only where some are empty
                 centers[start, empty] = self._farthest(self.active[start], len(empty))
         return centers
 
@@ -174,6 +174,11 @@ class _Search:
         wins = (near > before) | ((near == before) & (found < own))
         labels[:, part], cosines[:, part] = torch.where(wins, found, own), torch.where(wins, near, before)
         return labels, cosines
+
+
+def _wait_for(flags: Tensor) -> list[list[bool]]:
+    """Flags of the GPU on the host."""
+    return flags.tolist()
 
 
 def _nearest(chunk: Tensor, lengths: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
