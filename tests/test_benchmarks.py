@@ -55,8 +55,17 @@ def test_views(tmp_path: Path) -> None:
 
 def test_kmeans(tmp_path: Path) -> None:
     results = run("kmeans", tmp_path / "out.json", "--rows", "500", "--size", "16", "--clusters", "5", "--rounds", "1")
-    inertia = results["K=5 noise=3"]["inertia"]
-    assert inertia["ours"] <= 1.01 * inertia["sklearn"]
+    inertia = results["K=5 noise=1.5"]["inertia"]
+    assert set(inertia) == {"ours", "sampled", "faiss", "sklearn"}
+    assert inertia["ours"] <= 1.01 * min(inertia.values())
+
+
+def test_kmeans_cost(tmp_path: Path) -> None:
+    small = ("--rows", "600", "--clusters", "5", "--workers", "1", "2", "--folder", str(tmp_path))
+    one, two = run("kmeans_cost", tmp_path / "out.json", *small)["points"]
+    assert (one["workers"], two["workers"]) == (1, 2)
+    assert one["mean_distance"] == pytest.approx(two["mean_distance"], rel=1e-6)
+    assert 0 < one["peak_gib"] < 5
 
 
 def test_step_reproduces_the_golden_vectors(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Products held at a time: on a CPU 1 MiB of float32, which stays in a core's cache; on a GPU enough to fill it.
-CHUNK_VALUES, GPU_CHUNK_VALUES = 1 << 18, 1 << 26
+# Products held at a time: on a CPU 4 MiB of float32, which stays in its caches; on a GPU enough to fill it.
+CHUNK_VALUES, GPU_CHUNK_VALUES = 1 << 20, 1 << 26
+LEAST_ROWS = 64  # fewer waste a matrix product, however many columns it has
 
 
 class Nearest(NamedTuple):
@@ -31,10 +32,11 @@ def nearest_center(features: Tensor, centers: Tensor) -> Nearest:
         Of any length; one that is zero has cosine 0 to every row.
     """
     labels = torch.empty(len(features), dtype=torch.int64, device=features.device)
-    similarity = features.new_empty(len(features))
+    similarity = row_lengths(features).reciprocal_()
     for rows, dots in dot_chunks(features, centers):
-        similarity[rows], labels[rows] = dots.max(dim=1)
-    return Nearest(labels, similarity / _lengths(features))
+        best, labels[rows] = dots.max(dim=1)
+        similarity[rows] *= best
+    return Nearest(labels, similarity)
 
 
 def center_margin(features: Tensor, centers: Tensor) -> Tensor:
@@ -44,11 +46,11 @@ def center_margin(features: Tensor, centers: Tensor) -> Tensor:
     """
     if len(centers) == 1:
         raise ValueError("centers has 1 row; give at least 2: a margin compares the nearest with the next")
-    margin = features.new_empty(len(features))
+    margin = row_lengths(features).reciprocal_()
     for rows, dots in dot_chunks(features, centers):
         best, second = dots.topk(2, dim=1).values.T
-        margin[rows] = best - second
-    return margin / _lengths(features)
+        margin[rows] *= best - second
+    return margin
 
 
 def dot_chunks(features: Tensor, centers: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -57,12 +59,22 @@ def dot_chunks(features: Tensor, centers: Tensor) -> Iterator[tuple[slice, Tenso
     They are cosines where the rows are unit vectors.
     """
     directions = F.normalize(centers, dim=1).T
-    step = max(1, (CHUNK_VALUES if features.device.type == "cpu" else GPU_CHUNK_VALUES) // len(centers))
+    for rows in chunks(features, len(centers)):
+        yield rows, features[rows].to(directions.dtype) @ directions
+
+
+def chunks(features: Tensor, columns: int) -> Iterator[slice]:
+    """Consecutive slices of rows (n, D), so small that neither they nor their products with `columns` fill a cache."""
+    values = CHUNK_VALUES if features.device.type == "cpu" else GPU_CHUNK_VALUES
+    step = max(LEAST_ROWS, values // max(columns, 2 * features.shape[1]))  # some are held twice as wide, for sums
     for start in range(0, len(features), step):
-        rows = slice(start, start + step)
-        yield rows, features[rows] @ directions
+        yield slice(start, min(start + step, len(features)))
 
 
-def _lengths(features: Tensor) -> Tensor:
-    """Lengths (n,) of rows (n, D); those of zero rows are taken as tiny, as in F.normalize."""
-    return features.norm(dim=1).clamp(min=1e-12)
+def row_lengths(features: Tensor) -> Tensor:
+    """Lengths (n,) of rows (n, D), at least float32; those of zero rows are taken as tiny, as in F.normalize."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    lengths = torch.empty(len(features), dtype=dtype, device=features.device)
+    for rows in chunks(features, 1):
+        torch.linalg.vector_norm(features[rows], dim=1, dtype=dtype, out=lengths[rows])
+    return lengths.clamp_(min=1e-12)

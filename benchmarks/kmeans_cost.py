@@ -1,0 +1,115 @@
+"""What spherical k-means costs over rows N, clusters K and workers W, on float16 rows in a memory-mapped file.
+
+    python -m benchmarks.kmeans_cost                                          # the curves, a minute
+    python -m benchmarks.kmeans_cost --rows 10000000 --clusters 1000 --fit-rows 256000 --workers 1    # beyond memory
+
+Each list of numbers is a curve: the others stay at their first value. Every point is run by processes of its own, so
+that their peak memory is that point's, the pages of the file that are in memory included. Seconds of CPU time are
+those of the slowest worker: other processes hardly affect them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from benchmarks.measure import conclude
+from pipeline.clustering.hierarchical import hierarchical_kmeans
+from pipeline.clustering.kmeans import spherical_kmeans
+from pipeline.collectives import row_range
+
+SIZE, NOISE = 256, 1.5
+BLOCK = 100_000  # rows made at a time
+
+
+def write_rows(path: Path, count: int, clusters: int) -> None:
+    """Float16 unit rows (count, SIZE) around `clusters` directions, in random order."""
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(clusters, SIZE, generator=generator), dim=1)
+    with path.open("wb") as file:
+        for start in range(0, count, BLOCK):
+            rows = centres[torch.randint(clusters, (min(BLOCK, count - start),), generator=generator)]
+            rows += NOISE / SIZE**0.5 * torch.randn(rows.shape, generator=generator)
+            F.normalize(rows, dim=1).half().numpy().tofile(file)
+
+
+def cost(point: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Seconds, peak memory and inertia of one point: `rows`, `clusters`, `workers`, `fit_rows`, `hierarchical`."""
+    path, store = folder / "rows", folder / "store"
+    write_rows(path, point["rows"], point["clusters"])
+    store.unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    results: SimpleQueue[dict[str, float]] = context.SimpleQueue()
+    jobs = [context.Process(target=_worker, args=(r, point, path, store, results)) for r in range(point["workers"])]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+        if job.exitcode:
+            raise RuntimeError(f"a worker of {point} ended with exit status {job.exitcode}")
+    workers = [results.get() for _ in jobs]
+    return point | {name: max(worker[name] for worker in workers) for name in workers[0]}
+
+
+def _worker(rank: int, point: dict[str, Any], path: Path, store: Path, results: SimpleQueue[dict[str, float]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=point["workers"])
+    own, array = row_range(point["rows"]), np.memmap(path, np.float16, "c").reshape(-1, SIZE)
+    cluster = hierarchical_kmeans if point["hierarchical"] else spherical_kmeans
+    cpu, wall = time.process_time(), time.perf_counter()
+    features = torch.from_numpy(array[own.start : own.stop])
+    found = cluster(features, point["clusters"], restarts=1, fit_rows=point["fit_rows"], empty="reseed")
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    results.put({"cpu_seconds": cpu, "seconds": wall, "peak_gib": peak, "mean_distance": found.inertia / own.total})
+    dist.destroy_process_group()
+
+
+def points(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The first of all lists, then each further value of a list with the first of the others."""
+    base = {"rows": args.rows[0], "clusters": args.clusters[0], "workers": args.workers[0]}
+    further = [base | {name: value} for name in base for value in getattr(args, name)[1:]]
+    return [p | {"fit_rows": args.fit_rows, "hierarchical": args.hierarchical} for p in [base, *further]]
+
+
+def main() -> int:
+    """Print a line per point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 40_000, 80_000])
+    parser.add_argument("--clusters", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--fit-rows", type=int, help="fit on a sample of so many, then assign all; default: fit on all")
+    parser.add_argument("--hierarchical", action="store_true", help="for thousands of clusters")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the file of rows lies")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+    results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:]), "points": []}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for point in points(args):
+            found = cost(point, Path(folder))
+            results["points"].append(found)
+            size = f"N={found['rows']:,} K={found['clusters']:,} W={found['workers']}"
+            print(
+                f"{size}: {found['cpu_seconds']:.2f} s of CPU, "
+                f"{found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB a worker, "
+                f"mean distance {found['mean_distance']:.4f}",
+                flush=True,
+            )
+    conclude(results, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

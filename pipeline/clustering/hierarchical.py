@@ -1,0 +1,114 @@
+"""Spherical k-means for very many clusters: coarse clusters, each divided on its own.
+
+K clusters of N rows cost N * K products a pass; about sqrt(K) coarse ones, divided into sqrt(K) each, cost 2 N sqrt(K).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.clustering.fixed_point import step_for, to_steps
+from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
+from pipeline.clustering.nearest import Nearest, row_lengths
+from pipeline.clustering.rows import look_at
+from pipeline.collectives import Scope, all_sum
+
+PROBES = 4  # coarse clusters whose centres a row is compared with
+BLOCK = 1 << 16  # rows searched at a time, so that those of one coarse cluster make a matrix
+
+
+def hierarchical_kmeans(
+    features: Tensor,
+    num_clusters: int,
+    *,
+    restarts: int = 1,
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    seed: int = 0,
+    empty: Literal["keep", "reseed"] = "reseed",
+    fit_rows: int | None = None,
+    scope: Scope = Scope.ALL_WORKERS,
+) -> KMeansResult:
+    """Cluster rows by cosine distance into K >= 10,000 clusters, or fewer.
+
+    Parameters are those of :func:`spherical_kmeans`, which finds about sqrt(K) coarse clusters and then divides each of
+    them into its share of K, in proportion to its rows. `restarts`, `max_iter` and `tol` hold for each of these.
+
+    Returns
+    -------
+    KMeansResult
+        Labels are the nearest centre among those of the PROBES nearest coarse clusters; a nearer one elsewhere is rare.
+        `n_iter` is that of the coarse clusters, and `others` is empty.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer rows than clusters, or a value is not finite.
+    """
+    rows = look_at(features.detach(), scope, num_clusters)
+    fit = rows if fit_rows is None else rows.sample(max(fit_rows, num_clusters), seed)
+    divide = partial(
+        spherical_kmeans, restarts=restarts, max_iter=max_iter, tol=tol, seed=seed, empty=empty, scope=scope
+    )
+    coarse = divide(fit.features, max(1, round(math.sqrt(num_clusters))))
+    sizes = all_sum(torch.bincount(coarse.labels, minlength=len(coarse.centers)), scope).tolist()
+    shares = [(number, share) for number, share in enumerate(_shares(sizes, num_clusters)) if share]
+    parts = [divide(fit.features[coarse.labels == number], share).centers for number, share in shares]
+    parents = torch.stack([F.normalize(part, dim=1).mean(dim=0) for part in parts])
+    labels, similarity = nearest_of_parts(rows.features, parents, parts)
+    step = step_for(2, rows.total)
+    inertia = float(all_sum(to_steps(1 - similarity, step).sum(), scope)) * step
+    centers = torch.cat(parts)
+    return KMeansResult(labels, centers, inertia, coarse.n_iter, centers.new_empty((0, *centers.shape)))
+
+
+def _shares(sizes: list[int], total: int) -> list[int]:
+    """`total` divided in proportion to `sizes`: at least 1 where there are rows, and never more than them."""
+    rows, shares = sum(sizes), []
+    left = total
+    for size in sizes:
+        after = rows - size
+        share = min(size, max(int(size > 0), round(left * size / max(rows, 1))))
+        share = max(share, left - after)  # what the rest has too few rows for
+        shares.append(share)
+        rows, left = after, left - share
+    return shares
+
+
+def nearest_of_parts(features: Tensor, parents: Tensor, parts: list[Tensor]) -> Nearest:
+    """The nearest centre of each row among those of the PROBES parts whose parents are nearest.
+
+    Parameters
+    ----------
+    features : Tensor (n, D)
+    parents : Tensor (P, D)
+        One for each part.
+    parts : list of P Tensors (K_p, D)
+        Centres, numbered through in this order.
+    """
+    first = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
+    directions = [F.normalize(part, dim=1).T for part in parts]
+    labels = torch.full((len(features),), first[-1], device=features.device)
+    similarity = parents.new_full((len(features),), -torch.inf)
+    for start in range(0, len(features), BLOCK):
+        rows = slice(start, start + BLOCK)
+        chunk = features[rows].to(parents.dtype)
+        near = (chunk @ F.normalize(parents, dim=1).T).topk(min(PROBES, len(parts)), dim=1).indices
+        _search_parts(chunk, near, directions, first, Nearest(labels[rows], similarity[rows]))
+    return Nearest(labels, similarity / row_lengths(features))
+
+
+def _search_parts(chunk: Tensor, near: Tensor, directions: list[Tensor], first: list[int], best: Nearest) -> None:
+    """Improve on `best` of rows (m, D) in place, in those parts that near (m, P) names."""
+    for part, columns in enumerate(directions):
+        who = (near == part).any(dim=1).nonzero()[:, 0]
+        dots, label = (chunk[who] @ columns).max(dim=1)
+        nearer = dots > best.similarity[who]  # parts come in order: on ties the lowest number stays
+        best.labels[who] = torch.where(nearer, label + first[part], best.labels[who])
+        best.similarity[who] = torch.where(nearer, dots, best.similarity[who])
