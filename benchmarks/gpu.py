@@ -83,7 +83,8 @@ def measure_all(session: Session, todo: list[Measurement], deadline: float, devi
 
 def release_memory() -> None:
     """Give back what a measurement leaves, compiled code among it."""
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # importing it takes longer than a measurement
+        torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -155,7 +156,9 @@ def main() -> int:
     device, sizes = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TINY if args.tiny else Sizes()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "a CPU"
     try:
-        session = Session(args.out, {"device": name, "torch": torch.__version__, "sizes": repr(sizes)})
+        session = Session(
+            args.out, {"device": name, "torch": torch.__version__, "sizes": "tiny" if args.tiny else "full"}
+        )
     except ValueError as error:
         raise SystemExit(str(error)) from error
     measure_all(session, measurements(sizes), deadline, device, sizes)

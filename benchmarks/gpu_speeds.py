@@ -46,56 +46,6 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large the measurements are; the defaults are for a GPU.
-
-    Attributes
-    ----------
-    small, large : Recipe
-        Of the bare step, on small images and on photos.
-    training : Recipe
-        Of the training, for as many clusters as its images have classes.
-    images : int
-        Of the E-step.
-    view_images : int
-        Whose views are made in one call.
-    fed_images : int
-        Of the epoch that a DataLoader feeds.
-    rows : tuple of int
-        N of k-means.
-    rounds, block_seconds : int, float
-        How often a speed is measured, and the length of the timed block each time.
-    compiler : str
-        Backend of torch.compile.
-    """
-
-    small: Recipe = field(default_factory=partial(Recipe, "resnet18", 32, 256))
-    large: Recipe = field(default_factory=partial(Recipe, "resnet50", 224, 128))
-    training: Recipe = field(default_factory=partial(Recipe, "resnet18", 32, 256, epochs=1000, warmup_epochs=200))
-    images: int = 50_000
-    view_images: int = 256
-    fed_images: int = 5_120
-    rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    rounds: int = 5
-    block_seconds: float = 0.5
-    compiler: str = "inductor"
-
-
-TINY = Sizes(
-    small=Recipe("tiny", 8, 4, hidden=32, restarts=2),
-    large=Recipe("tiny", 16, 4, hidden=32, restarts=2),
-    training=Recipe("tiny", 8, 4, hidden=32, restarts=2, epochs=2, warmup_epochs=1),
-    images=32,
-    view_images=4,
-    fed_images=8,
-    rows=(200, 300),
-    rounds=1,
-    block_seconds=0.0,
-    compiler="eager",
-)
-
-
 def compile_networks(model: DigPro, backend: str) -> None:
     """Compile the networks and the predictor; losses, groups and bank stay as they are."""
     for part in (model.networks.online, model.networks.target, model.predictor):
@@ -145,6 +95,62 @@ MORE_WAYS = (
 )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How large the measurements are; the defaults are for a GPU.
+
+    Attributes
+    ----------
+    small, large : Recipe
+        Of the bare step, on small images and on photos.
+    small_ways, large_ways : tuple of Way
+        In which they are made.
+    training : Recipe
+        Of the training, for as many clusters as its images have classes.
+    images : int
+        Of the E-step.
+    view_images : int
+        Whose views are made in one call.
+    fed_images : int
+        Of the epoch that a DataLoader feeds.
+    rows : tuple of int
+        N of k-means.
+    rounds, block_seconds : int, float
+        How often a speed is measured, and the length of the timed block each time.
+    compiler : str
+        Backend of torch.compile.
+    """
+
+    small: Recipe = field(default_factory=partial(Recipe, "resnet18", 32, 256))
+    large: Recipe = field(default_factory=partial(Recipe, "resnet50", 224, 128))
+    training: Recipe = field(default_factory=partial(Recipe, "resnet18", 32, 256, epochs=1000, warmup_epochs=200))
+    small_ways: tuple[Way, ...] = WAYS + MORE_WAYS
+    large_ways: tuple[Way, ...] = WAYS
+    images: int = 50_000
+    view_images: int = 256
+    fed_images: int = 5_120
+    rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    rounds: int = 5
+    block_seconds: float = 0.5
+    compiler: str = "inductor"
+
+
+TINY = Sizes(
+    small=Recipe("tiny", 8, 4, hidden=32, restarts=2),
+    large=Recipe("tiny", 16, 4, hidden=32, restarts=2),
+    training=Recipe("tiny", 8, 4, hidden=32, restarts=2, epochs=2, warmup_epochs=1),
+    small_ways=(Way(), Way("float32", kind=SeparateViews), Way("tf32", tuple(VARIANTS))),
+    large_ways=(Way(),),
+    images=32,
+    view_images=4,
+    fed_images=8,
+    rows=(200, 300),
+    rounds=1,
+    block_seconds=0.0,
+    compiler="eager",
+)
+
+
 class Measurement(NamedTuple):
     """A named measurement, and how many seconds it may take on a GPU: it does not begin with less time left."""
 
@@ -157,12 +163,12 @@ def measurements(sizes: Sizes) -> list[Measurement]:
     """All of them, in the order of their importance."""
     return [
         Measurement("golden vectors", 10, golden),
-        *step_measurements(sizes.small, WAYS + MORE_WAYS),
+        *step_measurements(sizes.small, sizes.small_ways),
         *(view_measurement(sizes.small.size, side) for side in (sizes.small.size, PHOTO)),
         Measurement("E-step", 20, estep),
         Measurement("epoch fed by a DataLoader, the reference's way", 40, fed_epoch),
         *map(kmeans_measurement, sizes.rows[:-1]),
-        *step_measurements(sizes.large, WAYS),
+        *step_measurements(sizes.large, sizes.large_ways),
         view_measurement(sizes.large.size, PHOTO),
         *map(kmeans_measurement, sizes.rows[-1:]),  # of 10 million rows, which takes longest
     ]
@@ -203,6 +209,7 @@ def bare_step(recipe: Recipe, way: Way, device: torch.device, sizes: Sizes) -> R
         flops = count_flops(model, batch)
         for name in way.variants:
             VARIANTS[name](model, sizes)
+        model.to(device)  # what a variant has put in place is new
         if "channels_last" in way.variants:
             batch["views"] = [view.contiguous(memory_format=torch.channels_last) for view in batch["views"]]
         step = partial(take_step, model, recipe.build_optimizer(model), **batch)

@@ -38,7 +38,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_the_rehearsal_needs_torch_only_and_measures_everything(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "gpu.json"
-    arguments = ["gpu", "--tiny", "--images", str(pictures), "--out", str(out)]
+    arguments = ["gpu", "--tiny", "--minutes", "60", "--images", str(pictures), "--out", str(out)]
     script = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT})); sys.argv = {arguments}; "
         "runpy.run_module('benchmarks.gpu', run_name='__main__')"
