@@ -19,25 +19,17 @@ from typing import Any
 
 import faiss
 import torch
-import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks.measure import conclude, speedup, time_interleaved
+from benchmarks.rows import make_rows
 from pipeline.clustering.kmeans import spherical_kmeans
 
 INERTIA_SLACK = 1.001  # restarts converge to slightly different optima
 FIT_SHARE = 3  # rows over those that `sampled` is fitted on
 CLAIMS = {"sampled": "faiss", "ours": "sklearn"}
-
-
-def make_rows(count: int, size: int, clusters: int, noise: float) -> Tensor:
-    """Unit rows (count, size) around `clusters` directions; `noise` is its length relative to a centre's."""
-    generator = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(clusters, size, generator=generator), dim=1)
-    rows = centres[torch.randint(clusters, (count,), generator=generator)]
-    return F.normalize(rows + noise / size**0.5 * torch.randn(count, size, generator=generator), dim=1)
 
 
 def cosine_inertia(rows: Tensor, labels: Tensor, clusters: int) -> float:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.method.batchnorm import GlobalBatchNorm
@@ -59,27 +60,51 @@ def use_torch_batchnorm(module: nn.Module) -> None:
 
 def build_step(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | None) -> Callable[[], Tensor]:
     """A function that runs one training step and returns its loss."""
-    torch.manual_seed(0)
-    encoder, size = build_encoder(args.encoder, small_stem=True)
-    heads = build_head(size, HIDDEN, FEATURES), build_predictor(FEATURES, HIDDEN)
-    model = kind(encoder, *heads, FEATURES, DigProSettings(CLUSTERS), autocast=autocast)
-    if kind is SeparateViews:
-        use_torch_batchnorm(model)
-    model.to(args.device)
+    model = build_model(kind, args.encoder, autocast).to(args.device)
     optimizer = build_optimizer(model, lr=0.05 * args.batch / 256, momentum=0.9, weight_decay=5e-4)
     views = torch.randn(2, args.batch, 3, 32, 32, device=args.device)
     noise = 0.001 * torch.randn(2, args.batch, FEATURES, device=args.device)
     labels = torch.arange(args.batch, device=args.device) % CLUSTERS
+    return lambda: take_step(model, optimizer, views, labels, noise)
 
-    def step() -> Tensor:
-        total = model(views[0], views[1], labels, target_momentum=0.996, noise=noise).total
-        optimizer.zero_grad()
-        total.backward()
-        zero_unless_finite(model.parameters())
-        optimizer.step()
-        return total.detach()
 
-    return step
+def build_model(
+    kind: type[DigPro],
+    encoder: str,
+    autocast: torch.dtype | None,
+    *,
+    clusters: int = CLUSTERS,
+    hidden: int = HIDDEN,
+    small_stem: bool = True,
+) -> DigPro:
+    """A new model with the weights of seed 0; separate views have torch's BatchNorm, as in the reference."""
+    torch.manual_seed(0)
+    body, size = build_encoder(encoder, small_stem=small_stem)
+    heads = build_head(size, hidden, FEATURES), build_predictor(FEATURES, hidden)
+    model = kind(body, *heads, FEATURES, DigProSettings(clusters), autocast=autocast)
+    if kind is SeparateViews:
+        use_torch_batchnorm(model)
+    return model
+
+
+def take_step(
+    model: DigPro,
+    optimizer: SGD,
+    views: Tensor | Sequence[Tensor],
+    labels: Tensor,
+    noise: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """Losses, gradients and one move of the optimizer, from two views (B, 3, H, W); returns the loss.
+
+    `noise` (2, B, D) and `options` are those of DigPro's forward pass.
+    """
+    total = model(*views, labels, noise=noise, **{"target_momentum": 0.996} | options).total
+    optimizer.zero_grad()
+    total.backward()
+    zero_unless_finite(model.parameters())
+    optimizer.step()
+    return total.detach()
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,35 +10,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
+from benchmarks.baselines.transforms import torchvision_view
+from benchmarks.loop import MEAN, STD
 from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.config.models import ViewsConfig
 from pipeline.data.views import TwoViews
 
-MEAN, STD = [0.5] * 3, [0.25] * 3
 PRESETS = {
     "cifar10": ViewsConfig(size=32),
     "digits": ViewsConfig(size=16, crop_scale=(0.5, 1), rotation=10, horizontal_flip=0, jitter=0, grayscale=0),
 }
-
-
-def torchvision_view(policy: ViewsConfig, *, from_pil: bool) -> Callable[[Any], torch.Tensor]:
-    """The same augmentation policy as a torchvision transform of one image."""
-    jitter = v2.ColorJitter(policy.brightness, policy.contrast, policy.saturation, policy.hue)
-    steps: list[Any] = [v2.RandomRotation(policy.rotation)] if policy.rotation else []
-    steps += [v2.RandomResizedCrop(policy.size, policy.crop_scale, policy.crop_ratio, antialias=True)]
-    steps += [v2.RandomHorizontalFlip(policy.horizontal_flip)] if policy.horizontal_flip else []
-    steps += [v2.RandomApply([jitter], policy.jitter)] if policy.jitter else []
-    steps += [v2.RandomGrayscale(policy.grayscale)] if policy.grayscale else []
-    steps += [v2.PILToTensor()] if from_pil else []
-    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def compare(policy: ViewsConfig, batch: int, rounds: int) -> dict[str, Any]:

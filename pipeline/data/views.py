@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config.models import ViewsConfig
 from pipeline.data.colour import (
     adjust_brightness,
     adjust_contrast,
@@ -29,6 +28,9 @@ from pipeline.data.colour import (
 )
 from pipeline.data.preprocess import Preprocess, check_images, scale_to_unit
 from pipeline.keyed_random import Stream, uniform
+
+if TYPE_CHECKING:  # views need its fields only, so that they can be made where pydantic is not installed
+    from pipeline.config.models import ViewsConfig
 
 CROP_TRIES = 10  # torchvision's number
 

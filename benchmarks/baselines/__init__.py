@@ -1,0 +1,1 @@
+"""What a user would otherwise run: the reference's way, and lightly's."""
