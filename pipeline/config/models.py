@@ -255,6 +255,12 @@ class EStepConfig(Section):
     max_iter: int = Field(300, ge=1, description="iterations of a start at most")
     tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
     warm_start: bool = Field(False, description="add the last centres as one more start")
+    settled_restarts: Later[int | None] = Field(
+        None, ge=1, description="starts beside the last centres, once labels have settled; null: always `restarts`"
+    )
+    settled_churn: Later[Probability] = Field(
+        0.02, description="labels have settled when the last E-step changed no larger share of them"
+    )
     probe: Circumstance[int] = Field(
         512, ge=0, description="images that the label-free objectives use (docs/objectives.md); 0 switches them off"
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.collectives import gather_rows, route_rows_to_owner
+from pipeline.collectives import from_rank_zero, gather_rows, rank, route_rows_to_owner
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.inference.encode import encode_blocks
@@ -42,23 +42,40 @@ def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Ten
     return route_rows_to_owner(features, index, total)
 
 
+def have_settled(history: Sequence[Mapping[str, float]], settings: EStepConfig, device: torch.device) -> bool:
+    """Whether the last E-step of a run's history changed few labels; rank 0's answer, which alone has counted them."""
+    churn = next((metrics["label_churn"] for metrics in reversed(history) if "label_churn" in metrics), 1.0)
+    return bool(from_rank_zero(torch.tensor(churn <= settings.settled_churn, device=device)))
+
+
 def estimate(
-    features: Tensor, num_clusters: int, settings: EStepConfig, seed: int, previous: PseudoLabels | None
+    features: Tensor,
+    num_clusters: int,
+    settings: EStepConfig,
+    seed: int,
+    previous: PseudoLabels | None,
+    *,
+    settled: bool = False,
 ) -> tuple[PseudoLabels, dict[str, float]]:
-    """Cluster the workers' features (own rows, D); pseudo-labels of all images, and the health of both."""
+    """Cluster the workers' features (own rows, D); pseudo-labels of all images, and the health of both.
+
+    `settled` labels take the fewer starts of `settled_restarts`. The churn, the costly part of health, is rank 0's.
+    """
+    fewer = settings.settled_restarts if settled else None
+    warm = previous is not None and (settings.warm_start or fewer is not None)
     result = spherical_kmeans(
         features,
         num_clusters,
-        restarts=settings.restarts,
+        restarts=fewer or settings.restarts,
         max_iter=settings.max_iter,
         tol=settings.tol,
         seed=seed,
         empty="reseed",
-        extra_start=previous.centers if previous is not None and settings.warm_start else None,
+        extra_start=previous.centers if previous is not None and warm else None,
     )
     found = PseudoLabels(gather_rows(result.labels), result.centers, result.others)
     health = {"inertia": result.inertia / len(found.labels), "kmeans_iterations": float(result.n_iter)}
     health |= size_metrics(torch.bincount(found.labels, minlength=num_clusters))
-    if previous is not None:
+    if previous is not None and rank() == 0:
         health["label_churn"] = label_churn(previous.labels, found.labels)
     return found, health | {"feature_spread": feature_spread(features)}

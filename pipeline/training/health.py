@@ -33,9 +33,9 @@ def label_churn(before: Tensor, labels: Tensor) -> float:
 def feature_spread(features: Tensor) -> float:
     """Mean standard deviation of the columns of the workers' features times sqrt(D): 1 on an even sphere, 0 when all
     collapsed."""
-    ones = torch.ones_like(features[:, :1])
-    sums = all_sum(torch.cat([features, features**2, ones], dim=1).sum(dim=0, dtype=torch.float64))
-    size = features.shape[1]
+    size, count = features.shape[1], features.new_full((1,), len(features), dtype=torch.float64)
+    own = [x.sum(dim=0, dtype=torch.float64) for x in (features, features.square())]
+    sums = all_sum(torch.cat([*own, count]))
     mean, square = sums[:size] / sums[-1], sums[size:-1] / sums[-1]
     return float((square - mean**2).clamp(min=0).sqrt().mean() * size**0.5)
 

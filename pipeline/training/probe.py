@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.clustering.label_free import assignment_agreement, cosine_silhouette, prototype_margin
 from pipeline.clustering.nearest import nearest_center
-from pipeline.collectives import gather_rows, row_range
+from pipeline.collectives import gather_rows, rank, row_range
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_sample
@@ -53,17 +53,20 @@ def label_free_metrics(
     found: PseudoLabels,
     previous: PseudoLabels | None,
 ) -> dict[str, float]:
-    """Metrics of the pseudo-labels `found` from the workers' features (own rows, D); the same on every worker.
+    """Metrics of the pseudo-labels `found` from the workers' features (own rows, D), on rank 0; others have none.
 
     The first E-step has no `estep_agreement`, because nothing came before it; a k-means of a single start has no
     `seed_agreement`.
     """
     own = row_range(len(found.labels))
     probe_features = gather_rows(features[: max(0, probe.total - own.start)])
+    margin, of_views = prototype_margin(features, found.centers), view_clusters(model, views, probe, found.centers)
+    if rank():
+        return {}
     values = {
         "silhouette": cosine_silhouette(probe_features, found.labels[: probe.total]),
-        "prototype_margin": prototype_margin(features, found.centers),
-        "view_agreement": assignment_agreement(*view_clusters(model, views, probe, found.centers).cpu().T),
+        "prototype_margin": margin,
+        "view_agreement": assignment_agreement(*of_views.cpu().T),
     }
     if found.others is not None and len(found.others):
         values["seed_agreement"] = seed_agreement(probe_features, found.labels[: probe.total], found.others)

@@ -40,7 +40,7 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.estep import encode_all, estimate
+from pipeline.training.estep import encode_all, estimate, have_settled
 from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
@@ -283,7 +283,10 @@ def run_estep(run: Run) -> None:
     state, job, previous = run.state, run.job, run.state.pseudo
     with run.timer.time("estep"):
         features = encode_all(state.model, run.inputs, run.preprocess, job.manifest.num_images)
-        state.pseudo, metrics = estimate(features, job.plan.num_clusters, job.config.estep, job.config.seed, previous)
+        settled = have_settled(state.history, job.config.estep, features.device)
+        state.pseudo, metrics = estimate(
+            features, job.plan.num_clusters, job.config.estep, job.config.seed, previous, settled=settled
+        )
     with run.timer.time("evaluate"):
         if run.probe:
             metrics |= label_free_metrics(state.model, run.views, run.probe, features, state.pseudo, previous)

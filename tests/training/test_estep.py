@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.config.models import EStepConfig
 from pipeline.data.shards import Manifest
-from pipeline.training.estep import PseudoLabels, encode_all, estimate
+from pipeline.training.estep import PseudoLabels, encode_all, estimate, have_settled
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -49,9 +50,7 @@ def test_churn_counts_images_not_cluster_numbers() -> None:
     assert estimate(features, 2, settings, 0, moved)[1]["label_churn"] == pytest.approx(0.25)
 
 
-def small_run_settings():
-    from pipeline.config.models import EStepConfig
-
+def small_run_settings() -> EStepConfig:
     return EStepConfig(restarts=2)
 
 
@@ -61,3 +60,25 @@ def test_spread_is_one_on_an_even_sphere_and_zero_when_collapsed() -> None:
     assert estimate(sphere, 2, settings, 0, None)[1]["feature_spread"] == pytest.approx(1, abs=0.01)
     same = torch.ones(50, 4) / 2
     assert estimate(same, 2, settings, 0, None)[1]["feature_spread"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("settled", "starts"), [(False, 5), (True, 3)])
+def test_settled_labels_take_fewer_starts_and_the_last_centres(settled: bool, starts: int) -> None:
+    features = torch.nn.functional.normalize(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    settings = EStepConfig(restarts=5, settled_restarts=2)
+    previous, _ = estimate(features, 3, settings, 0, None)
+    found, _ = estimate(features, 3, settings, 0, previous, settled=settled)
+    assert found.others is not None
+    assert 1 + len(found.others) == starts
+
+
+def _settled(rank: int, churn: float) -> bool:
+    history = [{"epoch": 0}, {"epoch": 1, **({} if rank else {"label_churn": churn})}, {"epoch": 2}]
+    return have_settled(history, EStepConfig(settled_churn=0.02), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("churn", "settled"), [(0.02, True), (0.03, False)])
+def test_workers_agree_with_the_first_whether_labels_have_settled(pair: Workers, churn: float, settled: bool) -> None:
+    """By the last E-step, not the last epoch; before the first churn nothing has."""
+    assert pair.run(_settled, churn) == [settled, settled]
+    assert not have_settled([{"epoch": 0}], EStepConfig(), torch.device("cpu"))
