@@ -89,7 +89,9 @@ def build_model(
         autocast=autocast_dtype(config, device),
     )
     model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
-    return tune_networks(model, compiled=config.optim.compile, channels_last=config.optim.channels_last)
+    last = config.optim.channels_last
+    channels_last = device.type == "cpu" if last == "auto" else last
+    return tune_networks(model, compiled=config.optim.compile, channels_last=channels_last)
 
 
 def tune_networks(model: DigPro, *, compiled: bool, channels_last: bool) -> DigPro:

@@ -40,17 +40,19 @@ class _Normalize(torch.autograd.Function):
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Channels last where x has them last; a CPU's passes make everything contiguous."""
-    last = x.device.type != "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Channels last where x has them last."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def _global_moments(x: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance (V, C) over rows, positions and workers, and the number of values behind them.
+    """Mean and biased variance (V, C) over rows, positions and workers, and the number of values behind them, one or (V, C).
 
     Workers' moments are merged by Chan's formula: summing squares instead would cancel in float32.
     """
     mean, var = norm_passes.moments(x, blocks)
+    if world_size() == 1:
+        return mean, var, mean.new_full((), x.numel() // (blocks * x.shape[1]))
     counts = torch.full_like(mean, x.numel() // (blocks * x.shape[1]))
     means, variances, counts = all_stack(torch.stack([mean, var, counts])).unbind(1)
     count = counts.sum(0)
