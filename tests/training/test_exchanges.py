@@ -1,4 +1,4 @@
-"""How often workers talk to each other in a step: on a CPU each exchange costs about a millisecond."""
+"""How often workers talk to each other in a step: each exchange is a wait for the slower one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from pipeline import collectives
 from pipeline.data.shards import Manifest
+from pipeline.local_mesh import LocalMesh
 from pipeline.training.estep import PseudoLabels
 from pipeline.training.worker import train_step
 from tests.helpers.small_run import IMAGES, digits, small_run
@@ -23,20 +25,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
     return digits(tmp_path_factory.mktemp("digits"))
 
 
-def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest]) -> Counter[str]:
+def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest], direct: bool) -> Counter[str]:
     run = small_run(*data, "optim.warmup_epochs=0")
     groups = run.state.model.groups.features
     run.state.pseudo = PseudoLabels(torch.arange(IMAGES) % len(groups), groups)
     batches = run.inputs.epoch(0)
     for _ in range(2):  # DistributedDataParallel arranges its buckets by the first, and says so in the second
         train_step(run, next(batches))
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    with pytest.MonkeyPatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as record:
+        counted = count_calls(LocalMesh.all_stack)
+        patch.setattr(LocalMesh, "all_stack", counted)
+        if not direct:
+            patch.setattr(collectives, "_mesh", lambda x: None)
         train_step(run, next(batches))
-    return Counter(event.name for event in record.events() if event.name.startswith("gloo:"))
+    by_gloo = Counter(event.name for event in record.events() if event.name.startswith("gloo:"))
+    return by_gloo + Counter(direct=counted.calls)
 
 
-def test_a_step_has_no_more_exchanges_than_it_needs(pair: Workers, data: tuple[Tensor, Manifest]) -> None:
+def count_calls(method: Any) -> Any:
+    """The method, with the number of its `calls`."""
+
+    def counted(*args: Any) -> Any:
+        counted.calls += 1
+        return method(*args)
+
+    counted.calls = 0
+    return counted
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_step_has_no_more_exchanges_than_it_needs(
+    pair: Workers, data: tuple[Tensor, Manifest], direct: bool
+) -> None:
     statistics = 2 * LAYERS + 1  # of both networks and the predictor; then of gradients, which the target lacks
-    groups_and_prototypes = 2 + 1
-    for found in pair.run(_exchanges_of_a_step, data):
-        assert found == {"gloo:all_gather": statistics + LAYERS + 1 + groups_and_prototypes, "gloo:all_reduce": 1}
+    groups_and_prototypes, gradients = 2 + 1, 1
+    needed = statistics + LAYERS + 1 + groups_and_prototypes + gradients
+    for found in pair.run(_exchanges_of_a_step, data, direct):
+        assert found == ({"direct": needed} if direct else {"gloo:all_gather": needed})
