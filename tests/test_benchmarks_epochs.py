@@ -21,8 +21,9 @@ ROOT = Path(__file__).parent.parent
 RECIPE = Recipe("tiny", size=8, batch=4, clusters=3, hidden=32)
 
 
+@pytest.mark.slow
 def test_epochs_are_compared_with_each_baseline(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.epochs", "--images", "32", "--batch", "16", "--rounds", "1"]
+    command = [sys.executable, "-m", "benchmarks.epochs", "--images", "16", "--batch", "8", "--rounds", "1"]
     out = tmp_path / "out.json"
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # other tests share the two cores
     done = subprocess.run(
