@@ -70,14 +70,14 @@ def hierarchical_kmeans(
 
 def _shares(sizes: list[int], total: int) -> list[int]:
     """`total` divided in proportion to `sizes`: at least 1 where there are rows, and never more than them."""
-    rows, shares = sum(sizes), []
-    left = total
-    for size in sizes:
-        after = rows - size
-        share = min(size, max(int(size > 0), round(left * size / max(rows, 1))))
-        share = max(share, left - after)  # what the rest has too few rows for
-        shares.append(share)
-        rows, left = after, left - share
+    shares, left = [], total
+    for number, size in enumerate(sizes):
+        rest = sizes[number + 1 :]
+        fair = round(left * size / max(size + sum(rest), 1))
+        least = max(int(size > 0), left - sum(rest))  # the rest cannot take more than its rows
+        most = min(size, left - sum(other > 0 for other in rest))
+        shares.append(min(max(fair, least), most))
+        left -= shares[-1]
     return shares
 
 

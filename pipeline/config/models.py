@@ -234,7 +234,8 @@ class OptimConfig(Section):
         description="compile the networks by torch.compile; the first step takes a minute, and needs a C++ compiler",
     )
     channels_last: Later[bool | Literal["auto"]] = Field(
-        "auto", description="networks keep the channels of a pixel together in memory; auto: on a CPU, where it is faster"
+        "auto",
+        description="networks keep the channels of a pixel together in memory; auto: on a CPU, where it is faster",
     )
 
     @model_validator(mode="after")

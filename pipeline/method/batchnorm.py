@@ -46,7 +46,7 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 
 def _global_moments(x: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance (V, C) over rows, positions and workers, and the number of values behind them, one or (V, C).
+    """Mean and biased variance (V, C) over rows, positions and workers, and the number of values behind each.
 
     Workers' moments are merged by Chan's formula: summing squares instead would cancel in float32.
     """

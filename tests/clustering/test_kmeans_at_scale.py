@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,14 +34,10 @@ def features(rows: int = 2003, size: int = 16, noise: float = 1.0) -> Tensor:
     return lengths * (centers[torch.randint(K, (rows,), generator=generator)] + spread)
 
 
-@pytest.fixture
-def small_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use_small_samples()
-    monkeypatch.setattr(kmeans, "SEED_ROWS", 100)
-
-
-def _use_small_samples() -> None:
-    kmeans.SEED_ROWS, kmeans.ROWS_PER_CLUSTER = 100, 10
+def clustered(x: Tensor, seed_rows: int = 100, **options: Any) -> KMeansResult:
+    """k-means that starts on small samples."""
+    with mock.patch.object(kmeans, "SEED_ROWS", seed_rows):
+        return spherical_kmeans(x, K, **options)
 
 
 def iterated(x: Tensor, passes: int = 3) -> Lloyd:
@@ -99,16 +97,14 @@ def test_rows_of_a_mapped_file_cluster_as_those_in_memory(tmp_path: Path) -> Non
 
 
 def _sharded(rank: int, x: Tensor, cuts: list[int], options: dict) -> KMeansResult:
-    _use_small_samples()
-    return spherical_kmeans(x[cuts[rank] : cuts[rank + 1]], K, **options)
+    return clustered(x[cuts[rank] : cuts[rank + 1]], **options)
 
 
-@pytest.mark.usefixtures("small_samples")
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("options", [{"restarts": 3}, {"restarts": 2, "fit_rows": 500, "seed": 5, "empty": "reseed"}])
 def test_samples_do_not_depend_on_the_split(pair: Workers, cuts: list[int], options: dict) -> None:
     x = features()
-    whole = spherical_kmeans(x, K, **options)
+    whole = clustered(x, **options)
     parts = pair.run(_sharded, x, cuts, options)
     assert torch.cat([part.labels for part in parts]).equal(whole.labels)
     for part in parts:
@@ -116,18 +112,15 @@ def test_samples_do_not_depend_on_the_split(pair: Workers, cuts: list[int], opti
         assert part.inertia == pytest.approx(whole.inertia, rel=1e-7)
 
 
-@pytest.mark.usefixtures("small_samples")
 def test_samples_reach_the_optimum_of_all_rows() -> None:
     x = features()
-    sampled = spherical_kmeans(x, K, restarts=5)
-    kmeans.SEED_ROWS = len(x)
-    assert sampled.inertia == pytest.approx(spherical_kmeans(x, K, restarts=5).inertia, rel=1e-3)
+    sampled, whole = clustered(x, restarts=5), clustered(x, len(x), restarts=5)
+    assert sampled.inertia == pytest.approx(whole.inertia, rel=1e-3)
 
 
-@pytest.mark.usefixtures("small_samples")
 def test_centres_fitted_on_a_sample_label_all_rows() -> None:
     x = features()
-    found = spherical_kmeans(x, K, restarts=5, fit_rows=400)
+    found = clustered(x, restarts=5, fit_rows=400)
     near = nearest_center(x, found.centers)
     assert found.labels.equal(near.labels)
     assert found.inertia == pytest.approx(float((1 - near.similarity).sum()), rel=1e-6)

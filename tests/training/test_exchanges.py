@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -54,9 +55,7 @@ def count_calls(method: Any) -> Any:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_step_has_no_more_exchanges_than_it_needs(
-    pair: Workers, data: tuple[Tensor, Manifest], direct: bool
-) -> None:
+def test_a_step_has_no_more_exchanges_than_it_needs(pair: Workers, data: tuple[Tensor, Manifest], direct: bool) -> None:
     statistics = 2 * LAYERS + 1  # of both networks and the predictor; then of gradients, which the target lacks
     groups_and_prototypes, gradients = 2 + 1, 1
     needed = statistics + LAYERS + 1 + groups_and_prototypes + gradients
