@@ -45,8 +45,8 @@ class Stepper:
         self.step_model = data_parallel(self.model)
         self.views = TwoViews(config.views, [0.5] * 3, [0.25] * 3, config.seed)
         self.rows, size = row_range(config.optim.batch_size), config.data.image_size
-        count = self.rows.stop - self.rows.start
-        self.images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
+        assert size is not None
+        self.images = torch.randint(0, 256, (self.rows.stop - self.rows.start, size, size, 3), dtype=torch.uint8)
         self.labels = torch.arange(self.rows.start, self.rows.stop) % CLUSTERS
 
     def __call__(self) -> Tensor:

@@ -22,6 +22,7 @@ FLOORS = [
     "progress",
     "provenance",
     "keyed_random",
+    "local_mesh",
     "collectives",
     "clustering",
     "method",
@@ -47,7 +48,8 @@ FLOORS = [
     "cli",
 ]
 MATHEMATICS = {
-    "collectives": {"errors"},
+    "local_mesh": set(),
+    "collectives": {"errors", "local_mesh"},
     "keyed_random": {"errors"},
     "clustering": {"errors", "collectives"},
     "method": {"errors", "collectives", "clustering"},

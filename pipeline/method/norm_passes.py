@@ -84,9 +84,9 @@ def input_gradient(dy: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor, weight:
     slope = -scale * inv_std * means[1]
     shift = -scale * means[0] - slope * mean
     parts = (tensor.chunk(len(mean)) for tensor in (dy, x, dx))
-    for dy_block, block, out, *factors in zip(*parts, scale, shift, slope, strict=True):
-        _scale_and_shift(dy_block, *factors[:2], out)
-        out.addcmul_(block, factors[2].to(x.dtype).view(-1, *[1] * (x.dim() - 2)))
+    for dy_block, block, out, a, b, c in zip(*parts, scale, shift, slope, strict=True):
+        _scale_and_shift(dy_block, a, b, out)
+        out.addcmul_(block, c.to(x.dtype).view(-1, *[1] * (x.dim() - 2)))
     return dx
 
 

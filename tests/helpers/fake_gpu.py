@@ -14,18 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import Library
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 DEVICE = "fakegpu"
+FUSED_SGD = Library("aten", "IMPL", "Meta")  # torch has none without data; the real one changes its arguments in place
 
 
 def have_device(rank: int, workers: int = 1) -> None:
     """Give this process the device, as one of `workers` whose exchanges send nothing."""
     _setup_privateuseone_for_python_backend(DEVICE)
     getattr(torch, DEVICE).get_amp_supported_dtype = lambda: [torch.bfloat16]  # asked for where autocast is off, too
+    FUSED_SGD.impl("_fused_sgd_", lambda *args, **kwargs: None)
     if workers > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=workers)
 
