@@ -15,6 +15,7 @@ from benchmarks.asha import compare
 from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import speedup, time_interleaved
 from benchmarks.objectives import correlations
+from benchmarks.performance import feed_rows, page
 from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_and_variants, variants
 from pipeline.config.loading import load_config
 
@@ -83,6 +84,26 @@ def test_pipeline(tmp_path: Path) -> None:
         assert results[mode]["images"] == 256
         assert results[mode]["claim_holds"] == (results[mode]["ratio"] >= 0.9)
         assert results[mode]["worker_peak_rss_gib"] > 0.1
+
+
+def test_workers(tmp_path: Path) -> None:
+    results = run("workers", tmp_path / "out.json", "--batch", "16", "--rounds", "2", "--steps", "1")
+    assert {name: len(rounds) for name, rounds in results["seconds"].items()} == {"one": 2, "several": 2}
+    assert results["claim_holds"] == (results["ratio"] >= 1.5)
+
+
+def test_the_page_of_speeds_has_median_rounds_and_verdict_of_each_ratio() -> None:
+    blocks = {"one": [3.0, 4.0, 8.0], "several": [2.0, 4.0, 4.0]}
+    text = page({"workers": {"seconds": blocks, "commit": "abc", "hardware": "a machine"}})
+    assert "| two workers over one | 1.50 | 1.00 to 2.00 | >= 1.5: holds |  |" in text
+    assert "`python -m benchmarks.workers`, commit abc, a machine." in text
+    slower = page({"workers": {"seconds": blocks | {"several": [3.0] * 3}, "commit": "abc", "hardware": "it"}})
+    assert "| 1.33 | 1.00 to 2.67 | >= 1.5: does not hold |" in slower
+
+
+def test_the_wait_for_the_first_batch_is_no_part_of_the_feeds_ratio() -> None:
+    mode = {"bare": 10.0, "first_batch_seconds": 1.0, "seconds": {"bare": [2.0], "fed": [3.0]}}
+    assert [row.ratios for row in feed_rows({"resident": mode, "streaming": mode})] == [[1.0], [1.0]]
 
 
 def test_the_ablation_trains_each_of_four_variants_with_each_seed() -> None:

@@ -278,7 +278,7 @@ class CheckpointConfig(Section):
 
 
 class ProfileConfig(Section):
-    """Where the time of a run goes (docs/performance.md)."""
+    """Where the time of a run goes (docs/scaling.md)."""
 
     steps: Circumstance[int] = Field(
         0, ge=0, description="training steps that torch's profiler records on each worker (`--profile`: 20); 0: none"

@@ -40,7 +40,7 @@ class ClusterModel(nn.Module):
             self.backbone, size = open_encoder(without_weights(config))
             self.backbone.eval().load_state_dict(values["backbone"])
         model = build_model(config, len(values["centers"]), torch.device("cpu"), cached_size=size)
-        network = model.networks.target.float()
+        network = model.networks.target.float().to(memory_format=torch.contiguous_format)  # as exporters expect them
         weights = {name: value for name, value in values["model"].items() if name.startswith(TARGET)}
         network.load_state_dict({name.removeprefix(TARGET): value for name, value in weights.items()})
         self.network = network.eval()

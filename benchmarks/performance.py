@@ -1,0 +1,164 @@
+"""All speed claims of this repository, measured one after the other and written as docs/performance.md.
+
+    python -m benchmarks.performance                   # or `make bench`: about 40 minutes on two idle cores
+    python -m benchmarks.performance workers kmeans    # these sections only
+    python -m benchmarks.performance --draw            # the page again, from what was measured
+
+Each section is one benchmark in a process of its own. What it measures lies in docs/performance/SECTION.json, the
+source of the page. Exit status 1 when a claim does not hold or a benchmark fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.measure import Seconds
+from pipeline.provenance import git_commit
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, RESULTS = DOCS / "performance.md", DOCS / "performance"
+HEAD = """# Speed
+
+Written by `make bench` (`python -m benchmarks.performance`) from the files in `docs/performance/`. Every figure is a
+ratio of two things that took turns in one run, so that a busy or slow machine shows in neither; above 1 the first is
+faster. Rounds: the median, and the least and the most of them.
+"""
+
+
+class Row(NamedTuple):
+    """A line of the page: what over what, the ratio of each round, and the claim about their median."""
+
+    what: str
+    ratios: list[float]
+    claim: float | None = None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is no claim, or it holds."""
+        return self.claim is None or statistics.median(self.ratios) >= self.claim
+
+    def __str__(self) -> str:
+        spread = f"{statistics.median(self.ratios):.2f} | {min(self.ratios):.2f} to {max(self.ratios):.2f}"
+        verdict = "" if self.claim is None else f">= {self.claim:g}: {'holds' if self.holds else 'does not hold'}"
+        return f"| {self.what} | {spread} | {verdict} | {self.note} |"
+
+
+class Section(NamedTuple):
+    """A benchmark: its arguments, and how its results become rows."""
+
+    title: str
+    command: list[str]
+    rows: Callable[[dict[str, Any]], Iterator[Row]]
+
+
+def ratios(seconds: Seconds, of: str, over: str) -> list[float]:
+    """How many times faster block `of` was than block `over`, in each round."""
+    return [slow / fast for fast, slow in zip(seconds[of], seconds[over], strict=True)]
+
+
+def feed_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Fed by the pipeline over the bare step."""
+    for mode, claim in (("resident", 0.97), ("streaming", 0.95)):
+        each = found[mode]
+        waited = each["first_batch_seconds"]
+        steady = {"bare": each["seconds"]["bare"], "fed": [fed - waited for fed in each["seconds"]["fed"]]}
+        note = f"{each['bare']:,.0f} images/s bare; first batch after {waited:.1f} s, which is left out"
+        yield Row(f"{mode}: fed over bare step", ratios(steady, "fed", "bare"), claim, note)
+
+
+def workers_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Two workers over one."""
+    yield Row("two workers over one", ratios(found["seconds"], "several", "one"), 1.5)
+
+
+def step_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The shipped step over the reference's, and precisions."""
+    for precision in ("float32", "bfloat16"):
+        of, over = f"fused_{precision}", f"separate_{precision}"
+        yield Row(f"both views in a pass over one each, {precision}", ratios(found["seconds"], of, over))
+    yield Row("bfloat16 over float32", ratios(found["seconds"], "fused_bfloat16", "fused_float32"))
+
+
+def kmeans_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Both of our ways over other libraries'."""
+    for case, each in found.items():
+        if not case.startswith("K="):
+            continue
+        for of, over, claim in (("sampled", "faiss", 1.0), ("ours", "sklearn", 1.0), ("ours", "faiss", None)):
+            note = f"inertia {each['inertia'][of]:,.0f} against {each['inertia'][over]:,.0f}"
+            yield Row(f"{case}: {of} over {over}", ratios(each["seconds"], of, over), claim, note)
+
+
+def epochs_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Whole epochs over those of others."""
+    for name, each in found["ratios"].items():
+        wall = each["wall"]
+        what = "bfloat16 over float32, one thread" if name == "bfloat16" else f"ours over {name}, float32"
+        claim = None if name == "bfloat16" else 1.5
+        yield Row(what, [wall["least"], wall["median"], wall["most"]], claim)
+
+
+SECTIONS = {
+    "pipeline": Section("The feed: ResNet-18, two workers, batch 64", ["pipeline"], feed_rows),
+    "workers": Section("Two workers of one thread: the demo's step", ["workers"], workers_rows),
+    "step": Section(
+        "The step: `tiny`, batch 128, one thread", ["step", "--encoder", "tiny", "--batch", "128"], step_rows
+    ),
+    "kmeans": Section("Spherical k-means: 60,000 rows of 256, one thread, CPU seconds", ["kmeans"], kmeans_rows),
+    "epochs": Section("Whole epochs of `tiny` on two cores", ["epochs", "--ray", "--images", "1024"], epochs_rows),
+}
+
+
+def measure(name: str) -> bool:
+    """Run a section's benchmark; whether it left results. Its own exit status only repeats the claims."""
+    RESULTS.mkdir(exist_ok=True)
+    out = RESULTS / f"{name}.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.{SECTIONS[name].command[0]}", *SECTIONS[name].command[1:]]
+    print(" ".join(["python", *command[1:]]), flush=True)
+    subprocess.run([*command, "--out", str(out)], check=False, cwd=DOCS.parent)
+    if not out.is_file():
+        return False
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"commit": git_commit()}, indent=1) + "\n")
+    return True
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The page, from the results of the sections that have any."""
+    parts = [HEAD]
+    for name, found in results.items():
+        section = SECTIONS[name]
+        parts.append(f"## {section.title}\n")
+        parts.append("| | median | rounds | claim | |\n|---|---|---|---|---|")
+        parts.extend(map(str, section.rows(found)))
+        command = " ".join(["python -m", f"benchmarks.{section.command[0]}", *section.command[1:]])
+        parts.append(f"\n`{command}`, commit {found['commit']}, {found['hardware']}.\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Measure, and draw the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--draw", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    if unknown := set(args.sections) - set(SECTIONS):
+        parser.error(f"unknown sections: {', '.join(sorted(unknown))} (known: {', '.join(SECTIONS)})")
+    measured = [] if args.draw else [measure(name) for name in args.sections or SECTIONS]
+    files = {name: RESULTS / f"{name}.json" for name in SECTIONS}
+    results = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    PAGE.write_text(page(results))
+    hold = all(row.holds for name, found in results.items() for row in SECTIONS[name].rows(found))
+    return 0 if hold and all(measured) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
