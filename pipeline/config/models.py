@@ -256,6 +256,9 @@ class EStepConfig(Section):
     max_iter: int = Field(300, ge=1, description="iterations of a start at most")
     tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
     warm_start: bool = Field(False, description="add the last centres as one more start")
+    fit_rows: Later[int | None] = Field(
+        None, ge=1, description="images that the centres are fitted on, drawn by the seed; null: all of them"
+    )
     settled_restarts: Later[int | None] = Field(
         None, ge=1, description="starts beside the last centres, once labels have settled; null: always `restarts`"
     )

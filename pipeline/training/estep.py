@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.clustering.kmeans import spherical_kmeans
+from pipeline.clustering.hierarchical import hierarchical_kmeans
+from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.collectives import from_rank_zero, gather_rows, rank, route_rows_to_owner
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
 from pipeline.training.health import feature_spread, label_churn, size_metrics
+
+MANY_CLUSTERS = 10_000  # from here on comparing each image with all centres takes longer than encoding it
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,23 @@ def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Ten
     return route_rows_to_owner(features, index, total)
 
 
+def _cluster(
+    features: Tensor, num_clusters: int, settings: EStepConfig, seed: int, restarts: int, last: Tensor | None
+) -> KMeansResult:
+    """K-means as configured; coarse clusters, divided, where there are very many: these start anew each time."""
+    options: dict[str, Any] = {
+        "restarts": restarts,
+        "max_iter": settings.max_iter,
+        "tol": settings.tol,
+        "seed": seed,
+        "empty": "reseed",
+        "fit_rows": settings.fit_rows,
+    }
+    if num_clusters >= MANY_CLUSTERS:
+        return hierarchical_kmeans(features, num_clusters, **options)
+    return spherical_kmeans(features, num_clusters, extra_start=last, **options)
+
+
 def have_settled(history: Sequence[Mapping[str, float]], settings: EStepConfig, device: torch.device) -> bool:
     """Whether the last E-step of a run's history changed few labels; rank 0's answer, which alone has counted them."""
     churn = next((metrics["label_churn"] for metrics in reversed(history) if "label_churn" in metrics), 1.0)
@@ -63,16 +84,8 @@ def estimate(
     """
     fewer = settings.settled_restarts if settled else None
     warm = previous is not None and (settings.warm_start or fewer is not None)
-    result = spherical_kmeans(
-        features,
-        num_clusters,
-        restarts=fewer or settings.restarts,
-        max_iter=settings.max_iter,
-        tol=settings.tol,
-        seed=seed,
-        empty="reseed",
-        extra_start=previous.centers if previous is not None and warm else None,
-    )
+    last = previous.centers if previous is not None and warm else None
+    result = _cluster(features, num_clusters, settings, seed, fewer or settings.restarts, last)
     found = PseudoLabels(gather_rows(result.labels), result.centers, result.others)
     health = {"inertia": result.inertia / len(found.labels), "kmeans_iterations": float(result.n_iter)}
     health |= size_metrics(torch.bincount(found.labels, minlength=num_clusters))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.config.models import EStepConfig
 from pipeline.data.shards import Manifest
+from pipeline.training import estep
 from pipeline.training.estep import PseudoLabels, encode_all, estimate, have_settled
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run
@@ -82,3 +83,21 @@ def test_workers_agree_with_the_first_whether_labels_have_settled(pair: Workers,
     """By the last E-step, not the last epoch; before the first churn nothing has."""
     assert pair.run(_settled, churn) == [settled, settled]
     assert not have_settled([{"epoch": 0}], EStepConfig(), torch.device("cpu"))
+
+
+def test_very_many_clusters_are_found_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.nn.functional.normalize(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    monkeypatch.setattr(estep, "MANY_CLUSTERS", 9)
+    found, _ = estimate(features, 9, small_run_settings(), 0, None)
+    assert found.labels.unique().tolist() == list(range(9))
+    assert found.others is not None
+    assert len(found.others) == 0
+    flat = estimate(features, 8, small_run_settings(), 0, None)[0]
+    assert flat.others is not None
+    assert len(flat.others) == 1
+
+
+def test_centres_can_be_fitted_on_fewer_images() -> None:
+    features = torch.nn.functional.normalize(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    inertia = [estimate(features, 5, EStepConfig(fit_rows=rows), 0, None)[1]["inertia"] for rows in (None, 20)]
+    assert inertia[0] < inertia[1]
