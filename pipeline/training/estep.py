@@ -64,7 +64,12 @@ def _cluster(
 
 
 def have_settled(history: Sequence[Mapping[str, float]], settings: EStepConfig, device: torch.device) -> bool:
-    """Whether the last E-step of a run's history changed few labels; rank 0's answer, which alone has counted them."""
+    """Whether the last E-step of a run's history changed so few labels that fewer starts will do.
+
+    Rank 0's answer, which alone has counted them.
+    """
+    if settings.settled_restarts is None:
+        return False
     churn = next((metrics["label_churn"] for metrics in reversed(history) if "label_churn" in metrics), 1.0)
     return bool(from_rank_zero(torch.tensor(churn <= settings.settled_churn, device=device)))
 

@@ -75,14 +75,15 @@ def test_settled_labels_take_fewer_starts_and_the_last_centres(settled: bool, st
 
 def _settled(rank: int, churn: float) -> bool:
     history = [{"epoch": 0}, {"epoch": 1, **({} if rank else {"label_churn": churn})}, {"epoch": 2}]
-    return have_settled(history, EStepConfig(settled_churn=0.02), torch.device("cpu"))
+    return have_settled(history, EStepConfig(settled_restarts=1, settled_churn=0.02), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("churn", "settled"), [(0.02, True), (0.03, False)])
 def test_workers_agree_with_the_first_whether_labels_have_settled(pair: Workers, churn: float, settled: bool) -> None:
     """By the last E-step, not the last epoch; before the first churn nothing has."""
     assert pair.run(_settled, churn) == [settled, settled]
-    assert not have_settled([{"epoch": 0}], EStepConfig(), torch.device("cpu"))
+    assert not have_settled([{"epoch": 0}], EStepConfig(settled_restarts=1), torch.device("cpu"))
+    assert not have_settled([{"label_churn": 0.0}], EStepConfig(), torch.device("cpu"))
 
 
 def test_very_many_clusters_are_found_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
