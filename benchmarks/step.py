@@ -84,6 +84,8 @@ def build_model(
     model = kind(body, *heads, FEATURES, DigProSettings(clusters), autocast=autocast)
     if kind is SeparateViews:
         use_torch_batchnorm(model)
+    elif not torch.cuda.is_available():
+        model.networks.to(memory_format=torch.channels_last)  # as a run does on a CPU
     return model
 
 

@@ -31,6 +31,7 @@ from pipeline.method.digpro import StepLosses
 from pipeline.method.optimizer import set_learning_rates, zero_unless_finite
 from pipeline.method.schedules import Schedules
 from pipeline.tracking import RunWriter, spool_path
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.checkpoint import (
     RESTORE,
     TrainState,
@@ -110,6 +111,7 @@ def train(run: Run) -> None:
 
 def build_run(job: Job) -> Run:
     """Model, data and bookkeeping of this worker."""
+    keep_freed_memory()
     config, plan = job.config, job.plan
     device = get_device()
     feed = open_feed(job, device)
