@@ -15,7 +15,7 @@ from benchmarks.asha import compare
 from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import speedup, time_interleaved
 from benchmarks.objectives import correlations
-from benchmarks.performance import feed_rows, page
+from benchmarks.performance import feed_rows, kmeans_rows, page
 from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_and_variants, variants
 from pipeline.config.loading import load_config
 
@@ -99,6 +99,14 @@ def test_the_page_of_speeds_has_median_rounds_and_verdict_of_each_ratio() -> Non
     assert "`python -m benchmarks.workers`, commit abc, a machine." in text
     slower = page({"workers": {"seconds": blocks | {"several": [3.0] * 3}, "commit": "abc", "hardware": "it"}})
     assert "| 1.33 | 1.00 to 2.67 | >= 1.5: does not hold |" in slower
+
+
+def test_what_is_faster_because_it_does_less_does_not_hold() -> None:
+    inertia = {"ours": 1.01, "sampled": 1.0, "faiss": 1.0, "sklearn": 1.0}
+    seconds = {name: [1.0] for name in inertia}
+    rows = [str(row) for row in kmeans_rows({"K=5": {"inertia": inertia, "seconds": seconds}, "hardware": "it"})]
+    assert ">= 1: holds" in rows[0]
+    assert ">= 1: does not hold, inertia 1.00% higher" in rows[1]
 
 
 def test_the_wait_for_the_first_batch_is_no_part_of_the_feeds_ratio() -> None:
