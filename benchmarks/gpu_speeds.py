@@ -26,6 +26,7 @@ from benchmarks.rows import make_rows
 from benchmarks.step import FEATURES, SeparateViews, golden_error, take_step, use_torch_batchnorm
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.data.views import TwoViews
+from pipeline.method.batchnorm import GlobalBatchNorm
 from pipeline.method.digpro import DigPro
 
 Result = dict[str, Any]
@@ -57,8 +58,16 @@ def use_channels_last(model: DigPro) -> None:
     model.to(memory_format=torch.channels_last)
 
 
+def use_passes(model: DigPro) -> None:
+    """BatchNorm as several workers have it, by the kernels of SyncBatchNorm; a single one takes torch's own."""
+    for part in model.modules():
+        if isinstance(part, GlobalBatchNorm):
+            part._by_torch = part._by_passes  # type: ignore[method-assign]
+
+
 VARIANTS: dict[str, Callable[[DigPro, Sizes], None]] = {
     "channels_last": lambda model, sizes: use_channels_last(model),
+    "several workers' BatchNorm": lambda model, sizes: use_passes(model),
     "torch's BatchNorm": lambda model, sizes: use_torch_batchnorm(model),  # its statistics are of both views together
     "compile": lambda model, sizes: compile_networks(model, sizes.compiler),
 }
@@ -86,6 +95,8 @@ WAYS = (
     Way("bfloat16", ("channels_last", "compile")),
 )
 MORE_WAYS = (
+    Way("bfloat16", ("several workers' BatchNorm",)),
+    Way("bfloat16", ("channels_last", "several workers' BatchNorm")),
     Way("bfloat16", ("torch's BatchNorm",)),
     Way("bfloat16", ("channels_last", "torch's BatchNorm", "compile")),
     Way("float32", ("compile",)),

@@ -100,6 +100,10 @@ class GlobalBatchNorm(nn.Module):
             )
         if world_size() == 1 and (x.device.type != "cpu" or torch.compiler.is_compiling()):
             return self._by_torch(x)
+        return self._by_passes(x.contiguous(memory_format=_layout(x)))
+
+    def _by_passes(self, x: Tensor) -> Tensor:
+        """Normalise by the statistics of all workers."""
         y, mean, var, count = cast(
             tuple[Tensor, ...], _Normalize.apply(x, self.weight, self.bias, self.blocks, self.eps)
         )

@@ -163,3 +163,20 @@ def test_torchs_own_kernels_give_the_same(shape: tuple[int, ...], blocks: int, m
     monkeypatch.setattr(norm, "forward", norm._by_torch)  # what a single GPU takes
     for name, value in _pass(norm, x, dy).items():
         assert_close(value, expected[name], rtol=1e-12)
+
+
+def test_rows_that_lie_apart_in_memory_are_normalised_all_the_same() -> None:
+    x, dy = noise(24, 5, 4, 3)[::2].transpose(2, 3), noise(12, 5, 3, 4, seed=3)
+    expected = _pass(_norm(GlobalBatchNorm, 2), x.contiguous(), dy)
+    for name, value in _pass(_norm(GlobalBatchNorm, 2), x, dy).items():
+        assert_close(value, expected[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_channels_last_stay_last_with_the_same_numbers(blocks: int) -> None:
+    x, dy = noise(12, 5, 3, 4) + 2, noise(12, 5, 3, 4, seed=3)
+    expected = _pass(_norm(GlobalBatchNorm, blocks), x, dy)
+    found = _pass(_norm(GlobalBatchNorm, blocks), x.contiguous(memory_format=torch.channels_last), dy)
+    assert found["y"].is_contiguous(memory_format=torch.channels_last)
+    for name, value in found.items():
+        assert_close(value, expected[name], rtol=1e-12)
