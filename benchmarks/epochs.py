@@ -34,7 +34,7 @@ from torch import Tensor
 from benchmarks.baselines.lightly import Lightly
 from benchmarks.baselines.reference import Reference
 from benchmarks.loop import Loop, Recipe
-from benchmarks.measure import conclude
+from benchmarks.measure import alternate, conclude
 from benchmarks.pipeline import make_config
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import connect
@@ -156,10 +156,9 @@ def time_second_epoch(settings: dict[str, Job]) -> tuple[float, float]:
 def interleave(epochs: dict[str, Epoch], rounds: int) -> dict[str, list[Cost]]:
     """Costs of each in each round, in an order that is reversed each round."""
     costs: dict[str, list[Cost]] = {name: [] for name in epochs}
-    for turn in range(rounds):
-        for name in list(epochs)[:: -1 if turn % 2 else 1]:
-            costs[name].append(epochs[name]())
-            print(f"round {turn + 1}: {name} {costs[name][-1].wall:.1f} s", flush=True)
+    for name in alternate(epochs, rounds):
+        costs[name].append(epochs[name]())
+        print(f"round {len(costs[name])}: {name} {costs[name][-1].wall:.1f} s", flush=True)
     return costs
 
 

@@ -47,17 +47,6 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 
 
-def compile_networks(model: DigPro, backend: str) -> None:
-    """Compile the networks and the predictor; losses, groups and bank stay as they are."""
-    for part in (model.networks.online, model.networks.target, model.predictor):
-        part.compile(backend=backend)
-
-
-def use_channels_last(model: DigPro) -> None:
-    """Convolutions in NHWC, which tensor cores prefer; the step's views follow the weights."""
-    model.to(memory_format=torch.channels_last)
-
-
 def use_passes(model: DigPro) -> None:
     """BatchNorm as several workers have it, by the kernels of SyncBatchNorm; a single one takes torch's own."""
     for part in model.modules():
@@ -66,10 +55,10 @@ def use_passes(model: DigPro) -> None:
 
 
 VARIANTS: dict[str, Callable[[DigPro, Sizes], None]] = {
-    "channels_last": lambda model, sizes: use_channels_last(model),
+    "channels_last": lambda model, sizes: model.use_channels_last(),
     "several workers' BatchNorm": lambda model, sizes: use_passes(model),
     "torch's BatchNorm": lambda model, sizes: use_torch_batchnorm(model),  # its statistics are of both views together
-    "compile": lambda model, sizes: compile_networks(model, sizes.compiler),
+    "compile": lambda model, sizes: model.compile_networks(sizes.compiler),
 }
 
 

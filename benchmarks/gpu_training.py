@@ -1,4 +1,4 @@
-"""UC-Merced at the reference's settings, for as many epochs as there is time; the next call goes on from the last one.
+"""UC-Merced at the reference's settings, for as many epochs as there is time; the next call resumes.
 
 Needs only torch and torchvision. All that is random is drawn by (seed, epoch, image), so that a training in many calls
 equals one in a single call.

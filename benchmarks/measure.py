@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,21 @@ def time_interleaved(
     single = device.type == "cpu" and torch.get_num_threads() == 1 and world_size() == 1
     clock = time.process_time if single else time.perf_counter
     seconds: Seconds = {name: [] for name in blocks}
-    for turn in range(rounds):
-        for name in list(blocks)[:: -1 if turn % 2 else 1]:
-            _synchronize(device)
-            start = clock()
-            blocks[name]()
-            _synchronize(device)
-            seconds[name].append(clock() - start)
+    for name in alternate(blocks, rounds):
+        _synchronize(device)
+        start = clock()
+        blocks[name]()
+        _synchronize(device)
+        seconds[name].append(clock() - start)
     return seconds
+
+
+def alternate(names: Iterable[str], rounds: int) -> Iterator[str]:
+    """The names in turns, in an order that is reversed each round."""
+    order = list(names)
+    for _ in range(rounds):
+        yield from order
+        order.reverse()
 
 
 def _synchronize(device: torch.device) -> None:
@@ -50,7 +57,12 @@ def _synchronize(device: torch.device) -> None:
 
 def speedup(seconds: Seconds, of: str, over: str) -> float:
     """How many times faster block `of` is than block `over`: the median over the rounds."""
-    return statistics.median(slow / fast for fast, slow in zip(seconds[of], seconds[over], strict=True))
+    return statistics.median(ratios(seconds, of, over))
+
+
+def ratios(seconds: Seconds, of: str, over: str) -> list[float]:
+    """How many times faster block `of` was than block `over`, in each round."""
+    return [slow / fast for fast, slow in zip(seconds[of], seconds[over], strict=True)]
 
 
 def rate(count: int, seconds: list[float]) -> float:

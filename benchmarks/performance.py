@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.kmeans import INERTIA_SLACK
-from benchmarks.measure import Seconds
+from benchmarks.measure import ratios
 from pipeline.provenance import git_commit
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -63,11 +63,6 @@ class Section(NamedTuple):
     title: str
     command: list[str]
     rows: Callable[[dict[str, Any]], Iterator[Row]]
-
-
-def ratios(seconds: Seconds, of: str, over: str) -> list[float]:
-    """How many times faster block `of` was than block `over`, in each round."""
-    return [slow / fast for fast, slow in zip(seconds[of], seconds[over], strict=True)]
 
 
 def feed_rows(found: dict[str, Any]) -> Iterator[Row]:

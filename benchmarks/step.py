@@ -85,12 +85,12 @@ def build_model(
     if kind is SeparateViews:
         use_torch_batchnorm(model)
     elif not torch.cuda.is_available():
-        model.networks.to(memory_format=torch.channels_last)  # as a run does on a CPU
+        model.use_channels_last()  # as a run does on a CPU
     return model
 
 
 def take_step(
-    model: DigPro,
+    model: nn.Module,
     optimizer: SGD,
     views: Tensor | Sequence[Tensor],
     labels: Tensor,

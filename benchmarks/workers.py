@@ -22,13 +22,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from benchmarks.measure import conclude, rate, speedup
+from benchmarks.measure import alternate, conclude, rate, speedup
+from benchmarks.step import take_step
 from pipeline.build import build_model, build_run_optimizer, data_parallel, settle_images
 from pipeline.collectives import row_range
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.views import TwoViews
-from pipeline.method.optimizer import zero_unless_finite
 
 CLAIM = 1.5
 CLUSTERS = 10
@@ -50,13 +50,9 @@ class Stepper:
         self.labels = torch.arange(self.rows.start, self.rows.stop) % CLUSTERS
 
     def __call__(self) -> Tensor:
-        index = torch.arange(self.rows.start, self.rows.stop)
-        losses = self.step_model(*self.views(self.images, index, 0), self.labels, target_momentum=0.99, rows=self.rows)
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        zero_unless_finite(self.model.parameters())
-        self.optimizer.step()
-        return losses.total.detach()
+        views = self.views(self.images, torch.arange(self.rows.start, self.rows.stop), 0)
+        options = {"target_momentum": 0.99, "rows": self.rows}
+        return take_step(self.step_model, self.optimizer, views, self.labels, None, **options)
 
 
 def serve(rank: int, world: int, store: str, config: RunConfig, pipe: Connection) -> None:
@@ -103,9 +99,8 @@ def compare(config: RunConfig, workers: int, rounds: int, steps: int) -> dict[st
         for group in groups.values():
             group.seconds(WARM_UP)
         seconds: dict[str, list[float]] = {name: [] for name in groups}
-        for turn in range(rounds):
-            for name in list(groups)[:: -1 if turn % 2 else 1]:
-                seconds[name].append(groups[name].seconds(steps))
+        for name in alternate(groups, rounds):
+            seconds[name].append(groups[name].seconds(steps))
         for group in groups.values():
             group.close()
     ratio = speedup(seconds, of="several", over="one")

@@ -91,20 +91,10 @@ def build_model(
     )
     model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
     last = config.optim.channels_last
-    channels_last = device.type == "cpu" if last == "auto" else last
-    return tune_networks(model, compiled=config.optim.compile, channels_last=channels_last)
-
-
-def tune_networks(model: DigPro, *, compiled: bool, channels_last: bool) -> DigPro:
-    """The model, with networks that compute the same in another way; names and values of weights stay what they are.
-
-    Compiled networks are whole graphs: what would break one is an error.
-    """
-    if channels_last:
-        model.networks.to(memory_format=torch.channels_last)  # convolutions then hand it on
-    if compiled:
-        for network in (model.networks.online, model.networks.target, model.predictor):
-            network.compile(fullgraph=True)
+    if device.type == "cpu" if last == "auto" else last:
+        model.use_channels_last()
+    if config.optim.compile:
+        model.compile_networks()
     return model
 
 
@@ -132,7 +122,7 @@ def data_parallel(model: DigPro) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     if world_size() == 2 and model.groups.features.device.type == "cpu":
-        parallel.register_comm_hook(None, lambda _, bucket: average(bucket.buffer()))  # as many bytes, in one message
+        parallel.register_comm_hook(None, lambda _, bucket: average(bucket.buffer()))  # gloo's bytes, in one message
     return parallel
 
 

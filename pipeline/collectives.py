@@ -63,24 +63,17 @@ def equal_rows(count: int) -> RowRange:
     return RowRange(count * rank(), count * (rank() + 1), count * world_size())
 
 
-class _AllSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, total: Tensor | None) -> Tensor:
-        return _sum(x) if total is None else total.view_as(total)
+class _Sum(torch.autograd.Function):
+    """The total of the workers' x, with the gradient that `attach_sum` describes."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _sum(grad), None
-
-
-class _SharedSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, total: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, total: Tensor, shared: bool) -> Tensor:
+        ctx.shared = shared
         return total.view_as(total)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * world_size(), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * world_size() if ctx.shared else _sum(grad), None, None
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -94,7 +87,7 @@ def _sum(x: Tensor) -> Tensor:
 
 def all_sum(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
     """Sum of `x` over the workers, differentiable; the backward pass sums the workers' gradients."""
-    return cast(Tensor, _AllSum.apply(x, None)) if world_size(scope) > 1 else x
+    return cast(Tensor, _Sum.apply(x, _sum(x.detach()), False)) if world_size(scope) > 1 else x
 
 
 @torch.no_grad()
@@ -115,7 +108,7 @@ def attach_sum(x: Tensor, total: Tensor, *, shared: bool = False) -> Tensor:
     """
     if world_size() == 1:
         return x
-    return cast(Tensor, (_SharedSum if shared else _AllSum).apply(x, total))
+    return cast(Tensor, _Sum.apply(x, total, shared))
 
 
 def all_stack(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo import explain
 
-from pipeline.build import tune_networks
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import build_encoder, build_head, build_predictor
 from tests.helpers.golden import assert_close
@@ -50,14 +51,15 @@ def _step(model: DigPro) -> dict[str, Tensor]:
     return {"losses": torch.stack(losses).detach(), **gradients, **model.state_dict()}
 
 
-@pytest.mark.parametrize(
-    "settings", [{"compiled": True, "channels_last": False}, {"compiled": False, "channels_last": True}]
-)
-def test_the_numbers_stay(settings: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = nn.Module.compile  # the C++ that inductor writes takes minutes to compile: the graphs run as they are
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: plain(module, backend="aot_eager", **options))
-    expected = _step(_model())
-    found = _step(tune_networks(_model(), **settings))
+def _compile(model: DigPro) -> None:
+    model.compile_networks("aot_eager")  # the C++ that inductor writes takes minutes to compile
+
+
+@pytest.mark.parametrize("change", [_compile, DigPro.use_channels_last])
+def test_the_numbers_stay(change: Callable[[DigPro], None]) -> None:
+    expected, model = _step(_model()), _model()
+    change(model)
+    found = _step(model)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)

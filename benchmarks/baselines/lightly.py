@@ -22,8 +22,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.baselines.transforms import Pictures, evaluation_view, make_loader
-from benchmarks.loop import BLOCK, LR, MEAN, STD, Recipe
+from benchmarks.baselines.transforms import make_loaders
+from benchmarks.loop import LR, MEAN, STD, Recipe
 from benchmarks.step import FEATURES
 from pipeline.method.digpro import DigProSettings
 from pipeline.method.encoder import build_encoder
@@ -45,8 +45,7 @@ class Lightly:
         torch.manual_seed(0)
         self.recipe, self.settings, self.iterations = recipe, DigProSettings(recipe.clusters), count(1)
         view = simclr_view(recipe.size)
-        self.loader = make_loader(Pictures(images, view, view), recipe.batch, workers, train=True)
-        self.whole = make_loader(Pictures(images, evaluation_view(recipe.size)), BLOCK, workers, train=False)
+        self.loader, self.whole = make_loaders(images, view, recipe, workers)
         encoder, size = build_encoder(recipe.encoder, small_stem=recipe.small_stem)
         self.online = nn.Sequential(encoder, BYOLProjectionHead(size, recipe.hidden, FEATURES))
         self.target = copy.deepcopy(self.online)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.baselines.transforms import Pictures, evaluation_view, make_loader, torchvision_view
-from benchmarks.loop import BLOCK, NOISE, Recipe, simclr_policy
+from benchmarks.baselines.transforms import make_loaders, torchvision_view
+from benchmarks.loop import NOISE, Recipe, simclr_policy
 from benchmarks.step import FEATURES, SeparateViews, take_step
 
 
@@ -43,8 +43,7 @@ class Reference:
     ) -> None:
         self.recipe, self.device, self.iterations = recipe, device, count(1)
         view = torchvision_view(simclr_policy(recipe.size), from_pil=True)
-        self.loader = make_loader(Pictures(images, view, view), recipe.batch, workers, train=True)
-        self.whole = make_loader(Pictures(images, evaluation_view(recipe.size)), BLOCK, workers, train=False)
+        self.loader, self.whole = make_loaders(images, view, recipe, workers)
         self.model = recipe.build_model(SeparateViews, autocast).to(device)
         self.optimizer = recipe.build_optimizer(self.model)
 

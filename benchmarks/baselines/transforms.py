@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.loop import MEAN, STD
+from benchmarks.loop import BLOCK, MEAN, STD, Recipe
 
 View = Callable[[Any], Tensor]
 
@@ -55,6 +55,14 @@ class Pictures(Dataset[tuple[Any, ...]]):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         picture = Image.fromarray(self.images[index])
         return *(view(picture) for view in self.views), index
+
+
+def make_loaders(
+    images: NDArray[np.uint8], view: View, recipe: Recipe, workers: int
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Batches of two views to train on, and the whole images of the E-step."""
+    train = make_loader(Pictures(images, view, view), recipe.batch, workers, train=True)
+    return train, make_loader(Pictures(images, evaluation_view(recipe.size)), BLOCK, workers, train=False)
 
 
 def make_loader(pictures: Dataset[Any], batch: int, workers: int, *, train: bool) -> DataLoader[Any]:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.clustering.fixed_point import step_for, to_steps
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import Nearest, row_lengths
 from pipeline.clustering.rows import look_at
@@ -62,10 +61,10 @@ def hierarchical_kmeans(
     parts = [divide(fit.features[coarse.labels == number], share).centers for number, share in shares]
     parents = torch.stack([F.normalize(part, dim=1).mean(dim=0) for part in parts])
     labels, similarity = nearest_of_parts(rows.features, parents, parts)
-    step = step_for(2, rows.total)
-    inertia = float(all_sum(to_steps(1 - similarity, step).sum(), scope)) * step
     centers = torch.cat(parts)
-    return KMeansResult(labels, centers, inertia, coarse.n_iter, centers.new_empty((0, *centers.shape)))
+    return KMeansResult(
+        labels, centers, rows.inertia(similarity), coarse.n_iter, centers.new_empty((0, *centers.shape))
+    )
 
 
 def _shares(sizes: list[int], total: int) -> list[int]:
@@ -93,13 +92,13 @@ def nearest_of_parts(features: Tensor, parents: Tensor, parts: list[Tensor]) -> 
         Centres, numbered through in this order.
     """
     first = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
-    directions = [F.normalize(part, dim=1).T for part in parts]
+    coarse, directions = F.normalize(parents, dim=1).T, [F.normalize(part, dim=1).T for part in parts]
     labels = torch.full((len(features),), first[-1], device=features.device)
     similarity = parents.new_full((len(features),), -torch.inf)
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
         chunk = features[rows].to(parents.dtype)
-        near = (chunk @ F.normalize(parents, dim=1).T).topk(min(PROBES, len(parts)), dim=1).indices
+        near = (chunk @ coarse).topk(min(PROBES, len(parts)), dim=1).indices
         _search_parts(chunk, near, directions, first, Nearest(labels[rows], similarity[rows]))
     return Nearest(labels, similarity / row_lengths(features))
 

@@ -13,12 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.clustering.fixed_point import step_for, to_steps
 from pipeline.clustering.lloyd import Lloyd
 from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.rows import Rows, look_at
 from pipeline.clustering.seeding import draws, kmeans_plus_plus
-from pipeline.collectives import Scope, all_sum, from_rank_zero, gather_rows, world_size
+from pipeline.collectives import Scope, from_rank_zero, gather_rows, world_size
 
 SEED_ROWS, ROWS_PER_CLUSTER = 10_000, 10  # of the sample that k-means++ chooses from: at least; 5,000 cost inertia
 GROWTH = 4  # of the samples
@@ -133,7 +132,7 @@ def _start(fit: Rows, num_clusters: int, restarts: int, seed: int, max_iter: int
 
 
 def _iterate(rows: Rows, starts: Tensor, reseed: bool, max_iter: int, tol: float, least_gain: float) -> Lloyd:
-    """Lloyd's iterations until no start goes on."""
+    """Lloyd's iterations until every start has ended."""
     runs = Lloyd(rows, starts, reseed=reseed)
     for _ in range(max_iter):
         if not runs.iterate(tol, least_gain):
@@ -148,7 +147,7 @@ def _best(runs: Lloyd, rows: Rows) -> KMeansResult:
     winner = int((inertia <= lowest + TIE * lowest).int().argmax())
     centers = runs.best_centers[winner].clone()
     if runs.rows is rows and centers.equal(runs.centers[winner]):
-        labels, total = runs.labels[winner].long(), float(runs.best_inertia[winner]) * runs.distance_step
+        labels, total = runs.labels[winner].long(), float(runs.best_inertia[winner]) * rows.distance_step
     else:
         labels, total = _assign(rows, centers)
     rest = torch.arange(len(inertia)) != winner
@@ -158,5 +157,4 @@ def _best(runs: Lloyd, rows: Rows) -> KMeansResult:
 def _assign(rows: Rows, centers: Tensor) -> tuple[Tensor, float]:
     """Labels (n_local,) of this worker's rows under centers (K, D), and the inertia of all workers' rows."""
     labels, similarity = nearest_center(rows.features, centers)
-    step = step_for(2, rows.total)
-    return labels, float(all_sum(to_steps(1 - similarity, step).sum(), rows.scope)) * step
+    return labels, rows.inertia(similarity)

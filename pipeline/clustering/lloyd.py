@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.clustering.fixed_point import exact_type, step_for, to_steps
+from pipeline.clustering.fixed_point import exact_type, to_steps
 from pipeline.clustering.rows import Rows
 from pipeline.collectives import all_sum, gather_rows
 
@@ -45,7 +45,6 @@ class Lloyd:
     def __init__(self, rows: Rows, starts: Tensor, *, reseed: bool) -> None:
         self.rows, self.reseed, self.centers = rows, reseed, starts
         device, (restarts, clusters, size) = starts.device, starts.shape
-        self.distance_step = step_for(2, rows.total)
         self.active = list(range(restarts))
         self.hollow = [True] * restarts  # which active starts may have an empty cluster
         self.n_iter = torch.zeros(restarts, dtype=torch.int64, device=device)
@@ -60,8 +59,8 @@ class Lloyd:
     def iterate(self, tol: float, least_gain: float) -> bool:
         """One pass of the active starts: new centres, new labels.
 
-        A start goes on while labels change, the centres' total move, 1 - cosine each, is above tol, and the inertia
-        changes by more than this share of it. False when none goes on.
+        A start continues while labels change, the centres' total move, 1 - cosine each, is above tol, and the inertia
+        changes by more than this share of it. False when none continues.
         """
         active, old = self.active, self.centers[self.active]
         centers = self._means()
@@ -105,7 +104,7 @@ class Lloyd:
 
     def _pass(self, centers: Tensor, moved: Tensor | None) -> Totals:
         """Label all rows by the active starts' centers (A, K, D), of which these have `moved` (A, K); None at first."""
-        search, anew = _Search(centers, moved), moved is None or centers.is_cuda
+        search, anew = _Search(centers, moved), moved is None or centers.device.type != "cpu"
         inertia = self.own_sums.new_zeros(len(centers))
         changed = torch.zeros_like(inertia)
         if anew:
@@ -114,7 +113,7 @@ class Lloyd:
             old = self.labels[self.active, where]
             labels, cosines = search(chunk, self.rows.lengths[where], old, self.cosines[self.active, where])
             self.labels[self.active, where], self.cosines[self.active, where] = labels, cosines
-            inertia += to_steps(1 - cosines, self.distance_step).sum(dim=1)
+            inertia += to_steps(1 - cosines, self.rows.distance_step).sum(dim=1)
             changed += (labels != old).sum(dim=1)
             if anew:
                 self._add_members(chunk, labels)
@@ -149,15 +148,13 @@ class _Search:
 
     def __init__(self, centers: Tensor, moved: Tensor | None) -> None:
         self.directions, self.moved = F.normalize(centers, dim=2), None
-        if moved is None or centers.is_cuda:
+        if moved is None or centers.device.type != "cpu":
             return
         most = max(1, int(moved.sum(dim=1).max()))
         if 2 * most <= centers.shape[1]:
             # A start in which fewer have moved fills up with others: comparing them again changes nothing.
-            self.moved, self.few = (
-                moved,
-                moved.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort().values,
-            )
+            self.moved = moved
+            self.few = moved.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort().values
             self.few_directions = torch.take_along_dim(self.directions, self.few[..., None], dim=1)
 
     def __call__(self, chunk: Tensor, lengths: Tensor, labels: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,16 @@ class Rows:
         """Step at which the sums of all rows' values are exact."""
         return step_for(self.exponent, self.total)
 
+    @property
+    def distance_step(self) -> float:
+        """Step at which the sum of all rows' distances, 1 - cosine, is exact."""
+        return step_for(2, self.total)
+
+    def inertia(self, similarity: Tensor) -> float:
+        """Summed distances of all workers' rows, by the cosine (n_local,) of each to its centre."""
+        steps = to_steps(1 - similarity, self.distance_step).sum()
+        return float(all_sum(steps, self.scope)) * self.distance_step
+
     def chunks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
         """Slices and their rows (m, D) as `dtype`, to be multiplied with `columns` centres."""
         for rows in chunks(self.features, columns):

@@ -235,6 +235,15 @@ class DigPro(nn.Module):
         centers = spherical_kmeans(rows, num_groups, restarts=1, seed=seed, scope=Scope.THIS_WORKER).centers
         return from_rank_zero(centers)  # different machines may differ in the last bit
 
+    def use_channels_last(self) -> None:
+        """Keep the channels of a pixel together in memory: convolutions then hand this layout on."""
+        self.networks.to(memory_format=torch.channels_last)
+
+    def compile_networks(self, backend: str = "inductor") -> None:
+        """Compile networks and predictor, each as one graph; what would break it is an error. Weights keep names."""
+        for network in (self.networks.online, self.networks.target, self.predictor):
+            network.compile(fullgraph=True, backend=backend)
+
     def encode(self, images: Tensor) -> Tensor:
         """Unit features (B, D) of the target network in evaluation mode: what the E-step clusters."""
         target, own = self.networks.target, self.groups.features.dtype
