@@ -104,13 +104,13 @@ def end_run(ref: RunRef, spool: Path, status: RunStatus) -> int:
 class Sender:
     """Moves a spool's content to the store. Raises what the store raises, and can be called again.
 
-    `reopen` sets a run that had ended RUNNING again, at the first connection only: a writer that outlives the end of
-    its run must not resurrect it.
+    `reopen` is a writer's: it sets a run that had ended RUNNING again, at the first connection only. A writer that
+    outlives the end of its run neither resurrects it nor changes how the driver has ended it.
     """
 
     def __init__(self, ref: RunRef, spool: Spool, *, reopen: bool) -> None:
         self.ref = ref
-        self._spool, self._reopen = spool, reopen
+        self._spool, self._reopen, self._is_writer = spool, reopen, reopen
         self._connection: MlflowClient | None = None
         self._experiment = ""
         self._ended = 0  # when the run ended according to the store, in milliseconds since 1970
@@ -193,9 +193,13 @@ class Sender:
         if self._spool.status is None:
             return
         status, ended = self._spool.status
-        if ended >= self._ended:  # an old spool does not change what a later attempt came to
+        is_old = ended < self._ended  # an old spool does not change what a later attempt came to
+        if not is_old and not (self._is_writer and self._has_ended(client)):
             client.set_terminated(self.ref.run_id, status, ended)
         self._spool.set_status(None)
+
+    def _has_ended(self, client: MlflowClient) -> bool:
+        return bool(client.get_run(self.ref.run_id).info.status != "RUNNING")
 
     def _has_arrived(self, client: MlflowClient, point: MetricPoint) -> bool:
         last = self._last_step.get(point.key)

@@ -30,7 +30,8 @@ class RunWriter:
     """Writes one run's metrics and files; use it as a context manager on rank 0.
 
     No method raises because of the store: one warning says that records wait, one line that they were delivered.
-    Leaving the context finishes the run: FINISHED, or FAILED after an exception, KILLED after an interrupt.
+    Leaving the context finishes the run: FINISHED, or FAILED after an exception, KILLED after an interrupt. A run
+    that the driver has ended in the meantime (:func:`end_run`) stays as the driver ended it.
 
     Parameters
     ----------
@@ -123,7 +124,9 @@ class RunWriter:
             return
         self._finished = True
         self._stop_monitor()
-        self._spool.set_status(status)
+        self._spool.reload()
+        if self._spool.status is None:  # the driver has not ended the run while the store was unreachable
+            self._spool.set_status(status)
         self._try_to_send()
         if self._spool.pending:
             _logger.warning("%d records wait for MLflow in %s", self._spool.pending, self._spool.path)
