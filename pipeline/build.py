@@ -134,10 +134,16 @@ def average(gradients: Tensor) -> Future[Tensor]:
 
 
 def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where asked for, or where `auto` finds a GPU that has it; None is the precision of the weights."""
-    if config.optim.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if config.optim.precision == "bfloat16" else None
+    """bfloat16 where asked for, or where `auto` finds that it is fast; None is the precision of the weights."""
+    fast = config.optim.precision == "auto" and multiplies_bfloat16(device)
+    return torch.bfloat16 if fast or config.optim.precision == "bfloat16" else None
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; others only emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:

@@ -93,9 +93,15 @@ def test_bias_and_norm_can_be_left_out_of_the_decay() -> None:
         assert all((p.dim() > 1) == (group["weight_decay"] == 0.5) for p in group["params"])
 
 
-def test_precision_is_float32_on_a_cpu_unless_asked_for() -> None:
-    assert autocast_dtype(config(), CPU) is None
+@pytest.mark.parametrize(("flags", "expected"), [({}, None), ({"avx512_bf16": True}, torch.bfloat16)])
+def test_auto_is_bfloat16_on_a_processor_that_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert autocast_dtype(config(), CPU) is expected
     assert autocast_dtype(config("optim.precision=bfloat16"), CPU) is torch.bfloat16
+    assert autocast_dtype(config("optim.precision=float32"), CPU) is None
+    assert autocast_dtype(config("optim.precision=float64"), CPU) is None
 
 
 def test_a_constant_channel_is_centred_only() -> None:

@@ -225,8 +225,8 @@ class OptimConfig(Section):
     decay_bias_and_norm: bool = Field(True, description="as in the reference, which decays every tensor")
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
-        description="of the networks; auto is bfloat16 (autocast) on GPUs that have it, else float32, and for a frozen "
-        "backbone also on processors that have it; float64 is for proofs that two ways of running agree",
+        description="of the networks; auto is bfloat16 (autocast) on GPUs and processors with instructions for it, "
+        "else float32; float64 is for proofs that two ways of running agree",
     )
 
     compile: Later[bool] = Field(

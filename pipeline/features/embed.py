@@ -25,6 +25,7 @@ from pipeline.build import (
     build_preprocess,
     build_views,
     channel_statistics,
+    multiplies_bfloat16,
     open_encoder,
     without_weights,
 )
@@ -67,7 +68,7 @@ def settle_precision(config: RunConfig) -> RunConfig:
     """
     if config.optim.precision != "auto":
         return config
-    fast = ray.cluster_resources().get("GPU", 0) or torch.cpu.get_capabilities().get("avx512_bf16")
+    fast = ray.cluster_resources().get("GPU", 0) or multiplies_bfloat16(torch.device("cpu"))
     precision = "bfloat16" if fast else "float32"
     return config.model_copy(update={"optim": config.optim.model_copy(update={"precision": precision})})
 

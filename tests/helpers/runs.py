@@ -15,6 +15,7 @@ from pipeline.training.checkpoint import newest_in
 
 EPOCHS = 3  # of 14 steps each
 SETTINGS = [
+    "optim.precision=float32",  # the same on every processor
     f"optim.epochs={EPOCHS}",
     "optim.warmup_epochs=1",
     "model.projector_hidden=64",

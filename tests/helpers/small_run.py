@@ -35,6 +35,7 @@ from pipeline.training.worker import Run, zero_losses
 
 IMAGES = 200  # four steps of 48 images
 SMALL = [
+    "optim.precision=float32",  # the same on every processor
     "optim.epochs=4",
     "optim.warmup_epochs=1",
     "optim.batch_size=48",
