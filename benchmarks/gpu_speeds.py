@@ -28,6 +28,7 @@ from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.data.views import TwoViews
 from pipeline.method.batchnorm import GlobalBatchNorm
 from pipeline.method.digpro import DigPro
+from pipeline.method.precision import multiplies_bfloat16
 
 Result = dict[str, Any]
 GOLDEN_LIMITS = {torch.float64: 1e-9, torch.float32: 5e-5}
@@ -299,7 +300,7 @@ def fed_epoch(device: torch.device, sizes: Sizes) -> Result:
 
 def run_precision(device: torch.device) -> torch.dtype | None:
     """What `optim.precision=auto` chooses."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if multiplies_bfloat16(device) else None
 
 
 def random_images(count: int, side: int, device: torch.device) -> Tensor:

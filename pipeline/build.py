@@ -23,6 +23,7 @@ from pipeline.data.views import TwoViews
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import Standardize, build_encoder, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer
+from pipeline.method.precision import multiplies_bfloat16
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
 
 REFERENCE_LEAD_MOMENTUM, REFERENCE_EMPTY_LOGIT = 0.99, -10.0  # fixed in the reference code
@@ -137,13 +138,6 @@ def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | Non
     """bfloat16 where asked for, or where `auto` finds that it is fast; None is the precision of the weights."""
     fast = config.optim.precision == "auto" and multiplies_bfloat16(device)
     return torch.bfloat16 if fast or config.optim.precision == "bfloat16" else None
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; others only emulate it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:

@@ -259,6 +259,12 @@ class EStepConfig(Section):
     fit_rows: Later[int | None] = Field(
         None, ge=1, description="images that the centres are fitted on, drawn by the seed; null: all of them"
     )
+    fit_views: Later[int] = Field(
+        0,
+        ge=0,
+        description="with a frozen backbone: centres are fitted on the mean of an image's features and those of this "
+        "many cached views; 0: on the un-augmented features alone",
+    )
     settled_restarts: Later[int | None] = Field(
         None, ge=1, description="starts beside the last centres, once labels have settled; null: always `restarts`"
     )
@@ -448,9 +454,18 @@ class RunConfig(Section):
                 f"model.freeze=true would freeze the random weights of {model.encoder}; set model.weights (default, or "
                 "the path of a state dict)"
             )
-        if self.views.neighbours and not model.freeze:
+        return self
+
+    @model_validator(mode="after")
+    def _cached_features_are_there(self) -> RunConfig:
+        needed = {"views.neighbours": self.views.neighbours, "estep.fit_views": self.estep.fit_views}
+        if not self.model.freeze and (key := next((key for key, count in needed.items() if count), None)):
             raise ValueError(
-                f"views.neighbours is {self.views.neighbours} and needs the features of a frozen backbone; set "
-                "model.freeze=true, or views.neighbours=0"
+                f"{key} is {needed[key]} and needs the features of a frozen backbone; set model.freeze=true, or {key}=0"
+            )
+        if self.estep.fit_views > self.views.cached:
+            raise ValueError(
+                f"estep.fit_views is {self.estep.fit_views}, and views.cached only {self.views.cached}; lower "
+                "estep.fit_views, or raise views.cached"
             )
         return self

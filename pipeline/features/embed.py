@@ -25,7 +25,6 @@ from pipeline.build import (
     build_preprocess,
     build_views,
     channel_statistics,
-    multiplies_bfloat16,
     open_encoder,
     without_weights,
 )
@@ -51,6 +50,7 @@ from pipeline.features.cache import (
 )
 from pipeline.features.neighbours import ensure_neighbours
 from pipeline.lease import hold
+from pipeline.method.precision import multiplies_bfloat16
 from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder
 

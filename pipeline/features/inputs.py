@@ -52,12 +52,12 @@ class FeatureInputs:
             keys = own.to(self.device)
             yield Batch(self.pairs(own, epoch, self.neighbours), keys % len(self.features), rows, keys)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The un-augmented features of this worker's contiguous part of the set."""
+    def blocks(self, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The un-augmented features of this worker's contiguous part of the set, or those of a cached view."""
         own = row_range(len(self.features))
         for start in range(own.start, own.stop, self.block_size):
             index = torch.arange(start, min(start + self.block_size, own.stop), device=self.device)
-            yield self.features[start : start + len(index), 0].to(self.device), index
+            yield self.features[start : start + len(index), view].to(self.device), index
 
     def pairs(self, keys: Tensor, epoch: int, neighbours: Tensor | None = None) -> Tensor:
         """Two features (B, 2, F) for each key (B,): of two views of the image, or of it and of a neighbour.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,17 @@ from torch import Tensor
 
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
+from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import from_rank_zero, gather_rows, rank, route_rows_to_owner
 from pipeline.config.models import EStepConfig
-from pipeline.data.loader import Inputs
+from pipeline.features.inputs import FeatureInputs
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
+from pipeline.method.losses import unit
 from pipeline.training.health import feature_spread, label_churn, size_metrics
 
+Blocks = Iterable[tuple[Tensor, Tensor]]
+"""Inputs (n, ...) of a worker's part and their index (n,), as `Inputs.blocks` gives them."""
 MANY_CLUSTERS = 10_000  # from here on comparing each image with all centres takes longer than encoding it
 
 
@@ -39,11 +43,24 @@ class PseudoLabels:
     others: Tensor | None = None
 
 
-def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Tensor], total: int) -> Tensor:
-    """Target features (own rows, D) of this worker's contiguous part of the N = `total` images, un-augmented."""
+def encode_all(model: DigPro, blocks: Blocks, preprocess: Callable[[Tensor], Tensor], total: int) -> Tensor:
+    """Unit target features (own rows, D) of this worker's contiguous part of the N = `total` images."""
     empty = model.groups.features.new_empty((0, model.groups.features.shape[1]))
-    features, index = encode_blocks(lambda block: model.encode(preprocess(block)), inputs.blocks(), empty=empty)
+    features, index = encode_blocks(lambda block: model.encode(preprocess(block)), blocks, empty=empty)
     return route_rows_to_owner(features, index, total)
+
+
+def mean_over_views(
+    model: DigPro, inputs: FeatureInputs, preprocess: Callable[[Tensor], Tensor], features: Tensor, views: int
+) -> Tensor:
+    """Mean of an image's features (own rows, D) and those of its first cached `views`, on the unit sphere.
+
+    What a crop or a colour adds to a feature differs from view to view, and what the image shows does not.
+    """
+    mean, total = features.clone(), len(inputs.features)
+    for view in range(1, views + 1):
+        mean += encode_all(model, inputs.blocks(view), preprocess, total)
+    return unit(mean)
 
 
 def _cluster(
@@ -82,16 +99,21 @@ def estimate(
     previous: PseudoLabels | None,
     *,
     settled: bool = False,
+    fitted: Tensor | None = None,
 ) -> tuple[PseudoLabels, dict[str, float]]:
     """Cluster the workers' features (own rows, D); pseudo-labels of all images, and the health of both.
 
-    `settled` labels take the fewer starts of `settled_restarts`. The churn, the costly part of health, is rank 0's.
+    `settled` labels take the fewer starts of `settled_restarts`. Centres are fitted on `fitted` (own rows, D) where it
+    is given; the labels are those of the features all the same, as a model that sees each image once would say. The
+    churn, the costly part of health, is rank 0's.
     """
     fewer = settings.settled_restarts if settled else None
     warm = previous is not None and (settings.warm_start or fewer is not None)
     last = previous.centers if previous is not None and warm else None
-    result = _cluster(features, num_clusters, settings, seed, fewer or settings.restarts, last)
-    found = PseudoLabels(gather_rows(result.labels), result.centers, result.others)
+    rows = features if fitted is None else fitted
+    result = _cluster(rows, num_clusters, settings, seed, fewer or settings.restarts, last)
+    labels = result.labels if fitted is None else nearest_center(features, result.centers).labels
+    found = PseudoLabels(gather_rows(labels), result.centers, result.others)
     health = {"inertia": result.inertia / len(found.labels), "kmeans_iterations": float(result.n_iter)}
     health |= size_metrics(torch.bincount(found.labels, minlength=num_clusters))
     if previous is not None and rank() == 0:

@@ -25,6 +25,7 @@ from pipeline.data.loader import Batch, Inputs
 from pipeline.data.read import read_labels
 from pipeline.data.sampling import sampling_weights
 from pipeline.errors import CheckpointError, Diverged
+from pipeline.features.inputs import FeatureInputs
 from pipeline.inference.embedding import write_features
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
@@ -41,7 +42,7 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.estep import encode_all, estimate, have_settled
+from pipeline.training.estep import encode_all, estimate, have_settled, mean_over_views
 from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
@@ -284,10 +285,15 @@ def run_estep(run: Run) -> None:
     """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
     state, job, previous = run.state, run.job, run.state.pseudo
     with run.timer.time("estep"):
-        features = encode_all(state.model, run.inputs, run.preprocess, job.manifest.num_images)
-        settled = have_settled(state.history, job.config.estep, features.device)
+        features = encode_all(state.model, run.inputs.blocks(), run.preprocess, job.manifest.num_images)
         state.pseudo, metrics = estimate(
-            features, job.plan.num_clusters, job.config.estep, job.config.seed, previous, settled=settled
+            features,
+            job.plan.num_clusters,
+            job.config.estep,
+            job.config.seed,
+            previous,
+            settled=have_settled(state.history, job.config.estep, features.device),
+            fitted=fitted_features(run, features),
         )
     with run.timer.time("evaluate"):
         if run.probe:
@@ -303,6 +309,15 @@ def run_estep(run: Run) -> None:
             metrics |= monitor_metrics(run.monitors, features, job.config, state.epoch)
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
     state.history.append({"epoch": state.epoch, **metrics, **spread, **scores})
+
+
+def fitted_features(run: Run, features: Tensor) -> Tensor | None:
+    """What k-means fits its centres on in place of the features (own rows, D); None where it is these."""
+    views = run.job.config.estep.fit_views
+    if views == 0:
+        return None
+    assert isinstance(run.inputs, FeatureInputs)
+    return mean_over_views(run.state.model, run.inputs, run.preprocess, features, views)
 
 
 def finish_epoch(run: Run) -> None:

@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.clustering.kmeans import spherical_kmeans
+from pipeline.clustering.nearest import nearest_center
 from pipeline.config.models import RunConfig
 from pipeline.errors import DataError
 from pipeline.features import load
 from pipeline.features.cache import FeatureCache
 from pipeline.features.inputs import FeatureInputs
 from pipeline.features.load import load_features
+from pipeline.method.losses import unit
 from pipeline.storage import Folder
-from pipeline.training.worker import Run, run_estep, train_epoch
+from pipeline.training.worker import Run, fitted_features, run_estep, train_epoch
 from tests.helpers.features import feature_run, frozen_config, make_cache
 from tests.helpers.small_run import snapshot
 from tests.helpers.workers import Workers
@@ -84,11 +87,12 @@ def test_blocks_are_the_un_augmented_features() -> None:
     blocks = list(inputs().blocks())
     assert torch.cat([features for features, _ in blocks]).flatten().tolist() == list(range(0, 160, 4))
     assert [len(index) for _, index in blocks] == [16, 16, 8]
+    assert torch.cat([features for features, _ in inputs().blocks(2)]).flatten().tolist() == list(range(2, 160, 4))
 
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, FeatureCache, Any]:
-    config = frozen_config(tmp_path_factory.mktemp("inputs"), "optim.precision=float64")
+    config = frozen_config(tmp_path_factory.mktemp("inputs"), "optim.precision=float64", "estep.fit_views=2")
     return config, *make_cache(config)
 
 
@@ -134,3 +138,19 @@ def test_two_workers_equal_one(pair: Workers, cached: Any, mode: str) -> None:
                 torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-11, msg=name)
     assert two[0]["history"] == pytest.approx(one["history"], rel=1e-6)
     torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-9, atol=1e-11)
+
+
+def test_centres_are_fitted_on_the_mean_of_the_first_views(cached: Any) -> None:
+    config, folder, _, manifest = cached
+    run = feature_run(config, folder.path, manifest)
+    assert isinstance(run.inputs, FeatureInputs)
+    encoded = [run.state.model.encode(run.inputs.features[:, view].float()) for view in range(3)]
+    fitted = fitted_features(run, encoded[0])
+    assert fitted is not None
+    torch.testing.assert_close(fitted, unit(torch.stack(encoded).sum(dim=0)))
+    run_estep(run)
+    assert run.state.pseudo is not None
+    centers = spherical_kmeans(fitted, 10, restarts=config.estep.restarts, empty="reseed").centers
+    torch.testing.assert_close(run.state.pseudo.centers, centers)
+    assert run.state.pseudo.labels.equal(nearest_center(encoded[0], centers).labels)  # of the image as it is
+    assert not run.state.pseudo.labels.equal(nearest_center(fitted, centers).labels)
