@@ -209,10 +209,15 @@ def draw_weights(run: Run) -> Tensor | None:
 def save_inside_epoch(run: Run) -> None:
     """A checkpoint when the configuration asks for one here, or when a node or the driver is about to go."""
     every = run.job.config.checkpoint.every_steps
-    urgent = run.state.step % URGENT_STEPS == 0 and (preemption_announced(run) or checkpoint_requested(run))
+    urgent = run.state.step % URGENT_STEPS == 0 and save_is_urgent(run)
     if urgent or (every and run.state.step % every == 0):
         check_run_finite(run)
         report(run, {"epoch": run.state.epoch, "step": run.state.step}, save=SYNC if urgent else ASYNC)
+
+
+def save_is_urgent(run: Run) -> bool:
+    """Whether a node or the driver is about to go. All workers agree."""
+    return preemption_announced(run) or checkpoint_requested(run)
 
 
 def preemption_announced(run: Run) -> bool:
@@ -337,11 +342,15 @@ def finish_epoch(run: Run) -> None:
     run.timer.restart()
     run.reporter.epoch(metrics)
     raise_alarms(run)
-    if state.epoch == config.optim.epochs:
-        save: CheckpointUploadMode | None = SYNC
-    else:
-        save = ASYNC if state.epoch % config.checkpoint.every_epochs == 0 else None
-    report(run, metrics, save=save)
+    report(run, metrics, save=save_after_epoch(run))
+
+
+def save_after_epoch(run: Run) -> CheckpointUploadMode | None:
+    """How the state is saved now that an epoch has ended; None where no save is due."""
+    config, epoch = run.job.config, run.state.epoch
+    if epoch == config.optim.epochs or save_is_urgent(run):
+        return SYNC
+    return ASYNC if epoch % config.checkpoint.every_epochs == 0 else None
 
 
 def raise_alarms(run: Run) -> None:

@@ -169,6 +169,7 @@ def test_skipped_steps_become_an_alarm(
     saves: list[object] = []
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append(save))
     monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
+    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
     worker.run_estep(made)
     _spoil_gradients(made, {1})
     if level == "stop":
@@ -204,6 +205,7 @@ def test_throughput_counts_the_images_of_this_process_only(
     worker.run_estep(resumed)
     resumed.state.step = 3
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: None)
+    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
     train_epoch(resumed)
     worker.finish_epoch(resumed)
     metrics = resumed.state.history[-1]
@@ -243,6 +245,19 @@ def test_the_driver_gets_the_checkpoint_that_it_asks_for(run: worker.Run, monkey
         worker.save_inside_epoch(run)
     run.state.step = 0
     assert saves == [(4, worker.SYNC)]
+
+
+def test_a_request_in_an_epoch_of_few_steps_is_answered_at_its_end(
+    run: worker.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
+    wanted = iter([False, True])
+    monkeypatch.setattr(run.reporter, "checkpoint_requested", lambda: next(wanted))
+    monkeypatch.setattr(run.state, "epoch", 3)  # of 4, and the preset saves each 10
+    assert worker.save_after_epoch(run) is None
+    assert worker.save_after_epoch(run) == worker.SYNC
+    monkeypatch.setattr(run.state, "epoch", 4)
+    assert worker.save_after_epoch(run) == worker.SYNC
 
 
 def test_balance_waits_for_the_end_of_the_warm_up(
