@@ -86,6 +86,16 @@ def test_pipeline(tmp_path: Path) -> None:
         assert results[mode]["worker_peak_rss_gib"] > 0.1
 
 
+@pytest.mark.slow
+def test_estep(tmp_path: Path) -> None:
+    small = ("model.projector_hidden=64", "model.predictor_hidden=64", "resources.workers=1")
+    settings = [part for setting in small for part in ("--set", setting)]
+    results = run("estep", tmp_path / "out.json", "--rounds", "1", *settings)
+    (epoch,), (estep,) = results["seconds"]["epoch"], results["seconds"]["estep"]
+    assert 0 < estep < epoch
+    assert results["ratio"] == pytest.approx(epoch / estep)
+
+
 def test_workers(tmp_path: Path) -> None:
     results = run("workers", tmp_path / "out.json", "--batch", "16", "--rounds", "2", "--steps", "1")
     assert {name: len(rounds) for name, rounds in results["seconds"].items()} == {"one": 2, "several": 2}
