@@ -259,11 +259,8 @@ class EStepConfig(Section):
     fit_rows: Later[int | None] = Field(
         None, ge=1, description="images that the centres are fitted on, drawn by the seed; null: all of them"
     )
-    fit_views: Later[int] = Field(
-        0,
-        ge=0,
-        description="with a frozen backbone: centres are fitted on the mean of an image's features and those of this "
-        "many cached views; 0: on the un-augmented features alone",
+    fit_views: Later[bool] = Field(
+        False, description="with a frozen backbone: fit the centres on each image's mean feature over all cached views"
     )
     settled_restarts: Later[int | None] = Field(
         None, ge=1, description="starts beside the last centres, once labels have settled; null: always `restarts`"
@@ -458,14 +455,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cached_features_are_there(self) -> RunConfig:
-        needed = {"views.neighbours": self.views.neighbours, "estep.fit_views": self.estep.fit_views}
-        if not self.model.freeze and (key := next((key for key, count in needed.items() if count), None)):
-            raise ValueError(
-                f"{key} is {needed[key]} and needs the features of a frozen backbone; set model.freeze=true, or {key}=0"
-            )
-        if self.estep.fit_views > self.views.cached:
-            raise ValueError(
-                f"estep.fit_views is {self.estep.fit_views}, and views.cached only {self.views.cached}; lower "
-                "estep.fit_views, or raise views.cached"
-            )
+        off = {"views.neighbours": 0, "estep.fit_views": False}
+        values = {"views.neighbours": self.views.neighbours, "estep.fit_views": self.estep.fit_views}
+        for key, value in values.items():
+            if value != off[key] and not self.model.freeze:
+                raise ValueError(
+                    f"{key} is {str(value).lower()} and needs the features of a frozen backbone; set "
+                    f"model.freeze=true, or {key}={str(off[key]).lower()}"
+                )
         return self

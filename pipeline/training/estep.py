@@ -51,14 +51,14 @@ def encode_all(model: DigPro, blocks: Blocks, preprocess: Callable[[Tensor], Ten
 
 
 def mean_over_views(
-    model: DigPro, inputs: FeatureInputs, preprocess: Callable[[Tensor], Tensor], features: Tensor, views: int
+    model: DigPro, inputs: FeatureInputs, preprocess: Callable[[Tensor], Tensor], features: Tensor
 ) -> Tensor:
-    """Mean of an image's features (own rows, D) and those of its first cached `views`, on the unit sphere.
+    """Mean of each image's un-augmented features (own rows, D) and those of its cached views, on the unit sphere.
 
     What a crop or a colour adds to a feature differs from view to view, and what the image shows does not.
     """
-    mean, total = features.clone(), len(inputs.features)
-    for view in range(1, views + 1):
+    mean, (total, views, _) = features.clone(), inputs.features.shape
+    for view in range(1, views):
         mean += encode_all(model, inputs.blocks(view), preprocess, total)
     return unit(mean)
 

@@ -318,11 +318,10 @@ def run_estep(run: Run) -> None:
 
 def fitted_features(run: Run, features: Tensor) -> Tensor | None:
     """What k-means fits its centres on in place of the features (own rows, D); None where it is these."""
-    views = run.job.config.estep.fit_views
-    if views == 0:
+    if not run.job.config.estep.fit_views:
         return None
     assert isinstance(run.inputs, FeatureInputs)
-    return mean_over_views(run.state.model, run.inputs, run.preprocess, features, views)
+    return mean_over_views(run.state.model, run.inputs, run.preprocess, features)
 
 
 def finish_epoch(run: Run) -> None:

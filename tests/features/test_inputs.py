@@ -92,7 +92,7 @@ def test_blocks_are_the_un_augmented_features() -> None:
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, FeatureCache, Any]:
-    config = frozen_config(tmp_path_factory.mktemp("inputs"), "optim.precision=float64", "estep.fit_views=2")
+    config = frozen_config(tmp_path_factory.mktemp("inputs"), "optim.precision=float64", "estep.fit_views=true")
     return config, *make_cache(config)
 
 
@@ -140,11 +140,11 @@ def test_two_workers_equal_one(pair: Workers, cached: Any, mode: str) -> None:
     torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-9, atol=1e-11)
 
 
-def test_centres_are_fitted_on_the_mean_of_the_first_views(cached: Any) -> None:
+def test_centres_are_fitted_on_the_mean_over_the_views(cached: Any) -> None:
     config, folder, _, manifest = cached
     run = feature_run(config, folder.path, manifest)
     assert isinstance(run.inputs, FeatureInputs)
-    encoded = [run.state.model.encode(run.inputs.features[:, view].float()) for view in range(3)]
+    encoded = [run.state.model.encode(run.inputs.features[:, view].float()) for view in range(4)]
     fitted = fitted_features(run, encoded[0])
     assert fitted is not None
     torch.testing.assert_close(fitted, unit(torch.stack(encoded).sum(dim=0)))
