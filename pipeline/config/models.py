@@ -455,12 +455,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cached_features_are_there(self) -> RunConfig:
-        off = {"views.neighbours": 0, "estep.fit_views": False}
-        values = {"views.neighbours": self.views.neighbours, "estep.fit_views": self.estep.fit_views}
-        for key, value in values.items():
-            if value != off[key] and not self.model.freeze:
+        needed = (("views.neighbours", self.views.neighbours, "0"), ("estep.fit_views", self.estep.fit_views, "false"))
+        for key, value, off in needed:
+            if value and not self.model.freeze:
                 raise ValueError(
                     f"{key} is {str(value).lower()} and needs the features of a frozen backbone; set "
-                    f"model.freeze=true, or {key}={str(off[key]).lower()}"
+                    f"model.freeze=true, or {key}={off}"
                 )
         return self
