@@ -108,7 +108,7 @@ def measure(name: str, row: Row, seed: int, options: Options) -> Ended:
 def overrides_of(name: str, row: Row, seed: int, options: Options) -> list[str]:
     """The settings of one run, later ones winning."""
     source = [f"data.source={options.sources[row.data]}"] if row.data in options.sources else []
-    own = [f"name={name}-seed{seed}", f"seed={seed}", "storage=runs/results"]
+    own = [f"name={name}-seed{seed}", f"seed={seed}", f"data.path=data/{row.data}", "storage=runs/results"]
     return [*row.overrides, *own, *source, *options.settings]
 
 

@@ -21,6 +21,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.read import has_labels
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
+from pipeline.data.sources.listing import printable
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.features.embed import embed
 from pipeline.lease import hold
@@ -193,11 +194,14 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
 def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     """The manifest of the run's data set, which is ingested first when it is missing and a source is given.
 
-    A data set that lacks images goes on with a line that says so.
+    A data set that lacks images, or is of another source, goes on with a line that says so.
     """
     manifest = _load_or_ingest(config, echo)
+    path, source, held = config.data.path, config.data.source, manifest.source.source
+    if source is not None and printable(source) != held:
+        echo(f"warning: {path} holds the images of {held}; for those of data.source={source} give another data.path")
     if manifest.count_warning:
-        echo(f"warning: {config.data.path} is {manifest.count_warning}")
+        echo(f"warning: {path} is {manifest.count_warning}")
     return manifest
 
 

@@ -68,6 +68,17 @@ def test_a_data_set_that_lacks_images_goes_on_with_a_line(tmp_path: Path) -> Non
     assert lines == [f"warning: {tmp_path}/digits is {said}"]
 
 
+def test_a_data_set_of_another_source_goes_on_with_a_line(tmp_path: Path) -> None:
+    ingest("digits", str(tmp_path / "digits"))
+    lines = list[str]()
+    for source in ("digits", "null", "imagefolder:photos"):
+        load_or_ingest(load_config("digits", [f"data.path={tmp_path}/digits", f"data.source={source}"]), lines.append)
+    assert lines == [
+        f"warning: {tmp_path}/digits holds the images of digits; for those of data.source=imagefolder:photos give "
+        "another data.path"
+    ]
+
+
 def test_more_clusters_than_images_is_refused(data: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.num_clusters=5000 exceeds the 1,?797 images"):
         _train(data.parent, "method.num_clusters=5000")
