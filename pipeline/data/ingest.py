@@ -303,11 +303,12 @@ def _write_summary(
 
 
 def _with_counts(manifest: Manifest, classes: ClassList | None) -> Manifest:
-    """The manifest, with the check of its numbers of images where there is a list."""
+    """The manifest, with the check of its numbers of images, and titles of its classes, where there is a list."""
     if classes is None:
         return manifest
     counts = check_counts(classes, manifest.images_of_classes, manifest.num_images)
-    return manifest.model_copy(update={"counts": counts})
+    titles = {name: title for name, title in classes.titles.items() if name in manifest.class_names}
+    return manifest.model_copy(update={"counts": counts, "class_titles": titles})
 
 
 def _count_again(manifest: Manifest, classes: ClassList | None, out: str) -> Manifest:

@@ -133,6 +133,9 @@ class Manifest(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     num_images: int = Field(ge=0)
     class_names: list[str] = Field(description="empty when the source names no classes")
+    class_titles: dict[str, str] = Field(
+        default={}, description="what pictures and pages call a class, where a list of classes says it"
+    )
     class_counts: list[int] | None = Field(
         default=None, description="images of each class; None in manifests of earlier versions"
     )
@@ -146,6 +149,11 @@ class Manifest(_Record):
     balance: Balance | None = Field(default=None, description="None in manifests of earlier versions")
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
+
+    @property
+    def class_captions(self) -> list[str]:
+        """The title of each class, or else its name."""
+        return [self.class_titles.get(name, name) for name in self.class_names]
 
     @property
     def images_of_classes(self) -> dict[str, int] | None:

@@ -133,7 +133,7 @@ def draw(job: Job, table: pa.Table, local: Path) -> None:
         rows["similarity"][index],
         np.bincount(rows["cluster"], minlength=job.plan.num_clusters),
         None if labels is None else labels[index],
-        job.manifest.class_names,
+        job.manifest.class_captions,
     )
 
 

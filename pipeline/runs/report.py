@@ -94,7 +94,7 @@ def write_report(
         centers=values["centers"],
         embedding=None if features is None else embed(features),
         names=read_names(folder),
-        class_names=manifest.class_names,
+        class_names=manifest.class_captions,
         history=values["history"],
         alarms=alarms,
     )

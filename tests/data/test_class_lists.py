@@ -41,6 +41,7 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(text, encoding="utf-8-sig")
     found = load_class_list(str(tmp_path / "mine.txt"))
     assert found.images == {"tennis court": None, "cat": 1300, "dog": None}
+    assert found.titles == {"cat": "Felis catus"}
     assert load_class_list("mine.txt", str(tmp_path)).images == found.images
     assert load_class_list((tmp_path / "mine.txt").as_uri(), "elsewhere").images == found.images
 

@@ -62,6 +62,16 @@ def test_other_folders_are_left_out_as_a_whole(
     assert manifest.source.classes == "mine"
 
 
+def test_classes_are_called_by_their_titles(three: Path, tmp_path: Path) -> None:
+    """Also when the list has got its titles after the images were ingested."""
+    given = listed("dog", "cat")
+    assert ingest(str(three), str(tmp_path / "out"), classes=given).class_captions == ["cat", "dog"]
+    titled = given.model_copy(update={"titles": {"cat": "Felis catus", "emu": "Dromaius"}})
+    ingest(str(three), str(tmp_path / "out"), classes=titled)
+    found = read_manifest(str(tmp_path / "out"))
+    assert (found.class_names, found.class_captions) == (["cat", "dog"], ["Felis catus", "dog"])
+
+
 def test_other_folders_are_not_listed(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ImageNet has 1,000 of them and 1.28 million files, perhaps at the other end of a network."""
     entered = list[str]()

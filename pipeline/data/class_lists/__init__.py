@@ -1,6 +1,6 @@
 """Lists of classes: which classes of a source an ingest takes, and how many images each of them should have.
 
-A list is a text of one class a line. Behind a tab may stand the number of its images, and behind another tab a note.
+A list is a text of one class a line. Behind a tab may stand the number of its images, and behind another tab its title.
 Lines that start with # are comments. The lists of well-known data sets are the .txt files of this folder.
 """
 
@@ -16,12 +16,16 @@ from pipeline.storage import filesystem
 
 
 class ClassList(BaseModel):
-    """Classes by name, each with the number of its images, or None where the list does not say it."""
+    """Classes by name, each with the number of its images, or None where the list does not say it.
+
+    `titles` are what pictures and pages call the classes that have one.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     images: dict[str, int | None]
+    titles: dict[str, str] = {}
 
     @property
     def rule(self) -> str:
@@ -56,15 +60,18 @@ def load_class_list(given: str, folder: str = "") -> ClassList:
     else:
         text = _read_file(given, given if "://" in given else os.path.join(folder, given))
     images: dict[str, int | None] = {}
+    titles: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.startswith("#"):
-            name, count = _parse(line, f"line {number} of the list of classes {given!r}")
+            name, count, title = _parse(line, f"line {number} of the list of classes {given!r}")
             if name in images:
                 raise DataError(f"the list of classes {given!r} has {name!r} twice, again in line {number}; remove one")
             images[name] = count
+            if title:
+                titles[name] = title
     if not images:
         raise DataError(f"the list of classes {given!r} is empty; write the name of one class in each line")
-    return ClassList(name=given, images=images)
+    return ClassList(name=given, images=images, titles=titles)
 
 
 def _read_file(given: str, path: str) -> str:
@@ -82,12 +89,11 @@ def _read_file(given: str, path: str) -> str:
         raise DataError(f"the list of classes {given!r} cannot be read ({error}); give a UTF-8 text") from None
 
 
-def _parse(line: str, where: str) -> tuple[str, int | None]:
-    """Name and number of images in one line."""
-    name, *rest = (part.strip() for part in line.split("\t"))
-    count = rest[0] if rest else ""
+def _parse(line: str, where: str) -> tuple[str, int | None, str]:
+    """Name, number of images and title in one line."""
+    name, count, title = [*(part.strip() for part in line.split("\t", 2)), "", ""][:3]
     if not name:
         raise DataError(f"{where} starts with a tab; start it with the name of a class")
     if count and not (count.isdecimal() and int(count)):
         raise DataError(f"{where} has {count!r} behind the tab; give the number of images of {name!r}, or nothing")
-    return name, int(count) if count else None
+    return name, int(count) if count else None, title
