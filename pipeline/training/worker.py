@@ -289,6 +289,9 @@ def latent_noise(run: Run, keys: Tensor) -> Tensor | None:
 def run_estep(run: Run) -> None:
     """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
     state, job, previous = run.state, run.job, run.state.pseudo
+    last = state.epoch == job.config.optim.epochs
+    if last:  # what it finds is what the model says that the run leaves, which computes in float32; no step follows
+        state.model.autocast = None
     with run.timer.time("estep"):
         features = encode_all(state.model, run.inputs.blocks(), run.preprocess, job.manifest.num_images)
         state.pseudo, metrics = estimate(
@@ -306,7 +309,7 @@ def run_estep(run: Run) -> None:
         if LABEL_FREE_WEIGHTS.keys() <= metrics.keys():  # the first E-step agrees with nothing
             metrics["label_free"] = label_free_score(metrics)
         scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
-    if state.epoch == job.config.optim.epochs:  # before the last checkpoint, so that who has that has these
+    if last:  # before the last checkpoint, so that who has that has these
         with run.timer.time("checkpoint"):
             write_features(job.folder, features, state.pseudo.centers, job.manifest.num_images)
     if run.monitors:

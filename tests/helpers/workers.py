@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+END = b""
 
 
 def join_gloo(rank: int, world: int, store: str) -> None:
@@ -22,14 +27,26 @@ def join_gloo(rank: int, world: int, store: str) -> None:
 def _serve(rank: int, set_up: Callable[[int], None], pipe: Connection) -> None:
     torch.set_num_threads(1)
     set_up(rank)
-    while (job := pipe.recv()) is not None:
-        function, args = job
+    while (message := pipe.recv_bytes()) != END:
         try:
+            function, args = _unpickled(message)
             pipe.send((function(rank, *args), None))
         except Exception:
             pipe.send((None, traceback.format_exc()))
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _unpickled(message: bytes) -> Any:
+    """A job, with the modules that it needs.
+
+    In some runs of the whole suite a module of ours was not found here, though its file was there: look a second time.
+    """
+    try:
+        return pickle.loads(message)
+    except ModuleNotFoundError:
+        importlib.invalidate_caches()
+        return pickle.loads(message)
 
 
 class Workers:
@@ -55,7 +72,7 @@ class Workers:
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         for pipe in self.pipes:
-            pipe.send((function, args))
+            pipe.send_bytes(ForkingPickler.dumps((function, args)))
         answers = [pipe.recv() if pipe.poll(300) else (None, "no answer in 300 s") for pipe in self.pipes]
         errors = [error for _, error in answers if error]
         assert not errors, "\n".join(errors)
@@ -63,5 +80,5 @@ class Workers:
 
     def close(self) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
-            pipe.send(None)
+            pipe.send_bytes(END)
             process.join(10)

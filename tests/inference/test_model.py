@@ -20,6 +20,7 @@ CONFIG = load_config(
     "digits",
     [
         f"method.num_clusters={K}",
+        "optim.precision=float32",
         "model.projector_hidden=16",
         "model.predictor_hidden=16",
         "model.feature_size=8",

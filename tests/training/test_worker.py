@@ -17,8 +17,9 @@ from torch import Tensor
 from pipeline.alarms import all_alarms
 from pipeline.data.shards import Manifest
 from pipeline.errors import Diverged
+from pipeline.method.losses import unit
 from pipeline.training import worker
-from pipeline.training.estep import PseudoLabels
+from pipeline.training.estep import PseudoLabels, encode_all
 from pipeline.training.rollback import ROLLBACKS, Halt
 from pipeline.training.worker import (
     check_run_finite,
@@ -258,6 +259,22 @@ def test_a_request_in_an_epoch_of_few_steps_is_answered_at_its_end(
     assert worker.save_after_epoch(run) == worker.SYNC
     monkeypatch.setattr(run.state, "epoch", 4)
     assert worker.save_after_epoch(run) == worker.SYNC
+
+
+def test_the_last_estep_is_in_the_precision_of_the_model_that_the_run_leaves(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = small_run(*digits(tmp_path_factory.mktemp("digits")), "optim.precision=bfloat16")
+    written: list[Tensor] = []
+    monkeypatch.setattr(worker, "write_features", lambda folder, features, *rest: written.append(features))
+    worker.run_estep(made)
+    assert written == []
+    rough = encode_all(made.state.model, made.inputs.blocks(), made.preprocess, made.job.manifest.num_images)
+    made.state.epoch = made.job.config.optim.epochs
+    worker.run_estep(made)
+    exact = made.state.model.networks.target.eval()(made.preprocess(made.inputs.images))
+    assert_close(written[0], unit(exact), rtol=1e-5)
+    assert (written[0] - rough).abs().max() > 1e-3
 
 
 def test_balance_waits_for_the_end_of_the_warm_up(
