@@ -1,7 +1,9 @@
-"""How much of a run its E-steps take, scores and label-free metrics included: the demo's first half, by its own ledger.
+"""How much of a run its E-steps take, scores and label-free metrics included: a short demo, by its own ledger.
 
-python -m benchmarks.estep                         # about a minute on two cores
-python -m benchmarks.estep --set estep.every=1     # an E-step after each epoch
+    python -m benchmarks.estep                         # about a minute on two cores
+    python -m benchmarks.estep --set estep.every=1     # an E-step after each epoch
+
+The ledger of the first epoch, in which memory is allocated, is left out.
 """
 
 from __future__ import annotations
