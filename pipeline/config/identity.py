@@ -48,7 +48,7 @@ def _is_later_default(key: str, value: Any) -> bool:
 
 
 def run_name(config: RunConfig, label: str) -> str:
-    """The name of a run: its own, or a label (usually the preset) and the fingerprint, as in `digits-cb201246`."""
+    """The name of a run: its own, or a label (usually the preset) and the fingerprint, as in `digits-9687ae1c`."""
     return config.name or derive_name(label, fingerprint(config))
 
 
