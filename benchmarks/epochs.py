@@ -44,6 +44,7 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.data.streaming import build_datasets
+from pipeline.method.precision import multiplies_bfloat16
 from pipeline.plan import make_plan
 from pipeline.runs.identity import run_folder
 from pipeline.tracking import open_run
@@ -204,7 +205,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         images = torch.randint(0, 256, (args.images, recipe.size, recipe.size, 3), dtype=torch.uint8)
     layouts: dict[str, Any] = {"ours": OURS}
     epochs["ours"] = our_epoch(images, recipe, OURS.threads)
-    if torch.cpu.get_capabilities().get("avx512_bf16"):
+    if multiplies_bfloat16(torch.device("cpu")):
         epochs["one_thread"] = our_epoch(images, recipe, 1)
         epochs["one_thread_bfloat16"] = our_epoch(images, recipe, 1, torch.bfloat16)
     for epoch in epochs.values():  # the first allocates

@@ -106,7 +106,7 @@ def ingest(
         reports = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_piece(rows_per_shard), on_progress)
         quarantined, left_out = _write_lists(opened, reports, out)
         manifest = _assemble(opened, pixels, reports, quarantined, left_out, out, work, rows_per_shard)
-        manifest = _with_counts(manifest, classes)
+        manifest = _with_list(manifest, classes)
         _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
         manifest.write(out)
     else:
@@ -302,7 +302,7 @@ def _write_summary(
     write_atomically(fs, f"{root}/{SUMMARY}", json.dumps(summary, indent=1).encode())
 
 
-def _with_counts(manifest: Manifest, classes: ClassList | None) -> Manifest:
+def _with_list(manifest: Manifest, classes: ClassList | None) -> Manifest:
     """The manifest, with the check of its numbers of images, and titles of its classes, where there is a list."""
     if classes is None:
         return manifest
@@ -313,7 +313,7 @@ def _with_counts(manifest: Manifest, classes: ClassList | None) -> Manifest:
 
 def _count_again(manifest: Manifest, classes: ClassList | None, out: str) -> Manifest:
     """The manifest of a finished ingest, checked against the list as it is now."""
-    checked = _with_counts(manifest, classes)
+    checked = _with_list(manifest, classes)
     if checked.counts and checked != manifest:
         with contextlib.suppress(OSError):  # a folder that is read-only keeps the check of before
             Folder(absolute(out)).update(SUMMARY, counts=checked.counts.model_dump())

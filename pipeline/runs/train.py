@@ -194,7 +194,7 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
 def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     """The manifest of the run's data set, which is ingested first when it is missing and a source is given.
 
-    A data set that lacks images, or is of another source, goes on with a line that says so.
+    A data set that lacks images, or is of another source, is used with a warning.
     """
     manifest = _load_or_ingest(config, echo)
     path, source, held = config.data.path, config.data.source, manifest.source.source

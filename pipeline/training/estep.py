@@ -14,14 +14,13 @@ from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import from_rank_zero, gather_rows, rank, route_rows_to_owner
 from pipeline.config.models import EStepConfig
+from pipeline.data.loader import Inputs
 from pipeline.features.inputs import FeatureInputs
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
 from pipeline.method.losses import unit
 from pipeline.training.health import feature_spread, label_churn, size_metrics
 
-Blocks = Iterable[tuple[Tensor, Tensor]]
-"""Inputs (n, ...) of a worker's part and their index (n,), as `Inputs.blocks` gives them."""
 MANY_CLUSTERS = 10_000  # from here on comparing each image with all centres takes longer than encoding it
 
 
@@ -43,11 +42,17 @@ class PseudoLabels:
     others: Tensor | None = None
 
 
-def encode_all(model: DigPro, blocks: Blocks, preprocess: Callable[[Tensor], Tensor], total: int) -> Tensor:
-    """Unit target features (own rows, D) of this worker's contiguous part of the N = `total` images."""
+def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Tensor], total: int) -> Tensor:
+    """Target features (own rows, D) of this worker's contiguous part of the N = `total` images, un-augmented."""
+    return route_rows_to_owner(*_encode(model, inputs.blocks(), preprocess), total)
+
+
+def _encode(
+    model: DigPro, blocks: Iterable[tuple[Tensor, Tensor]], preprocess: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Target features (n, D) and index (n,) of the blocks of this worker's inputs."""
     empty = model.groups.features.new_empty((0, model.groups.features.shape[1]))
-    features, index = encode_blocks(lambda block: model.encode(preprocess(block)), blocks, empty=empty)
-    return route_rows_to_owner(features, index, total)
+    return encode_blocks(lambda block: model.encode(preprocess(block)), blocks, empty=empty)
 
 
 def mean_over_views(
@@ -57,9 +62,9 @@ def mean_over_views(
 
     What a crop or a colour adds to a feature differs from view to view, and what the image shows does not.
     """
-    mean, (total, views, _) = features.clone(), inputs.features.shape
-    for view in range(1, views):
-        mean += encode_all(model, inputs.blocks(view), preprocess, total)
+    mean = features.clone()
+    for view in range(1, inputs.features.shape[1]):
+        mean += _encode(model, inputs.blocks(view), preprocess)[0]  # cached features lie on their owners, in order
     return unit(mean)
 
 

@@ -293,7 +293,7 @@ def run_estep(run: Run) -> None:
     if last:  # what it finds is what the model says that the run leaves, which computes in float32; no step follows
         state.model.autocast = None
     with run.timer.time("estep"):
-        features = encode_all(state.model, run.inputs.blocks(), run.preprocess, job.manifest.num_images)
+        features = encode_all(state.model, run.inputs, run.preprocess, job.manifest.num_images)
         state.pseudo, metrics = estimate(
             features,
             job.plan.num_clusters,

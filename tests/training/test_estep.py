@@ -26,7 +26,7 @@ def _estep(rank: int, data: tuple[Tensor, Manifest], reverse: bool) -> tuple[Ten
         numbers = torch.arange(IMAGES).flip(0)
         rows = numbers[rank * 77 : IMAGES if rank else 77]
         run.inputs.blocks = lambda: iter([(run.inputs.images[rows], rows)])
-    features = encode_all(run.state.model, run.inputs.blocks(), run.preprocess, IMAGES)
+    features = encode_all(run.state.model, run.inputs, run.preprocess, IMAGES)
     return features, *estimate(features, 10, run.job.config.estep, 0, None)
 
 

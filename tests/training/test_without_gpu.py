@@ -59,7 +59,7 @@ def _encode(rank: int, data: tuple[Tensor, Manifest]) -> list[str]:
     run = small_run(*data, "model.encoder=resnet18")
     with without_data(), Float64() as wide:
         _to_device(run)
-        features = encode_all(run.state.model, run.inputs.blocks(), run.preprocess, IMAGES)
+        features = encode_all(run.state.model, run.inputs, run.preprocess, IMAGES)
     assert features.device.type == DEVICE
     assert features.shape == (IMAGES, 16)
     return sorted(wide.found)

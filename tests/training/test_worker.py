@@ -269,7 +269,7 @@ def test_the_last_estep_is_in_the_precision_of_the_model_that_the_run_leaves(
     monkeypatch.setattr(worker, "write_features", lambda folder, features, *rest: written.append(features))
     worker.run_estep(made)
     assert written == []
-    rough = encode_all(made.state.model, made.inputs.blocks(), made.preprocess, made.job.manifest.num_images)
+    rough = encode_all(made.state.model, made.inputs, made.preprocess, made.job.manifest.num_images)
     made.state.epoch = made.job.config.optim.epochs
     worker.run_estep(made)
     exact = made.state.model.networks.target.eval()(made.preprocess(made.inputs.images))
