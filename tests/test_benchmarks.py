@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import estep
 from benchmarks.asha import compare
 from benchmarks.kmeans import cosine_inertia, make_rows
 from benchmarks.measure import speedup, time_interleaved
@@ -18,6 +19,7 @@ from benchmarks.objectives import correlations
 from benchmarks.performance import feed_rows, kmeans_rows, page
 from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_and_variants, variants
 from pipeline.config.loading import load_config
+from pipeline.config.models import RunConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,7 +80,7 @@ def test_step_reproduces_the_golden_vectors(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pipeline(tmp_path: Path) -> None:
-    small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1")
+    small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1", "--workers", "1")
     results = run("pipeline", tmp_path / "out.json", *small)
     for mode in ("resident", "streaming"):
         assert results[mode]["images"] == 256
@@ -86,14 +88,19 @@ def test_pipeline(tmp_path: Path) -> None:
         assert results[mode]["worker_peak_rss_gib"] > 0.1
 
 
-@pytest.mark.slow
-def test_estep(tmp_path: Path) -> None:
-    small = ("model.projector_hidden=64", "model.predictor_hidden=64", "resources.workers=1")
-    settings = [part for setting in small for part in ("--set", setting)]
-    results = run("estep", tmp_path / "out.json", "--rounds", "1", *settings)
-    (epoch,), (estep,) = results["seconds"]["epoch"], results["seconds"]["estep"]
-    assert 0 < estep < epoch
-    assert results["ratio"] == pytest.approx(epoch / estep)
+def test_estep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run is a usual one: here its history is given."""
+    epoch = {"seconds_epoch": 2.0, "seconds_estep": 0.2, "seconds_evaluate": 0.05}
+    without = {"seconds_epoch": 1.0, "seconds_estep": 0.0, "seconds_evaluate": 0.0}
+    ran: list[RunConfig] = []
+    monkeypatch.setattr(estep, "train", lambda config, **_: ran.append(config) or {"folder": "mine"})
+    monkeypatch.setattr(estep, "newest_in", lambda folder: {"history": [without, without, *[epoch, without] * 8]})
+    monkeypatch.setattr(sys, "argv", ["estep", "--rounds", "2", "--out", str(tmp_path / "out.json")])
+    assert estep.main() == 0
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["seconds"] == {"epoch": [12.0, 12.0], "estep": [1.0, 1.0]}
+    assert (results["ratio"], results["claim_holds"]) == (12.0, True)
+    assert (ran[0].optim.epochs, ran[0].optim.warmup_epochs) == (17, 5)
 
 
 def test_workers(tmp_path: Path) -> None:

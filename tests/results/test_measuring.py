@@ -27,7 +27,8 @@ from tests.results.examples import FLOOR, definitions, history
 # What `digpro train` does, without training: an epoch each tenth of a second, a save when it is interrupted, a summary
 # at its end. A file fail-NAME or refuse-NAME makes the run of that name end as such a run does.
 FAKE = """
-import json, pathlib, sys, time
+import json, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 preset, *overrides = sys.argv[1:]
 settings = dict(override.split("=", 1) for override in overrides)
 name = settings["name"]
@@ -197,7 +198,7 @@ def test_a_short_row_is_trained_recorded_and_shown(tmp_path: Path, monkeypatch: 
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "differences.md").write_text("")
-    here = [f"storage={tmp_path}/runs", f"data.path={tmp_path}/digits", "resources.workers=1"]
+    here = [f"storage={tmp_path}/runs", f"data.path={tmp_path}/digits", "resources.workers=1", "tracking.enabled=false"]
     given = Options(settings=here, records=docs / "results")
     assert reproduce(["short"], rows, given, lambda: cli.write_pages(rows, docs)) == 0
     record = read_record(docs / "results", "short")

@@ -122,6 +122,7 @@ def when_saved(run_folder: Path, checkpoints: int, act: Callable[[], None]) -> t
     return thread
 
 
+@pytest.mark.usefixtures("without_artifacts")
 def test_killing_a_worker_in_mid_epoch_changes_nothing(folder: Path, whole: dict[str, Any]) -> None:
     said: list[str] = []
     thread = when_saved(folder / "runs" / "hurt", 3, kill_a_worker)
@@ -157,6 +158,7 @@ def test_runs_live_in_a_bucket_too(folder: Path, whole: dict[str, Any], bucket: 
     assert not [key for key in keys if ".probe-" in key]
 
 
+@pytest.mark.usefixtures("without_artifacts")
 def test_killing_everything_and_running_the_command_again_changes_nothing(folder: Path, whole: dict[str, Any]) -> None:
     process = start(settings(folder, "name=again"))
     cluster: list[psutil.Process] = []
@@ -190,6 +192,7 @@ def test_streaming_learns_from_every_image(streamed: dict[str, Any], whole: dict
     assert history[-1]["acc"] > history[0]["acc"] + 0.2
 
 
+@pytest.mark.usefixtures("without_artifacts")
 def test_a_streaming_run_that_lost_a_worker_repeats_its_order(folder: Path, streamed: dict[str, Any]) -> None:
     thread = when_saved(folder / "runs" / "streamhurt", 4, kill_a_worker)
     summary = run(folder, "name=streamhurt", "data.mode=streaming")

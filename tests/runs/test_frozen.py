@@ -32,7 +32,7 @@ FROZEN = [
     "views.neighbours=5",
     "data.image_size=null",
     "resources.workers=1",
-    "tracking.system_metrics=false",
+    "tracking.enabled=false",
     "name=frozen",
 ]
 
