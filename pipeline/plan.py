@@ -99,6 +99,18 @@ def _choose_mode(config: RunConfig, manifest: Manifest) -> tuple[Mode, str]:
     return "streaming", f"the decoded set takes {size:.2f} GiB a worker, over data.resident_limit_gb={limit:g}"
 
 
+def has_estep(config: RunConfig, epoch: int) -> bool:
+    """Whether an epoch, counted from 1, ends with an E-step; in the warm-up some are left out (`estep.warmup_every`).
+
+    The last one there gives the labels that training begins with, and is always made.
+    """
+    estep, optim = config.estep, config.optim
+    last_in_warmup = optim.warmup_epochs - optim.warmup_epochs % estep.every
+    thinned = epoch < last_in_warmup and not estep.warm_start
+    every = estep.every * (estep.warmup_every if thinned else 1)
+    return epoch % every == 0 or epoch == optim.epochs
+
+
 def resident_bytes(manifest: Manifest, size: int) -> int:
     """Memory that the decoded set takes in each worker."""
     return manifest.num_images * size * size * 3

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.plan import make_plan
+from pipeline.plan import has_estep, make_plan
 from tests.helpers.manifests import manifest
 
 
@@ -85,3 +85,20 @@ def test_the_mode_follows_from_the_size(overrides: list[str], mode: str, reason:
 def test_a_plan_travels() -> None:
     plan = make_plan(config(), manifest())
     assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ([], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (["estep.every=3"], [3, 6, 9, 10]),
+        (["estep.warmup_every=3"], [3, 6, 7, 8, 9, 10]),
+        (["estep.warmup_every=20"], [7, 8, 9, 10]),  # the last of the warm-up gives the labels of the next epoch
+        (["estep.every=3", "estep.warmup_every=2"], [6, 9, 10]),
+        (["estep.warmup_every=3", "estep.settled_restarts=1"], [3, 6, 7, 8, 9, 10]),
+        (["estep.warmup_every=3", "estep.warm_start=true"], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ],
+)
+def test_epochs_that_end_with_an_e_step(settings: list[str], epochs: list[int]) -> None:
+    made = config("optim.epochs=10", "optim.warmup_epochs=7", "estep.warmup_every=1", *settings)
+    assert [epoch for epoch in range(1, 11) if has_estep(made, epoch)] == epochs

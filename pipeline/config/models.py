@@ -251,6 +251,12 @@ class EStepConfig(Section):
     """Pseudo-labels by spherical k-means on the target network's features."""
 
     every: int = Field(1, ge=1, description="epochs between E-steps")
+    warmup_every: Circumstance[int] = Field(
+        1,
+        ge=1,
+        description="in the warm-up, whose steps use no pseudo-labels, make only each n-th of these E-steps: fewer "
+        "metrics, the same labels. Without effect with `warm_start`, where each E-step depends on the one before",
+    )
     batch_size: Circumstance[int] = Field(512, ge=1, description="images per worker and forward pass")
     restarts: int = Field(10, ge=1, description="starts of k-means; the lowest inertia wins")
     max_iter: int = Field(300, ge=1, description="iterations of a start at most")
@@ -263,7 +269,9 @@ class EStepConfig(Section):
         False, description="with a frozen backbone: fit the centres on each image's mean feature over all cached views"
     )
     settled_restarts: Later[int | None] = Field(
-        None, ge=1, description="starts beside the last centres, once labels have settled; null: always `restarts`"
+        None,
+        ge=1,
+        description="starts beside the last centres, once labels have settled after warm-up; null: always `restarts`",
     )
     settled_churn: Later[Probability] = Field(
         0.02, description="labels have settled when the last E-step changed no larger share of them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,14 +86,17 @@ def _cluster(
     return spherical_kmeans(features, num_clusters, extra_start=last, **options)
 
 
-def have_settled(history: Sequence[Mapping[str, float]], settings: EStepConfig, device: torch.device) -> bool:
-    """Whether the last E-step of a run's history changed so few labels that fewer starts will do.
+def have_settled(
+    history: Sequence[Mapping[str, float]], settings: EStepConfig, warmup_epochs: int, device: torch.device
+) -> bool:
+    """Whether the last E-step of a run's history changed so few labels that fewer starts will do; never in the warm-up.
 
     Rank 0's answer, which alone has counted them.
     """
     if settings.settled_restarts is None:
         return False
-    churn = next((metrics["label_churn"] for metrics in reversed(history) if "label_churn" in metrics), 1.0)
+    counted = [metrics for metrics in history if "label_churn" in metrics and metrics["epoch"] > warmup_epochs]
+    churn = counted[-1]["label_churn"] if counted else math.inf
     return bool(from_rank_zero(torch.tensor(churn <= settings.settled_churn, device=device)))
 
 

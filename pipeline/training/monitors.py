@@ -12,6 +12,7 @@ from pipeline.collectives import row_range
 from pipeline.config.models import MonitorConfig, RunConfig
 from pipeline.data.read import read_labels
 from pipeline.keyed_random import Stream, uniform
+from pipeline.plan import has_estep
 
 MEASURES = {"knn_acc": knn_accuracy, "linear_acc": linear_accuracy}
 
@@ -67,9 +68,11 @@ def monitor_warnings(config: RunConfig, *, has_classes: bool) -> list[str]:
     on = {names[name]: every for name, every in cadences(config.monitor).items() if every}
     if on and not has_classes:
         return [f"{' and '.join(on)} without effect: the images have no classes"]
-    step = config.estep.every
+    step, epochs = config.estep.every * config.estep.warmup_every, config.optim.epochs
+    missed = {key: [e for e in range(every, epochs, every) if not has_estep(config, e)] for key, every in on.items()}
     return [
-        f"{key}={every} meets epochs without E-step (estep.every={step}) and leaves them out; give a multiple of {step}"
-        for key, every in on.items()
-        if every % step
+        f"{key}={on[key]} meets epochs without E-step, {left_out[0]} for example, and leaves them out; give a multiple "
+        f"of {step}"
+        for key, left_out in missed.items()
+        if left_out
     ]

@@ -31,6 +31,7 @@ from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
 from pipeline.method.optimizer import set_learning_rates, zero_unless_finite
 from pipeline.method.schedules import Schedules
+from pipeline.plan import has_estep
 from pipeline.tracking import RunWriter, spool_path
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.checkpoint import (
@@ -102,10 +103,9 @@ def train(run: Run) -> None:
     if not resume(run):
         run_estep(run)
         finish_epoch(run)
-    epochs, every = run.job.config.optim.epochs, run.job.config.estep.every
-    while run.state.epoch < epochs:
+    while run.state.epoch < run.job.config.optim.epochs:
         train_epoch(run)
-        if run.state.epoch % every == 0 or run.state.epoch == epochs:
+        if has_estep(run.job.config, run.state.epoch):
             run_estep(run)
         finish_epoch(run)
 
@@ -300,7 +300,7 @@ def run_estep(run: Run) -> None:
             job.config.estep,
             job.config.seed,
             previous,
-            settled=have_settled(state.history, job.config.estep, features.device),
+            settled=have_settled(state.history, job.config.estep, job.config.optim.warmup_epochs, features.device),
             fitted=fitted_features(run, features),
         )
     with run.timer.time("evaluate"):

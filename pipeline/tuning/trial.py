@@ -25,6 +25,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_line
 from pipeline.features.neighbours import complete_neighbours
+from pipeline.plan import has_estep
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef, open_run, save_ref
@@ -207,8 +208,7 @@ def report_epoch(metrics: Metrics, config: RunConfig, space: Space) -> bool:
 
 def is_complete_epoch(metrics: Metrics, config: RunConfig) -> bool:
     """Whether metrics are of an epoch with training and an E-step, and so hold all that the run will ever report."""
-    epoch = metrics["epoch"]
-    return "step" not in metrics and epoch > 0 and (epoch % config.estep.every == 0 or epoch == config.optim.epochs)
+    return "step" not in metrics and metrics["epoch"] > 0 and has_estep(config, metrics["epoch"])
 
 
 def failure_of(metrics: Metrics, config: RunConfig, space: Space) -> str | None:

@@ -315,7 +315,7 @@ PREFIXES = (
         "data.prefetch_batches",
         "estep.batch_size",
         "estep.probe",
-        *("monitor.", "alarms.", "profile.steps"),  # these came later
+        *("monitor.", "alarms.", "profile.steps", "estep.warmup_every"),  # these came later
         "checkpoint.",
         "resources.",
         "tracking.",

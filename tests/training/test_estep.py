@@ -73,17 +73,21 @@ def test_settled_labels_take_fewer_starts_and_the_last_centres(settled: bool, st
     assert 1 + len(found.others) == starts
 
 
-def _settled(rank: int, churn: float) -> bool:
+def _settled(rank: int, churn: float, warmup_epochs: int = 0) -> bool:
     history = [{"epoch": 0}, {"epoch": 1, **({} if rank else {"label_churn": churn})}, {"epoch": 2}]
-    return have_settled(history, EStepConfig(settled_restarts=1, settled_churn=0.02), torch.device("cpu"))
+    return have_settled(history, SETTLING, warmup_epochs, torch.device("cpu"))
+
+
+SETTLING = EStepConfig(settled_restarts=1, settled_churn=0.02)
 
 
 @pytest.mark.parametrize(("churn", "settled"), [(0.02, True), (0.03, False)])
 def test_workers_agree_with_the_first_whether_labels_have_settled(pair: Workers, churn: float, settled: bool) -> None:
-    """By the last E-step, not the last epoch; before the first churn nothing has."""
+    """By the last E-step, not the last epoch; before the first churn nothing has, nor in the warm-up."""
     assert pair.run(_settled, churn) == [settled, settled]
-    assert not have_settled([{"epoch": 0}], EStepConfig(settled_restarts=1), torch.device("cpu"))
-    assert not have_settled([{"label_churn": 0.0}], EStepConfig(), torch.device("cpu"))
+    assert not _settled(0, churn, warmup_epochs=1)
+    assert not have_settled([{"epoch": 0}], SETTLING, 0, torch.device("cpu"))
+    assert not have_settled([{"epoch": 1, "label_churn": 0.0}], EStepConfig(), 0, torch.device("cpu"))
 
 
 def test_very_many_clusters_are_found_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,3 +287,23 @@ def test_balance_waits_for_the_end_of_the_warm_up(
         assert (draw_weights(balanced) is not None) == drawn
     monkeypatch.setattr(run.state, "epoch", 3)
     assert draw_weights(run) is None
+
+
+def test_rarer_e_steps_in_the_warmup_change_no_label(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, manifest = digits(tmp_path_factory.mktemp("digits"))
+    monkeypatch.setattr(worker, "resume", lambda run: False)
+    monkeypatch.setattr(worker, "report", lambda run, metrics, save: None)
+    monkeypatch.setattr(worker, "save_is_urgent", lambda run: False)
+
+    def trained(warmup_every: int) -> worker.Run:
+        warmup = ["optim.warmup_epochs=3", f"estep.warmup_every={warmup_every}", "estep.settled_restarts=1"]
+        made = small_run(images, manifest, "optim.epochs=6", *warmup, "estep.settled_churn=1")
+        worker.train(made)
+        return made
+
+    often, rarely = trained(1), trained(2)
+    assert [metrics["epoch"] for metrics in rarely.state.history if "inertia" in metrics] == [0, 2, 3, 4, 5, 6]
+    assert len(often.state.history) == len(rarely.state.history) == 7
+    torch.testing.assert_close(snapshot(rarely), snapshot(often), rtol=0, atol=0)
