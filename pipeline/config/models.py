@@ -70,6 +70,11 @@ class DataConfig(Section):
     source: Environment[str | None] = Field(
         None, description="what to ingest into `path` when it holds no manifest yet (see `digpro ingest --help`)"
     )
+    classes: Environment[str | None] = Field(
+        None,
+        description="classes of `source` to take: a list that comes with the package, such as imagenet-10, or a file "
+        "(docs/data.md); null: all",
+    )
     features: Environment[str | None] = Field(
         None,
         description="folder under which the features of frozen backbones are cached; null: `features` in `storage`",

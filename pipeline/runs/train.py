@@ -18,10 +18,12 @@ from pipeline.checks.settings import check_settings
 from pipeline.cluster import connect
 from pipeline.config.identity import run_name
 from pipeline.config.models import RunConfig
+from pipeline.data.class_lists import ClassList, load_class_list
 from pipeline.data.ingest import ingest
 from pipeline.data.read import has_labels
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
 from pipeline.data.sources.listing import printable
+from pipeline.data.sources.selection import some_of
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.features.embed import embed
 from pipeline.lease import hold
@@ -194,21 +196,27 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
 def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     """The manifest of the run's data set, which is ingested first when it is missing and a source is given.
 
-    A data set that lacks images, or is of another source, is used with a warning.
+    A data set that lacks images, or is of another source or of other classes, is used with a warning.
     """
-    manifest = _load_or_ingest(config, echo)
+    classes = load_class_list(config.data.classes) if config.data.classes is not None else None
+    manifest = _load_or_ingest(config, classes, echo)
     path, source, held = config.data.path, config.data.source, manifest.source.source
     if source is not None and printable(source) != held:
         echo(f"warning: {path} holds the images of {held}; for those of data.source={source} give another data.path")
+    if classes is not None and (other := classes.images.keys() ^ set(manifest.class_names)):
+        echo(
+            f"warning: the classes of {path} are not those of data.classes={classes.name} (they differ in "
+            f"{some_of(other)}); for these give another data.path"
+        )
     if manifest.count_warning:
         echo(f"warning: {path} is {manifest.count_warning}")
     return manifest
 
 
-def _load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
+def _load_or_ingest(config: RunConfig, classes: ClassList | None, echo: Echo) -> Manifest:
     files, root = filesystem(config.data.path)
     if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
         echo(f"ingesting {config.data.source} into {config.data.path}")
         connect()
-        return ingest(config.data.source, config.data.path)
+        return ingest(config.data.source, config.data.path, classes=classes)
     return read_manifest(config.data.path)

@@ -315,13 +315,18 @@ PREFIXES = (
         "data.prefetch_batches",
         "estep.batch_size",
         "estep.probe",
-        *("monitor.", "alarms.", "profile.steps", "estep.warmup_every"),  # these came later
+        *("monitor.", "alarms.", "profile.steps", "estep.warmup_every", "data.classes"),  # these came later
         "checkpoint.",
         "resources.",
         "tracking.",
     ),
 )
-PLACES = ("name", "storage", "data.path", "data.source", "data.features", "checkpoint.", "resources.", "tracking.")
+PLACES = (
+    "name",
+    "storage",
+    *(f"data.{key}" for key in ("path", "source", "classes", "features")),
+    *("checkpoint.", "resources.", "tracking."),
+)
 
 
 def test_the_marks_say_what_the_prefixes_said() -> None:

@@ -79,6 +79,30 @@ def test_a_data_set_of_another_source_goes_on_with_a_line(tmp_path: Path) -> Non
     ]
 
 
+def test_train_takes_the_classes_on_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ingests no others, and says when the folder holds others."""
+    monkeypatch.setattr(module, "connect", lambda: None)  # a source is read with Ray where there is much of it
+    for name, classes in [("few", "3\n5\t182\n"), ("more", "3\n5\n7\n")]:
+        (tmp_path / name).write_text(classes)
+    lines = list[str]()
+    for name in ("few", "few", "more"):
+        settings = [f"data.path={tmp_path}/digits", f"data.classes={tmp_path}/{name}"]
+        found = load_or_ingest(load_config("digits", settings), lines.append)
+        assert found.class_names == ["3", "5"]
+    assert found.num_images == 365
+    assert lines == [
+        f"ingesting digits into {tmp_path}/digits",
+        f"warning: the classes of {tmp_path}/digits are not those of data.classes={tmp_path}/more (they differ in "
+        "'7'); for these give another data.path",
+    ]
+
+
+def test_a_list_of_classes_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    ingest("digits", str(tmp_path / "digits"))
+    with pytest.raises(DataError, match=r"'imagenet10' is neither a list .*did you mean 'imagenet-10'"):
+        _train(tmp_path, "data.classes=imagenet10")
+
+
 def test_more_clusters_than_images_is_refused(data: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.num_clusters=5000 exceeds the 1,?797 images"):
         _train(data.parent, "method.num_clusters=5000")
