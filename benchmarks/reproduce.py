@@ -8,7 +8,8 @@
     python -m benchmarks.reproduce --draw digits-paper digits-paper-reference docs/images/digits-reference-curves.png
 
 With --minutes it stops with a checkpoint, and the same command continues. Finished runs are not repeated; to repeat
-one, delete its folder below runs/results. Several rows take turns seed by seed, so that they can be compared early.
+one, delete its folder below runs/results. Several rows take turns seed by seed, and share the minutes equally, so that
+they can be compared early.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from pipeline.training.checkpoint import newest_in
 ROOT = Path(__file__).parents[2]
 CODE = ("pipeline", "benchmarks")  # what decides a result; the pages that a command writes do not
 CALLS = "calls.json"  # in the folder of a run: the calls that trained it
+CONTINUES = "stopped; the same command continues"
 REFUSED = 2  # exit status of a command that started nothing
 
 
@@ -71,18 +72,40 @@ class Options:
 def reproduce(rows: list[str], definitions: Definitions, options: Options, after_each: Callable[[], None]) -> int:
     """Train what is missing of the rows and record it; returns the command's exit status.
 
-    Seed by seed, so that rows can be compared early. `after_each` is called whenever a record has changed.
+    Seed by seed, so that rows can be compared early. Unfinished runs share the time until the deadline equally, so that
+    their curves can. `after_each` is called whenever a record has changed.
     """
-    names, status = definitions.with_bases(rows), 0
-    for seed in range(options.seeds):
-        for name in names:
-            ended = measure(name, definitions.row(name), seed, options)
-            after_each()
-            if ended.stopped:
-                print("stopped; the same command continues", flush=True)
-                return 130 if ended.stopped == "interrupt" else 0
-            status = status or int(ended.status != 0)
+    names, status, stopped = definitions.with_bases(rows), 0, False
+    turns = [(name, definitions.row(name), seed) for seed in range(options.seeds) for name in names]
+    unfinished = sum(not is_finished(*turn, options) for turn in turns)
+    for turn in turns:
+        if is_finished(*turn, options):
+            ended = measure(*turn, options)
+        else:
+            ended = measure(*turn, with_share(options, unfinished))
+            unfinished -= 1
+        after_each()
+        if ended.stopped == "interrupt":
+            print(CONTINUES, flush=True)
+            return 130
+        status, stopped = status or int(ended.status != 0 and not ended.stopped), stopped or bool(ended.stopped)
+    if stopped:
+        print(CONTINUES, flush=True)
     return status
+
+
+def is_finished(name: str, row: Row, seed: int, options: Options) -> bool:
+    """Whether the run of one seed of a row has ended."""
+    config = resolve(load_config(row.preset, overrides_of(name, row, seed, options)), row.preset)
+    return run_folder(config).read(SUMMARY) is not None
+
+
+def with_share(options: Options, runs: int) -> Options:
+    """The options of one of so many runs, with an equal share of the time that is left."""
+    if options.deadline is None:
+        return options
+    now = time.monotonic()
+    return replace(options, deadline=now + max(options.deadline - now, 0.0) / runs)
 
 
 def measure(name: str, row: Row, seed: int, options: Options) -> Ended:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -43,7 +43,7 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.estep import encode_all, estimate, have_settled, mean_over_views
+from pipeline.training.estep import PseudoLabels, encode_all, estimate, have_settled, mean_over_views
 from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
@@ -293,22 +293,10 @@ def run_estep(run: Run) -> None:
     if last:  # what it finds is what the model says that the run leaves, which computes in float32; no step follows
         state.model.autocast = None
     with run.timer.time("estep"):
-        features = encode_all(state.model, run.inputs, run.preprocess, job.manifest.num_images)
-        state.pseudo, metrics = estimate(
-            features,
-            job.plan.num_clusters,
-            job.config.estep,
-            job.config.seed,
-            previous,
-            settled=have_settled(state.history, job.config.estep, job.config.optim.warmup_epochs, features.device),
-            fitted=fitted_features(run, features),
-        )
+        features, metrics = estimate_labels(run)
     with run.timer.time("evaluate"):
-        if run.probe:
-            metrics |= label_free_metrics(state.model, run.views, run.probe, features, state.pseudo, previous)
-        if LABEL_FREE_WEIGHTS.keys() <= metrics.keys():  # the first E-step agrees with nothing
-            metrics["label_free"] = label_free_score(metrics)
-        scores = clustering_scores(run.labels, state.pseudo.labels.cpu()) if run.labels is not None else {}
+        metrics |= score_labels(run, features, metrics, previous)
+    assert state.pseudo is not None
     if last:  # before the last checkpoint, so that who has that has these
         with run.timer.time("checkpoint"):
             write_features(job.folder, features, state.pseudo.centers, job.manifest.num_images)
@@ -316,7 +304,23 @@ def run_estep(run: Run) -> None:
         with run.timer.time("monitor"):
             metrics |= monitor_metrics(run.monitors, features, job.config, state.epoch)
     spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
-    state.history.append({"epoch": state.epoch, **metrics, **spread, **scores})
+    state.history.append({"epoch": state.epoch, **metrics, **spread})
+
+
+def estimate_labels(run: Run) -> tuple[Tensor, dict[str, float]]:
+    """New pseudo-labels of all images; returns the features (own rows, D) that they come from, and their health."""
+    state, config, plan = run.state, run.job.config, run.job.plan
+    features = encode_all(state.model, run.inputs, run.preprocess, run.job.manifest.num_images)
+    state.pseudo, health = estimate(
+        features,
+        plan.num_clusters,
+        config.estep,
+        config.seed,
+        state.pseudo,
+        settled=have_settled(state.history, config.estep, config.optim.warmup_epochs, features.device),
+        fitted=fitted_features(run, features),
+    )
+    return features, health
 
 
 def fitted_features(run: Run, features: Tensor) -> Tensor | None:
@@ -325,6 +329,24 @@ def fitted_features(run: Run, features: Tensor) -> Tensor | None:
         return None
     assert isinstance(run.inputs, FeatureInputs)
     return mean_over_views(run.state.model, run.inputs, run.preprocess, features)
+
+
+def score_labels(
+    run: Run, features: Tensor, health: Mapping[str, float], previous: PseudoLabels | None
+) -> dict[str, float]:
+    """Label-free metrics of the pseudo-labels of features (own rows, D), and scores where classes are known.
+
+    On rank 0; other workers have none. The first E-step agrees with nothing, and so has no `label_free`.
+    """
+    found, scores = run.state.pseudo, dict[str, float]()
+    assert found is not None
+    if run.probe:
+        scores = label_free_metrics(run.state.model, run.views, run.probe, features, found, previous)
+    if LABEL_FREE_WEIGHTS.keys() <= {*health, *scores}:
+        scores["label_free"] = label_free_score({**health, **scores})
+    if run.labels is not None:
+        scores |= clustering_scores(run.labels, found.labels.cpu())
+    return scores
 
 
 def finish_epoch(run: Run) -> None:

@@ -117,6 +117,22 @@ def test_a_row_that_was_stopped_says_how_far_it_came(fake: Path, capsys: pytest.
     assert capsys.readouterr().out.endswith("stopped; the same command continues\n")
 
 
+def test_rows_share_the_time_and_what_is_over_goes_to_the_others(fake: Path) -> None:
+    """The first, of two epochs, is done after a second at most; the other two have the rest for themselves."""
+    long = definitions().rows["ours"].model_copy(update={"settings": long_rows(10_000).rows["ours"].settings})
+    short = long.model_copy(update={"settings": {**long.settings, "optim.epochs": 2}})
+    rows = definitions().model_copy(update={"rows": {"short": short, "one": long, "other": long}})
+    for _ in range(2):
+        assert (
+            reproduce(["short", "one", "other"], rows, options(fake, deadline=time.monotonic() + 6), lambda: None) == 0
+        )
+    records = {name: read_record(fake / "records", name) for name in rows.rows}
+    epochs = {name: record.seeds[0].epochs for name, record in records.items() if record}
+    assert epochs["short"] == 2
+    assert 20 < epochs["one"] < 60
+    assert 20 < epochs["other"] < 60
+
+
 def test_when_the_time_is_up_nothing_more_is_started(fake: Path) -> None:
     assert reproduce(["ours"], long_rows(4), options(fake, deadline=time.monotonic() - 1), lambda: None) == 0
     assert not (fake / "log").exists()
