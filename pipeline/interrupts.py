@@ -13,6 +13,8 @@ from pipeline.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RUN_AGAIN = "run the same command again to continue"
+was_interrupted = threading.Event()
+"""Set for good by the first signal: what processes that are being ended say is of no interest."""
 
 
 @contextlib.contextmanager
@@ -29,6 +31,7 @@ def interruptible(remedy: str = RUN_AGAIN) -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
+        was_interrupted.set()
         raise KeyboardInterrupt  # the one exception that gets out of `ray.get`
 
     with signal_handlers_kept():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from logging import Logger
 from pathlib import Path
@@ -85,6 +86,23 @@ def leave_signals_alone(trainer: TorchTrainer) -> None:
             "TorchTrainer has no _register_sigint_handler; this version of Ray handles Ctrl-C otherwise"
         )
     trainer._register_sigint_handler = lambda controller: None
+
+
+def hide_errors_once(ending: threading.Event) -> None:
+    """Show none of the errors that Ray collects from the cluster once `ending` is set.
+
+    Ctrl-C in a pipeline of Ray Data kills its actors, and Ray prints an error for each of their tasks. The thread that
+    does so prints through a function of its module; `log_to_driver` does not concern it.
+    """
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+
+    def show_until(*args: Any, **options: Any) -> None:
+        if not ending.is_set():
+            show(*args, **options)
+
+    worker.print_to_stdstream = show_until
 
 
 def set_execution_count(context: DataContext, count: int) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray import JobID
 
 from pipeline import ray_private
 
@@ -59,6 +62,30 @@ def test_a_trainer_can_leave_ctrl_c_alone() -> None:
     trainer._register_sigint_handler(None)  # Ray's own would replace the handler of Ctrl-C
     with pytest.raises(AttributeError, match="this version of Ray"):
         ray_private.leave_signals_alone(object())
+
+
+def test_errors_of_the_cluster_are_hidden_once_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import worker
+
+    shown: list[str] = []
+    monkeypatch.setattr(worker, "print_to_stdstream", lambda error, ignore_prefix: shown.extend(error["lines"]))
+    errors = iter([{"job_id": None, "error_message": text} for text in ("full disk", "dead actor")])
+    ending, stopped = threading.Event(), threading.Event()
+
+    class Subscriber:
+        def subscribe(self) -> None: ...
+
+        def poll(self) -> tuple[bytes, dict[str, object]]:
+            if shown:
+                ending.set()
+                stopped.set()
+            return b"", next(errors)
+
+    ray_private.hide_errors_once(ending)
+    driver = SimpleNamespace(gcs_error_subscriber=Subscriber(), current_job_id=JobID.nil())
+    worker.listen_error_messages(driver, stopped)
+    assert shown == ["full disk"]
+    assert next(errors, None) is None
 
 
 def test_executions_are_counted_in_the_context() -> None:
