@@ -2,6 +2,7 @@
 
     python -m benchmarks.kmeans_cost                                          # the curves, a minute
     python -m benchmarks.kmeans_cost --rows 10000000 --clusters 1000 --fit-rows 256000 --workers 1    # beyond memory
+    python -m benchmarks.kmeans_cost --features runs/features/... --clusters 1000 3000 --levels 1 2   # real features
 
 Each list of numbers is a curve: the others stay at their first value. Every point is run by processes of its own, so
 that their peak memory is that point's, the pages of the file that are in memory included. Seconds of CPU time are
@@ -29,6 +30,9 @@ from benchmarks.measure import conclude
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.collectives import row_range
+from pipeline.errors import ConfigError
+from pipeline.features.cache import read_cache, read_part
+from pipeline.storage import Folder, absolute
 
 SIZE, NOISE = 256, 1.5
 BLOCK = 100_000  # rows made at a time
@@ -45,10 +49,26 @@ def write_rows(path: Path, count: int, clusters: int) -> None:
             F.normalize(rows, dim=1).half().numpy().tofile(file)
 
 
-def cost(point: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Seconds, peak memory and inertia of one point: `rows`, `clusters`, `workers`, `fit_rows`, `hierarchical`."""
+def copy_features(path: Path, folder: str) -> tuple[int, int]:
+    """Copy the un-augmented features of a cache to a file of float16 rows; how many there are, and their length."""
+    cache = read_cache(Folder(absolute(folder)))
+    if cache is None:
+        raise ConfigError(f"--features {folder} holds no finished cache; make one with `digpro embed`")
+    with path.open("wb") as file:
+        for part in cache.parts:
+            np.ascontiguousarray(read_part(Folder(absolute(folder)), part, cache)[:, 0]).tofile(file)
+    return cache.num_images, cache.feature_size
+
+
+def cost(point: dict[str, Any], folder: Path, features: str | None) -> dict[str, Any]:
+    """Seconds, peak memory and inertia of one point: `rows`, `clusters`, `workers`, `fit_rows`, `levels`."""
     path, store = folder / "rows", folder / "store"
-    write_rows(path, point["rows"], point["clusters"])
+    if features is None:
+        write_rows(path, point["rows"], point["clusters"])
+        point |= {"size": SIZE}
+    else:
+        rows, size = copy_features(path, features)
+        point |= {"rows": rows, "size": size}
     store.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     results: SimpleQueue[dict[str, float]] = context.SimpleQueue()
@@ -66,8 +86,8 @@ def cost(point: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _worker(rank: int, point: dict[str, Any], path: Path, store: Path, results: SimpleQueue[dict[str, float]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=point["workers"])
-    own, array = row_range(point["rows"]), np.memmap(path, np.float16, "c").reshape(-1, SIZE)
-    cluster = hierarchical_kmeans if point["hierarchical"] else spherical_kmeans
+    own, array = row_range(point["rows"]), np.memmap(path, np.float16, "c").reshape(-1, point["size"])
+    cluster = hierarchical_kmeans if point["levels"] == 2 else spherical_kmeans
     cpu, wall = time.process_time(), time.perf_counter()
     features = torch.from_numpy(array[own.start : own.stop])
     found = cluster(features, point["clusters"], restarts=1, fit_rows=point["fit_rows"], empty="reseed")
@@ -81,7 +101,7 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The first of all lists, then each further value of a list with the first of the others."""
     base = {"rows": args.rows[0], "clusters": args.clusters[0], "workers": args.workers[0]}
     further = [base | {name: value} for name in base for value in getattr(args, name)[1:]]
-    return [p | {"fit_rows": args.fit_rows, "hierarchical": args.hierarchical} for p in [base, *further]]
+    return [p | {"fit_rows": args.fit_rows, "levels": levels} for p in [base, *further] for levels in args.levels]
 
 
 def main() -> int:
@@ -91,16 +111,17 @@ def main() -> int:
     parser.add_argument("--clusters", type=int, nargs="+", default=[100, 200, 400])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--fit-rows", type=int, help="fit on a sample of so many, then assign all; default: fit on all")
-    parser.add_argument("--hierarchical", action="store_true", help="for thousands of clusters")
+    parser.add_argument("--levels", type=int, nargs="+", default=[1], choices=[1, 2], help="2: in two levels, for many")
+    parser.add_argument("--features", help="a cache of `digpro embed`: its features, in place of synthetic rows")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the file of rows lies")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:]), "points": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for point in points(args):
-            found = cost(point, Path(folder))
+            found = cost(point, Path(folder), args.features)
             results["points"].append(found)
-            size = f"N={found['rows']:,} K={found['clusters']:,} W={found['workers']}"
+            size = f"N={found['rows']:,} K={found['clusters']:,} W={found['workers']} levels={found['levels']}"
             print(
                 f"{size}: {found['cpu_seconds']:.2f} s of CPU, "
                 f"{found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB a worker, "

@@ -20,6 +20,7 @@ from benchmarks.performance import feed_rows, kmeans_rows, page
 from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_and_variants, variants
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
+from tests.helpers.features import frozen_config, make_cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,6 +62,16 @@ def test_kmeans(tmp_path: Path) -> None:
     inertia = results["K=5 noise=1.5"]["inertia"]
     assert set(inertia) == {"ours", "sampled", "faiss", "sklearn"}
     assert inertia["ours"] <= 1.01 * min(inertia.values())
+
+
+def test_kmeans_cost_on_cached_features(tmp_path: Path) -> None:
+    folder, cache, _ = make_cache(frozen_config(tmp_path), images=40)
+    small = ("--features", folder.path, "--clusters", "6", "--workers", "1", "--rows", "1", "--levels", "1", "2")
+    flat, divided = run("kmeans_cost", tmp_path / "out.json", *small, "--folder", str(tmp_path))["points"]
+    assert (flat["levels"], divided["levels"]) == (1, 2)
+    assert flat["rows"] == divided["rows"] == cache.num_images
+    assert flat["mean_distance"] > 0
+    assert divided["mean_distance"] < 1.5 * flat["mean_distance"]
 
 
 def test_kmeans_cost(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import Nearest, row_lengths
-from pipeline.clustering.rows import look_at
+from pipeline.clustering.rows import Rows, look_at
 from pipeline.collectives import Scope, all_sum
 
 PROBES = 4  # coarse clusters whose centres a row is compared with
+PASSES = 3  # of Lloyd's iterations over all clusters; further ones gain little
 BLOCK = 1 << 16  # rows searched at a time, so that those of one coarse cluster make a matrix
 
 
@@ -37,7 +38,8 @@ def hierarchical_kmeans(
     """Cluster rows by cosine distance into K >= 10,000 clusters, or fewer.
 
     Parameters are those of :func:`spherical_kmeans`, which finds about sqrt(K) coarse clusters and then divides each of
-    them into its share of K, in proportion to its rows. `restarts`, `max_iter` and `tol` hold for each of these.
+    them into its share of K, in proportion to its rows. `restarts`, `max_iter` and `tol` hold for each of these. PASSES
+    of Lloyd's iterations then move all centres, since rows of a cluster may lie in several coarse ones.
 
     Returns
     -------
@@ -59,8 +61,9 @@ def hierarchical_kmeans(
     sizes = all_sum(torch.bincount(coarse.labels, minlength=len(coarse.centers)), scope).tolist()
     shares = [(number, share) for number, share in enumerate(_shares(sizes, num_clusters)) if share]
     parts = [divide(fit.features[coarse.labels == number], share).centers for number, share in shares]
-    parents = torch.stack([F.normalize(part, dim=1).mean(dim=0) for part in parts])
-    labels, similarity = nearest_of_parts(rows.features, parents, parts)
+    for _ in range(PASSES):
+        parts = _moved(fit, parts)
+    labels, similarity = nearest_of_parts(rows.features, parts)
     centers = torch.cat(parts)
     return KMeansResult(
         labels, centers, rows.inertia(similarity), coarse.n_iter, centers.new_empty((0, *centers.shape))
@@ -80,24 +83,32 @@ def _shares(sizes: list[int], total: int) -> list[int]:
     return shares
 
 
-def nearest_of_parts(features: Tensor, parents: Tensor, parts: list[Tensor]) -> Nearest:
-    """The nearest centre of each row among those of the PROBES parts whose parents are nearest.
+def _moved(fit: Rows, parts: list[Tensor]) -> list[Tensor]:
+    """The parts with each centre at the mean of the rows nearest to it; one without rows stays."""
+    centers = torch.cat(parts)
+    sums = fit.member_sums(nearest_of_parts(fit.features, parts).labels, len(centers))
+    count = sums[:, -1:].to(fit.dtype)
+    means = sums[:, :-1].to(fit.dtype) * fit.step / count.clamp(min=1)
+    return list(torch.where(count > 0, means, centers).split([len(part) for part in parts]))
+
+
+def nearest_of_parts(features: Tensor, parts: list[Tensor]) -> Nearest:
+    """The nearest centre of each row among those of the PROBES parts whose mean directions are nearest.
 
     Parameters
     ----------
     features : Tensor (n, D)
-    parents : Tensor (P, D)
-        One for each part.
     parts : list of P Tensors (K_p, D)
         Centres, numbered through in this order.
     """
     first = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
-    coarse, directions = F.normalize(parents, dim=1).T, [F.normalize(part, dim=1).T for part in parts]
+    directions = [F.normalize(part, dim=1) for part in parts]
+    coarse = F.normalize(torch.stack([part.mean(dim=0) for part in directions]), dim=1).T
     labels = torch.full((len(features),), first[-1], device=features.device)
-    similarity = parents.new_full((len(features),), -torch.inf)
+    similarity = coarse.new_full((len(features),), -torch.inf)
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
-        chunk = features[rows].to(parents.dtype)
+        chunk = features[rows].to(coarse.dtype)
         near = (chunk @ coarse).topk(min(PROBES, len(parts)), dim=1).indices
         _search_parts(chunk, near, directions, first, Nearest(labels[rows], similarity[rows]))
     return Nearest(labels, similarity / row_lengths(features))
@@ -105,9 +116,9 @@ def nearest_of_parts(features: Tensor, parents: Tensor, parts: list[Tensor]) -> 
 
 def _search_parts(chunk: Tensor, near: Tensor, directions: list[Tensor], first: list[int], best: Nearest) -> None:
     """Improve on `best` of rows (m, D) in place, in those parts that near (m, P) names."""
-    for part, columns in enumerate(directions):
+    for part, own in enumerate(directions):
         who = (near == part).any(dim=1).nonzero()[:, 0]
-        dots, label = (chunk[who] @ columns).max(dim=1)
+        dots, label = (chunk[who] @ own.T).max(dim=1)
         nearer = dots > best.similarity[who]  # parts come in order: on ties the lowest number stays
         best.labels[who] = torch.where(nearer, label + first[part], best.labels[who])
         best.similarity[who] = torch.where(nearer, dots, best.similarity[who])

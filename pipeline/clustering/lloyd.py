@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.clustering.fixed_point import exact_type, to_steps
-from pipeline.clustering.rows import Rows
+from pipeline.clustering.rows import Rows, counted
 from pipeline.collectives import all_sum, gather_rows
 
 UNSEEN = 1 << 62  # above all inertias in steps
@@ -126,7 +126,7 @@ class Lloyd:
 
     def _add_members(self, chunk: Tensor, labels: Tensor) -> None:
         """Add rows (m, D) to this worker's sums under labels (A, m)."""
-        members = _counted(chunk, self.rows.step)
+        members = counted(chunk, self.rows.step)
         for start, joined in zip(self.active, labels, strict=True):
             self.own_sums[start].index_add_(0, joined, members)
 
@@ -134,13 +134,8 @@ class Lloyd:
         """Take those of rows (m, D) whose labels (A, m) differ out of their old sums, and add them to the new."""
         for start, left, joined in zip(self.active, old, new, strict=True):
             who = (left != joined).nonzero()[:, 0]
-            members = _counted(chunk[who], self.rows.step)
+            members = counted(chunk[who], self.rows.step)
             self.own_sums[start].index_add_(0, joined[who], members).index_add_(0, left[who], members, alpha=-1)
-
-
-def _counted(chunk: Tensor, step: float) -> Tensor:
-    """Rows (m, D) in steps, and a column of ones that counts them."""
-    return F.pad(to_steps(chunk, step), (0, 1), value=1)
 
 
 class _Search:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.clustering.fixed_point import exact_type, step_for, to_steps
@@ -61,6 +62,14 @@ class Rows:
         for rows in chunks(self.features, columns):
             yield rows, self.features[rows].to(self.dtype)
 
+    def member_sums(self, labels: Tensor, clusters: int) -> Tensor:
+        """Each cluster's summed rows, in steps, and their count (clusters, D + 1), by the labels (n_local,)."""
+        shape = (clusters, self.features.shape[1] + 1)
+        sums = torch.zeros(shape, dtype=exact_type(self.features.device), device=self.features.device)
+        for where, chunk in self.chunks(1):
+            sums.index_add_(0, labels[where], counted(chunk, self.step))
+        return all_sum(sums, self.scope)
+
     def sample(self, count: int, seed: int) -> Rows:
         """`count` of all workers' rows, one of each of `count` equal stretches, whatever the number of workers."""
         if count >= self.total:
@@ -86,6 +95,11 @@ class Rows:
         for _, chunk in self.chunks(1):
             squares += to_steps((chunk - mean).square().sum(dim=1), square_step).sum()
         return float(all_sum(squares, self.scope)) * square_step / max(self.total - 1, 1) / size
+
+
+def counted(chunk: Tensor, step: float) -> Tensor:
+    """Rows (m, D) in steps, and a column of ones that counts them."""
+    return F.pad(to_steps(chunk, step), (0, 1), value=1)
 
 
 def look_at(features: Tensor, scope: Scope, num_clusters: int) -> Rows:
