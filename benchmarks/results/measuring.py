@@ -39,7 +39,6 @@ from pipeline.training.checkpoint import newest_in
 ROOT = Path(__file__).parents[2]
 CODE = ("pipeline", "benchmarks")  # what decides a result; the pages that a command writes do not
 CALLS = "calls.json"  # in the folder of a run: the calls that trained it
-CONTINUES = "stopped; the same command continues"
 REFUSED = 2  # exit status of a command that started nothing
 
 
@@ -75,22 +74,23 @@ def reproduce(rows: list[str], definitions: Definitions, options: Options, after
     Seed by seed, so that rows can be compared early. Unfinished runs share the time until the deadline equally, so that
     their curves can. `after_each` is called whenever a record has changed.
     """
-    names, status, stopped = definitions.with_bases(rows), 0, False
-    turns = [(name, definitions.row(name), seed) for seed in range(options.seeds) for name in names]
-    unfinished = sum(not is_finished(*turn, options) for turn in turns)
-    for turn in turns:
-        if is_finished(*turn, options):
-            ended = measure(*turn, options)
-        else:
-            ended = measure(*turn, with_share(options, unfinished))
-            unfinished -= 1
+    turns = [
+        (name, definitions.row(name), seed) for seed in range(options.seeds) for name in definitions.with_bases(rows)
+    ]
+    status, stopped = 0, False
+    for place, turn in enumerate(turns):
+        unfinished = sum(not is_finished(*other, options) for other in turns[place:])
+        ended = measure(*turn, with_share(options, max(unfinished, 1)))
         after_each()
+        if ended.stopped:
+            stopped = True
+        elif ended.status:
+            status = 1
         if ended.stopped == "interrupt":
-            print(CONTINUES, flush=True)
-            return 130
-        status, stopped = status or int(ended.status != 0 and not ended.stopped), stopped or bool(ended.stopped)
+            status = 130
+            break
     if stopped:
-        print(CONTINUES, flush=True)
+        print("stopped; the same command continues", flush=True)
     return status
 
 
