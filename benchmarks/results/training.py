@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from typing import IO, Literal
+
+import psutil
 
 # An interrupted run saves a last checkpoint, 20 s at most, and leaves its cluster; a second signal hurries it.
 PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 30.0), (signal.SIGKILL, None))
@@ -47,14 +48,16 @@ def run_until(command: list[str], deadline: float | None) -> Ended:
     """Run a command to its end; at the deadline (of `time.monotonic`), or at Ctrl-C, interrupt it and wait.
 
     It has a session of its own: a terminal sends Ctrl-C to whole groups, and a second one would end its last save.
+    `subprocess` holds a lock while it looks at a process, and a Ctrl-C just then leaves it locked: the next wait would
+    never end. psutil holds none.
     """
     start = time.monotonic()
     stopped: Literal["", "deadline", "interrupt"] = ""
     with tempfile.TemporaryFile("w+", errors="replace") as said:
-        process = subprocess.Popen(command, start_new_session=True, stderr=said)
+        process = psutil.Popen(command, start_new_session=True, stderr=said)
         try:
             process.wait(None if deadline is None else max(deadline - start, 0))
-        except subprocess.TimeoutExpired:
+        except psutil.TimeoutExpired:
             stopped = "deadline"
         except KeyboardInterrupt:
             stopped = "interrupt"
@@ -63,11 +66,11 @@ def run_until(command: list[str], deadline: float | None) -> Ended:
         return Ended(process.returncode, time.monotonic() - start, stopped, repeat_errors(said))
 
 
-def interrupt(process: subprocess.Popen[bytes]) -> None:
+def interrupt(process: psutil.Popen) -> None:
     """End a process, gently at first."""
     for number, seconds in PATIENCE:
         process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(psutil.TimeoutExpired):
             process.wait(seconds)
             return
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.results import training
@@ -54,13 +55,13 @@ def test_a_command_that_does_not_listen_is_ended(monkeypatch: pytest.MonkeyPatch
 
 
 def test_ctrl_c_is_passed_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(process: training.subprocess.Popen[bytes], timeout: float | None = None) -> int:
+    def interrupted(process: psutil.Popen, timeout: float | None = None) -> int:
         while not (tmp_path / "ready").exists():
             time.sleep(0.05)
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.subprocess.Popen, "wait", interrupted)
+    monkeypatch.setattr(psutil.Popen, "wait", interrupted)
     ended = run_until(python(SAVES, str(tmp_path)), None)
     assert (ended.status, ended.stopped) == (130, "interrupt")
 
