@@ -111,7 +111,7 @@ def epochs_rows(found: dict[str, Any]) -> Iterator[Row]:
 
 def estep_rows(found: dict[str, Any]) -> Iterator[Row]:
     """Epochs over their E-steps."""
-    yield Row("an epoch over its E-step with scores", ratios(found["seconds"], "estep", "epoch"), 10)
+    yield Row("a run over its E-steps with scores", ratios(found["seconds"], "estep", "epoch"), 10)
 
 
 SECTIONS = {
@@ -121,7 +121,7 @@ SECTIONS = {
         "The step: `tiny`, batch 128, one thread", ["step", "--encoder", "tiny", "--batch", "128"], step_rows
     ),
     "kmeans": Section("Spherical k-means: 60,000 rows of 256, one thread, CPU seconds", ["kmeans"], kmeans_rows),
-    "estep": Section("The E-step in the demo, two workers", ["estep"], estep_rows),
+    "estep": Section("The E-steps of the demo, two workers", ["estep"], estep_rows),
     "epochs": Section("Whole epochs of `tiny` on two cores", ["epochs", "--ray", "--images", "1024"], epochs_rows),
 }
 

@@ -100,18 +100,18 @@ def test_pipeline(tmp_path: Path) -> None:
 
 
 def test_estep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its run is a usual one: here its history is given."""
+    """Its runs are usual ones: here their history is given."""
     epoch = {"seconds_epoch": 2.0, "seconds_estep": 0.2, "seconds_evaluate": 0.05}
     without = {"seconds_epoch": 1.0, "seconds_estep": 0.0, "seconds_evaluate": 0.0}
     ran: list[RunConfig] = []
     monkeypatch.setattr(estep, "train", lambda config, **_: ran.append(config) or {"folder": "mine"})
-    monkeypatch.setattr(estep, "newest_in", lambda folder: {"history": [without, without, *[epoch, without] * 8]})
+    monkeypatch.setattr(estep, "newest_in", lambda folder: {"history": [epoch, epoch, *[epoch, without] * 8]})
     monkeypatch.setattr(sys, "argv", ["estep", "--rounds", "2", "--out", str(tmp_path / "out.json")])
     assert estep.main() == 0
     results = json.loads((tmp_path / "out.json").read_text())
-    assert results["seconds"] == {"epoch": [12.0, 12.0], "estep": [1.0, 1.0]}
+    assert results["seconds"] == {"epoch": [24.0, 24.0], "estep": [2.0, 2.0]}
     assert (results["ratio"], results["claim_holds"]) == (12.0, True)
-    assert (ran[0].optim.epochs, ran[0].optim.warmup_epochs) == (17, 5)
+    assert [(config.optim.epochs, config.optim.warmup_epochs) for config in ran] == [(30, 9), (30, 9)]
 
 
 def test_workers(tmp_path: Path) -> None:
