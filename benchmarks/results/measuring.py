@@ -177,9 +177,10 @@ def record_seed(name: str, row: Row, seed: int, config: RunConfig, ended: Ended,
     calls = [Call.model_validate(call) for call in (folder.read(CALLS) or {"calls": []})["calls"]]
     reason = f"exit status {ended.status}: {ended.reason}" if status == "failed" else ""
     result = seed_result(values["history"], config.optim.epochs, status, reason, calls)
-    record = with_seed(
-        read_record(options.records, name), name, command(name, row, options), row_settings(config), seed, result
-    )
+    before = read_record(options.records, name)
+    seeds = max([options.seeds, *(known + 1 for known in (before.seeds if before else ()))])  # of calls before, too
+    line = command(name, row, replace(options, seeds=seeds))
+    record = with_seed(before, name, line, row_settings(config), seed, result)
     if record.floor is None and result.epochs:
         record = record.model_copy(update={"floor": FLOORS[row.floor](config)})
     write_record(options.records, record)

@@ -154,6 +154,14 @@ def test_rows_take_turns_seed_by_seed_and_a_failed_one_stops_no_other(fake: Path
     assert json.loads((fake / "runs/results/theirs-seed0" / CALLS).read_text())["calls"][0]["commit"]
 
 
+def test_the_command_of_a_row_makes_all_its_seeds(fake: Path) -> None:
+    for seeds in (3, 1):
+        reproduce(["ours"], long_rows(2), options(fake, seeds=seeds), lambda: None)
+    record = read_record(fake / "records", "ours")
+    assert record is not None
+    assert record.command == "python -m benchmarks.reproduce ours --seeds 3"
+
+
 def test_a_run_that_was_refused_is_no_result(fake: Path) -> None:
     (fake / "refuse-ours-seed2").touch()
     with pytest.raises(RunFailed, match=r"row ours was refused \(no manifest\).*--source digits=SOURCE"):
