@@ -26,27 +26,18 @@ def join_gloo(rank: int, world: int, store: str) -> None:
 
 def _serve(rank: int, set_up: Callable[[int], None], pipe: Connection) -> None:
     torch.set_num_threads(1)
+    # In some runs of the whole suite a process that had been idle for minutes did not find a module of ours, whose file
+    # was there; looking again did not help. Not explained: so they are loaded before it can happen.
+    importlib.import_module("pipeline.build")
     set_up(rank)
     while (message := pipe.recv_bytes()) != END:
         try:
-            function, args = _unpickled(message)
+            function, args = pickle.loads(message)
             pipe.send((function(rank, *args), None))
         except Exception:
             pipe.send((None, traceback.format_exc()))
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _unpickled(message: bytes) -> Any:
-    """A job, with the modules that it needs.
-
-    In some runs of the whole suite a module of ours was not found here, though its file was there: look a second time.
-    """
-    try:
-        return pickle.loads(message)
-    except ModuleNotFoundError:
-        importlib.invalidate_caches()
-        return pickle.loads(message)
 
 
 class Workers:
