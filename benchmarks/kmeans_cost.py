@@ -51,24 +51,19 @@ def write_rows(path: Path, count: int, clusters: int) -> None:
 
 def copy_features(path: Path, folder: str) -> tuple[int, int]:
     """Copy the un-augmented features of a cache to a file of float16 rows; how many there are, and their length."""
-    cache = read_cache(Folder(absolute(folder)))
+    source = Folder(absolute(folder))
+    cache = read_cache(source)
     if cache is None:
         raise ConfigError(f"--features {folder} holds no finished cache; make one with `digpro embed`")
     with path.open("wb") as file:
         for part in cache.parts:
-            np.ascontiguousarray(read_part(Folder(absolute(folder)), part, cache)[:, 0]).tofile(file)
+            np.ascontiguousarray(read_part(source, part, cache)[:, 0]).tofile(file)
     return cache.num_images, cache.feature_size
 
 
-def cost(point: dict[str, Any], folder: Path, features: str | None) -> dict[str, Any]:
-    """Seconds, peak memory and inertia of one point: `rows`, `clusters`, `workers`, `fit_rows`, `levels`."""
-    path, store = folder / "rows", folder / "store"
-    if features is None:
-        write_rows(path, point["rows"], point["clusters"])
-        point |= {"size": SIZE}
-    else:
-        rows, size = copy_features(path, features)
-        point |= {"rows": rows, "size": size}
+def cost(point: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Seconds, peak memory and inertia of one point: `rows`, `size`, `clusters`, `workers`, `fit_rows`, `levels`."""
+    store = path.with_name("store")
     store.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     results: SimpleQueue[dict[str, float]] = context.SimpleQueue()
@@ -97,11 +92,12 @@ def _worker(rank: int, point: dict[str, Any], path: Path, store: Path, results: 
     dist.destroy_process_group()
 
 
-def points(args: argparse.Namespace) -> list[dict[str, Any]]:
+def points(args: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """The first of all lists, then each further value of a list with the first of the others."""
     base = {"rows": args.rows[0], "clusters": args.clusters[0], "workers": args.workers[0]}
     further = [base | {name: value} for name in base for value in getattr(args, name)[1:]]
-    return [p | {"fit_rows": args.fit_rows, "levels": levels} for p in [base, *further] for levels in args.levels]
+    same = {"fit_rows": args.fit_rows, "size": size}
+    return [p | same | {"levels": levels} for p in [base, *further] for levels in args.levels]
 
 
 def main() -> int:
@@ -118,12 +114,18 @@ def main() -> int:
     args = parser.parse_args()
     results: dict[str, Any] = {"arguments": " ".join(sys.argv[1:]), "points": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for point in points(args):
-            found = cost(point, Path(folder), args.features)
+        path, size = Path(folder, "rows"), SIZE
+        if args.features:
+            rows, size = copy_features(path, args.features)
+            args.rows = [rows]
+        for point in points(args, size):
+            if not args.features:
+                write_rows(path, point["rows"], point["clusters"])
+            found = cost(point, path)
             results["points"].append(found)
-            size = f"N={found['rows']:,} K={found['clusters']:,} W={found['workers']} levels={found['levels']}"
+            where = f"N={found['rows']:,} K={found['clusters']:,} W={found['workers']} levels={found['levels']}"
             print(
-                f"{size}: {found['cpu_seconds']:.2f} s of CPU, "
+                f"{where}: {found['cpu_seconds']:.2f} s of CPU, "
                 f"{found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB a worker, "
                 f"mean distance {found['mean_distance']:.4f}",
                 flush=True,

@@ -77,10 +77,10 @@ def reproduce(rows: list[str], definitions: Definitions, options: Options, after
     turns = [
         (name, definitions.row(name), seed) for seed in range(options.seeds) for name in definitions.with_bases(rows)
     ]
+    finished = [run_folder(config_of(*turn, options)).read(SUMMARY) is not None for turn in turns]
     status, stopped = 0, False
     for place, turn in enumerate(turns):
-        unfinished = sum(not is_finished(*other, options) for other in turns[place:])
-        ended = measure(*turn, with_share(options, max(unfinished, 1)))
+        ended = measure(*turn, with_share(options, max(finished[place:].count(False), 1)))
         after_each()
         if ended.stopped:
             stopped = True
@@ -94,12 +94,6 @@ def reproduce(rows: list[str], definitions: Definitions, options: Options, after
     return status
 
 
-def is_finished(name: str, row: Row, seed: int, options: Options) -> bool:
-    """Whether the run of one seed of a row has ended."""
-    config = resolve(load_config(row.preset, overrides_of(name, row, seed, options)), row.preset)
-    return run_folder(config).read(SUMMARY) is not None
-
-
 def with_share(options: Options, runs: int) -> Options:
     """The options of one of so many runs, with an equal share of the time that is left."""
     if options.deadline is None:
@@ -110,8 +104,7 @@ def with_share(options: Options, runs: int) -> Options:
 
 def measure(name: str, row: Row, seed: int, options: Options) -> Ended:
     """Train one seed of a row as far as there is time, and record where it stands."""
-    overrides = overrides_of(name, row, seed, options)
-    config = resolve(load_config(row.preset, overrides), row.preset)
+    config = config_of(name, row, seed, options)
     folder = run_folder(config)
     ended = Ended(0, 0.0)
     if folder.read(SUMMARY) is not None:
@@ -120,12 +113,17 @@ def measure(name: str, row: Row, seed: int, options: Options) -> Ended:
         if options.deadline is not None and options.deadline <= time.monotonic():
             return Ended(0, 0.0, "deadline")
         print(f"{name}, seed {seed}", flush=True)
-        ended = run_until(train_command(row.preset, overrides), options.deadline)
+        ended = run_until(train_command(row.preset, overrides_of(name, row, seed, options)), options.deadline)
         check_started(ended, name, row, folder)
         remember_call(folder, ended, options.note)
     record = record_seed(name, row, seed, config, ended, options)
     print(f"{name}: {score_line(record)}", flush=True)
     return ended
+
+
+def config_of(name: str, row: Row, seed: int, options: Options) -> RunConfig:
+    """The configuration of one run."""
+    return resolve(load_config(row.preset, overrides_of(name, row, seed, options)), row.preset)
 
 
 def overrides_of(name: str, row: Row, seed: int, options: Options) -> list[str]:

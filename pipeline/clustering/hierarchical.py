@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
-from pipeline.clustering.nearest import Nearest, row_lengths
+from pipeline.clustering.nearest import Nearest
 from pipeline.clustering.rows import Rows, look_at
 from pipeline.collectives import Scope, all_sum
 
@@ -63,7 +63,7 @@ def hierarchical_kmeans(
     parts = [divide(fit.features[coarse.labels == number], share).centers for number, share in shares]
     for _ in range(PASSES):
         parts = _moved(fit, parts)
-    labels, similarity = nearest_of_parts(rows.features, parts)
+    labels, similarity = nearest_of_parts(rows, parts)
     centers = torch.cat(parts)
     return KMeansResult(
         labels, centers, rows.inertia(similarity), coarse.n_iter, centers.new_empty((0, *centers.shape))
@@ -86,32 +86,32 @@ def _shares(sizes: list[int], total: int) -> list[int]:
 def _moved(fit: Rows, parts: list[Tensor]) -> list[Tensor]:
     """The parts with each centre at the mean of the rows nearest to it; one without rows stays."""
     centers = torch.cat(parts)
-    sums = fit.member_sums(nearest_of_parts(fit.features, parts).labels, len(centers))
-    count = sums[:, -1:].to(fit.dtype)
-    means = sums[:, :-1].to(fit.dtype) * fit.step / count.clamp(min=1)
-    return list(torch.where(count > 0, means, centers).split([len(part) for part in parts]))
+    sums = fit.member_sums(nearest_of_parts(fit, parts).labels, len(centers))
+    return list(torch.where(sums[:, -1:] > 0, fit.means(sums), centers).split([len(part) for part in parts]))
 
 
-def nearest_of_parts(features: Tensor, parts: list[Tensor]) -> Nearest:
+def nearest_of_parts(rows: Rows, parts: list[Tensor]) -> Nearest:
     """The nearest centre of each row among those of the PROBES parts whose mean directions are nearest.
 
     Parameters
     ----------
-    features : Tensor (n, D)
+    rows : Rows
+        This worker's (n, D).
     parts : list of P Tensors (K_p, D)
         Centres, numbered through in this order.
     """
+    features = rows.features
     first = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
     directions = [F.normalize(part, dim=1) for part in parts]
     coarse = F.normalize(torch.stack([part.mean(dim=0) for part in directions]), dim=1).T
     labels = torch.full((len(features),), first[-1], device=features.device)
     similarity = coarse.new_full((len(features),), -torch.inf)
     for start in range(0, len(features), BLOCK):
-        rows = slice(start, start + BLOCK)
-        chunk = features[rows].to(coarse.dtype)
+        where = slice(start, start + BLOCK)
+        chunk = features[where].to(coarse.dtype)
         near = (chunk @ coarse).topk(min(PROBES, len(parts)), dim=1).indices
-        _search_parts(chunk, near, directions, first, Nearest(labels[rows], similarity[rows]))
-    return Nearest(labels, similarity / row_lengths(features))
+        _search_parts(chunk, near, directions, first, Nearest(labels[where], similarity[where]))
+    return Nearest(labels, similarity / rows.lengths)
 
 
 def _search_parts(chunk: Tensor, near: Tensor, directions: list[Tensor], first: list[int], best: Nearest) -> None:

@@ -87,11 +87,11 @@ class Lloyd:
 
     def _means(self) -> Tensor:
         """Centres (A, K, D): means of the members, empty clusters zero or reseeded."""
-        count = self.last.sums[..., -1:].to(self.rows.dtype)
-        centers = self.last.sums[..., :-1].to(self.rows.dtype) * self.rows.step / count.clamp(min=1)
+        centers = self.rows.means(self.last.sums)
         if self.reseed:
             for start in (i for i, empty in enumerate(self.hollow) if empty):
-                empty = (count[start, :, 0] == 0).nonzero()[:, 0]  # waits for the GPU: only where some are empty
+                count = self.last.sums[start, :, -1]
+                empty = (count == 0).nonzero()[:, 0]  # waits for the GPU: only where some are empty
                 centers[start, empty] = self._farthest(self.active[start], len(empty))
         return centers
 

@@ -70,6 +70,10 @@ class Rows:
             sums.index_add_(0, labels[where], counted(chunk, self.step))
         return all_sum(sums, self.scope)
 
+    def means(self, sums: Tensor) -> Tensor:
+        """Means (..., D) of the members, from sums in steps and counts (..., D + 1); 0 where there are none."""
+        return sums[..., :-1].to(self.dtype) * self.step / sums[..., -1:].to(self.dtype).clamp(min=1)
+
     def sample(self, count: int, seed: int) -> Rows:
         """`count` of all workers' rows, one of each of `count` equal stretches, whatever the number of workers."""
         if count >= self.total:

@@ -10,6 +10,8 @@ from pipeline.clustering import hierarchical
 from pipeline.clustering.hierarchical import _shares, hierarchical_kmeans, nearest_of_parts
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
+from pipeline.clustering.rows import look_at
+from pipeline.collectives import Scope
 from tests.clustering.test_kmeans_at_scale import CUTS, features
 from tests.helpers.workers import Workers
 
@@ -39,7 +41,7 @@ def test_any_number_of_clusters_can_be_had(clusters: int) -> None:
 def test_a_search_of_all_parts_finds_the_nearest_centre() -> None:
     x, centers = features(), features(30)
     parts = list(centers.split([3, 20, 7]))
-    found, whole = nearest_of_parts(x, parts), nearest_center(x, centers)
+    found, whole = nearest_of_parts(look_at(x, Scope.ALL_WORKERS, 30), parts), nearest_center(x, centers)
     assert found.labels.equal(whole.labels)
     torch.testing.assert_close(found.similarity, whole.similarity)
 
