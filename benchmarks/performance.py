@@ -111,7 +111,7 @@ def epochs_rows(found: dict[str, Any]) -> Iterator[Row]:
 
 def estep_rows(found: dict[str, Any]) -> Iterator[Row]:
     """Epochs over their E-steps."""
-    yield Row("a run over its E-steps with scores", ratios(found["seconds"], "estep", "epoch"), 10)
+    yield Row("the demo over its E-steps with scores", ratios(found["seconds"], "estep", "epoch"), 10)
 
 
 SECTIONS = {

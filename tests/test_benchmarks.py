@@ -106,12 +106,14 @@ def test_estep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[RunConfig] = []
     monkeypatch.setattr(estep, "train", lambda config, **_: ran.append(config) or {"folder": "mine"})
     monkeypatch.setattr(estep, "newest_in", lambda folder: {"history": [epoch, epoch, *[epoch, without] * 8]})
-    monkeypatch.setattr(sys, "argv", ["estep", "--rounds", "2", "--out", str(tmp_path / "out.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["estep", "--rounds", "2", "--set", "estep.every=2", "--out", str(tmp_path / "out.json")]
+    )
     assert estep.main() == 0
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["seconds"] == {"epoch": [24.0, 24.0], "estep": [2.0, 2.0]}
     assert (results["ratio"], results["claim_holds"]) == (12.0, True)
-    assert [(config.optim.epochs, config.optim.warmup_epochs) for config in ran] == [(30, 9), (30, 9)]
+    assert [(config.optim.epochs, config.estep.every) for config in ran] == [(80, 2), (80, 2)]
 
 
 def test_workers(tmp_path: Path) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.metrics import silhouette_score
+from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.clustering.nearest import center_margin
+from pipeline.clustering.scores import adjusted_rand_index
 from pipeline.collectives import all_sum
 
 SAME = 1e-4  # rows at a lower cosine distance differ by rounding only: bfloat16's is about 1e-5
@@ -63,10 +64,8 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
         In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. Also 0 when either has a single cluster,
         which carries no information (scikit-learn gives 1 when both have).
     """
-    first, second = np.asarray(first), np.asarray(second)
-    if min(len(np.unique(first)), len(np.unique(second))) == 1:
-        return 0.0
-    return float(adjusted_rand_score(first, second))
+    table = contingency_matrix(first, second)
+    return 0.0 if 1 in table.shape else adjusted_rand_index(table)
 
 
 def prototype_margin(features: Tensor, centers: Tensor) -> float:

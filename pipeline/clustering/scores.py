@@ -55,7 +55,11 @@ def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:
     """
     table = table[table.any(axis=1)][:, table.any(axis=0)]
     rows, columns = linear_sum_assignment(table, maximize=True)
-    return {"acc": float(table[rows, columns].sum() / table.sum()), "nmi": _nmi(table), "ari": _ari(table)}
+    return {
+        "acc": float(table[rows, columns].sum() / table.sum()),
+        "nmi": _nmi(table),
+        "ari": adjusted_rand_index(table),
+    }
 
 
 def _nmi(table: NDArray[np.int64]) -> float:
@@ -67,8 +71,11 @@ def _nmi(table: NDArray[np.int64]) -> float:
     return float(max(information, 0.0) / ((of_clusters + of_classes) / 2))  # rounding can take 0 below it
 
 
-def _ari(table: NDArray[np.int64]) -> float:
-    """Adjusted Rand index from pairs of rows (Hubert and Arabie 1985); in whole numbers, which cannot overflow."""
+def adjusted_rand_index(table: NDArray[np.int64]) -> float:
+    """From the counts (A, B) of rows in each pair of clusters (Hubert and Arabie 1985).
+
+    Pairs of rows are counted in whole numbers, which cannot overflow.
+    """
 
     def pairs(counts: NDArray[np.int64]) -> int:
         return sum(n * (n - 1) // 2 for n in counts.ravel().tolist())

@@ -26,7 +26,7 @@ from pipeline.method.digpro import DigPro
 from pipeline.method.encoder import Standardize
 from pipeline.storage import Folder
 from pipeline.training.job import Job
-from pipeline.training.probe import PROBE_EPOCH, Probe, Views, read_probe
+from pipeline.training.probe import PROBE_EPOCH, Probe, Views, draw_probe, read_probe
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,12 @@ def open_feed(job: Job, device: torch.device) -> Feed:
         first_on_node = ray.train.get_context().get_local_rank() == 0
         return feature_feed(job, Folder(job.features), device, first_on_node=first_on_node)
     config, manifest = job.config, job.manifest
+    views = build_views(config, manifest)
     return Feed(
         inputs=worker_images(config, manifest.num_images, job.plan.mode, device),
-        views=build_views(config, manifest),
+        views=views,
         preprocess=build_preprocess(config, manifest).to(device),
-        probe=read_probe(config, manifest, device),
+        probe=read_probe(config, manifest, views, device),
         model=build_model(config, job.plan.num_clusters, device),
         backbone={},
     )
@@ -112,5 +113,4 @@ def feature_probe(inputs: FeatureInputs, count: int, block_size: int) -> Probe |
         return None
     start, stop, total = row_range(min(count, len(inputs.features)))
     index = torch.arange(start, stop, device=inputs.features.device)
-    parts = [part for part in index.split(block_size) if len(part)]
-    return Probe(tuple((inputs.pairs(part, PROBE_EPOCH), part) for part in parts), total)
+    return draw_probe(split_pair, inputs.pairs(index, PROBE_EPOCH), index, total, block_size)

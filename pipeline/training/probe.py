@@ -25,29 +25,35 @@ PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and differen
 
 @dataclass(frozen=True)
 class Probe:
-    """The first `total` images of the set, a fair sample that every E-step looks at again.
+    """Two augmented views of the first `total` images of the set, a fair sample that every E-step looks at again.
 
-    `blocks` are this worker's part: inputs (n, ...), as a batch has them, and their index (n,), for a pass each.
+    `views` are those of this worker's part, a pair (n, ...) for each pass. Making them anew each time would take as
+    long as encoding half of them.
     """
 
-    blocks: tuple[tuple[Tensor, Tensor], ...]
+    views: tuple[tuple[Tensor, Tensor], ...]
     total: int
 
 
-def read_probe(config: RunConfig, manifest: Manifest, device: torch.device) -> Probe | None:
+def draw_probe(views: Views, inputs: Tensor, index: Tensor, total: int, block_size: int) -> Probe:
+    """The probe of `total` images, of which this worker has inputs (n, ...), as a batch has them, and index (n,)."""
+    parts = zip(inputs.split(block_size), index.split(block_size), strict=True)
+    return Probe(tuple(views(own, numbers, PROBE_EPOCH) for own, numbers in parts if len(own)), total)
+
+
+def read_probe(config: RunConfig, manifest: Manifest, views: Views, device: torch.device) -> Probe | None:
     """This worker's part of the probe, from the shards; None when `estep.probe` is 0."""
     if config.estep.probe == 0:
         return None
     start, stop, total = row_range(min(config.estep.probe, manifest.num_images))
     table = read_sample(config.data.path, manifest, total).slice(start, stop - start)
     images = torch.from_numpy(decode_table(table, **config.data.decoding)["image"]).to(device)
-    parts = torch.arange(stop - start, device=device).split(config.estep.batch_size)
-    return Probe(tuple((images[part], start + part) for part in parts if len(part)), total)
+    index = torch.arange(start, stop, device=device)
+    return draw_probe(views, images, index, total, config.estep.batch_size)
 
 
 def label_free_metrics(
     model: DigPro,
-    views: Views,
     probe: Probe,
     features: Tensor,
     found: PseudoLabels,
@@ -60,7 +66,7 @@ def label_free_metrics(
     """
     own = row_range(len(found.labels))
     probe_features = gather_rows(features[: max(0, probe.total - own.start)])
-    margin, of_views = prototype_margin(features, found.centers), view_clusters(model, views, probe, found.centers)
+    margin, of_views = prototype_margin(features, found.centers), view_clusters(model, probe, found.centers)
     if rank():
         return {}
     values = {
@@ -83,10 +89,9 @@ def seed_agreement(features: Tensor, labels: Tensor, others: Tensor) -> float:
     return sum(agreements) / len(agreements)
 
 
-def view_clusters(model: DigPro, views: Views, probe: Probe, centers: Tensor) -> Tensor:
-    """Clusters (total, 2) of two augmented views of every probe image."""
+def view_clusters(model: DigPro, probe: Probe, centers: Tensor) -> Tensor:
+    """Clusters (total, 2) of both views of every probe image."""
     found = [torch.empty((0, 2), dtype=torch.int64, device=centers.device)]  # for a worker without probe images
-    for inputs, index in probe.blocks:
-        pair = views(inputs, index, PROBE_EPOCH)
+    for pair in probe.views:
         found.append(torch.stack([nearest_center(model.encode(view), centers).labels for view in pair], dim=1))
     return gather_rows(torch.cat(found))

@@ -341,7 +341,7 @@ def score_labels(
     found, scores = run.state.pseudo, dict[str, float]()
     assert found is not None
     if run.probe:
-        scores = label_free_metrics(run.state.model, run.views, run.probe, features, found, previous)
+        scores = label_free_metrics(run.state.model, run.probe, features, found, previous)
     if LABEL_FREE_WEIGHTS.keys() <= {*health, *scores}:
         scores["label_free"] = label_free_score({**health, **scores})
     if run.labels is not None:

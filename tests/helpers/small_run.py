@@ -28,7 +28,7 @@ from pipeline.plan import make_plan
 from pipeline.tracking import RunRef
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.job import Job
-from pipeline.training.probe import Probe
+from pipeline.training.probe import Probe, Views, draw_probe
 from pipeline.training.progress import Reporter
 from pipeline.training.timing import EpochTimer
 from pipeline.training.worker import Run, zero_losses
@@ -73,13 +73,13 @@ def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool 
     """A run of this process, together with the other processes of the process group, if any."""
     job = small_job(manifest, *overrides, *(["optim.precision=float64"] if double else []))
     config, cpu = job.config, torch.device("cpu")
-    model = build_model(config, job.plan.num_clusters, cpu)
+    model, views = build_model(config, job.plan.num_clusters, cpu), build_views(config, manifest)
     return Run(
         job=job,
         inputs=ResidentImages(images, seed=config.seed, batch_size=config.optim.batch_size, block_size=50),
-        views=build_views(config, manifest),
+        views=views,
         preprocess=build_preprocess(config, manifest),
-        probe=_probe(images, config.estep.probe),
+        probe=_probe(images, views, config.estep.probe),
         labels=None,
         state=TrainState(model, build_run_optimizer(config, model), zero_losses(cpu)),
         step_model=data_parallel(model),
@@ -89,11 +89,10 @@ def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool 
     )
 
 
-def _probe(images: Tensor, count: int) -> Probe | None:
+def _probe(images: Tensor, views: Views, count: int) -> Probe | None:
     """The same as `read_probe`, from images in memory."""
     start, stop, total = row_range(min(count, len(images)))
-    index = torch.arange(start, stop)
-    return Probe(tuple((images[part], part) for part in index.split(50) if len(part)), total) if count else None
+    return draw_probe(views, images[start:stop], torch.arange(start, stop), total, 50) if count else None
 
 
 def snapshot(run: Run) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_view_clusters_are_those_of_the_nearest_centre(data: tuple[Tensor, Manif
     run_estep(run)
     assert run.state.pseudo is not None
     centers, total = run.state.pseudo.centers, run.probe.total
-    found = view_clusters(run.state.model, run.views, run.probe, 100 * centers)  # their length is no matter
+    found = view_clusters(run.state.model, run.probe, 100 * centers)  # their length is no matter
     assert found.shape == (total, 2)
     views = run.views(data[0][:total], torch.arange(total), PROBE_EPOCH)
     for column, view in zip(found.T, views, strict=True):
@@ -149,7 +149,12 @@ def _probe(rank: int, folder: Path, count: int) -> Probe | None:
     config = settle_images(
         load_config("digits", [f"data.path={folder}", f"estep.probe={count}", "estep.batch_size=16"])
     )
-    return read_probe(config, read_manifest(str(folder)), torch.device("cpu"))
+    return read_probe(config, read_manifest(str(folder)), _keyed, torch.device("cpu"))
+
+
+def _keyed(images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    """Views that show what they were made of."""
+    return images, torch.stack([index, torch.full_like(index, epoch)])
 
 
 @pytest.mark.parametrize("count", [2, 50])
@@ -157,15 +162,17 @@ def test_the_probe_is_the_first_images_spread_over_the_workers(trio: Workers, fo
     table = read_sample(str(folder), read_manifest(str(folder)), count)
     images = torch.from_numpy(decode_table(table, 16)["image"])
     for probes in ([_probe(0, folder, count)], trio.run(_probe, folder, count)):
-        blocks = [block for probe in probes for block in probe.blocks]
+        blocks = [block for probe in probes for block in probe.views]
         assert {probe.total for probe in probes} == {count}
-        assert max(len(index) for _, index in blocks) <= 16
-        assert torch.cat([index for _, index in blocks]).equal(torch.arange(count))
+        assert max(len(part) for part, _ in blocks) <= 16
         assert torch.cat([part for part, _ in blocks]).equal(images)
+        index, epochs = torch.cat([keys for _, keys in blocks], dim=1)
+        assert index.equal(torch.arange(count))
+        assert epochs.unique().tolist() == [PROBE_EPOCH]
 
 
 def test_a_probe_is_at_most_the_set_and_none_when_switched_off(folder: Path) -> None:
     probe = _probe(0, folder, 5000)
     assert probe is not None
-    assert probe.total == sum(len(index) for _, index in probe.blocks) == 1797
+    assert probe.total == sum(len(part) for part, _ in probe.views) == 1797
     assert _probe(0, folder, 0) is None
