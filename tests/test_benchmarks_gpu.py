@@ -1,4 +1,4 @@
-"""`benchmarks.gpu` in its rehearsal on a CPU: what it needs, that it goes on where it ended, and what it trains."""
+"""`benchmarks.gpu` in its rehearsal on a CPU: what it needs, that it resumes where it ended, and what it trains."""
 
 from __future__ import annotations
 

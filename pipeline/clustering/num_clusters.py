@@ -197,7 +197,7 @@ def sharpest_bend(numbers: Sequence[int], curve: Sequence[float]) -> int:
 
     For the gap statistic it is the rule of Yan and Ye (2007), DDGap. The first rule, that of Tibshirani et al. (2001),
     takes a K that the next does not beat by its standard error: on features whose clusters have inner structure, as
-    images' have, the gap goes on rising slowly, and that rule with it. Neither end of the curve can be picked.
+    images' have, the gap keeps rising slowly, and that rule with it. Neither end of the curve can be picked.
     """
     return numbers[1 + int(np.argmax(-np.diff(np.asarray(curve), n=2)))]
 

@@ -49,7 +49,7 @@ def as_rolled_back(job: Job) -> Job:
 
 
 def roll_back(job: Job, halt: dict[str, Any]) -> str:
-    """Note what a halted run goes on with, and return it as a line.
+    """Note how a halted run continues, and return it as a line.
 
     Raises
     ------
@@ -60,11 +60,11 @@ def roll_back(job: Job, halt: dict[str, Any]) -> str:
     done, kind = read_rollbacks(folder), halt["kind"]
     reason = f"run {folder.name} was halted at epoch {halt['epoch']}: {halt['text']}"
     if halt["level"] == "stop":
-        raise Alarmed(f"{reason}. The same command with alarms.{kind}=warn goes on from the last checkpoint")
+        raise Alarmed(f"{reason}. The same command with alarms.{kind}=warn resumes from the last checkpoint")
     if len(done) >= limit:
         raise Alarmed(
             f"{reason}. It has gone back to its last checkpoint {len(done)} times (alarms.max_rollbacks={limit}); the "
-            f"same command with alarms.{kind}=warn goes on from there"
+            f"same command with alarms.{kind}=warn resumes from there"
         )
     now = as_rolled_back(job).config
     seed, lr = changed(now)

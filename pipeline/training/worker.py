@@ -236,16 +236,16 @@ def checkpoint_requested(run: Run) -> bool:
 def check_run_finite(run: Run) -> None:
     """Halt, or raise Diverged, before what is not finite reaches a checkpoint; on all workers alike.
 
-    Steps that were skipped have spoilt nothing: without a level that halts, the run goes on.
+    Steps that were skipped have damaged nothing: without a level that halts, the run continues.
     """
     state, level = run.state, run.job.config.alarms.not_finite
     where = f"in epoch {state.epoch + 1}, at or before step {state.step}"
-    spoilt = non_finite(state.loss_sums, [*state.model.parameters(), *state.model.buffers()], where)
-    reason = spoilt or skipped_steps(int(state.skipped))
+    damaged = non_finite(state.loss_sums, [*state.model.parameters(), *state.model.buffers()], where)
+    reason = damaged or skipped_steps(int(state.skipped))
     if reason and level in HALTING:
         raise halt(run, Alarm(state.epoch + 1, "not_finite", reason))
-    if spoilt:
-        raise Diverged(spoilt)
+    if damaged:
+        raise Diverged(damaged)
 
 
 def train_step(run: Run, batch: Batch) -> None:

@@ -215,7 +215,7 @@ def test_an_alarm_takes_a_run_back_with_another_seed(folder: Path, monkeypatch: 
 def test_an_alarm_stops_a_run_once_and_a_warning_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "train_worker", worker_with_bad_gradients())
     for _ in range(2):
-        with pytest.raises(Alarmed, match=r"halted at epoch 2: 1 step was skipped.*alarms\.not_finite=warn goes on"):
+        with pytest.raises(Alarmed, match=r"halted at epoch 2: 1 step was skipped.*alarms\.not_finite=warn resumes"):
             run(folder, "name=stopped", "alarms.not_finite=stop")
     summary = run(folder, "name=stopped")
     assert [(alarm["epoch"], alarm["kind"]) for alarm in summary["alarms"]] == [(2, "not_finite")]

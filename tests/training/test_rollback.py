@@ -80,7 +80,7 @@ def test_returns_are_counted_over_all_commands(job: Job, runs: list[tuple[int, f
 def test_a_run_that_an_alarm_stops_is_not_tried_again(job: Job, runs: list[tuple[int, float]]) -> None:
     _outcomes("stop", "stop")
     with pytest.raises(
-        Alarmed, match=r"run mine was halted at epoch 5: collapsed: .* with alarms\.collapse=warn goes on"
+        Alarmed, match=r"run mine was halted at epoch 5: collapsed: .* with alarms\.collapse=warn resumes"
     ):
         fit(job)
     assert len(runs) == 1

@@ -130,13 +130,13 @@ def _spoil_gradients(made: worker.Run, steps: Collection[int]) -> None:
     weight.register_hook(lambda grad: grad * (float("nan") if made.state.step in steps else 1))
 
 
-def _train_with_spoilt_gradients(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
+def _train_with_broken_gradients(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
     made = small_run(images, manifest, double=True)
     worker.run_estep(made)
     if rank == dist.get_world_size() - 1 if dist.is_initialized() else True:
         _spoil_gradients(made, {1, 3})
     train_epoch(made)
-    check_run_finite(made)  # nothing is spoilt
+    check_run_finite(made)  # nothing is damaged
     return snapshot(made), mean_losses(made)["loss"], int(made.state.skipped)
 
 
@@ -146,7 +146,7 @@ def test_steps_with_gradients_that_are_not_finite_are_skipped_on_all_workers(
     """Two workers are one in this too, although only one of the two has the bad value."""
     data = digits(tmp_path_factory.mktemp("digits"))
     monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
-    expected, loss, skipped = _train_with_spoilt_gradients(0, *data)
+    expected, loss, skipped = _train_with_broken_gradients(0, *data)
     assert skipped == 2
     for found, other_loss, other_skipped in pair.run(_trained_by_worker, *data):
         assert (other_loss, other_skipped) == (pytest.approx(loss, rel=1e-9), 2)
@@ -157,7 +157,7 @@ def test_steps_with_gradients_that_are_not_finite_are_skipped_on_all_workers(
 def _trained_by_worker(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "save_inside_epoch", lambda run: None)  # there is no Ray here
-        return _train_with_spoilt_gradients(rank, images, manifest)
+        return _train_with_broken_gradients(rank, images, manifest)
 
 
 @pytest.mark.parametrize("level", ["warn", "stop"])
