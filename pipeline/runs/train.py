@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -200,17 +200,23 @@ def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     """
     classes = load_class_list(config.data.classes) if config.data.classes is not None else None
     manifest = _load_or_ingest(config, classes, echo)
+    for mismatch in _mismatches(config, classes, manifest):
+        echo(f"warning: {mismatch}")
+    return manifest
+
+
+def _mismatches(config: RunConfig, classes: ClassList | None, manifest: Manifest) -> Iterator[str]:
+    """How the data set differs from what the settings name."""
     path, source, held = config.data.path, config.data.source, manifest.source.source
     if source is not None and printable(source) != held:
-        echo(f"warning: {path} holds the images of {held}; for those of data.source={source} give another data.path")
+        yield f"{path} holds the images of {held}; for those of data.source={source} give another data.path"
     if classes is not None and (other := classes.images.keys() ^ set(manifest.class_names)):
-        echo(
-            f"warning: the classes of {path} are not those of data.classes={classes.name} (they differ in "
-            f"{some_of(other)}); for these give another data.path"
+        yield (
+            f"the classes of {path} are not those of data.classes={classes.name} (they differ in {some_of(other)}); "
+            "for these give another data.path"
         )
     if manifest.count_warning:
-        echo(f"warning: {path} is {manifest.count_warning}")
-    return manifest
+        yield f"{path} is {manifest.count_warning}"
 
 
 def _load_or_ingest(config: RunConfig, classes: ClassList | None, echo: Echo) -> Manifest:
