@@ -52,9 +52,9 @@ class RowRange(NamedTuple):
         return (self.stop - self.start) * world_size() / self.total
 
 
-def row_range(total: int, of_rank: int | None = None) -> RowRange:
+def row_range(total: int, of_rank: int | None = None, scope: Scope = Scope.ALL_WORKERS) -> RowRange:
     """Rows of a global array that a worker owns: contiguous, in rank order, sizes differ by at most one."""
-    workers, r = world_size(), rank() if of_rank is None else of_rank
+    workers, r = world_size(scope), rank(scope) if of_rank is None else of_rank
     return RowRange(total * r // workers, total * (r + 1) // workers, total)
 
 
@@ -162,17 +162,17 @@ def route_rows_to_owner(rows: Tensor, index: Tensor, total: int) -> Tensor:
     Returns
     -------
     Tensor (row_range(total) rows, D)
-        This worker's rows in the order of their index; independent of where they came from.
+        This worker's rows in the order of their index; independent of where they came from. No row is sent where
+        all are at home, as those of resident images are.
     """
-    own = row_range(total)
-    if world_size() > 1:
-        starts = torch.tensor([row_range(total, r).start for r in range(world_size())], device=index.device)
-        owner = torch.bucketize(index, starts, right=True) - 1
+    own, workers = row_range(total), range(world_size())
+    starts = torch.tensor([row_range(total, r).start for r in workers], device=index.device)
+    owner = torch.bucketize(index, starts, right=True) - 1
+    sent = all_stack(torch.bincount(owner, minlength=len(workers))).tolist()  # by each worker to each
+    if any(sent[r][to] for r in workers for to in workers if r != to):
         order = torch.argsort(owner, stable=True)
-        send = torch.bincount(owner, minlength=world_size())
-        receive = torch.empty_like(send)
-        dist.all_to_all_single(receive, send)
-        index, rows = (_exchange(x[order], send.tolist(), receive.tolist()) for x in (index, rows))
+        received = [counts[rank()] for counts in sent]
+        index, rows = (_exchange(x[order], sent[rank()], received) for x in (index, rows))
     home = rows.new_empty((own.stop - own.start, *rows.shape[1:]))
     if len(rows) != len(home):
         raise ValueError(f"{len(rows)} rows arrived for the {len(home)} of {own}; give each index exactly once")

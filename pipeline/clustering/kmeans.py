@@ -17,7 +17,7 @@ from pipeline.clustering.lloyd import Lloyd
 from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.rows import Rows, look_at
 from pipeline.clustering.seeding import draws, kmeans_plus_plus
-from pipeline.collectives import Scope, from_rank_zero, gather_rows, world_size
+from pipeline.collectives import Scope, gather_rows, row_range
 
 SEED_ROWS, ROWS_PER_CLUSTER = 10_000, 10  # of the sample that k-means++ chooses from: at least; 5,000 cost inertia
 GROWTH = 4  # of the samples
@@ -122,9 +122,10 @@ def _start(fit: Rows, num_clusters: int, restarts: int, seed: int, max_iter: int
     count = max(SEED_ROWS, ROWS_PER_CLUSTER * num_clusters)
     sample = fit.sample(count, seed)
     gathered = gather_rows(sample.features, fit.scope).to(fit.dtype)
-    starts = kmeans_plus_plus(gathered, *draws(sample.total, num_clusters, restarts, seed, gathered.device)).centers
-    if world_size(fit.scope) > 1:
-        starts = from_rank_zero(starts)  # different processors may round differently, and choose differently
+    own = row_range(restarts, scope=fit.scope)  # each start is one worker's, because processors may round differently
+    seeds = range(seed + own.start, seed + own.stop)
+    found = kmeans_plus_plus(gathered, *draws(sample.total, num_clusters, seeds, gathered.device))
+    starts = gather_rows(found.centers, fit.scope)
     while 2 * count <= fit.total:  # a larger sample saves nothing
         starts = _iterate(fit.sample(count, seed), starts, reseed, max_iter, 0.0, SAMPLE_GAIN).best_centers
         count *= GROWTH

@@ -40,7 +40,7 @@ def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
         return -1.0
     if clusters == len(labels):
         return 0.0
-    directions = F.normalize(features.double(), dim=1)
+    directions = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
     distances = 1 - directions @ directions.T
     distances[distances < SAME] = 0  # else the ratio would mistake the rounding of equal rows for clusters
     return float(silhouette_score(distances.cpu().numpy(), labels.cpu().numpy(), metric="precomputed"))

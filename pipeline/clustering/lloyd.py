@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +46,12 @@ class Lloyd:
         self.rows, self.reseed, self.centers = rows, reseed, starts
         device, (restarts, clusters, size) = starts.device, starts.shape
         self.active = list(range(restarts))
-        self.hollow = [True] * restarts  # which active starts may have an empty cluster
         self.n_iter = torch.zeros(restarts, dtype=torch.int64, device=device)
         self.labels = torch.full((restarts, len(rows.features)), -1, dtype=torch.int32, device=device)
         self.cosines = rows.lengths.new_zeros(self.labels.shape)
         self.own_sums = torch.zeros((restarts, clusters, size + 1), dtype=exact_type(device), device=device)
         self.last = self._pass(starts, moved=None)
+        self.hollow = _wait_for(self._have_empty())
         self.inertia = self.last.inertia.clone()
         self.best_inertia = torch.full_like(self.inertia, UNSEEN)
         self.best_centers = starts.clone()
@@ -77,13 +77,16 @@ class Lloyd:
 
     def _keep(self, unfinished: Tensor) -> bool:
         """Keep the active starts that are unfinished; whether there are any."""
-        hollow = (self.last.sums[..., -1] == 0).any(dim=1)
-        goes_on, hollow_too = _wait_for(torch.stack([unfinished, hollow]))  # the one synchronisation of a pass
+        goes_on, hollow = _wait_for(torch.stack([unfinished, self._have_empty()]))  # the one synchronisation of a pass
         if not all(goes_on):
             kept = [i for i, on in enumerate(goes_on) if on]
             self.active, self.last = [self.active[i] for i in kept], Totals(*(part[kept] for part in self.last))
-        self.hollow = [empty for empty, on in zip(hollow_too, goes_on, strict=True) if on]
+        self.hollow = [empty for empty, on in zip(hollow, goes_on, strict=True) if on]
         return any(goes_on)
+
+    def _have_empty(self) -> Tensor:
+        """Which active starts (A,) have an empty cluster."""
+        return (self.last.sums[..., -1] == 0).any(dim=1)
 
     def _means(self) -> Tensor:
         """Centres (A, K, D): means of the members, empty clusters zero or reseeded."""
@@ -168,8 +171,8 @@ class _Search:
         return labels, cosines
 
 
-def _wait_for(flags: Tensor) -> list[list[bool]]:
-    """Flags of the GPU on the host."""
+def _wait_for(flags: Tensor) -> list[Any]:
+    """Flags of the GPU on the host, as lists."""
     return flags.tolist()
 
 

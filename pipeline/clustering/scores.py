@@ -54,12 +54,17 @@ def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:
         `acc`, `nmi` and `ari`, as scikit-learn's functions give the last two for labels.
     """
     table = table[table.any(axis=1)][:, table.any(axis=0)]
-    rows, columns = linear_sum_assignment(table, maximize=True)
     return {
-        "acc": float(table[rows, columns].sum() / table.sum()),
+        "acc": matching_accuracy(table),
         "nmi": _nmi(table),
         "ari": adjusted_rand_index(table),
     }
+
+
+def matching_accuracy(table: NDArray[np.int64]) -> float:
+    """Share of the rows counted (A, B) that lie in clusters matched one to one, under the best matching."""
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum() / table.sum())
 
 
 def _nmi(table: NDArray[np.int64]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,15 +46,16 @@ def kmeans_plus_plus(features: Tensor, first: Tensor, uniforms: Tensor) -> Seedi
     return Seeding(rows, features[rows])
 
 
-def draws(total: int, num_clusters: int, restarts: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First rows (R,) and uniform numbers (R, K-1, L) for k-means++; restart r's come from seed + r."""
+def draws(total: int, num_clusters: int, seeds: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """First rows (R,) and uniform numbers (R, K-1, L) for k-means++, each restart's from its own seed."""
     trials = 2 + int(math.log(num_clusters))
-    first, uniforms = [], []
-    for restart in range(restarts):
-        generator = torch.Generator().manual_seed(seed + restart)
-        first.append(torch.randint(total, (), generator=generator))
-        uniforms.append(torch.rand(num_clusters - 1, trials, generator=generator))
-    return torch.stack(first).to(device), torch.stack(uniforms).to(device)
+    first = torch.empty(len(seeds), dtype=torch.int64)
+    uniforms = torch.empty(len(seeds), num_clusters - 1, trials)
+    for restart, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        first[restart] = torch.randint(total, (), generator=generator)
+        uniforms[restart] = torch.rand(num_clusters - 1, trials, generator=generator)
+    return first.to(device), uniforms.to(device)
 
 
 def _draw(nearest: Tensor, uniforms: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor, nn
 
-from pipeline.clustering.scores import clustering_scores
+from pipeline.clustering.scores import matching_accuracy
 from pipeline.collectives import all_stack, all_sum
 
 
@@ -27,7 +28,7 @@ def size_metrics(sizes: Tensor) -> dict[str, float]:
 
 def label_churn(before: Tensor, labels: Tensor) -> float:
     """Share of images (N,) that left their cluster, under the best matching of old and new clusters."""
-    return 1 - clustering_scores(before.cpu(), labels.cpu())["acc"]
+    return 1 - matching_accuracy(contingency_matrix(before.cpu(), labels.cpu()))
 
 
 def feature_spread(features: Tensor) -> float:

@@ -46,8 +46,22 @@ def rows(dtype: torch.dtype) -> Rows:
     return Rows(features, row_lengths(features), 1, 0, ROWS, Scope.THIS_WORKER)
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the flags that were waited for; the answers are: no cluster is empty, and the last start has ended."""
+    shapes: list[torch.Size] = []
+
+    def answer(flags: Tensor) -> list[Any]:
+        shapes.append(flags.shape)
+        hollow = [False] * STARTS
+        return hollow if flags.ndim == 1 else [[True, True, False], hollow]
+
+    monkeypatch.setattr(lloyd, "_wait_for", answer)
+    return shapes
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_pass_over_the_rows_does_not_wait(dtype: torch.dtype) -> None:
+def test_a_pass_over_the_rows_does_not_wait(dtype: torch.dtype, waits: list[torch.Size]) -> None:
     with fake_gpu():
         runs = Lloyd(rows(dtype), torch.empty(STARTS, CLUSTERS, SIZE, device="cuda"), reseed=False)
         found = runs._pass(runs.centers, torch.empty(STARTS, CLUSTERS, dtype=torch.bool, device="cuda"))
@@ -56,23 +70,15 @@ def test_a_pass_over_the_rows_does_not_wait(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("reseed", [False, True])
-def test_an_iteration_waits_once(monkeypatch: pytest.MonkeyPatch, reseed: bool) -> None:
-    answers: list[torch.Size] = []
-
-    def answer(tensor: Tensor) -> list[list[bool]]:
-        answers.append(tensor.shape)
-        return [[True, True, False], [False] * STARTS]
-
+def test_an_iteration_waits_once_and_the_start_too(waits: list[torch.Size], reseed: bool) -> None:
     with fake_gpu():
         runs = Lloyd(rows(torch.float32), torch.empty(STARTS, CLUSTERS, SIZE, device="cuda"), reseed=reseed)
-        runs.hollow = [False] * STARTS
-        monkeypatch.setattr(lloyd, "_wait_for", answer)
         assert runs.iterate(0.0, 0.0)
     assert runs.active == [0, 1]
-    assert answers == [(2, STARTS)]
+    assert waits == [(STARTS,), (2, STARTS)]
 
 
-def test_filling_an_empty_cluster_waits() -> None:
+def test_filling_an_empty_cluster_waits(waits: list[torch.Size]) -> None:
     with fake_gpu():
         runs = Lloyd(rows(torch.float32), torch.empty(STARTS, CLUSTERS, SIZE, device="cuda"), reseed=True)
         runs.hollow = [True] * STARTS

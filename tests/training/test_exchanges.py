@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline import collectives
 from pipeline.data.shards import Manifest
 from pipeline.local_mesh import LocalMesh
 from pipeline.training.estep import PseudoLabels
-from pipeline.training.worker import train_step
+from pipeline.training.worker import run_estep, train_step
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
 
@@ -27,18 +28,32 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
 
 
 def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest], direct: bool) -> Counter[str]:
+    """Of the third, by the name of what carries them."""
     run = small_run(*data, "optim.warmup_epochs=0")
     groups = run.state.model.groups.features
     run.state.pseudo = PseudoLabels(torch.arange(IMAGES) % len(groups), groups)
     batches = run.inputs.epoch(0)
     for _ in range(2):  # DistributedDataParallel arranges its buckets by the first, and says so in the second
         train_step(run, next(batches))
+    with pytest.MonkeyPatch.context() as patch:
+        if not direct:
+            patch.setattr(collectives, "_mesh", lambda x: None)
+        return exchanges_of(lambda: train_step(run, next(batches)))
+
+
+def _exchanges_of_an_estep(rank: int, data: tuple[Tensor, Manifest]) -> tuple[Counter[str], float]:
+    """Of the second, and the iterations of its k-means."""
+    run = small_run(*data, "estep.restarts=1")
+    run_estep(run)
+    return exchanges_of(lambda: run_estep(run)), run.state.history[-1]["kmeans_iterations"]
+
+
+def exchanges_of(action: Callable[[], Any]) -> Counter[str]:
+    """How many an action makes, by the name of what carries them."""
     with pytest.MonkeyPatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as record:
         counted = count_calls(LocalMesh.all_stack)
         patch.setattr(LocalMesh, "all_stack", counted)
-        if not direct:
-            patch.setattr(collectives, "_mesh", lambda x: None)
-        train_step(run, next(batches))
+        action()
     by_gloo = Counter(event.name for event in record.events() if event.name.startswith("gloo:"))
     return by_gloo + Counter(direct=counted.calls)
 
@@ -61,3 +76,14 @@ def test_a_step_has_no_more_exchanges_than_it_needs(pair: Workers, data: tuple[T
     needed = statistics + LAYERS + 1 + groups_and_prototypes + gradients
     for found in pair.run(_exchanges_of_a_step, data, direct):
         assert found == ({"direct": needed} if direct else {"gloo:all_gather": needed})
+
+
+def test_an_estep_of_resident_images_sends_no_features_home_and_asks_once_a_pass(
+    pair: Workers, data: tuple[Tensor, Manifest]
+) -> None:
+    rows = 2  # an exchange for their numbers, and one for themselves
+    clusters = 1 + rows + rows + 2 + 1  # look at them, sample, starts, variance, the pass of the starts
+    found = 1 + clusters + rows  # whose rows are where; pseudo-labels
+    health, probe, spread = 1, 2 * rows + 1, 1
+    for exchanges, iterations in pair.run(_exchanges_of_an_estep, data):
+        assert exchanges == {"direct": found + iterations + health + probe + spread}
