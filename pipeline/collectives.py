@@ -165,19 +165,27 @@ def route_rows_to_owner(rows: Tensor, index: Tensor, total: int) -> Tensor:
         This worker's rows in the order of their index; independent of where they came from. No row is sent where
         all are at home, as those of resident images are.
     """
-    own, workers = row_range(total), range(world_size())
-    starts = torch.tensor([row_range(total, r).start for r in workers], device=index.device)
-    owner = torch.bucketize(index, starts, right=True) - 1
-    sent = all_stack(torch.bincount(owner, minlength=len(workers))).tolist()  # by each worker to each
-    if any(sent[r][to] for r in workers for to in workers if r != to):
-        order = torch.argsort(owner, stable=True)
-        received = [counts[rank()] for counts in sent]
-        index, rows = (_exchange(x[order], sent[rank()], received) for x in (index, rows))
+    own = row_range(total)
+    if world_size() > 1:
+        index, rows = _send_home(index, rows, total)
     home = rows.new_empty((own.stop - own.start, *rows.shape[1:]))
     if len(rows) != len(home):
         raise ValueError(f"{len(rows)} rows arrived for the {len(home)} of {own}; give each index exactly once")
     home[index - own.start] = rows
     return home
+
+
+def _send_home(index: Tensor, rows: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Index (n,) and rows (n, D) from whoever had them, on the workers that own them."""
+    workers = range(world_size())
+    starts = torch.tensor([row_range(total, r).start for r in workers], device=index.device)
+    owner = torch.bucketize(index, starts, right=True) - 1
+    sent = all_stack(torch.bincount(owner, minlength=len(workers))).tolist()  # by each worker to each
+    if all(sent[r][to] == 0 for r in workers for to in workers if r != to):
+        return index, rows
+    order, received = torch.argsort(owner, stable=True), [counts[rank()] for counts in sent]
+    index, rows = (_exchange(x[order], sent[rank()], received) for x in (index, rows))
+    return index, rows
 
 
 def _exchange(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
