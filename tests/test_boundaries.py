@@ -16,6 +16,7 @@ ROOT = Path(pipeline.__file__).parent
 # From the ground up: a room imports only rooms that stand before it. A file beside the folders is a room.
 FLOORS = [
     "errors",
+    "memory",
     "interrupts",
     "storage",
     "lease",

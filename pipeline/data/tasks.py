@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import RunFailed, UserError, first_line
+from pipeline.memory import memory_shortage
 
 
 def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[Any]:
@@ -32,7 +33,7 @@ def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator
 
 
 def own_error(error: RayError, what: str, place: str) -> UserError:
-    """The error of ours that Ray wrapped; or one that says what failed, with the first line of Ray's.
+    """The error of ours that Ray wrapped; or one that says what failed, and why in a line.
 
     `place` is the folder that keeps what is done, so that the same command continues.
     """
@@ -40,7 +41,7 @@ def own_error(error: RayError, what: str, place: str) -> UserError:
     while cause is not None and not isinstance(cause, UserError):
         cause = getattr(cause, "cause", None) or cause.__cause__
     kept = f"what is in {place} is kept, and the same command continues"
-    return cause or RunFailed(f"{what} ({first_line(error)}); {kept}")
+    return cause or RunFailed(f"{what} ({memory_shortage(error) or first_line(error)}); {kept}")
 
 
 def _result(reference: Any) -> Any:

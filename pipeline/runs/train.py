@@ -130,7 +130,7 @@ def fit_with_progress(job: Job, echo: Echo) -> None:
     Raises
     ------
     RunFailed
-        With the first worker's error, when they fail for good.
+        With the first worker's error when they fail for good, or with Ray's.
     KeyboardInterrupt
         After a last checkpoint, if one can be had in time; MLflow's run is KILLED then.
     """
@@ -143,10 +143,10 @@ def fit_with_progress(job: Job, echo: Echo) -> None:
         finally:
             end_run(job.tracking, spool_path(job.folder), "KILLED")
         raise
-    except TrainingFailedError as error:
+    except (TrainingFailedError, ray.exceptions.RayError) as error:  # the latter where Ray's controller is gone
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             end_run(job.tracking, spool_path(job.folder), "FAILED")
-        raise RunFailed(f"run {job.folder.name} failed {failure_reason(error)}") from error
+        raise RunFailed(f"run {job.folder.name} failed: {failure_reason(error)}") from error
 
 
 def save_last_checkpoint(job: Job, echo: Echo) -> None:

@@ -14,7 +14,6 @@ from ray.train import (
     FailureConfig,
     Result,
     RunConfig,
-    TrainingFailedError,
     UserCallback,
 )
 from ray.train.torch import TorchTrainer
@@ -22,11 +21,18 @@ from ray.train.torch import TorchTrainer
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import on_driver_node
 from pipeline.data.streaming import build_datasets
+from pipeline.errors import first_line
+from pipeline.memory import memory_shortage
 from pipeline.ray_private import leave_signals_alone
 from pipeline.training.job import Job
 from pipeline.training.progress import Board
 from pipeline.training.rollback import HALT, as_rolled_back, roll_back
 from pipeline.training.worker import train_worker
+
+LESS_MEMORY = (
+    "The same command resumes the run from its last checkpoint. It needs less with data.mode=streaming, with more "
+    "resources.workers on other nodes or GPUs, of which each takes batch / workers images, or with fewer on one node"
+)
 
 
 def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> Result:
@@ -103,13 +109,22 @@ def new_board() -> Any:
     return Board.options(scheduling_strategy=on_driver_node()).remote()  # type: ignore[attr-defined]
 
 
-def worker_errors(error: TrainingFailedError) -> dict[int, BaseException]:
-    """The error of each failed worker by its rank, without Ray's wrappers; the error itself where Ray names none."""
-    failures: dict[int, Any] = getattr(error, "worker_failures", None) or {0: error}
+def worker_errors(error: Exception) -> dict[int, BaseException]:
+    """The error of each failed worker by its rank, without Ray's wrappers; none where no worker has reported one."""
+    failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}
     return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
 
 
-def failure_reason(error: TrainingFailedError) -> str:
-    """The first failed worker's own error."""
-    rank, cause = next(iter(worker_errors(error).items()))
-    return f"in worker {rank}: {type(cause).__name__}: {cause}"
+def failure_reason(error: Exception) -> str:
+    """The first failed worker's own error, or that of Ray, where it lost who would have reported one."""
+    if not (failed := worker_errors(error)):
+        cause = getattr(error, "controller_failure", error)
+        return _shortage(cause) or f"{type(cause).__name__}: {first_line(cause)}"
+    rank, cause = next(iter(failed.items()))
+    return f"in worker {rank}: " + (_shortage(cause) or f"{type(cause).__name__}: {cause}")
+
+
+def _shortage(cause: BaseException) -> str | None:
+    """How memory ran out, and the remedy; None where it did not."""
+    shortage = memory_shortage(cause)
+    return f"{shortage}. {LESS_MEMORY}" if shortage else None

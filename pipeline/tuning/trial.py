@@ -96,8 +96,8 @@ def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a trial failed: the first worker's own error, or ours in one line, however many it has."""
-    if isinstance(error, TrainingFailedError):
+    """Why a trial failed: the first worker's own error or Ray's, or ours in one line, however many it has."""
+    if isinstance(error, (TrainingFailedError, ray.exceptions.RayError)):
         return failure_reason(error)
     return " ".join(str(error).split()) if isinstance(error, UserError) else first_line(error)
 
@@ -105,8 +105,8 @@ def reason_of(error: Exception) -> str:
 def is_permanent(error: Exception) -> bool:
     """Whether the run itself failed, and not something under it, such as a node or all of Ray."""
     if isinstance(error, TrainingFailedError):
-        accidents = (ray.exceptions.RayError, TrainingFailedError)
-        return not any(isinstance(cause, accidents) for cause in worker_errors(error).values())
+        failed = worker_errors(error).values()
+        return bool(failed) and not any(isinstance(cause, ray.exceptions.RayError) for cause in failed)
     return isinstance(error, (ConfigError, DataError, RunFailed))
 
 

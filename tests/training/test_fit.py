@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from pipeline.training.fit import failure_reason, fit_through_starts, placement_attempts
@@ -37,6 +37,23 @@ def test_starts_that_never_work_are_given_up(deaths: int, cause: Exception) -> N
 def test_the_first_workers_own_error_is_reported() -> None:
     error = WorkerGroupError("long tracebacks", {1: ValueError("bad value"), 0: KeyError("other")})
     assert failure_reason(error) == "in worker 1: ValueError: bad value"
+
+
+def test_memory_that_ran_out_is_told_in_a_line_with_the_remedy() -> None:
+    shortage = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 9)"
+    cause = OutOfMemoryError(f"{shortage} was 22.60GB used / 23.54GB limit (0.96)\nObject store ...")
+    line = "node 10.0.0.7 ran low on memory (22.60GB of 23.54GB in use)"
+    assert failure_reason(WorkerGroupError("", {2: cause})).startswith(f"in worker 2: {line}")
+    for error in (ControllerError(cause), cause):  # workers were ended together with who would have reported them
+        assert failure_reason(error).startswith(line)
+        assert "The same command resumes" in failure_reason(error)
+        assert "data.mode=streaming" in failure_reason(error)
+        assert len(failure_reason(error).splitlines()) == 1
+
+
+def test_an_error_of_no_worker_is_reported_in_a_line() -> None:
+    for error in (ValueError("bad\ntraceback"), ControllerError(ValueError("bad\ntraceback"))):
+        assert failure_reason(error) == "ValueError: bad"
 
 
 def test_the_wait_for_a_place_follows_rays_own_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,7 @@ def test_failures_that_would_come_again_are_known_from_accidents(error: Exceptio
     [
         (WorkerGroupError("failed", {1: Diverged("not finite")}), "in worker 1: Diverged: not finite"),
         (ConfigError("'trial a' cannot be used:\n  optim.lr: too low"), "'trial a' cannot be used: optim.lr: too low"),
+        (ray.exceptions.ActorDiedError(), "ActorDiedError: The actor died unexpectedly before finishing this task."),
         (OSError("disk full\nmore"), "disk full"),
         (ValueError(), "ValueError"),
     ],
