@@ -28,7 +28,7 @@ chaos: $(VENV)/ready ## inject faults: 20 kills, lost nodes, full disks; about a
 	$(PY) -m pytest -m chaos
 	$(PY) -m tests.chaos.kills --count 20 --table docs/reliability.md
 
-bench: $(VENV)/ready ## measure all speed claims, and write docs/performance.md; 40 minutes
+bench: $(VENV)/ready ## measure all speed claims, and write docs/performance.md; 45 minutes
 	$(PY) -m benchmarks.performance
 
 clean: ## remove the environment; keep data and runs
