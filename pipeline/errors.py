@@ -17,6 +17,14 @@ class UserError(Exception):
     exit_status = 1
 
 
+def user_error_in(error: BaseException) -> UserError | None:
+    """The error of ours that others have wrapped, Ray for one; None where there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return cause
+
+
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be run; the message names the key, the bad value and the remedy."""
 

@@ -30,9 +30,11 @@ class Stream(IntEnum):
     NOISE_A = 2
     NOISE_B = 3
     CACHED_PAIR = 4
-    COPIES = 6
     SWEEP = 7
     HELD_OUT = 8
+    GROUP_ORDER = 9
+    ROW_ORDER = 10
+    DRAWS = 11
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:

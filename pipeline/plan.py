@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.models import RunConfig
+from pipeline.data.order import Order
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
 
 Mode = Literal["resident", "streaming", "features"]
+WINDOW_IMAGES, WINDOW_BYTES = 65_536, 2 << 30  # shuffled together, over all workers: as many as keep within both
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,8 @@ class Plan:
         K.
     num_groups : int
         G, as many as clusters where method.num_groups is null.
-    steps_per_epoch : int
-        Whole global batches; the images that are left over differ from epoch to epoch.
-    images_per_epoch : int
-        Images in these steps.
+    order : Order
+        Of the images in every epoch.
     reset_every : int or None
         Steps between two resets of the groups; None where the group loss is off.
     mode : "resident", "streaming" or "features"
@@ -36,11 +36,20 @@ class Plan:
 
     num_clusters: int
     num_groups: int
-    steps_per_epoch: int
-    images_per_epoch: int
+    order: Order
     reset_every: int | None
     mode: Mode
     mode_reason: str
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches; the images that are left over differ from epoch to epoch."""
+        return self.order.steps
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images in these steps."""
+        return self.order.steps * self.order.batch_size
 
     def resets_groups(self, iteration: int) -> bool:
         """Whether the groups are reset before an iteration, counted from 1 over the whole run; never before the first.
@@ -61,14 +70,35 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
     method, batch = config.method, config.optim.batch_size
     clusters = _cluster_count(config, manifest)
     groups = method.num_groups or clusters
-    steps = manifest.num_images // batch
-    if steps == 0:
+    if batch > manifest.num_images:
         raise ConfigError(
             f"optim.batch_size={batch} exceeds the {manifest.num_images} images of {config.data.path}; lower it"
         )
     mode, reason = _choose_mode(config, manifest)
     reset_every = (method.reset_every or groups) if method.group_weight else None
-    return Plan(clusters, groups, steps, steps * batch, reset_every, mode, reason)
+    return Plan(clusters, groups, make_order(config, manifest), reset_every, mode, reason)
+
+
+def make_order(config: RunConfig, manifest: Manifest) -> Order:
+    """The order of the images; the same in memory and in a stream, so that the mode does not show in the result.
+
+    Cached features are in reach of every worker, so that all of them are shuffled together.
+    """
+    window = manifest.num_images if config.model.freeze else shuffle_window(config)
+    groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
+    return Order(manifest.num_images, config.optim.batch_size, config.seed, window, groups)
+
+
+def shuffle_window(config: RunConfig) -> int:
+    """Images that are shuffled together: as configured, or a number that fits a machine's memory."""
+    most = WINDOW_BYTES // image_bytes(config)
+    return config.data.shuffle_window or min(WINDOW_IMAGES, most)
+
+
+def image_bytes(config: RunConfig) -> int:
+    """Of a decoded image."""
+    size: int = config.data.decoding["size"]
+    return size * size * 3
 
 
 def _cluster_count(config: RunConfig, manifest: Manifest) -> int:
@@ -90,13 +120,19 @@ def _choose_mode(config: RunConfig, manifest: Manifest) -> tuple[Mode, str]:
     """The mode, and the reason."""
     if config.model.freeze:
         return "features", "model.freeze=true trains on the cached features of the backbone"
-    size = resident_bytes(manifest, config.data.decoding["size"]) / 2**30
+    workers = config.resources.worker_range.min
+    size = manifest.num_images * image_bytes(config) / workers / 2**30
     limit = config.data.resident_limit_gb
     if config.data.mode != "auto":
         return config.data.mode, "as data.mode says"
     if size <= limit:
-        return "resident", f"the decoded set takes {size:.2f} GiB a worker, within data.resident_limit_gb={limit:g}"
-    return "streaming", f"the decoded set takes {size:.2f} GiB a worker, over data.resident_limit_gb={limit:g}"
+        return "resident", f"the decoded images take {size:.2f} GiB a worker, within data.resident_limit_gb={limit:g}"
+    return "streaming", f"the decoded images take {size:.2f} GiB a worker, over data.resident_limit_gb={limit:g}"
+
+
+def is_balanced(config: RunConfig, epoch: int) -> bool:
+    """Whether the images of an epoch, counted from 0, are drawn by their pseudo-labels (`optim.balance`)."""
+    return config.optim.balance > 0 and epoch >= config.optim.warmup_epochs  # early clusters are no guide to classes
 
 
 def has_estep(config: RunConfig, epoch: int) -> bool:
@@ -109,8 +145,3 @@ def has_estep(config: RunConfig, epoch: int) -> bool:
     thinned = epoch < last_in_warmup and not estep.warm_start
     every = estep.every * (estep.warmup_every if thinned else 1)
     return epoch % every == 0 or epoch == optim.epochs
-
-
-def resident_bytes(manifest: Manifest, size: int) -> int:
-    """Memory that the decoded set takes in each worker."""
-    return manifest.num_images * size * size * 3

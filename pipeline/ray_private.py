@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray.data import DataContext, ExecutionOptions
-    from ray.train import DataConfig
     from ray.train.torch import TorchTrainer
 
 
@@ -105,17 +103,6 @@ def hide_errors_once(ending: threading.Event) -> None:
     worker.print_to_stdstream = show_until
 
 
-def set_execution_count(context: DataContext, count: int) -> None:
-    """Make a data set's next execution count as number `count`.
-
-    Ray Data reseeds its shuffle by the number of executions, from 0 in each new worker group, and cannot be told to
-    start elsewhere. Without this a resumed run would see the order of the first epochs again.
-    """
-    if not hasattr(context, "_execution_idx"):
-        raise AttributeError("DataContext has no _execution_idx; this version of Ray counts executions otherwise")
-    context._execution_idx = count
-
-
 def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], None], logger: Logger) -> None:
     """Visit every file that `ray job submit` would send from `root`: without `excludes` and what .gitignore lists.
 
@@ -124,11 +111,6 @@ def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], No
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
     _dir_travel(root, [_get_excludes(root, excludes)], visit, include_gitignore=True, logger=logger)
-
-
-def own_execution_options(config: DataConfig, dataset_name: str) -> ExecutionOptions:
-    """Options that Ray Train would use for a data set; whoever overrides `DataConfig.configure` needs them."""
-    return config._resolve_execution_options(dataset_name)
 
 
 def record_error() -> type[Exception]:

@@ -16,6 +16,7 @@ from pipeline.config.models import ResourcesConfig, RunConfig, WorkerRange
 from pipeline.errors import ConfigError
 
 TRIAL_CPUS = 0.1  # of the actor that looks after a trial
+READING_CPUS = 1.0  # for reading and decoding, of a streaming trial
 Nodes = Sequence[dict[str, float]]
 
 
@@ -48,8 +49,8 @@ def takes_gpus(asked: ResourcesConfig, available: float) -> bool:
 def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
     """CPUs and GPU of each worker on the connected Ray cluster.
 
-    A streaming run needs a whole CPU for Ray Data besides the workers': without one it would wait forever, silently.
-    An elastic run is checked with its fewest workers, or in streaming mode, where growing could take the last CPU,
+    A streaming run leaves a whole CPU for reading and decoding; workers on GPUs leave all but one each. An elastic run
+    is checked with its fewest workers, or in streaming mode, where growing could take the last CPU,
     with its most.
 
     Raises
@@ -68,14 +69,15 @@ def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
             f"resources.gpus=true asks a GPU for each of {bounds.min} workers and the cluster has {gpus:g}; "
             "lower resources.workers, or set resources.gpus=auto"
         )
-    cpus = asked.cpus_per_worker or _fair_share(total, bounds)
+    on_gpus = takes_gpus(asked, gpus)
+    cpus = asked.cpus_per_worker or (1.0 if streaming and on_gpus else _fair_share(total, bounds))
     if cpus * workers + streaming > total:
-        also, instead = (" and one for Ray Data", ", or set data.mode=resident") if streaming else ("", "")
+        also, instead = (" and one for reading", ", or set data.mode=resident") if streaming else ("", "")
         raise ConfigError(
             f"{workers} workers of {cpus:g} CPUs{also} take more than the cluster's {total:g} CPUs; "
             f"lower resources.workers or resources.cpus_per_worker{instead}"
         )
-    return WorkerResources(cpus, takes_gpus(asked, gpus))
+    return WorkerResources(cpus, on_gpus)
 
 
 def _on_demand(asked: ResourcesConfig) -> WorkerResources:
@@ -163,7 +165,7 @@ def _search_on_demand(asked: ResourcesConfig, wanted: int | None) -> Capacity:
 
 def _beside(trials: int, mode: str) -> float:
     """CPUs that so many trials take besides their workers'."""
-    return trials * TRIAL_CPUS + (trials if mode == "streaming" else 1)
+    return trials * TRIAL_CPUS + READING_CPUS * (trials if mode == "streaming" else 1)
 
 
 def _share(trials: int, workers: int, mode: str, nodes: Nodes) -> float:

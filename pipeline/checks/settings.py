@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-from pipeline.config.models import RunConfig, WorkerRange
+from pipeline.config.models import RunConfig
+from pipeline.data.order import Order
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, make_plan
@@ -19,23 +18,19 @@ def check_settings(config: RunConfig, manifest: Manifest) -> Plan:
             f"never be reset; raise it to several times {plan.num_groups}, lower method.num_groups, or set "
             "method.group_weight=0"
         )
-    workers, batch = config.resources.worker_range, config.optim.batch_size
-    if batch < 2 * workers.max:
-        raise ConfigError(
-            f"optim.batch_size={batch} leaves less than 2 images to each of {workers.max} workers; raise it"
-        )
-    if plan.mode == "streaming":
-        _check_equal_shares(batch, workers)
+    workers, batch = config.resources.worker_range.max, config.optim.batch_size
+    if batch < 2 * workers:
+        raise ConfigError(f"optim.batch_size={batch} leaves less than 2 images to each of {workers} workers; raise it")
+    _check_lanes(plan.order, workers)
     return plan
 
 
-def _check_equal_shares(batch: int, workers: WorkerRange) -> None:
-    """Streaming gives every worker as many images; ConfigError when some number of workers cannot share a batch."""
-    counts = range(workers.min, workers.max + 1)
-    if odd := [count for count in counts if batch % count]:
-        multiple = math.lcm(*counts)
-        near = max(batch // multiple, 1) * multiple
+def _check_lanes(order: Order, workers: int) -> None:
+    """ConfigError where the order has a lane for fewer workers than may come."""
+    if order.lanes < workers:
+        rows = max(order.groups)
         raise ConfigError(
-            f"optim.batch_size={batch} does not divide by resources.workers={odd[0]}, as streaming mode needs it to; "
-            f"take {near if near < 4 * batch else 'a fixed number of workers'}, or set data.mode=resident"
+            f"resources.workers={workers} is more than {order.lanes}, the number of row groups of up to {rows} images "
+            f"that fit in a shuffle window of {order.window} images, and each worker reads one at least; set "
+            f"data.shuffle_window={rows * workers} or more, or lower resources.workers"
         )

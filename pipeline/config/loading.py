@@ -16,6 +16,7 @@ from pipeline.config.models import RunConfig, Section
 from pipeline.errors import ConfigError, did_you_mean
 
 SHOWN = 80  # characters of a bad value that a message repeats
+REMOVED_FROM_DATA = ("shuffle_buffer", "prefetch_batches")  # of a stream whose order depended on the workers
 
 
 def preset_names() -> list[str]:
@@ -53,6 +54,12 @@ def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
     except ValidationError as error:
         faults = "\n".join(f"  {fault}" for fault in _explain(error))
         raise ConfigError(f"configuration {origin!r} cannot be used:\n{faults}") from None
+
+
+def parse_saved(values: dict[str, Any], origin: str) -> RunConfig:
+    """The configuration that a run has saved, also where an earlier version had settings that are gone."""
+    kept = {key: value for key, value in values["data"].items() if key not in REMOVED_FROM_DATA}
+    return parse_config(values | {"data": kept}, origin)
 
 
 def with_settings(config: RunConfig, changes: Mapping[str, Any], origin: str) -> RunConfig:

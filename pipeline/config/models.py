@@ -96,17 +96,17 @@ class DataConfig(Section):
     std: Later[Channels | None] = Field(None, description="as `mean`; 0 only centres a channel")
     mode: Circumstance[Literal["auto", "resident", "streaming"]] = Field(
         "auto",
-        description="resident: every worker holds the decoded set; streaming: Ray Data feeds each epoch; "
-        "auto chooses by resident_limit_gb",
+        description="resident: the workers keep the decoded images; streaming: Ray Data reads them anew each epoch; "
+        "auto chooses by resident_limit_gb. The result is the same",
     )
     resident_limit_gb: Circumstance[float] = Field(
-        4.0, gt=0, description="largest decoded set per worker, in GiB, that `auto` keeps resident"
+        4.0, gt=0, description="most decoded images, in GiB per worker, that `auto` keeps resident"
     )
-    shuffle_buffer: Circumstance[int] = Field(
-        8192, ge=0, description="streaming: images in each worker's local shuffle buffer"
-    )
-    prefetch_batches: Circumstance[int] = Field(
-        1, ge=0, description="streaming: batches that each worker fetches ahead"
+    shuffle_window: Later[int | None] = Field(
+        None,
+        ge=1,
+        description="images that are shuffled together, over all workers, which hold about twice as many when they "
+        "stream; null: 65,536, or what takes 2 GiB if that is less",
     )
 
     @property

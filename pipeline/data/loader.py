@@ -1,10 +1,8 @@
-"""What a worker trains on: batches of inputs with their index, from memory or from a stream.
+"""What a worker trains on: batches of inputs with their index, from its own share of the data set.
 
-An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`).
-
-Resident (here): each worker holds the whole decoded set as one uint8 tensor on its device. The order of an epoch is a
-permutation keyed by (seed, epoch), or draws by weights. A worker takes its slice of each global batch: the same order
-for every number of workers, and a resume is an index. Streaming is in `pipeline.data.streaming`.
+An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`). Which inputs a
+batch has is decided in `pipeline.data.order`. Where they come from is the business of a `Source`: the share is in
+memory (resident, here) or is read as it is needed (`pipeline.data.streaming`).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange, row_range
+from pipeline.data.order import Order
 
 
 @dataclass(frozen=True)
@@ -29,103 +28,95 @@ class Batch:
     inputs: Tensor
     index: Tensor
     rows: RowRange
-    copy_keys: Tensor | None = None
-    """By which the images' random numbers are drawn, where some come more than once in an epoch (`epoch_keys`)."""
-
-    @property
-    def keys(self) -> Tensor:
-        """Of the random numbers (B_local,)."""
-        return self.index if self.copy_keys is None else self.copy_keys
+    keys: Tensor
+    """Of the random numbers (B_local,): the index, but where images come more than once in an epoch (`Order.draw`)."""
 
 
-class Inputs(Protocol):
-    """What the training loop asks of either mode."""
+class Source(Protocol):
+    """Where the inputs of this worker's share come from."""
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Called before the windows of an epoch, or of what is left of it from `step` on, are opened."""
+
+    def open(self, images: Tensor, drawn: Tensor) -> None:
+        """Images (m,), ascending, are read now; of these, `drawn` (n,) will be taken, each as often as it is there."""
+
+    def take(self, keys: Tensor, epoch: int) -> Tensor:
+        """Inputs (n, ...) of the images keys % N, on the device that trains."""
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Un-augmented inputs (n, ...) and index (n,) of the whole share, in order of the index."""
+
+
+class Inputs:
+    """Batches and blocks of this worker's share.
+
+    Attributes
+    ----------
+    own : RowRange
+        Images of the share. Those of the workers follow each other in rank order; sizes differ by a lane.
+    """
+
+    def __init__(self, order: Order, source: Source, device: torch.device) -> None:
+        self.order, self.source, self.device = order, source, device
+        self.lanes = row_range(order.lanes)
+        self.own, self.rows = order.images_of(self.lanes), order.batch_rows(self.lanes)
 
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; as many on every worker, with weights or without.
 
-        `weights` (N,) say how often each image is drawn (`pipeline.data.sampling`); None takes each image once.
+        `weights` (own images,) say how often each image is drawn (`pipeline.data.sampling`); None takes each once.
         """
+        self.source.begin(epoch, first_step)
+        lanes = [self._lane(lane, epoch, first_step, weights) for lane in range(*self.lanes[:2])]
+        for _ in range(first_step, self.order.steps):
+            keys = torch.cat([next(lane) for lane in lanes])
+            inputs, keys = self.source.take(keys, epoch), keys.to(self.device)
+            yield Batch(inputs, keys % self.order.num_images, self.rows, keys)
+
+    def _lane(self, lane: int, epoch: int, first_step: int, weights: Tensor | None) -> Iterator[Tensor]:
+        """Keys (rows of the lane,) for each step; a window is opened when the first step that needs it comes."""
+        size, waiting = self.order.lane_rows(lane), torch.empty(0, dtype=torch.int64)
+        for _, window, start, stop in self.order.taken(epoch, lane, first_step):
+            own = None if weights is None else weights[window.images - self.own.start]
+            keys = self.order.draw(epoch, window, own)[start:stop]
+            self.source.open(keys.sort().values if weights is None else window.images, keys % self.order.num_images)
+            waiting = torch.cat([waiting, keys])
+            while len(waiting) >= size:
+                yield waiting[:size]
+                waiting = waiting[size:]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Un-augmented inputs (n, ...) and index (n,) of this worker's part; each image is on one worker only."""
+        """Un-augmented inputs (n, ...) and index (n,) of the share, in order of the index, once."""
+        return self.source.blocks()
 
 
 class ResidentImages:
-    """Batches from the whole decoded set, held in memory.
+    """The decoded images of a share, held in memory.
 
     Parameters
     ----------
-    images : Tensor (N, H, W, 3) uint8
+    images : Tensor (own images, H, W, 3) uint8
         On the device that trains.
-    seed : int
-        Of the run; with the epoch it decides the order.
-    batch_size : int
-        Of a global batch.
+    own : RowRange
     block_size : int
         Images that `blocks` yields at a time.
     """
 
-    def __init__(self, images: Tensor, *, seed: int, batch_size: int, block_size: int) -> None:
-        self.images, self.seed, self.batch_size, self.block_size = images, seed, batch_size, block_size
+    def __init__(self, images: Tensor, own: RowRange, block_size: int) -> None:
+        self.images, self.own, self.block_size = images, own, block_size
 
-    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
-        """Slices of the epoch's order: the same global batches for every number of workers."""
-        order = epoch_keys(len(self.images), self.seed, epoch, weights).to(self.images.device)
-        for keys, rows in own_slices(order, self.batch_size, first_step):
-            index = keys % len(self.images)
-            yield Batch(self.images[index], index, rows, keys)
+    def begin(self, epoch: int, step: int) -> None:
+        """Nothing is read."""
+
+    def open(self, images: Tensor, drawn: Tensor) -> None:
+        """All images are there."""
+
+    def take(self, keys: Tensor, epoch: int) -> Tensor:
+        """Images (n, H, W, 3) of the keys (n,)."""
+        return self.images[(keys % self.own.total - self.own.start).to(self.images.device)]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's contiguous part of the set."""
-        own = row_range(len(self.images))
-        for start in range(own.start, own.stop, self.block_size):
-            index = torch.arange(start, min(start + self.block_size, own.stop), device=self.images.device)
-            yield self.images[start : start + len(index)], index
-
-
-def epoch_order(total: int, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
-    """The images (total,) of an epoch in their order, the same on every worker.
-
-    A permutation; or with `weights` (total,) draws with replacement. They are systematic: an image is drawn as often
-    as its share of the weights says, rounded up or down, and none is missed by chance as in independent draws.
-    """
-    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    order = torch.randperm(total, generator=generator)
-    if weights is None:
-        return order
-    bounds = weights[order].cumsum(0)
-    points = torch.arange(total, dtype=bounds.dtype) + torch.rand((), generator=generator, dtype=bounds.dtype)
-    drawn = torch.searchsorted(bounds, points * (bounds[-1] / total), right=True).clamp_(max=total - 1)
-    return order[drawn][torch.randperm(total, generator=generator)]
-
-
-def epoch_keys(total: int, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
-    """Keys (total,) of the images of an epoch in their order; the image of a key is key % total."""
-    order = epoch_order(total, seed, epoch, weights)
-    return order if weights is None else repeat_keys(order, total)
-
-
-def repeat_keys(order: Tensor, total: int) -> Tensor:
-    """Keys (n,) of the random numbers of an order: image + total * how often it has come before.
-
-    So a repeated image has views and noise of its own each time, and one that comes once has those that it always has.
-    """
-    images, places = order.sort(stable=True)
-    before = torch.arange(len(order)) - torch.searchsorted(images, images)
-    keys = torch.empty_like(order)
-    keys[places] = images + total * before
-    return keys
-
-
-def own_slices(order: Tensor, batch_size: int, first_step: int) -> Iterator[tuple[Tensor, RowRange]]:
-    """This worker's part of each whole batch of an order from `first_step` on, and its rows in the batch."""
-    rows = row_range(batch_size)
-    for step in range(first_step, len(order) // batch_size):
-        start = step * batch_size
-        yield order[start + rows.start : start + rows.stop], rows
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch's order in either mode."""
-    return seed * 1_000_003 + epoch
+        """The share in pieces."""
+        index = torch.arange(*self.own[:2], device=self.images.device)
+        return zip(self.images.split(self.block_size), index.split(self.block_size), strict=True)

@@ -35,6 +35,21 @@ def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
     return labels if (labels >= 0).any() else None
 
 
+def with_groups(folder: str, manifest: Manifest) -> Manifest:
+    """TEMP"""
+    if all(shard.groups for shard in manifest.shards):
+        return manifest
+    shards = []
+    for shard in manifest.shards:
+        with _opened(folder, shard) as file:
+            shards.append(
+                shard.model_copy(
+                    update={"groups": tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))}
+                )
+            )
+    return manifest.model_copy(update={"shards": shards})
+
+
 def has_labels(folder: str) -> bool:
     """Whether any image has a class, from the statistics in the shards' footers.
 
@@ -152,8 +167,14 @@ def _chosen_of_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> Iterat
 def _opened(folder: str, shard: Shard) -> Iterator[pq.ParquetFile]:
     """The shard's file; what is wrong with it, now or while it is read, becomes a DataError."""
     files, root = filesystem(folder)
+    with shard_errors(folder, shard), files.open_input_file(f"{root}/{shard.file}") as handle:
+        yield pq.ParquetFile(handle, page_checksum_verification=True)
+
+
+@contextmanager
+def shard_errors(folder: str, shard: Shard) -> Iterator[None]:
+    """What goes wrong inside, in reading a shard, becomes a DataError that names it."""
     try:
-        with files.open_input_file(f"{root}/{shard.file}") as handle:
-            yield pq.ParquetFile(handle, page_checksum_verification=True)
+        yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder}/{shard.file} cannot be read: {error}; ingest the source again") from error

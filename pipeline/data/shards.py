@@ -58,6 +58,7 @@ class Shard(_Record):
     rows: int = Field(ge=1)
     bytes: int = Field(ge=1, description="size of the file")
     first_index: int = Field(ge=0)
+    groups: tuple[int, ...] = Field((), description="rows of each row group; empty in manifests of earlier versions")
 
 
 class Quarantined(_Record):

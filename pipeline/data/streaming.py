@@ -1,210 +1,284 @@
-"""Ray Data's part of the feed: shards read and decoded for all workers of a run.
+"""The images of a share, read and decoded by Ray Data in the order in which the worker needs them.
 
-Resident mode: every worker receives the decoded set once (`fetch_all_images`) and keeps it. Streaming mode: Ray Data
-reads and decodes the shards anew each epoch and splits them over the workers. The order comes from the file order and
-a local buffer, both reseeded each epoch; a resume skips what was consumed, which repeats the order as long as the
-number of workers stays.
+Each worker runs one pipeline of its own, from where its run begins to the end of the schedule: windows of epochs and
+sweeps of E-steps follow each other, so that reading goes on while the worker computes, and no process is started
+between them. Resident images come through the same pipeline, which then ends.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import ray
 import ray.data
-import ray.train
 import torch
-from ray.data import DataContext, Dataset, ExecutionOptions, FileShuffleConfig
-from ray.train import DataConfig
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from pipeline.collectives import equal_rows, world_size
-from pipeline.config.models import RunConfig
-from pipeline.data.decode import decode_table
-from pipeline.data.loader import Batch, Inputs, ResidentImages, epoch_seed
-from pipeline.data.sampling import balanced_batches
-from pipeline.data.shards import Manifest
-from pipeline.ray_private import own_execution_options, set_execution_count
-from pipeline.storage import filesystem
+from pipeline.collectives import RowRange
+from pipeline.data.reader import SWEPT_ROWS, Piece, PieceReader
+from pipeline.errors import user_error_in
 
-BLOCK_BYTES = 8 << 20  # small enough that a streaming epoch starts after one block, not after the whole set
-FETCH_ROWS = 4096  # images that a worker takes from Ray Data at a time when it fetches the whole set
+Block = dict[str, np.ndarray[Any, Any]]
+BLOCK_BYTES = 8 << 20  # decoded, that travel from a reader to its worker at a time
+TASKS = 2000  # of a pipeline: all are made before it begins, and each costs half a millisecond then
+MOST_TASK_BYTES = 64 << 20  # decoded: with each reader, so much waits for those that were asked before
 
 
-def decoded_dataset(
-    path: str,
-    manifest: Manifest,
-    decoding: Mapping[str, Any],
-    *,
-    shuffle_seed: int | None = None,
-    columns: Sequence[str] = ("image", "index"),
-) -> Dataset:
-    """The shards at `path` as blocks of {"image": uint8 (n, S, S, 3), "index": int64 (n,)}, lazily.
+@dataclass(frozen=True)
+class Readers:
+    """The processes that read for one worker.
 
-    `decoding` holds the arguments of `decode_table`.
-
-    With `shuffle_seed` the files come in another order each time the plan runs, by the seed and the run's number.
+    Attributes
+    ----------
+    count : int
+    cpus : float
+        That each reserves.
     """
-    files, root = filesystem(path)
-    shuffle = None if shuffle_seed is None else FileShuffleConfig(seed=shuffle_seed, reseed_after_execution=True)
-    table = ray.data.read_parquet(
-        [f"{root}/{shard.file}" for shard in manifest.shards],
-        filesystem=files,
-        shuffle=shuffle,
-    )
-    return table.select_columns(list(columns)).map_batches(
-        decode_table, batch_format="pyarrow", fn_kwargs=dict(decoding), batch_size=512
-    )
+
+    count: int
+    cpus: float
+
+    @classmethod
+    def of(cls, cpus: float) -> Readers:
+        """As many as have a CPU each, or one with what there is: it is started also where workers have taken all."""
+        count = max(int(cpus), 1)
+        return cls(count, max(int(cpus / count * 100) / 100, 0.0))
+
+
+class Pipeline:
+    """Reads pieces with processes on this node or, where it has no room, another.
+
+    Parameters
+    ----------
+    reader : tuple
+        Arguments of `PieceReader`.
+    readers : Readers
+    image_bytes : int
+        Of a decoded image.
+    """
+
+    def __init__(self, reader: tuple[Any, ...], readers: Readers, image_bytes: int) -> None:
+        self.reader, self.readers, self.image_bytes = reader, readers, image_bytes
+
+    def blocks(self, pieces: Iterable[Piece], images: int) -> Iterator[Block]:
+        """Blocks of the pieces, of about so many `images` in all, in their order."""
+        size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
+        self._set_context(size)
+        tasks = group_pieces(pieces, max(size // self.image_bytes, 1))
+        while some := list(itertools.islice(tasks, TASKS)):
+            dataset = ray.data.from_arrow(some).map_batches(
+                PieceReader,
+                fn_constructor_args=self.reader,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=self.readers.count),
+                num_cpus=self.readers.cpus,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+            )
+            yield from dataset.iter_batches(batch_size=None, prefetch_batches=1)
+
+    def _set_context(self, task_bytes: int) -> None:
+        """Ray Data's settings of this process: the order is kept, and a share of the cluster taken."""
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        context = quiet_data_context()
+        context.target_max_block_size = BLOCK_BYTES
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources(
+            cpu=self.readers.count * self.readers.cpus,
+            object_store_memory=4 * (self.readers.count + 1) * max(task_bytes, BLOCK_BYTES),
+        )
 
 
 def quiet_data_context() -> DataContext:
-    """Ray Data's settings for this process, without progress bars."""
+    """Ray Data's settings of this process, without progress bars."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     return context
 
 
-def build_datasets(
-    config: RunConfig, manifest: Manifest, mode: str, run_folder: str
-) -> tuple[dict[str, Dataset], DataConfig]:
-    """What a TorchTrainer needs to feed a mode; called in the driver, whose materialised blocks survive restarts."""
-    if mode == "features":  # which workers read by themselves
-        return {}, DataConfig()
-    quiet_data_context().target_max_block_size = BLOCK_BYTES
-    options = ExecutionOptions(preserve_order=True)
-    path, decoding = config.data.path, config.data.decoding
-    if mode == "resident":
-        whole = decoded_dataset(path, manifest, decoding).materialize()
-        return {"images": whole}, DataConfig(datasets_to_split=[], execution_options=options)
-    datasets = {
-        "epoch": decoded_dataset(path, manifest, decoding, shuffle_seed=config.seed),
-        "blocks": decoded_dataset(path, manifest, decoding),
-    }
-    return datasets, _StreamingDataConfig(options, run_folder)
+def group_pieces(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
+    """A table for each task: pieces that follow each other, of `rows` images or more together."""
+    held: list[Piece] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(p.stop - p.start for p in held) >= rows:
+            yield pa.Table.from_pylist([p._asdict() for p in held])
+            held = []
+    if held:
+        yield pa.Table.from_pylist([p._asdict() for p in held])
 
 
-class _StreamingDataConfig(DataConfig):
-    """Equal splits for training, all rows for the E-step, and the shuffle's epoch counter set after a restart."""
+class ImageStream:
+    """Images in a known order, fetched ahead by a thread.
 
-    def __init__(self, options: ExecutionOptions, run_folder: str) -> None:
-        super().__init__(execution_options=options)
-        self.run_folder = run_folder
+    Parameters
+    ----------
+    blocks : iterator of {"image": uint8 (n, S, S, 3), "index": int64 (n,)}
+    room : int
+        Images that are fetched ahead at most; a block is in any case.
+    """
 
-    def configure(
-        self, datasets: dict[str, Dataset], world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
-    ) -> list[dict[str, Any]]:
-        """One iterator per data set and worker; Ray Train calls it at each start of the worker group."""
-        epochs = _epochs_in_checkpoint(self.run_folder)
-        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            dataset = dataset.copy(dataset)
-            dataset.context.execution_options = own_execution_options(self, name)
-            set_execution_count(dataset.context, epochs)
-            equal = name == "epoch"
-            splits = dataset.streaming_split(world_size, equal=equal, locality_hints=worker_node_ids)
-            for worker, split in zip(output, splits, strict=True):
-                worker[name] = split
-        return output
+    def __init__(self, blocks: Iterator[Block], room: int) -> None:
+        self.blocks, self.room = blocks, room
+        self.fetched: deque[tuple[Tensor, Tensor] | BaseException] = deque()
+        self.waiting = 0
+        self.changed = threading.Condition()
+        threading.Thread(target=self._fetch, name="image-stream", daemon=True).start()
+
+    def read(self, index: Tensor) -> Tensor:
+        """Images (n, S, S, 3) of the index (n,); they must be those that come next.
+
+        Raises
+        ------
+        DataError, DecodeError
+            When a shard or an image cannot be read.
+        """
+        parts: list[tuple[Tensor, Tensor]] = []
+        missing = len(index)
+        while missing:
+            parts.append(self._next(missing))
+            missing -= len(parts[-1][1])
+        images, found = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        if not found.equal(index):
+            raise RuntimeError(f"read images {found[:3].tolist()}... where {index[:3].tolist()}... were due")
+        return images
+
+    def _next(self, most: int) -> tuple[Tensor, Tensor]:
+        """The next images and their index, `most` at the most."""
+        with self.changed:
+            self.changed.wait_for(lambda: bool(self.fetched))
+            first = self.fetched.popleft()
+            if isinstance(first, BaseException):
+                self.fetched.append(first)
+                raise first
+            images, index = first
+            if len(index) > most:
+                self.fetched.appendleft((images[most:], index[most:]))
+            self.waiting -= len(index[:most])
+            self.changed.notify_all()
+        return images[:most], index[:most]
+
+    def _fetch(self) -> None:
+        try:
+            for block in self.blocks:
+                self._keep(*(torch.from_numpy(block[name].copy()) for name in ("image", "index")))
+            end: BaseException = EOFError("more images are read than the schedule of the run has")
+        except BaseException as error:
+            end = user_error_in(error) or error
+        with self.changed:
+            self.fetched.append(end)
+            self.changed.notify_all()
+
+    def _keep(self, images: Tensor, index: Tensor) -> None:
+        """Wait for room, and keep a block; in this process's memory, because Ray's object store is for all."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.waiting or self.waiting + len(index) <= self.room)
+            self.fetched.append((images, index))
+            self.waiting += len(index)
+            self.changed.notify_all()
 
 
-def _epochs_in_checkpoint(run_folder: str) -> int:
-    """Finished epochs of the latest checkpoint that Ray Train registered under this folder; 0 without one."""
-    files, root = filesystem(run_folder)
-    try:
-        metrics = ray.train.Result.from_path(root, storage_filesystem=files).metrics
-    except (OSError, RuntimeError, ValueError):
-        return 0
-    return int(metrics["epoch"]) if metrics else 0
+class ImagePool:
+    """Images of the windows that are open, each until it has been taken as often as it was drawn."""
+
+    def __init__(self, own: RowRange, side: int) -> None:
+        self.own = own
+        self.images = torch.empty((0, side, side, 3), dtype=torch.uint8)
+        self.place = torch.full((own.stop - own.start,), -1, dtype=torch.int32)  # of each image; -1: not here
+        self.left = torch.zeros(0, dtype=torch.int32)  # draws of each place
+        self.free = torch.zeros(0, dtype=torch.int64)
+
+    def clear(self) -> None:
+        """Keep no image."""
+        self.place.fill_(-1)
+        self.left.zero_()
+        self.free = torch.arange(len(self.images))
+
+    def put(self, images: Tensor, index: Tensor, draws: Tensor) -> None:
+        """Keep images (n, S, S, 3) with their index (n,) for so many draws (n,) each."""
+        wanted = draws > 0
+        images, index, draws = images[wanted], index[wanted], draws[wanted]
+        self._grow(len(index) - len(self.free))
+        places, self.free = self.free[: len(index)], self.free[len(index) :]
+        self.images[places], self.left[places] = images, draws.int()
+        self.place[index - self.own.start] = places.int()
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images of the index (n,), one draw of each."""
+        places = self.place[index - self.own.start].long()
+        images = self.images[places]
+        self.left.index_add_(0, places, torch.full_like(places, -1, dtype=torch.int32))
+        places = places.unique()
+        self.free = torch.cat([self.free, places[self.left[places] == 0]])
+        return images
+
+    def _grow(self, missing: int) -> None:
+        """Room for so many more images, and an eighth, since each growth copies all."""
+        if missing <= 0:
+            return
+        count = len(self.images)
+        more = missing + count // 8
+        self.images = torch.cat([self.images, self.images.new_empty((more, *self.images.shape[1:]))])
+        self.left = torch.cat([self.left, self.left.new_zeros(more)])
+        self.free = torch.cat([self.free, torch.arange(count, count + more)])
 
 
 class StreamedImages:
-    """Batches that Ray Data reads, decodes and splits anew each epoch."""
+    """The images of a share as a pipeline delivers them, in the order of the run's schedule.
 
-    def __init__(self, config: RunConfig, steps_per_epoch: int, device: torch.device) -> None:
-        self.config, self.steps, self.device = config, steps_per_epoch, device
-        if config.optim.batch_size % world_size():
-            raise ValueError(
-                f"optim.batch_size={config.optim.batch_size} does not divide by the {world_size()} workers; "
-                "streaming needs equal shares (resident mode does not)"
-            )
+    Parameters
+    ----------
+    begin_stream : callable
+        (epoch, step) where the run begins, None at its first E-step, to the stream of the rest of the run.
+    own : RowRange
+    side : int
+        Of a decoded image.
+    device : torch.device
+        That trains.
+    block_size : int
+        Images that `blocks` yields at a time.
+    """
 
-    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
-        """The stream's order; what an interrupted run had consumed is read again and skipped."""
-        local = self.config.optim.batch_size // world_size()
-        batches = self._plain(epoch, local) if weights is None else self._balanced(epoch, local, weights)
-        for step, batch in enumerate(batches):  # to its end: an epoch left early would not count for Ray's reseeding
-            if first_step <= step < self.steps:
-                yield batch
+    def __init__(
+        self,
+        begin_stream: Callable[[tuple[int, int] | None], ImageStream],
+        own: RowRange,
+        side: int,
+        device: torch.device,
+        block_size: int,
+    ) -> None:
+        self.begin_stream, self.own, self.device, self.block_size = begin_stream, own, device, block_size
+        self.pool = ImagePool(own, side)
+        self.stream: ImageStream | None = None
 
-    def _plain(self, epoch: int, local: int) -> Iterator[Batch]:
-        """Each image once."""
-        stream = self._read(
-            local,
-            self.device,
-            drop_last=True,
-            local_shuffle_buffer_size=max(self.config.data.shuffle_buffer, local),
-            local_shuffle_seed=epoch_seed(self.config.seed, epoch),
-        )
-        for batch in stream:
-            yield Batch(batch["image"], batch["index"], equal_rows(local))
+    def begin(self, epoch: int, step: int) -> None:
+        """The stream begins here when the run does."""
+        self.stream = self.stream or self.begin_stream((epoch, step))
+        self.pool.clear()
 
-    def _balanced(self, epoch: int, local: int, weights: Tensor) -> Iterator[Batch]:
-        """Each image as often as its weight says; the shuffle comes after the copies, and so is not Ray Data's."""
-        stream = self._read(local, torch.device("cpu"))
-        batches = balanced_batches(
-            ((batch["image"], batch["index"]) for batch in stream),
-            weights,
-            seed=self.config.seed,
-            epoch=epoch,
-            size=local,
-            steps=self.steps,
-            buffer=self.config.data.shuffle_buffer,
-        )
-        for images, keys in batches:
-            keys = keys.to(self.device)
-            yield Batch(images.to(self.device), keys % len(weights), equal_rows(local), keys)
+    def open(self, images: Tensor, drawn: Tensor) -> None:
+        """Read images (m,), and keep those that are among the drawn (n,)."""
+        assert self.stream is not None
+        draws = torch.bincount(torch.searchsorted(images, drawn), minlength=len(images))
+        for index, often in zip(images.split(SWEPT_ROWS), draws.split(SWEPT_ROWS), strict=True):
+            self.pool.put(self.stream.read(index), index, often)
 
-    def _read(self, local: int, device: torch.device, **options: Any) -> Iterator[dict[str, Tensor]]:
-        """This worker's part of an epoch."""
-        return _torch_batches("epoch", local, device, prefetch_batches=self.config.data.prefetch_batches, **options)
+    def take(self, keys: Tensor, epoch: int) -> Tensor:
+        """Images (n, S, S, 3) of the keys (n,)."""
+        return self.pool.take(keys % self.own.total).to(self.device, non_blocking=True)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whatever part of the set Ray Data hands to this worker."""
-        for batch in _torch_batches("blocks", self.config.estep.batch_size, self.device):
-            yield batch["image"], batch["index"]
-
-
-def worker_images(config: RunConfig, num_images: int, mode: str, device: torch.device) -> Inputs:
-    """The images of this Ray Train worker, in a mode."""
-    if mode == "streaming":
-        return StreamedImages(config, num_images // config.optim.batch_size, device)
-    images = fetch_all_images(num_images, config.data.decoding["size"], device)
-    return ResidentImages(
-        images, seed=config.seed, batch_size=config.optim.batch_size, block_size=config.estep.batch_size
-    )
-
-
-def fetch_all_images(count: int, size: int, device: torch.device) -> Tensor:
-    """The decoded set (count, size, size, 3) uint8 on a device, from the data set that Ray Train hands to a worker.
-
-    Raises
-    ------
-    RuntimeError
-        When images are missing.
-    """
-    images = torch.empty((count, size, size, 3), dtype=torch.uint8, device=device)
-    arrived = torch.zeros(count, dtype=torch.bool)
-    for batch in _torch_batches("images", FETCH_ROWS, device):
-        images[batch["index"]] = batch["image"]
-        arrived[batch["index"].cpu()] = True
-    if not arrived.all():
-        raise RuntimeError(f"{int((~arrived).sum())} of {count} images did not arrive; ingest the source again")
-    return images
-
-
-def _torch_batches(name: str, batch_size: int, device: torch.device, **options: Any) -> Iterator[dict[str, Tensor]]:
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writ")  # zero-copy views, never written to
-    shard = ray.train.get_dataset_shard(name)
-    batches = shard.iter_torch_batches(batch_size=batch_size, device=str(device), **options)
-    return cast(Iterator[dict[str, Tensor]], iter(batches))
+        """The share in pieces, as they come."""
+        self.stream = self.stream or self.begin_stream(None)
+        for index in torch.arange(*self.own[:2]).split(self.block_size):
+            yield self.stream.read(index).to(self.device), index.to(self.device)

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipeline.collectives import row_range
-from pipeline.data.loader import Batch, epoch_keys, own_slices
+from pipeline.collectives import RowRange
 from pipeline.keyed_random import Stream, uniform
 
 
-class FeatureInputs:
-    """Batches of pairs (B, 2, F) float16 from the cached views of all images.
+class FeatureSource:
+    """Pairs (B, 2, F) float16 of the cached views of images, which every worker has of all images.
 
     Parameters
     ----------
@@ -28,8 +27,12 @@ class FeatureInputs:
         That trains.
     neighbours : Tensor (N, k) int64, optional
         The second of a pair is a view of one of these images; of the image itself when absent.
-    seed, batch_size, block_size
-        As `ResidentImages` takes them.
+    own : RowRange
+        Images of this worker's share.
+    seed : int
+        Of the run; with the epoch and the key it decides a pair.
+    block_size : int
+        Images that `blocks` yields at a time.
     """
 
     def __init__(
@@ -38,26 +41,29 @@ class FeatureInputs:
         device: torch.device,
         *,
         neighbours: Tensor | None = None,
+        own: RowRange,
         seed: int,
-        batch_size: int,
         block_size: int,
     ) -> None:
         self.features, self.device, self.neighbours = features, device, neighbours
-        self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
+        self.own, self.seed, self.block_size = own, seed, block_size
 
-    def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
-        """Slices of the epoch's order, which is that of resident images."""
-        order = epoch_keys(len(self.features), self.seed, epoch, weights).to(self.features.device)
-        for own, rows in own_slices(order, self.batch_size, first_step):
-            keys = own.to(self.device)
-            yield Batch(self.pairs(own, epoch, self.neighbours), keys % len(self.features), rows, keys)
+    def begin(self, epoch: int, step: int) -> None:
+        """Nothing is read."""
+
+    def open(self, images: Tensor, drawn: Tensor) -> None:
+        """All features are there."""
+
+    def take(self, keys: Tensor, epoch: int) -> Tensor:
+        """Pairs (n, 2, F) of the keys (n,)."""
+        return self.pairs(keys.to(self.features.device), epoch, self.neighbours)
 
     def blocks(self, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The un-augmented features of this worker's contiguous part of the set, or those of a cached view."""
-        own = row_range(len(self.features))
-        for start in range(own.start, own.stop, self.block_size):
-            index = torch.arange(start, min(start + self.block_size, own.stop), device=self.device)
-            yield self.features[start : start + len(index), view].to(self.device), index
+        """The un-augmented features of the share, or those of a cached view, in pieces."""
+        index = torch.arange(*self.own[:2], device=self.device)
+        own = self.features[self.own.start : self.own.stop, view]
+        for features, numbers in zip(own.split(self.block_size), index.split(self.block_size), strict=True):
+            yield features.to(self.device), numbers
 
     def pairs(self, keys: Tensor, epoch: int, neighbours: Tensor | None = None) -> Tensor:
         """Two features (B, 2, F) for each key (B,): of two views of the image, or of it and of a neighbour.

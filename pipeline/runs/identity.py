@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
-from pipeline.config.loading import parse_config
+from pipeline.config.loading import parse_saved
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest
 from pipeline.errors import ConfigError
@@ -87,7 +87,7 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
     if identity is None or not _is_started(identity):
         raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
     origin = f"{folder.path}/{IDENTITY}"
-    return settle_images(parse_config(identity["config"], origin)), Manifest.model_validate(identity["manifest"])
+    return settle_images(parse_saved(identity["config"], origin)), Manifest.model_validate(identity["manifest"])
 
 
 def _is_started(identity: dict[str, Any]) -> bool:
@@ -96,7 +96,7 @@ def _is_started(identity: dict[str, Any]) -> bool:
 
 def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
     """What differs between the settings that a run was started with and those of now."""
-    started = parse_config(identity["config"], f"{folder.path}/{IDENTITY}")
+    started = parse_saved(identity["config"], f"{folder.path}/{IDENTITY}")
     before, now = (result_settings(settle_images(settings)) for settings in (started, config))
     return [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]
 

@@ -16,7 +16,7 @@ from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import from_rank_zero, gather_rows, rank, route_rows_to_owner
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
-from pipeline.features.inputs import FeatureInputs
+from pipeline.features.inputs import FeatureSource
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
 from pipeline.method.losses import unit
@@ -57,7 +57,7 @@ def _encode(
 
 
 def mean_over_views(
-    model: DigPro, inputs: FeatureInputs, preprocess: Callable[[Tensor], Tensor], features: Tensor
+    model: DigPro, inputs: FeatureSource, preprocess: Callable[[Tensor], Tensor], features: Tensor
 ) -> Tensor:
     """Mean of each image's un-augmented features (own rows, D) and those of its cached views, on the unit sphere.
 

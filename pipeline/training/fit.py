@@ -20,7 +20,6 @@ from ray.train.torch import TorchTrainer
 
 from pipeline.checks.capacity import worker_resources
 from pipeline.cluster import on_driver_node
-from pipeline.data.streaming import build_datasets
 from pipeline.errors import first_line
 from pipeline.memory import memory_shortage
 from pipeline.ray_private import leave_signals_alone
@@ -61,12 +60,9 @@ def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> Result:
 def run_workers(job: Job, callbacks: Sequence[UserCallback]) -> Result:
     """Run the workers until they return."""
     config, folder = job.config, job.folder
-    datasets, data_config = build_datasets(config, job.manifest, job.plan.mode, folder.path)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        datasets=datasets,
-        dataset_config=data_config,
         scaling_config=worker_resources(config, job.plan.mode).scaling(config.resources),
         run_config=RunConfig(
             name=folder.name,

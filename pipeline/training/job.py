@@ -31,6 +31,8 @@ class Job:
         Folder with the cached features of a frozen backbone, on which the heads are trained.
     start_from : str or None
         Checkpoint of another run, by absolute path or URI, that this one starts from when it has none of its own.
+    reading_cpus : float or None
+        For reading and decoding, over all workers; None: what these leave of the cluster.
     """
 
     config: RunConfig
@@ -40,6 +42,7 @@ class Job:
     board: Any = None
     features: str | None = None
     start_from: str | None = None
+    reading_cpus: float | None = None
 
     @property
     def folder(self) -> Folder:

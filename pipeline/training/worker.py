@@ -25,13 +25,13 @@ from pipeline.data.loader import Batch, Inputs
 from pipeline.data.read import read_labels
 from pipeline.data.sampling import sampling_weights
 from pipeline.errors import CheckpointError, Diverged
-from pipeline.features.inputs import FeatureInputs
+from pipeline.features.inputs import FeatureSource
 from pipeline.inference.embedding import write_features
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
 from pipeline.method.optimizer import set_learning_rates, zero_unless_finite
 from pipeline.method.schedules import Schedules
-from pipeline.plan import has_estep
+from pipeline.plan import has_estep, is_balanced
 from pipeline.tracking import RunWriter, spool_path
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.checkpoint import (
@@ -199,11 +199,11 @@ def take_step(run: Run, batch: Batch) -> None:
 
 def draw_weights(run: Run) -> Tensor | None:
     """How often each image is drawn in this epoch, by its pseudo-label; None when each is taken once."""
-    optim = run.job.config.optim
-    if optim.balance == 0 or run.state.epoch < optim.warmup_epochs:  # early clusters are no guide to the classes
+    config = run.job.config
+    if not is_balanced(config, run.state.epoch):
         return None
     assert run.state.pseudo is not None
-    return sampling_weights(run.state.pseudo.labels, optim.balance)
+    return sampling_weights(run.state.pseudo.labels, config.optim.balance)
 
 
 def save_inside_epoch(run: Run) -> None:
@@ -327,8 +327,8 @@ def fitted_features(run: Run, features: Tensor) -> Tensor | None:
     """What k-means fits its centres on in place of the features (own rows, D); None where it is these."""
     if not run.job.config.estep.fit_views:
         return None
-    assert isinstance(run.inputs, FeatureInputs)
-    return mean_over_views(run.state.model, run.inputs, run.preprocess, features)
+    assert isinstance(run.inputs.source, FeatureSource)
+    return mean_over_views(run.state.model, run.inputs.source, run.preprocess, features)
 
 
 def score_labels(

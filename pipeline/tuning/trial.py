@@ -19,6 +19,7 @@ from ray import tune
 from ray.train import Result, TrainingFailedError, UserCallback
 
 from pipeline.alarms import collapse
+from pipeline.checks.capacity import READING_CPUS
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
@@ -117,7 +118,15 @@ def trial_job(settings: dict[str, Any], search: SearchJob, trial: str) -> Job:
     tracking = open_trial_run(config, search, trial)
     if search.features is not None:
         complete_neighbours(Folder(search.features), config.views.neighbours)
-    return Job(config, search.manifest, plan, tracking, features=search.features, start_from=settings.get(START_FROM))
+    return Job(
+        config,
+        search.manifest,
+        plan,
+        tracking,
+        features=search.features,
+        start_from=settings.get(START_FROM),
+        reading_cpus=READING_CPUS,
+    )
 
 
 def trial_config(settings: dict[str, Any], search: SearchJob, trial: str) -> RunConfig:

@@ -21,7 +21,8 @@ from pipeline.collectives import row_range
 from pipeline.config.loading import load_config
 from pipeline.data.decode import decode_table
 from pipeline.data.ingest import ingest
-from pipeline.data.loader import ResidentImages
+from pipeline.data.loader import Inputs, ResidentImages
+from pipeline.data.order import Order
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
 from pipeline.plan import make_plan
@@ -76,7 +77,7 @@ def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool 
     model, views = build_model(config, job.plan.num_clusters, cpu), build_views(config, manifest)
     return Run(
         job=job,
-        inputs=ResidentImages(images, seed=config.seed, batch_size=config.optim.batch_size, block_size=50),
+        inputs=resident_inputs(images, job.plan.order, block_size=50),
         views=views,
         preprocess=build_preprocess(config, manifest),
         probe=_probe(images, views, config.estep.probe),
@@ -87,6 +88,12 @@ def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool 
         timer=EpochTimer(),
         reporter=Reporter(),
     )
+
+
+def resident_inputs(images: Tensor, order: Order, block_size: int) -> Inputs:
+    """Inputs of this process's share of all images (N, H, W, 3)."""
+    own = order.images_of(row_range(order.lanes))
+    return Inputs(order, ResidentImages(images[own.start : own.stop], own, block_size), images.device)
 
 
 def _probe(images: Tensor, views: Views, count: int) -> Probe | None:

@@ -1,0 +1,115 @@
+"""Which images a worker reads, in the order in which it needs them; and the reading: shards to decoded blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.collectives import RowRange
+from pipeline.data.decode import decode_table
+from pipeline.data.order import Order
+from pipeline.data.read import shard_errors
+from pipeline.data.shards import Manifest, Shard
+from pipeline.storage import filesystem
+
+SWEEP = -1  # in place of the epoch of a piece that is read for an E-step
+SWEPT_ROWS = 1024  # of a piece of an E-step
+OPEN_SHARDS = 64  # files that a reader keeps open, each with its footer
+KEPT_GROUPS = 2  # row groups that a reader keeps, for lanes that are shorter than one
+
+
+class Piece(NamedTuple):
+    """What is read at a time: the images at `start` to `stop` of a window's order; or of the index, for an E-step."""
+
+    epoch: int
+    lane: int
+    window: int
+    start: int
+    stop: int
+
+
+def epoch_pieces(order: Order, lanes: RowRange, epoch: int, steps: range, *, whole: bool) -> list[Piece]:
+    """The pieces that steps of an epoch need, in the order in which `Inputs.epoch` asks for them.
+
+    `whole` windows are read where the draws from them are not known yet.
+    """
+    found = []
+    for lane in range(*lanes[:2]):
+        rows = order.lane_rows(lane)
+        for number, window, start, stop in order.taken(epoch, lane, steps.start):
+            span = (0, len(window)) if whole else (start, stop)
+            needed = max(window.first // rows, steps.start)
+            if needed in steps:
+                found.append((needed, lane, Piece(epoch, lane, number, *span)))
+    return [piece for *_, piece in sorted(found)]
+
+
+def swept_pieces(own: RowRange) -> list[Piece]:
+    """The pieces of an E-step."""
+    starts = range(own.start, own.stop, SWEPT_ROWS)
+    return [Piece(SWEEP, 0, 0, start, min(start + SWEPT_ROWS, own.stop)) for start in starts]
+
+
+def images_of(order: Order, piece: Piece) -> Tensor:
+    """The images (n,) of a piece, ascending."""
+    if piece.epoch == SWEEP:
+        return torch.arange(piece.start, piece.stop)
+    window = order.windows(piece.epoch, piece.lane)[piece.window]
+    return order.draw(piece.epoch, window)[piece.start : piece.stop].sort().values
+
+
+class PieceReader:
+    """Reads pieces: a callable for Ray Data, which makes one for each process that reads.
+
+    Parameters
+    ----------
+    order : Order
+    path : str
+        Of the shards.
+    manifest : Manifest
+        With the rows of each row group.
+    decoding : dict
+        Arguments of `decode_table`.
+    """
+
+    def __init__(self, order: Order, path: str, manifest: Manifest, decoding: dict[str, Any]) -> None:
+        self.order, self.path, self.manifest, self.decoding = order, path, manifest, decoding
+        self.starts = order.group_starts.numpy()
+        self.shard_of = np.repeat(np.arange(len(manifest.shards)), [len(shard.groups) for shard in manifest.shards])
+        self.first_group = np.searchsorted(self.shard_of, np.arange(len(manifest.shards)))
+        self.opened, self.read_group = lru_cache(OPEN_SHARDS)(self._open), lru_cache(KEPT_GROUPS)(self._read_group)
+
+    def __call__(self, pieces: pa.Table) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Blocks {"image": uint8 (n, S, S, 3), "index": int64 (n,)} of the pieces, in their order.
+
+        Raises
+        ------
+        DataError, DecodeError
+            Naming the shard that cannot be read, or the image that cannot be decoded.
+        """
+        for piece in pieces.to_pylist():
+            yield from self.blocks(images_of(self.order, Piece(**piece)).numpy())
+
+    def blocks(self, images: np.ndarray[Any, Any]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """A block for each row group of the images (n,), ascending."""
+        groups = np.searchsorted(self.starts, images, side="right") - 1
+        for group in np.unique(groups):
+            rows = images[groups == group] - self.starts[group]
+            yield decode_table(self.read_group(int(group)).take(rows), **self.decoding)
+
+    def _read_group(self, group: int) -> pa.Table:
+        number = int(self.shard_of[group])
+        shard = self.manifest.shards[number]
+        with shard_errors(self.path, shard):
+            return self.opened(shard).read_row_group(group - int(self.first_group[number]), columns=["image", "index"])
+
+    def _open(self, shard: Shard) -> pq.ParquetFile:
+        files, root = filesystem(self.path)
+        return pq.ParquetFile(files.open_input_file(f"{root}/{shard.file}"), page_checksum_verification=True)
