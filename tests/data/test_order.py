@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.collectives import RowRange
 from pipeline.data.order import Order, Window, number_copies
+from pipeline.data.sampling import sampling_weights
 
 GROUPS = (40, 40, 17, 40, 40, 26, 40, 40, 17, 40, 40, 26, 40, 40, 14)  # 500 images in three shards
 COUNT = sum(GROUPS)
@@ -27,9 +28,7 @@ def shares(order: Order, workers: int) -> list[RowRange]:
 def lane_steps(order: Order, epoch: int, lane: int, first_step: int = 0) -> list[Tensor]:
     """Images that a lane gives to each step from the first on."""
     rows = order.lane_rows(lane)
-    taken = [
-        order.draw(epoch, window)[start:stop] for _, window, start, stop in order.taken(epoch, lane, first_step)
-    ]
+    taken = [order.draw(epoch, window)[start:stop] for _, window, start, stop in order.taken(epoch, lane, first_step)]
     return list(torch.cat(taken).split(rows)) if taken else []
 
 
@@ -76,7 +75,8 @@ def test_shares_are_contiguous_and_hold_what_their_lanes_take(order: Order) -> N
             end, row = own.stop, rows.stop
             for lane in range(*lanes[:2]):
                 taken = torch.cat(lane_steps(order, 2, lane))
-                assert own.start <= int(taken.min()) and int(taken.max()) < own.stop
+                assert own.start <= int(taken.min())
+                assert int(taken.max()) < own.stop
         assert (end, row) == (COUNT, order.batch_size)
 
 
@@ -85,7 +85,8 @@ def test_shares_differ_by_a_lane_at_most() -> None:
         most = max(order.lane_rows(lane) for lane in range(order.lanes))
         for workers in range(1, order.lanes + 1):
             rows = [len(range(*order.batch_rows(lanes)[:2])) for lanes in shares(order, workers)]
-            assert 0 < min(rows) and max(rows) - min(rows) <= most + 1
+            assert min(rows) > 0
+            assert max(rows) - min(rows) <= most + 1
 
 
 @pytest.mark.parametrize("order", [ORDER, COVERED, ODD])
@@ -162,6 +163,22 @@ def test_draws_by_weight_are_as_many_as_images_and_follow_the_weights() -> None:
     assert ((often - expected).abs() < 1).all()
     assert len(keys.unique()) == len(keys)
     assert not keys.equal(ORDER.draw(1, window, weights))
+
+
+def test_clusters_are_drawn_equally_often_nearly_where_lanes_are_fair_samples() -> None:
+    """Every lane gives each batch the same number of rows, so that a lane with many rare images draws each less."""
+    sizes = torch.tensor([900, 450, 200, 100, 50])
+    labels = torch.arange(5).repeat_interleave(sizes)[torch.randperm(1700, generator=torch.Generator().manual_seed(0))]
+    order = Order(1700, batch_size=128, seed=0, window=1700, groups=(1700,))
+    weights = sampling_weights(labels, 1.0)
+    drawn = torch.zeros(5)
+    for epoch in range(20):
+        for lane in range(order.lanes):
+            for window in order.windows(epoch, lane):
+                keys = order.draw(epoch, window, weights[window.images])
+                drawn += torch.bincount(labels[keys % 1700], minlength=5)
+    assert float(drawn.sum()) == 20 * 1700
+    assert torch.allclose(drawn / drawn.sum(), torch.full((5,), 0.2), atol=0.035)
 
 
 def test_equal_weights_draw_each_image_once() -> None:

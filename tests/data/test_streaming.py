@@ -1,0 +1,235 @@
+"""The streamed feed without Ray: shards on disk, read in this process in the order of a schedule."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.collectives import RowRange, row_range
+from pipeline.data.ingest import ingest
+from pipeline.data.loader import Inputs
+from pipeline.data.order import Order
+from pipeline.data.read import with_groups
+from pipeline.data.reader import Piece, PieceReader, epoch_pieces, images_of, swept_pieces
+from pipeline.data.shards import Manifest
+from pipeline.data.streaming import Block, ImagePool, ImageStream, Readers, StreamedImages, group_pieces
+from pipeline.errors import DataError
+from tests.helpers.small_run import resident_inputs
+from tests.helpers.workers import Workers
+
+SIDE, BATCH, EPOCHS = 8, 96, 2
+DECODING = {"size": SIDE, "fit": "stretch", "interpolation": "bilinear"}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digits in shards of 300 rows."""
+    folder = tmp_path_factory.mktemp("digits")
+    ingest("digits", str(folder), rows_per_shard=300)
+    return str(folder)
+
+
+def opened(path: str) -> Manifest:
+    """The manifest, with row groups."""
+    return with_groups(path, ingest("digits", path, rows_per_shard=300))
+
+
+def order_of(manifest: Manifest, window: int) -> Order:
+    groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
+    return Order(manifest.num_images, BATCH, 5, window, groups)
+
+
+def read(reader: PieceReader, pieces: list[Piece]) -> Iterator[Block]:
+    """What Ray Data's processes do."""
+    for table in group_pieces(pieces, 200):
+        yield from reader(table)
+
+
+class Reading:
+    """A streamed feed of two epochs with an E-step before and between them; it counts the images that are read."""
+
+    def __init__(self, path: str, window: int, *, whole: bool = False) -> None:
+        self.manifest = opened(path)
+        self.order = order_of(self.manifest, window)
+        self.reader = PieceReader(self.order, path, self.manifest, DECODING)
+        self.whole, self.decoded = whole, 0
+        own = self.order.images_of(row_range(self.order.lanes))
+        self.inputs = Inputs(self.order, StreamedImages(self.begin, own, SIDE, CPU, 128), CPU)
+
+    def begin(self, at: tuple[int, int] | None) -> ImageStream:
+        return ImageStream(self.counted(self.schedule(at)), room=500)
+
+    def schedule(self, at: tuple[int, int] | None) -> list[Piece]:
+        lanes, (first, step) = row_range(self.order.lanes), at or (0, 0)
+        swept = swept_pieces(self.order.images_of(lanes))
+        pieces = [] if at else list(swept)
+        for epoch in range(first, EPOCHS):
+            steps = range(step if epoch == first else 0, self.order.steps)
+            pieces += epoch_pieces(self.order, lanes, epoch, steps, whole=self.whole) + swept
+        return pieces
+
+    def counted(self, pieces: list[Piece]) -> Iterator[Block]:
+        for block in read(self.reader, pieces):
+            self.decoded += len(block["index"])
+            yield block
+
+
+def weights_of(count: int) -> Tensor:
+    """Some images twice as often as others."""
+    weights = torch.ones(count, dtype=torch.float64)
+    weights[::3] = 2.0
+    return weights
+
+
+def _streamed(rank: int, path: str, window: int, at: tuple[int, int] | None, balanced: bool) -> list[Any]:
+    """Keys and pixel sums of all batches and blocks from `at` on."""
+    reading = Reading(path, window, whole=balanced)
+    own, found = reading.inputs.own, []
+    weights = weights_of(own.total)[own.start : own.stop] if balanced else None
+    first, step = at or (0, 0)
+    if at is None:
+        found.append(torch.cat([index for _, index in reading.inputs.blocks()]))
+    for epoch in range(first, EPOCHS):
+        for batch in reading.inputs.epoch(epoch, step if epoch == first else 0, weights):
+            found.append((batch.keys, batch.inputs.sum(dim=(1, 2, 3))))
+        found.append(torch.cat([index for _, index in reading.inputs.blocks()]))
+    return found
+
+
+def _resident(path: str, window: int, balanced: bool) -> list[tuple[Tensor, Tensor]]:
+    """The same from images in memory."""
+    manifest = opened(path)
+    order = order_of(manifest, window)
+    blocks = PieceReader(order, path, manifest, DECODING).blocks(np.arange(manifest.num_images))
+    images = torch.from_numpy(np.concatenate([block["image"] for block in blocks]))
+    inputs = resident_inputs(images, order, 128)
+    weights = weights_of(len(images)) if balanced else None
+    return [
+        (batch.keys, batch.inputs.sum(dim=(1, 2, 3)))
+        for epoch in range(EPOCHS)
+        for batch in inputs.epoch(epoch, 0, weights)
+    ]
+
+
+@pytest.mark.parametrize("window", [10_000, 700])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_stream_has_the_batches_of_images_in_memory_on_any_number_of_workers(
+    shards: str, window: int, balanced: bool, pair: Workers
+) -> None:
+    expected = _resident(shards, window, balanced)
+    for parts in ([_streamed(0, shards, window, None, balanced)], pair.run(_streamed, shards, window, None, balanced)):
+        steps = [[item for item in part if isinstance(item, tuple)] for part in parts]
+        sweeps = [[item for item in part if isinstance(item, Tensor)] for part in parts]
+        for step, (keys, sums) in enumerate(expected):
+            assert torch.cat([part[step][0] for part in steps]).equal(keys)
+            assert torch.cat([part[step][1] for part in steps]).equal(sums)
+        for sweep in range(EPOCHS + 1):
+            assert torch.cat([part[sweep] for part in sweeps]).equal(torch.arange(1797))
+
+
+def test_every_image_comes_once_through_a_kill_and_two_changes_of_the_workers(shards: str, pair: Workers) -> None:
+    """One worker for five steps, two for six, one for the rest; the ledger has each image once."""
+    window, ledger = 700, []
+    ledger += [keys for keys, _ in _streamed(0, shards, window, (0, 0), False)[:5]]
+    parts = pair.run(_streamed, shards, window, (0, 5), False)
+    ledger += [torch.cat([part[step][0] for part in parts]) for step in range(6)]
+    ledger += [item[0] for item in _streamed(0, shards, window, (0, 11), False)[: 18 - 11]]
+    assert torch.cat(ledger).equal(torch.cat([keys for keys, _ in _resident(shards, window, False)[:18]]))
+    assert len(torch.cat(ledger).unique()) == 18 * BATCH
+
+
+@pytest.mark.parametrize("step", [1, 9, 17])
+def test_a_resume_decodes_nothing_that_was_consumed(shards: str, step: int) -> None:
+    reading = Reading(shards, 700)
+    pieces = epoch_pieces(
+        reading.order, row_range(reading.order.lanes), 0, range(step, reading.order.steps), whole=False
+    )
+    images = torch.cat([images_of(reading.order, piece) for piece in pieces])
+    assert len(images) == (reading.order.steps - step) * BATCH
+    assert len(images.unique()) == len(images)
+
+
+def test_a_resumed_stream_begins_at_its_step(shards: str) -> None:
+    whole = [item for item in _streamed(0, shards, 700, (0, 0), False) if isinstance(item, tuple)]
+    rest = [item for item in _streamed(0, shards, 700, (0, 13), False) if isinstance(item, tuple)]
+    assert all(mine[0].equal(theirs[0]) for mine, theirs in zip(rest, whole[13:], strict=True))
+
+
+def test_a_lost_shard_is_named(shards: str) -> None:
+    manifest = opened(shards)
+    manifest = manifest.model_copy(
+        update={"shards": [shard.model_copy(update={"file": f"gone-{shard.file}"}) for shard in manifest.shards]}
+    )
+    reader = PieceReader(order_of(manifest, 700), shards, manifest, DECODING)
+    stream = ImageStream(read(reader, swept_pieces(RowRange(0, 100, 1797))), room=100)
+    for _ in range(2):  # and whoever asks again is told again
+        with pytest.raises(DataError, match=r"gone-shard-00000.parquet cannot be read"):
+            stream.read(torch.arange(10))
+
+
+def blocks_of(*sizes: int) -> Iterator[Block]:
+    start = 0
+    for size in sizes:
+        index = np.arange(start, start + size)
+        yield {"image": np.broadcast_to(index[:, None, None, None], (size, 2, 2, 3)).astype(np.uint8), "index": index}
+        start += size
+
+
+def test_reads_cross_the_ends_of_blocks() -> None:
+    stream = ImageStream(blocks_of(3, 5, 1, 4), room=4)
+    assert stream.read(torch.arange(7))[:, 0, 0, 0].tolist() == list(range(7))
+    assert stream.read(torch.arange(7, 13))[:, 0, 0, 0].tolist() == list(range(7, 13))
+
+
+def test_images_that_are_not_due_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"read images \[0, 1, 2\]\.\.\. where \[0, 2, 4\]\.\.\. were due"):
+        ImageStream(blocks_of(5), room=5).read(torch.tensor([0, 2, 4]))
+
+
+def test_no_more_is_fetched_ahead_than_there_is_room_for() -> None:
+    made: list[int] = []
+
+    def counted() -> Iterator[Block]:
+        for block in blocks_of(*[4] * 20):
+            made.append(len(block["index"]))
+            yield block
+
+    stream = ImageStream(counted(), room=10)
+    deadline = time.monotonic() + 5
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(made) == 3  # two are kept, and one waits for room
+    stream.read(torch.arange(80))
+    assert len(made) == 20
+    assert threading.active_count() < 50
+
+
+def test_a_pool_keeps_an_image_until_its_last_draw() -> None:
+    pool = ImagePool(RowRange(10, 20, 40), side=2)
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 2, 2, 3)
+    pool.put(images, torch.tensor([10, 13, 15, 19]), torch.tensor([1, 2, 0, 1]))
+    held = len(pool.images)
+    assert pool.take(torch.tensor([13, 19]))[:, 0, 0, 0].tolist() == [1, 3]
+    assert pool.take(torch.tensor([10, 13]))[:, 0, 0, 0].tolist() == [0, 1]
+    pool.put(images[:held], torch.arange(10, 10 + held), torch.ones(held, dtype=torch.int64))
+    assert len(pool.images) == held  # all places were free again
+
+
+def test_readers_share_what_the_workers_leave() -> None:
+    assert Readers.of(3.5) == Readers(3, 1.16)
+    assert Readers.of(0.5) == Readers(1, 0.5)
+    assert Readers.of(-1) == Readers(1, 0.0)
+
+
+def test_pieces_travel_in_tasks_of_some_images() -> None:
+    tasks = list(group_pieces(swept_pieces(RowRange(0, 5000, 5000)), 2000))
+    assert [task.num_rows for task in tasks] == [2, 2, 1]
