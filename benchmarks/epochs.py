@@ -43,7 +43,6 @@ from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.data.streaming import build_datasets
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.plan import make_plan
 from pipeline.runs.identity import run_folder
@@ -127,12 +126,9 @@ def ray_epoch(config: RunConfig, manifest: Manifest) -> Epoch:
 
     def epoch() -> Cost:
         job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
-        datasets, data_config = build_datasets(config, manifest, job.plan.mode, job.folder.path)
         trainer = TorchTrainer(
             time_second_epoch,
             train_loop_config={"job": job},
-            datasets=datasets,
-            dataset_config=data_config,
             scaling_config=worker_resources(config, job.plan.mode).scaling(config.resources),
             run_config=RayRunConfig(name=config.name, storage_path=config.storage),
         )

@@ -24,9 +24,11 @@ import torch
 
 from benchmarks.measure import conclude, speedup, time_interleaved
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.data.loader import Batch
+from pipeline.collectives import RowRange
+from pipeline.data.loader import Batch, Inputs
+from pipeline.data.order import Order
 from pipeline.features.cache import CacheKey, FeatureCache, Part, part_table
-from pipeline.features.inputs import FeatureInputs, as_input, split_pair
+from pipeline.features.inputs import FeatureSource, as_input, split_pair
 from pipeline.features.load import load_features
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import Standardize, build_head, build_predictor
@@ -81,9 +83,9 @@ def build() -> DigPro:
 class Trainer:
     """Steps on batches of an inputs object, as the worker makes them."""
 
-    def __init__(self, inputs: FeatureInputs) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.model = inputs, build()
-        self.labels = torch.arange(len(inputs.features)) % CLUSTERS
+        self.labels = torch.arange(inputs.own.total) % CLUSTERS
         self.optimizer = build_optimizer(self.model, lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def steps(self, count: int | None = None) -> None:
@@ -107,10 +109,12 @@ class Trainer:
         spherical_kmeans(encoded, CLUSTERS, restarts=1, max_iter=5)
 
 
-def open_inputs(folder: Path, cache: FeatureCache, *, limit_gb: float) -> FeatureInputs:
+def open_inputs(folder: Path, cache: FeatureCache, *, limit_gb: float) -> Inputs:
     """Inputs in memory up to the limit, or from a mapped file."""
     features = load_features(Folder(str(folder)), cache, CPU, limit_gb=limit_gb, first_on_node=True)
-    return FeatureInputs(features, CPU, seed=0, batch_size=BATCH, block_size=BLOCK)
+    count = len(features)
+    source = FeatureSource(features, CPU, own=RowRange(0, count, count), seed=0, block_size=BLOCK)
+    return Inputs(Order(count, BATCH, 0, count, (count,)), source, CPU)
 
 
 def measure(images: int, rounds: int) -> dict[str, Any]:

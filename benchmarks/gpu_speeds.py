@@ -253,8 +253,9 @@ def views(device: torch.device, sizes: Sizes, *, side: int, size: int) -> Result
 
 def estep(device: torch.device, sizes: Sizes) -> Result:
     """The E-step in the precision of a run: features of all images, and k-means on them."""
-    loop = Loop(random_images(sizes.images, sizes.small.size, device), sizes.small, autocast=run_precision(device))
-    loop.model.encode(loop.preprocess(loop.inputs.images[:2]))  # the first call allocates
+    images = random_images(sizes.images, sizes.small.size, device)
+    loop = Loop(images, sizes.small, autocast=run_precision(device))
+    loop.model.encode(loop.preprocess(images[:2]))  # the first call allocates
     reset_peak(device)
     features: list[Tensor] = []
     encode = timed(lambda: features.append(loop.encode()), device)

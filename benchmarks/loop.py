@@ -15,7 +15,9 @@ from torch import Tensor
 
 from benchmarks.step import FEATURES, build_model, take_step
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.data.loader import ResidentImages
+from pipeline.collectives import RowRange
+from pipeline.data.loader import Inputs, ResidentImages
+from pipeline.data.order import Order
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.views import TwoViews
 from pipeline.inference.encode import encode_blocks
@@ -124,7 +126,9 @@ class Loop:
         change: Callable[[DigPro], object] | None = None,
     ) -> None:
         self.recipe, self.epoch = recipe, 0
-        self.inputs = ResidentImages(images, seed=0, batch_size=recipe.batch, block_size=BLOCK)
+        count = len(images)
+        source = ResidentImages(images, RowRange(0, count, count), BLOCK)
+        self.inputs = Inputs(Order(count, recipe.batch, 0, count, (count,)), source, images.device)
         self.views = TwoViews(simclr_policy(recipe.size), mean, std, seed=0)
         self.preprocess = Preprocess(recipe.size, mean, std).to(images.device)
         self.model = recipe.build_model(autocast=autocast).to(images.device)

@@ -24,14 +24,22 @@ Seconds = dict[str, list[float]]
 
 
 def time_interleaved(
-    blocks: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = "cpu"
+    blocks: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device | str = "cpu",
+    *,
+    prepare: Callable[[], object] = lambda: None,
 ) -> Seconds:
-    """Seconds of each block in each round. With several workers, all call it and the slowest determines the time."""
+    """Seconds of each block in each round. With several workers, all call it and the slowest determines the time.
+
+    `prepare` is called before each block, and not timed.
+    """
     device = torch.device(device)
     single = device.type == "cpu" and torch.get_num_threads() == 1 and world_size() == 1
     clock = time.process_time if single else time.perf_counter
     seconds: Seconds = {name: [] for name in blocks}
     for name in alternate(blocks, rounds):
+        prepare()
         _synchronize(device)
         start = clock()
         blocks[name]()

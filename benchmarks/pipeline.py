@@ -17,6 +17,7 @@ import itertools
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -38,8 +39,9 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.loader import Batch
+from pipeline.data.read import with_groups
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.data.streaming import build_datasets
+from pipeline.data.streaming import StreamedImages
 from pipeline.plan import make_plan
 from pipeline.runs.identity import run_folder
 from pipeline.storage import absolute
@@ -67,6 +69,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
         {"bare": lambda: train_on(run, in_memory), "fed": lambda: train_on(run, fed_batches(run, next(epochs)))},
         rounds,
         device,
+        prepare=lambda: wait_until_full(run),
     )
     first_batch = run.timer.seconds["first_batch"] / rounds
     peaks = peak_memory_gib(device)
@@ -81,6 +84,14 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
         "bfloat16_speedup": speedup(precisions, of="torch.bfloat16", over="torch.float32"),
         **peaks,
     }
+
+
+def wait_until_full(run: Run) -> None:
+    """Wait until a stream has read ahead all it may: `bare` is measured alone, and `fed` reads as much as it uses."""
+    source, before = run.inputs.source, -1
+    while isinstance(source, StreamedImages) and source.stream and source.stream.waiting != before:
+        before = source.stream.waiting
+        time.sleep(1)
 
 
 def fed_batches(run: Run, epoch: int) -> Iterable[Batch]:
@@ -112,12 +123,9 @@ def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) 
     config = config.model_copy(update={"name": mode, "data": config.data.model_copy(update={"mode": mode})})
     job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
     scaling = worker_resources(config, mode).scaling(config.resources)
-    datasets, data_config = build_datasets(config, manifest, mode, job.folder.path)
     result = TorchTrainer(
         measure,
         train_loop_config={"job": job, "rounds": rounds},
-        datasets=datasets,
-        dataset_config=data_config,
         scaling_config=scaling,
         run_config=RayRunConfig(name=mode, storage_path=config.storage),
     ).fit()
@@ -163,11 +171,12 @@ def make_config(args: argparse.Namespace, folder: Path) -> tuple[RunConfig, Mani
     if args.data is None:
         images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
         ingest(make_images(folder / "images", images), path, rows_per_shard=1024)
-    manifest = read_manifest(path)
+    manifest = with_groups(path, read_manifest(path))
     overrides = ["name=benchmark", f"storage={folder / 'runs'}", f"data.path={path}"]
     overrides += [f"model.encoder={args.encoder}", f"resources.workers={args.workers}"]
     overrides += [f"optim.batch_size={args.batch}", "optim.warmup_epochs=0"]  # warm-up skips the prototype loss
-    overrides += [f"data.shuffle_buffer={manifest.num_images // 6}"]  # 8192 of CIFAR-10's 50,000 images
+    overrides += [f"data.shuffle_window={manifest.num_images // 6}"]  # 8192 of CIFAR-10's 50,000 images
+    overrides += ["estep.every=1000000"]  # epochs follow each other without one
     if args.encoder == "tiny":
         overrides += ["model.projector_hidden=512", "model.predictor_hidden=512"]  # as in the preset digits
     return settle_images(load_config("cifar10", overrides)), manifest

@@ -71,7 +71,7 @@ def test_groups_are_never_reset_before_the_first_iteration() -> None:
 @pytest.mark.parametrize(
     ("overrides", "mode", "reason"),
     [
-        ([], "resident", "the decoded set takes 0.00 GiB a worker, within data.resident_limit_gb=4"),
+        ([], "resident", "the decoded images take 0.00 GiB a worker, within data.resident_limit_gb=4"),
         (["data.resident_limit_gb=1e-6"], "streaming", "over data.resident_limit_gb=1e-06"),
         (["data.mode=streaming"], "streaming", "as data.mode says"),
     ],
@@ -80,6 +80,29 @@ def test_the_mode_follows_from_the_size(overrides: list[str], mode: str, reason:
     plan = make_plan(config(*overrides), manifest())
     assert plan.mode == mode
     assert reason in plan.mode_reason
+
+
+def test_each_worker_keeps_its_share_of_the_images() -> None:
+    """Of 100 images of 16 pixels, 76,800 bytes; the fewest workers of an elastic run have to have room."""
+    limit = f"data.resident_limit_gb={30_000 / 2**30}"
+    assert make_plan(config(limit, "resources.workers=3"), manifest()).mode == "resident"
+    assert make_plan(config(limit, "resources.workers=2"), manifest()).mode == "streaming"
+    assert make_plan(config(limit, "resources.workers={min: 2, max: 9}"), manifest()).mode == "streaming"
+
+
+def test_the_order_does_not_depend_on_the_mode_or_the_workers() -> None:
+    orders = [
+        make_plan(config(f"data.mode={mode}", f"resources.workers={workers}"), manifest()).order
+        for mode in ("resident", "streaming")
+        for workers in (1, 3)
+    ]
+    assert orders == [orders[0]] * 4
+
+
+@pytest.mark.parametrize(("size", "window"), [(32, 65_536), (224, (2 << 30) // (3 * 224 * 224))])
+def test_the_shuffle_window_fits_a_memory(size: int, window: int) -> None:
+    assert make_plan(config(f"data.image_size={size}"), manifest()).order.window == window
+    assert make_plan(config(f"data.image_size={size}", "data.shuffle_window=77"), manifest()).order.window == 77
 
 
 def test_a_plan_travels() -> None:

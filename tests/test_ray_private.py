@@ -88,16 +88,6 @@ def test_errors_of_the_cluster_are_hidden_once_it_ends(monkeypatch: pytest.Monke
     assert next(errors, None) is None
 
 
-def test_executions_are_counted_in_the_context() -> None:
-    from ray.data import DataContext
-
-    context = DataContext.get_current().copy()
-    ray_private.set_execution_count(context, 7)
-    assert context._execution_idx == 7
-    with pytest.raises(AttributeError, match="this version of Ray"):
-        ray_private.set_execution_count(object(), 7)
-
-
 def test_the_working_directory_is_walked_as_ray_walks_it(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("ignored\n")
     for name in ("ignored", "kept", "excluded/x"):
@@ -106,14 +96,6 @@ def test_the_working_directory_is_walked_as_ray_walks_it(tmp_path: Path) -> None
     found = list[Path]()
     ray_private.walk_working_dir(tmp_path, ["excluded"], found.append, logging.getLogger("test"))
     assert {str(path.relative_to(tmp_path)) for path in found if path.is_file()} == {".gitignore", "kept"}
-
-
-def test_options_of_a_data_set_are_those_that_ray_train_would_use() -> None:
-    from ray.data import ExecutionOptions
-    from ray.train import DataConfig
-
-    options = ExecutionOptions(preserve_order=True)
-    assert ray_private.own_execution_options(DataConfig(execution_options=options), "train").preserve_order
 
 
 def test_a_damaged_record_of_checkpoints_has_its_own_error() -> None:

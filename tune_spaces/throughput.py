@@ -23,10 +23,6 @@ SPACE = {
     "optim.precision": tune.choice(["float32", "bfloat16"]),
     # Images per worker and forward pass of the E-step, which keeps no gradients and so has room for more.
     "estep.batch_size": tune.choice([256, 512, 2048]),
-    # Streaming mode only (--set data.mode=streaming): a larger buffer shuffles better, and fills more slowly.
-    "data.shuffle_buffer": tune.choice([1024, 8192, 65536]),
-    # Streaming mode only: more bridge an uneven supply, and take memory.
-    "data.prefetch_batches": tune.choice([1, 2, 8]),
 }
 
 # The paper's batch, and this repository's defaults for the rest.
@@ -35,8 +31,6 @@ FIRST = [
         "optim.batch_size": 256,
         "optim.precision": "float32",
         "estep.batch_size": 512,
-        "data.shuffle_buffer": 8192,
-        "data.prefetch_batches": 1,
     },
 ]
 

@@ -117,13 +117,13 @@ def test_streaming_that_would_wait_for_ever_is_refused(monkeypatch: pytest.Monke
     assert worker_resources(full, "resident").cpus == 1
     with pytest.raises(ConfigError) as caught:
         worker_resources(full, "streaming")
-    for text in ("2 workers of 1 CPUs", "Ray Data", "2 CPUs", "resources.cpus_per_worker", "data.mode=resident"):
+    for text in ("2 workers of 1 CPUs", "one for reading", "2 CPUs", "resources.cpus_per_worker", "data.mode=resident"):
         assert text in str(caught.value)
 
 
 def test_streaming_on_a_single_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster(monkeypatch, CPU=1)
-    with pytest.raises(ConfigError, match=r"1 workers of 0\.1 CPUs and one for Ray Data.*data\.mode=resident"):
+    with pytest.raises(ConfigError, match=r"1 workers of 0\.1 CPUs and one for reading.*data\.mode=resident"):
         worker_resources(overridden("resources.workers=1"), "streaming")
 
 
@@ -131,7 +131,7 @@ def test_more_cpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -
     cluster(monkeypatch, CPU=4)
     with pytest.raises(ConfigError, match=r"3 workers of 2 CPUs take more than the cluster's 4 CPUs; lower") as caught:
         worker_resources(overridden("resources.workers=3", "resources.cpus_per_worker=2"), "resident")
-    assert "Ray Data" not in str(caught.value)
+    assert "reading" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("there", "asked", "taken"), [(2, "auto", True), (1, "auto", False), (2, "false", False)])
@@ -157,8 +157,14 @@ def test_elastic_workers_take_whole_cpus_and_start_with_the_fewest(monkeypatch: 
     assert scaling.num_workers == (1, 8)
     assert scaling.resources_per_worker == {"CPU": 1.0}
     assert scaling.elastic_resize_monitor_interval_s == 7
-    with pytest.raises(ConfigError, match="8 workers of 1 CPUs and one for Ray Data"):  # growing would take the last
+    with pytest.raises(ConfigError, match="8 workers of 1 CPUs and one for reading"):  # growing would take the last
         worker_resources(elastic, "streaming")
+
+
+def test_workers_on_gpus_leave_the_cpus_to_their_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, CPU=32, GPU=2)
+    assert worker_resources(overridden("resources.workers=2"), "streaming").cpus == 1
+    assert worker_resources(overridden("resources.workers=2"), "resident").cpus == 15
 
 
 def test_a_cluster_that_grows_is_asked_for_what_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:

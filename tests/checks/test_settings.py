@@ -31,18 +31,19 @@ def test_a_run_that_fits_passes() -> None:
         (["optim.batch_size=101"], r"batch_size=101 exceeds the 100 images"),
         (["optim.batch_size=7", "resources.workers=4"], r"batch_size=7 leaves less than 2 images to each of 4 workers"),
         (
-            ["optim.batch_size=8", "resources.workers=3", "data.mode=streaming"],
-            r"batch_size=8 does not divide by resources\.workers=3.*take 6, or set data\.mode=resident",
+            ["resources.workers=4", "data.shuffle_window=60"],
+            r"resources\.workers=4 is more than 3, the number of row groups of up to 20 images that fit in a shuffle "
+            r"window of 60 images.*data\.shuffle_window=80 or more",
         ),
     ],
 )
 def test_numbers_that_cannot_go_together_are_named(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check_settings(config("optim.batch_size=32", *overrides), manifest(100))
+        check_settings(config("optim.batch_size=32", *overrides), manifest(100, groups=(20,) * 5))
 
 
-def test_streaming_takes_a_batch_that_every_number_of_workers_can_share() -> None:
-    mine = ["data.mode=streaming", "resources.workers={min: 1, max: 4}"]
-    check_settings(config("optim.batch_size=24", *mine), manifest(100))
-    with pytest.raises(ConfigError, match=r"batch_size=32 does not divide by resources\.workers=3.*take 24"):
-        check_settings(config("optim.batch_size=32", *mine), manifest(100))
+@pytest.mark.parametrize("batch", [31, 32])
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_any_number_of_workers_shares_any_batch(batch: int, mode: str) -> None:
+    mine = [f"data.mode={mode}", "resources.workers={min: 1, max: 15}"]
+    check_settings(config(f"optim.batch_size={batch}", *mine), manifest(100))

@@ -14,13 +14,13 @@ from pipeline.config.loading import (
     get_setting,
     load_config,
     parse_config,
+    parse_saved,
     preset_names,
     set_setting,
     settings_table,
     with_settings,
 )
 from pipeline.config.models import CIRCUMSTANCE, Circumstance, EStepConfig, RunConfig
-from pipeline.data.loader import epoch_seed
 from pipeline.errors import ConfigError
 
 
@@ -140,7 +140,7 @@ def test_names_that_are_no_folder(name: str, said: str) -> None:
 def test_seeds_that_every_library_takes(seed: int) -> None:
     assert load_config("digits", [f"seed={seed}"]).seed == seed
     np.random.RandomState(seed)
-    torch.Generator().manual_seed(epoch_seed(seed, 10**6))
+    torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**32), str(10**40), "1.5", "x"])
@@ -267,8 +267,6 @@ ANOTHER = {
     "data.features": "elsewhere/features",
     "data.mode": "streaming",
     "data.resident_limit_gb": "0.1",
-    "data.shuffle_buffer": "10",
-    "data.prefetch_batches": "4",
     "estep.batch_size": "7",
     "checkpoint.every_epochs": "3",
     "resources.workers": "5",
@@ -290,6 +288,7 @@ def test_circumstances_do_not_make_another_run(key: str, value: str) -> None:
         "optim.epochs=81",
         "optim.precision=bfloat16",
         "data.image_size=8",
+        "data.shuffle_window=100",
         "data.path=data/other",
         "views.hue=0.2",
         "model.feature_size=64",
@@ -307,12 +306,18 @@ def test_a_setting_that_came_later_renames_no_run() -> None:
     assert fingerprint(load_config("digits", ["optim.balance=0.5"])) != "9687ae1c"
 
 
+def test_what_an_earlier_version_saved_can_be_read() -> None:
+    values = load_config("digits").model_dump(mode="json")
+    values["data"] |= {"shuffle_buffer": 8192, "prefetch_batches": 1}
+    assert parse_saved(values, "run.json") == load_config("digits")
+    with pytest.raises(ConfigError, match=r"data\.shuffle_buffer"):
+        parse_config(values, "mine.yaml")
+
+
 # Before the marks at the fields, these beginnings of keys decided; existing runs keep their names.
 PREFIXES = (
     *("name", "storage", "data.path", "data.source", "data.features", "data.mode", "data.resident_limit_gb"),
     *(
-        "data.shuffle_buffer",
-        "data.prefetch_batches",
         "estep.batch_size",
         "estep.probe",
         *("monitor.", "alarms.", "profile.steps", "estep.warmup_every", "data.classes"),  # these came later

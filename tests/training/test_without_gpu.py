@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.build import build_run_optimizer
-from pipeline.data.loader import ResidentImages
+from pipeline.data.loader import Inputs, ResidentImages
 from pipeline.data.shards import Manifest
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.estep import PseudoLabels, encode_all
@@ -40,8 +40,9 @@ def _to_device(run: Run) -> None:
     run.state = TrainState(model, build_run_optimizer(config, model), zero_losses(torch.device(DEVICE)))
     labels = torch.empty(IMAGES, dtype=torch.int64, device=DEVICE)
     run.state.pseudo = PseudoLabels(labels, model.groups.features)
-    images = empty_like(run.inputs.images)
-    run.inputs = ResidentImages(images, seed=0, batch_size=config.optim.batch_size, block_size=50)
+    assert isinstance(run.inputs.source, ResidentImages)
+    source = ResidentImages(empty_like(run.inputs.source.images), run.inputs.own, 50)
+    run.inputs = Inputs(run.job.plan.order, source, torch.device(DEVICE))
 
 
 def _train(rank: int, data: tuple[Tensor, Manifest], settings: list[str]) -> list[str]:
