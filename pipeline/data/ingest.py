@@ -23,7 +23,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.data.assemble import rows_per_piece, write_shards
+from pipeline.data.assemble import rows_per_piece, write_labels, write_shards
 from pipeline.data.balance import collect_entries, content_digest, read_content_digest, take_balance
 from pipeline.data.class_lists import ClassList
 from pipeline.data.counts import check_counts
@@ -44,7 +44,7 @@ from pipeline.data.shards import (
 from pipeline.data.sources import Columns, Source, open_source
 from pipeline.data.sources.selection import some_of
 from pipeline.data.value_range import measure_range
-from pipeline.data.verify import PartReport, Progress, class_counts, statistics, verify_parts
+from pipeline.data.verify import PartReport, Progress, any_labelled, class_counts, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, filesystem, write_atomically
@@ -232,17 +232,20 @@ def _assemble(
     work: str,
     rows_per_shard: int,
 ) -> Manifest:
-    """Write the shards; return the manifest that declares them complete."""
+    """Write the shards and the file of their labels; return the manifest that declares them complete."""
     tallies = [report.tally for report in reports]
     balance = take_balance(source, tallies, sum(report.images for report in reports), quarantined, left_out)
     if balance.images == 0:
         raise DataError(f"{source.name!r} has no readable image ({balance}); {_first(quarantined, left_out, out)}")
     shards = write_shards(reports, out, work, rows_per_shard, source.class_names)
+    if labelled := any_labelled(reports):
+        write_labels(len(shards), out, work)
     digest = content_digest(source, pixels, tallies)
     return Manifest(
         num_images=sum(shard.rows for shard in shards),
         class_names=list(source.class_names),
         class_counts=class_counts(reports, len(source.class_names)),
+        labelled=labelled,
         statistics=statistics(reports),
         source=SourceInfo(
             source=source.name, kind=source.kind, digest=digest, stamp=source.stamp, classes=source.classes

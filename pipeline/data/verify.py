@@ -20,12 +20,13 @@ from pipeline.data.balance import Tally, read_part
 from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import png, read_picture
-from pipeline.data.shards import COLUMNS, GROUP_BYTES, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
+from pipeline.data.shards import COLUMNS, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
 from pipeline.data.sources import Part, Row, Source
 from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically
 
+HELD_BYTES = 64 << 20  # of encoded images that a task holds at once, in both passes
 STATISTICS_SAMPLE = 4096  # images measured for mean and std, roughly
 PART_SCHEMA = pa.schema([(name, COLUMNS[name]) for name in ("image", "label")])
 
@@ -155,7 +156,7 @@ def _row_groups(rows: Iterable[Row], rows_per_group: int) -> Iterator[list[Row]]
     for row in rows:
         group.append(row)
         size += len(row.data)
-        if len(group) == rows_per_group or size >= GROUP_BYTES:
+        if len(group) == rows_per_group or size >= HELD_BYTES:
             yield group
             group, size = [], 0
     if group:
@@ -167,6 +168,11 @@ def _record_batch(rows: list[Row]) -> pa.RecordBatch:
     paths = pa.array([row.path.encode("utf-8", "backslashreplace").decode() for row in rows], pa.string())
     images = pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE))
     return pa.record_batch([images, pa.array([row.label for row in rows], pa.int64())], schema=PART_SCHEMA)
+
+
+def any_labelled(reports: list[PartReport]) -> bool:
+    """Whether any image of the parts has a class."""
+    return any(label >= 0 for report in reports for label in report.labels)
 
 
 def class_counts(reports: list[PartReport], num_classes: int) -> list[int]:
