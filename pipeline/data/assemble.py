@@ -55,18 +55,18 @@ def write_shards(
             info.base_name.startswith("shard-") or info.base_name == LABELS
         ):  # of an ingest that was killed here before its source changed
             fs.delete_file(info.path)
-    calls = [
+    calls = (
         (out, work, i, i * rows_per_shard, pieces, class_names)
         for i, pieces in enumerate(_deal(reports, rows_per_shard))
-    ]
+    )
     return sorted(run_each(_write_shard, calls), key=lambda shard: shard.first_index)
 
 
-def _deal(reports: list[PartReport], rows_per_shard: int) -> list[list[Piece]]:
+def _deal(reports: list[PartReport], rows_per_shard: int) -> Iterator[list[Piece]]:
     """The pieces of each shard: the row groups of all parts in a random order, cut where a shard is full."""
     groups = shuffled([(k, i, rows) for k, report in enumerate(reports) for i, rows in enumerate(report.groups)])
-    shards = pack([rows for _, _, rows in groups], rows_per_shard)
-    return [[Piece(*groups[run][:2], start, stop) for run, start, stop in spans] for spans in shards]
+    for spans in pack((rows for _, _, rows in groups), rows_per_shard):
+        yield [Piece(*groups[run][:2], start, stop) for run, start, stop in spans]
 
 
 def _write_shard(

@@ -20,6 +20,7 @@ import pytest
 from pipeline.data import assemble, verify
 from pipeline.data import ingest as ingest_module
 from pipeline.data.ingest import ingest
+from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LABELS, validate_shards
 from pipeline.data.sources import Part, Row, open_source
 from pipeline.errors import DataError
@@ -326,6 +327,21 @@ def test_ray_gives_the_same_bytes(tree: Path, tmp_path: Path) -> None:
     assert seen[-1] == ["6", "6", "11"]
     ingest(str(tree), str(tmp_path / "one"), rows_per_shard=2)
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("done", [0, 4])
+def test_reports_keep_no_labels_of_their_own(tree: Path, tmp_path: Path, done: int) -> None:
+    """A part of many classes would have as many counts: they are summed as the reports come, old ones and new."""
+    (tmp_path / "work").mkdir()
+    arguments = open_source(str(tree), 3), AS_THEY_ARE, str(tmp_path), f"{tmp_path}/work", 3, 1
+    if done:
+        verify.verify_parts(*arguments, None)
+    seen: list[tuple[int, int, int]] = []
+    reports, found = verify.verify_parts(*arguments, lambda *counts: seen.append(counts))
+    assert [report.images for report in reports] == [3, 3, 3, 3]
+    assert [report.labels for report in reports] == [{}] * 4
+    assert found == {0: 6, 1: 6}
+    assert seen == [(k, 4, 3 * k) for k in range(done, 5)]
 
 
 # --- order ---------------------------------------------------------------------------------------------------
