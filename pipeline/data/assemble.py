@@ -1,14 +1,16 @@
-"""The second pass of an ingest: the verified parts mixed into shards, with a dense index.
+"""The second pass of an ingest: the verified parts mixed into shards, with a dense index; and the file of labels.
 
-Training that streams reads shards one after the other, and its shuffle reaches no further than a buffer. A source in
-the order of its classes would give it batches of one class, so the parts' row groups, each about a
-hundredth of a shard long, are dealt out in a fixed random order, and within each row group of a shard the rows are
-shuffled once more.
+Training that streams reads runs of rows, and its shuffle reaches no further than a buffer. A source in the order of its
+classes would give it batches of one class, so the parts' row groups, each about a hundredth of a shard long, are dealt
+out in a fixed random order. Within each 1,024 rows of a shard the rows are shuffled once more, and then written as
+several row groups, so that a reader of few rows reads little.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,13 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, WRITE_OPTIONS, Shard, shard_schema
-from pipeline.data.sources.base import pack, shuffled
+from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, LABELS, LABELS_SCHEMA, WRITE_OPTIONS, Shard, shard_schema
+from pipeline.data.sources.base import cut, pack, shuffled
 from pipeline.data.tasks import run_each
-from pipeline.data.verify import PartReport, part_file
+from pipeline.data.verify import HELD_BYTES, PartReport, part_file
 from pipeline.storage import filesystem
 
 PIECES_PER_SHARD = 128
+SHUFFLED_ROWS = 1024  # rows of a shard that are shuffled together, where they have no more than HELD_BYTES
+LABEL_ROWS = 1 << 18  # and more: a row group of the file of labels, two megabytes
 OPEN_PARTS = 64  # part files that a task keeps open, each with its footer
 
 
@@ -47,37 +51,49 @@ def write_shards(
     """Mix the files of all parts into shards of `rows_per_shard` rows; the last one may be shorter."""
     fs, root = filesystem(out)
     for info in fs.get_file_info(pafs.FileSelector(root)):
-        if info.base_name.startswith("shard-"):  # of an ingest that was killed here before its source changed
+        if (
+            info.base_name.startswith("shard-") or info.base_name == LABELS
+        ):  # of an ingest that was killed here before its source changed
             fs.delete_file(info.path)
-    calls = [
+    calls = (
         (out, work, i, i * rows_per_shard, pieces, class_names)
         for i, pieces in enumerate(_deal(reports, rows_per_shard))
-    ]
+    )
     return sorted(run_each(_write_shard, calls), key=lambda shard: shard.first_index)
 
 
-def _deal(reports: list[PartReport], rows_per_shard: int) -> list[list[Piece]]:
+def _deal(reports: list[PartReport], rows_per_shard: int) -> Iterator[list[Piece]]:
     """The pieces of each shard: the row groups of all parts in a random order, cut where a shard is full."""
     groups = shuffled([(k, i, rows) for k, report in enumerate(reports) for i, rows in enumerate(report.groups)])
-    shards = pack([rows for _, _, rows in groups], rows_per_shard)
-    return [[Piece(*groups[run][:2], start, stop) for run, start, stop in spans] for spans in shards]
+    for spans in pack((rows for _, _, rows in groups), rows_per_shard):
+        yield [Piece(*groups[run][:2], start, stop) for run, start, stop in spans]
 
 
 def _write_shard(
     out: str, work: str, number: int, first: int, pieces: list[Piece], class_names: tuple[str, ...]
 ) -> Shard:
-    """Write the rows of `pieces` as a shard, with the indices from `first` on."""
+    """Write the rows of `pieces` as a shard, with the indices from `first` on, and its labels beside the parts."""
     fs, root = filesystem(out)
     name, schema = f"shard-{number:05d}.parquet", shard_schema(class_names)
+    groups: list[int] = []
+    labels: list[pa.Table] = []
     index = first
     with pq.ParquetWriter(f"{root}/{name}", schema, filesystem=fs, **WRITE_OPTIONS) as writer:
-        for group in _row_groups(_read(fs, work, pieces)):
-            table = group.take(shuffled(range(len(group)), index))
+        for rows in _joined(_read(fs, work, pieces), SHUFFLED_ROWS, HELD_BYTES):
+            table = rows.take(shuffled(range(len(rows)), index))
             indices = pa.array(np.arange(index, index + len(table)))
-            writer.write_table(pa.table([table["image"], table["label"], indices], schema=schema))
+            for group in _row_groups(pa.table([table["image"], table["label"], indices], schema=schema)):
+                writer.write_table(group)
+                groups.append(len(group))
+            labels.append(table.select(["label"]))
             index += len(table)
+    pq.write_table(pa.concat_tables(labels), _labels_path(work, number), filesystem=fs)
     size = fs.get_file_info(f"{root}/{name}").size
-    return Shard(file=name, rows=index - first, bytes=size, first_index=first)
+    return Shard(file=name, rows=index - first, bytes=size, first_index=first, groups=tuple(groups))
+
+
+def _labels_path(work: str, number: int) -> str:
+    return f"{work}/labels-{number:05d}.parquet"
 
 
 def _read(fs: pafs.FileSystem, work: str, pieces: list[Piece]) -> Iterator[pa.Table]:
@@ -89,13 +105,35 @@ def _read(fs: pafs.FileSystem, work: str, pieces: list[Piece]) -> Iterator[pa.Ta
         yield opened(piece.part).read_row_group(piece.group).slice(piece.start, piece.stop - piece.start)
 
 
-def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join small tables to row groups, bounded in rows and in bytes."""
+def _joined(tables: Iterable[pa.Table], rows: int, size: float) -> Iterator[pa.Table]:
+    """Join small tables until they have so many rows, or bytes."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
-        if sum(part.num_rows for part in held) >= GROUP_ROWS or sum(part.nbytes for part in held) >= GROUP_BYTES:
+        if sum(part.num_rows for part in held) >= rows or sum(part.nbytes for part in held) >= size:
             yield pa.concat_tables(held)
             held = []
     if held:
         yield pa.concat_tables(held)
+
+
+def _row_groups(table: pa.Table) -> list[pa.Table]:
+    """Cut a table into row groups of nearly equal length, bounded in rows and, on average, in bytes."""
+    count = max(-(-len(table) // GROUP_ROWS), min(-(-table.nbytes // GROUP_BYTES), len(table)))
+    bounds = [len(table) * i // count for i in range(count + 1)]
+    return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
+
+
+def write_labels(shards: int, out: str, work: str) -> None:
+    """Join the labels of all shards into one file; the labels of few shards are held at a time."""
+    fs, root = filesystem(out)
+    tables = _read_labels(fs, work, shards)
+    with pq.ParquetWriter(f"{root}/{LABELS}", LABELS_SCHEMA, filesystem=fs, write_page_checksum=True) as writer:
+        for table in _joined(tables, LABEL_ROWS, HELD_BYTES):
+            writer.write_table(table)
+
+
+def _read_labels(fs: pafs.FileSystem, work: str, shards: int) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor(8) as pool:  # remote reads this small are latency, not work
+        for numbers in cut(range(shards), 8):
+            yield from pool.map(lambda number: pq.read_table(_labels_path(work, number), filesystem=fs), numbers)

@@ -59,7 +59,7 @@ def content_digest(source: Source, pixels: PixelOptions, tallies: Iterable[Tally
 
 def read_content_digest(source: Source, pixels: PixelOptions) -> str:
     """The digest of a source's content, which is read for it but not decoded."""
-    return content_digest(source, pixels, run_each(_tally_part, [(part,) for part in source.parts]))
+    return content_digest(source, pixels, run_each(_tally_part, ((part,) for part in source.parts)))
 
 
 def _tally_part(part: Part) -> Tally:

@@ -23,7 +23,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.data.assemble import rows_per_piece, write_shards
+from pipeline.data.assemble import rows_per_piece, write_labels, write_shards
 from pipeline.data.balance import collect_entries, content_digest, read_content_digest, take_balance
 from pipeline.data.class_lists import ClassList
 from pipeline.data.counts import check_counts
@@ -44,7 +44,7 @@ from pipeline.data.shards import (
 from pipeline.data.sources import Columns, Source, open_source
 from pipeline.data.sources.selection import some_of
 from pipeline.data.value_range import measure_range
-from pipeline.data.verify import PartReport, Progress, class_counts, statistics, verify_parts
+from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, filesystem, write_atomically
@@ -103,9 +103,10 @@ def ingest(
     if manifest is None:
         work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
         pixels = _with_range(opened, pixels, fs, work, rows_per_shard)
-        reports = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_piece(rows_per_shard), on_progress)
+        rows_per_group = rows_per_piece(rows_per_shard)
+        reports, labels = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_group, on_progress)
         quarantined, left_out = _write_lists(opened, reports, out)
-        manifest = _assemble(opened, pixels, reports, quarantined, left_out, out, work, rows_per_shard)
+        manifest = _assemble(opened, pixels, reports, labels, quarantined, left_out, out, work, rows_per_shard)
         manifest = _with_list(manifest, classes)
         _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
         manifest.write(out)
@@ -226,23 +227,27 @@ def _assemble(
     source: Source,
     pixels: PixelOptions,
     reports: list[PartReport],
+    labels: Counter[int],
     quarantined: list[Quarantined],
     left_out: list[LeftOut],
     out: str,
     work: str,
     rows_per_shard: int,
 ) -> Manifest:
-    """Write the shards; return the manifest that declares them complete."""
+    """Write the shards and the file of their labels; return the manifest that declares them complete."""
     tallies = [report.tally for report in reports]
     balance = take_balance(source, tallies, sum(report.images for report in reports), quarantined, left_out)
     if balance.images == 0:
         raise DataError(f"{source.name!r} has no readable image ({balance}); {_first(quarantined, left_out, out)}")
     shards = write_shards(reports, out, work, rows_per_shard, source.class_names)
+    if labelled := any(label >= 0 for label in labels):
+        write_labels(len(shards), out, work)
     digest = content_digest(source, pixels, tallies)
     return Manifest(
         num_images=sum(shard.rows for shard in shards),
         class_names=list(source.class_names),
-        class_counts=class_counts(reports, len(source.class_names)),
+        class_counts=[labels[label] for label in range(len(source.class_names))],
+        labelled=labelled,
         statistics=statistics(reports),
         source=SourceInfo(
             source=source.name, kind=source.kind, digest=digest, stamp=source.stamp, classes=source.classes

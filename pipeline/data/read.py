@@ -12,62 +12,110 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.shards import Manifest, Shard, read_manifest
+from pipeline.data.footers import column_statistics, group_rows
+from pipeline.data.shards import Manifest, Shard, open_labels, read_manifest
 from pipeline.errors import DataError
 from pipeline.storage import filesystem
 
 
-def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
-    """Classes (N,) int64 by index, -1 where unknown; None when no image has one.
+def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any] | None:
+    """Classes (stop - start,) int64 of the rows from `start` to `stop - 1`, -1 where unknown; of all by default.
+
+    Only what holds these rows is read: of the file of labels, or of the shards of a data set that has no such file,
+    because an earlier version ingested it.
+
+    Returns
+    -------
+    ndarray or None
+        None when no image of the whole data set has a class.
 
     Raises
     ------
+    ValueError
+        For rows that the data set does not have.
     DataError
-        Naming the first shard that cannot be read.
+        Naming the first file that cannot be read.
     """
+    manifest = read_manifest(folder)
+    stop = manifest.num_images if stop is None else stop
+    if not 0 <= start <= stop <= manifest.num_images:
+        raise ValueError(f"rows {start} to {stop - 1} of {folder}: it has rows 0 to {manifest.num_images - 1}")
+    if not _any_labelled(folder, manifest):
+        return None
+    read = _labels_of_file if manifest.labelled else _labels_of_shards
+    labels, filled = np.empty(stop - start, np.int64), 0
+    for table in read(folder, manifest, start, stop):
+        labels[filled : filled + len(table)] = table.column("label").to_numpy()
+        filled += len(table)
+    if filled != len(labels):
+        raise DataError(
+            f"the shards in {folder} have {filled} labels for the rows {start} to {stop - 1}, not {len(labels)}; "
+            "delete the folder and ingest the source again"
+        )
+    return labels
 
-    def labels_of(shard: Shard) -> np.ndarray[Any, Any]:
-        with _opened(folder, shard) as file:
-            return file.read(columns=["label"]).column("label").to_numpy()
+
+def _labels_of_file(folder: str, manifest: Manifest, start: int, stop: int) -> Iterator[pa.Table]:
+    with open_labels(folder, manifest) as file:
+        yield from _rows_of_groups(file, start, stop, ["label"])
+
+
+def _labels_of_shards(folder: str, manifest: Manifest, start: int, stop: int) -> Iterator[pa.Table]:
+    def labels_of(shard: Shard) -> list[pa.Table]:
+        return list(read_shard_rows(folder, shard, start, stop, ["label"]))
 
     with ThreadPoolExecutor(8) as pool:  # remote reads this small are latency, not work
-        labels = np.concatenate(list(pool.map(labels_of, read_manifest(folder).shards)))
-    return labels if (labels >= 0).any() else None
-
-
-def with_groups(folder: str, manifest: Manifest) -> Manifest:
-    """TEMP"""
-    if all(shard.groups for shard in manifest.shards):
-        return manifest
-    shards = []
-    for shard in manifest.shards:
-        with _opened(folder, shard) as file:
-            shards.append(
-                shard.model_copy(
-                    update={"groups": tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))}
-                )
-            )
-    return manifest.model_copy(update={"shards": shards})
+        for tables in pool.map(labels_of, _overlapping(manifest, start, stop)):
+            yield from tables
 
 
 def has_labels(folder: str) -> bool:
-    """Whether any image has a class, from the statistics in the shards' footers.
+    """Whether any image has a class: from the manifest, or else from the statistics in the shards' footers.
 
     Raises
     ------
     DataError
         Naming the first shard that cannot be read.
     """
+    return _any_labelled(folder, read_manifest(folder))
+
+
+def _any_labelled(folder: str, manifest: Manifest) -> bool:
+    if manifest.labelled is not None:
+        return manifest.labelled
 
     def is_labelled(shard: Shard) -> bool:
         with _opened(folder, shard) as file:
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-            found = [column.statistics for column in columns if column.path_in_schema == "label"]
+            found = [column_statistics(file, group, "label") for group in range(file.num_row_groups)]
             return any(statistics is None or statistics.max >= 0 for statistics in found)
 
     with ThreadPoolExecutor(8) as pool:
-        return any(pool.map(is_labelled, read_manifest(folder).shards))
+        return any(pool.map(is_labelled, manifest.shards))
+
+
+def with_groups(folder: str, manifest: Manifest) -> Manifest:
+    """The manifest with the row groups of every shard; those of earlier versions lack them, and footers are read.
+
+    Raises
+    ------
+    DataError
+        Naming the first shard that cannot be read, or has other rows than the manifest says.
+    """
+
+    def completed(shard: Shard) -> Shard:
+        if shard.groups:
+            return shard
+        with _opened(folder, shard) as file:
+            groups = group_rows(file)
+        if sum(groups) != shard.rows:
+            found = f"has {sum(groups)} rows but the manifest says {shard.rows}"
+            raise DataError(f"{folder}/{shard.file} {found}; delete the folder and ingest the source again")
+        return shard.model_copy(update={"groups": groups})
+
+    if all(shard.groups for shard in manifest.shards):
+        return manifest
+    with ThreadPoolExecutor(8) as pool:  # remote footers are latency, not work
+        return manifest.model_copy(update={"shards": list(pool.map(completed, manifest.shards))})
 
 
 def read_paths(folder: str) -> Iterator[pa.ChunkedArray]:
@@ -112,10 +160,13 @@ def read_rows(folder: str, manifest: Manifest, start: int, stop: int) -> pa.Tabl
         Naming the first shard that cannot be read.
     """
     tables: list[pa.Table] = []
-    for shard in manifest.shards:
-        if shard.first_index < stop and start < shard.first_index + shard.rows:
-            tables += read_shard_rows(folder, shard, start, stop, ["image", "index"])
+    for shard in _overlapping(manifest, start, stop):
+        tables += read_shard_rows(folder, shard, start, stop, ["image", "index"])
     return pa.concat_tables(tables)
+
+
+def _overlapping(manifest: Manifest, start: int, stop: int) -> list[Shard]:
+    return [s for s in manifest.shards if s.first_index < stop and start < s.first_index + s.rows]
 
 
 def read_shard_rows(folder: str, shard: Shard, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
@@ -126,14 +177,18 @@ def read_shard_rows(folder: str, shard: Shard, start: int, stop: int, columns: l
     DataError
         When the shard cannot be read.
     """
-    first = shard.first_index
     with _opened(folder, shard) as file:
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first < stop and start < first + rows:
-                low = max(start - first, 0)
-                yield file.read_row_group(group, columns=columns).slice(low, stop - first - low)
-            first += rows
+        yield from _rows_of_groups(file, start - shard.first_index, stop - shard.first_index, columns)
+
+
+def _rows_of_groups(file: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of a file from `start` to `stop - 1`, from each row group that has some."""
+    first = 0
+    for group, rows in enumerate(group_rows(file)):
+        if first < stop and start < first + rows:
+            low = max(start - first, 0)
+            yield file.read_row_group(group, columns=columns).slice(low, stop - first - low)
+        first += rows
 
 
 def read_chosen(folder: str, manifest: Manifest, chosen: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
@@ -155,8 +210,7 @@ def read_chosen(folder: str, manifest: Manifest, chosen: np.ndarray[Any, Any]) -
 def _chosen_of_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
     """The rows at the sorted places `own` of a shard, from each row group that has some."""
     first = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
+    for group, rows in enumerate(group_rows(file)):
         here = own[(own >= first) & (own < first + rows)] - first
         if len(here):
             yield file.read_row_group(group, columns=["image", "index"]).take(here)

@@ -1,8 +1,9 @@
 """The shard contract: Parquet files in the Hugging Face image layout, and the manifest beside them.
 
-A data set is a folder (local, or any pyarrow filesystem URI) of ``shard-*.parquet`` files and one
-``manifest.json``. The manifest is written last, so a folder that has one is complete. The rows lie in a random order,
-fixed at ingest, so any run of them is a fair sample; ``index`` counts them in that order.
+A data set is a folder (local, or any pyarrow filesystem URI) of ``shard-*.parquet`` files, one file of their labels
+where images have classes, and one ``manifest.json``. The manifest is written last, so a folder that has one is
+complete. The rows lie in a random order, fixed at ingest, so any run of them is a fair sample; ``index`` counts them
+in that order.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ from __future__ import annotations
 import json
 import posixpath
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.data.counts import CountCheck
+from pipeline.data.footers import column_statistics, group_rows, is_range
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, write_atomically
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
+LABELS = "labels.pqt"  # Parquet, under a suffix by which programs that read all *.parquet do not take it for a shard
 QUARANTINE = "quarantine.jsonl"
 LEFT_OUT = "left_out.jsonl"
 SUMMARY = "summary.json"
@@ -35,9 +38,10 @@ QUARANTINE_CAP = 100  # entries repeated in the manifest; the file named by QUAR
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = {"image": IMAGE_TYPE, "label": pa.int64(), "index": pa.int64()}
+LABELS_SCHEMA = pa.schema([("label", pa.int64())])
 
-GROUP_ROWS = 1024
-GROUP_BYTES = 64 << 20  # a row group is what a reader holds at once
+GROUP_ROWS = 256
+GROUP_BYTES = 8 << 20  # a row group is the least that a reader reads: a few megabytes, in one piece of the file
 # Encoded images neither compress nor repeat; checksums let a reader tell a flipped bit from a bad picture.
 WRITE_OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -58,7 +62,15 @@ class Shard(_Record):
     rows: int = Field(ge=1)
     bytes: int = Field(ge=1, description="size of the file")
     first_index: int = Field(ge=0)
-    groups: tuple[int, ...] = Field((), description="rows of each row group; empty in manifests of earlier versions")
+    groups: tuple[int, ...] = Field(
+        default=(), description="rows of each row group of the file; empty in manifests of earlier versions"
+    )
+
+    @model_validator(mode="after")
+    def _groups_sum_to_rows(self) -> Shard:
+        if self.groups and (min(self.groups) < 1 or sum(self.groups) != self.rows):
+            raise ValueError(f"{self.file} has {self.rows} rows, but its row groups have {sum(self.groups)}")
+        return self
 
 
 class Quarantined(_Record):
@@ -140,6 +152,10 @@ class Manifest(_Record):
     class_counts: list[int] | None = Field(
         default=None, description="images of each class; None in manifests of earlier versions"
     )
+    labelled: bool | None = Field(
+        default=None,
+        description=f"whether any image has a class; {LABELS} lies beside if so. None in manifests of earlier versions",
+    )
     counts: CountCheck | None = Field(
         default=None, description="the check of these numbers against a list of classes; None without a list"
     )
@@ -169,9 +185,11 @@ class Manifest(_Record):
         return self.counts.warning if self.counts else ""
 
     def write(self, folder: str) -> None:
-        """Write ``manifest.json`` into `folder`, whole or not at all."""
+        """Write ``manifest.json`` into `folder`, whole or not at all; a shard takes one line."""
         fs, root = filesystem(folder)
-        write_atomically(fs, f"{root}/{MANIFEST}", self.model_dump_json(indent=1).encode())
+        head = self.model_dump_json(indent=1, exclude={"shards"}).removesuffix("\n}")
+        shards = ",\n  ".join(shard.model_dump_json() for shard in self.shards)
+        write_atomically(fs, f"{root}/{MANIFEST}", f'{head},\n "shards": [\n  {shards}\n ]\n}}'.encode())
 
 
 def shard_schema(class_names: Sequence[str]) -> pa.Schema:
@@ -230,9 +248,10 @@ def _parse_manifest(raw: bytes, folder: str) -> Manifest:
 
 
 def validate_shards(folder: str) -> Manifest:
-    """Check every shard of `folder` against its manifest: existence, columns, types, rows, indices, size.
+    """Check every shard of `folder` against its manifest: existence, columns, types, rows, indices, size; also labels.
 
-    Reads footers and the index column only, so the cost does not grow with the size of the images.
+    Reads footers, with the statistics in them. Only where these do not prove the indices of a row group, because the
+    file is damaged or another program wrote it without statistics, its index column is read.
 
     Raises
     ------
@@ -247,6 +266,9 @@ def validate_shards(folder: str) -> Manifest:
         for shard, problem in zip(manifest.shards, problems, strict=True):
             if problem:
                 raise DataError(f"{folder}/{shard.file}: {problem}; delete the folder and ingest the source again")
+    if manifest.labelled:
+        with open_labels(folder, manifest):  # which checks them
+            pass
     return manifest
 
 
@@ -285,8 +307,51 @@ def _content_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
             return f"column {name!r} is {schema.field(name).type}, not {kind}"
     if file.metadata.num_rows != shard.rows:
         return f"has {file.metadata.num_rows} rows but the manifest says {shard.rows}"
-    index = file.read(columns=["index"]).column("index").to_numpy()
-    wrong = np.flatnonzero(index != np.arange(shard.first_index, shard.first_index + shard.rows))
-    if wrong.size:
-        return f"row {wrong[0]} has index {index[wrong[0]]}, not {shard.first_index + wrong[0]}"
+    if shard.groups and (found := group_rows(file)) != shard.groups:
+        return f"has {_first_difference(found, shard.groups)} in the manifest"
+    return _index_problem(file, shard)
+
+
+def _first_difference(found: Sequence[int], expected: Sequence[int]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} row groups, and {len(expected)}"
+    group = next(i for i, (rows, wanted) in enumerate(zip(found, expected, strict=True)) if rows != wanted)
+    return f"{found[group]} rows in row group {group}, and {expected[group]}"
+
+
+def _index_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+    """The first wrong index; row groups are read only where their statistics do not show that there is none."""
+    row = 0
+    for group, rows in enumerate(group_rows(file)):
+        first = shard.first_index + row
+        if not is_range(column_statistics(file, group, "index"), first, rows):
+            index = file.read_row_group(group, columns=["index"]).column("index").to_pylist()
+            for i, value in enumerate(index):
+                if value != first + i:
+                    return f"row {row + i} has index {value}, not {first + i}"
+        row += rows
     return None
+
+
+@contextmanager
+def open_labels(folder: str, manifest: Manifest) -> Iterator[pq.ParquetFile]:
+    """The file of labels of a data set whose manifest says that images have classes.
+
+    Raises
+    ------
+    DataError
+        When it is missing, damaged, now or while it is read, or has not a label for each image.
+    """
+    fs, root = filesystem(folder)
+    remedy = "delete the folder and ingest the source again"
+    try:
+        with fs.open_input_file(f"{root}/{LABELS}") as handle:
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            if not file.schema_arrow.equals(LABELS_SCHEMA):
+                raise DataError(f"{folder}/{LABELS} has the columns {file.schema_arrow.names}, not label; {remedy}")
+            if file.metadata.num_rows != manifest.num_images:
+                found = f"{file.metadata.num_rows} rows but the manifest says {manifest.num_images}"
+                raise DataError(f"{folder}/{LABELS} has {found}; {remedy}")
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{folder}/{LABELS} cannot be read: {error}; {remedy}") from error

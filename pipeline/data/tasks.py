@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -12,24 +12,40 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.errors import RunFailed, UserError, first_line
 from pipeline.memory import memory_shortage
 
+TASKS_PER_CPU = 4  # those that wait keep CPUs busy, and make an autoscaler add nodes
 
-def run_each(task: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[Any]:
+
+def run_each(task: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """Run `task` on every tuple of arguments, on Ray when it is initialised, and yield results as they come.
+
+    `calls` is read as tasks end: no more than `TASKS_PER_CPU` tasks for each CPU of the cluster are pending.
 
     An error that a user can act on is raised as the task raised it, without the traceback that Ray adds.
     """
-    if len(calls) <= 1 or not ray.is_initialized():
-        yield from itertools.starmap(task, calls)
+    waiting = iter(calls)
+    first = list(itertools.islice(waiting, 2))
+    waiting = itertools.chain(first, waiting)
+    if len(first) <= 1 or not ray.is_initialized():
+        yield from itertools.starmap(task, waiting)
         return
     remote = ray.remote(num_cpus=1)(task)
-    pending = [remote.remote(*arguments) for arguments in calls]
+    pending: list[Any] = []
     try:
-        while pending:
+        while True:
+            pending += [remote.remote(*call) for call in itertools.islice(waiting, _room(len(pending)))]
+            if not pending:
+                return
             ready, pending = ray.wait(pending)
             yield _result(ready[0])
     finally:
         for reference in pending:  # after an error or a closed generator: stop what is no longer needed
             ray.cancel(reference)
+
+
+def _room(pending: int) -> int:
+    """How many more tasks the cluster may have at a time; as it is now, since clusters grow and shrink."""
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    return max(TASKS_PER_CPU * max(cpus, 1) - pending, 0)
 
 
 def own_error(error: RayError, what: str, place: str) -> UserError:

@@ -5,6 +5,7 @@ A part's report is written after its file, so that it marks the part as done.
 
 from __future__ import annotations
 
+import posixpath
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +21,13 @@ from pipeline.data.balance import Tally, read_part
 from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import png, read_picture
-from pipeline.data.shards import COLUMNS, GROUP_BYTES, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
+from pipeline.data.shards import COLUMNS, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
 from pipeline.data.sources import Part, Row, Source
 from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically
 
+HELD_BYTES = 64 << 20  # of encoded images that a task holds at once, in both passes
 STATISTICS_SAMPLE = 4096  # images measured for mean and std, roughly
 PART_SCHEMA = pa.schema([(name, COLUMNS[name]) for name in ("image", "label")])
 
@@ -61,40 +63,62 @@ def verify_parts(
     rows_per_part: int,
     rows_per_group: int,
     on_progress: Progress | None,
-) -> list[PartReport]:
-    """Reports of all parts, in order; parts that an earlier call finished are not done again."""
+) -> tuple[list[PartReport], Counter[int]]:
+    """Reports of all parts, in order, and the images of each label; what an earlier call finished is not done again.
+
+    The reports hand their labels over to the sum: of many classes, they would be most of what the driver holds.
+    """
     fs, _ = filesystem(out)
     total = len(source.parts)
-    reports = {k: report for k in range(total) if (report := _finished(fs, work, k))}
+    found = _Found(total, on_progress)
+    for k, report in _finished(fs, work, total):
+        found.add(k, report)
+    found.report_progress()
     stride = max(1, total * rows_per_part // STATISTICS_SAMPLE)
-    num_classes = len(source.class_names)
-    calls = [
-        (part, k, out, work, pixels, rows_per_group, stride, num_classes)
+    calls = (
+        (part, k, out, work, pixels, rows_per_group, stride, len(source.class_names))
         for k, part in enumerate(source.parts)
-        if k not in reports
-    ]
-    _report_progress(on_progress, reports, total)
+        if k not in found.reports
+    )
     for k, report in run_each(_verify_part, calls):
-        reports[k] = report
-        _report_progress(on_progress, reports, total)
-    return [reports[k] for k in range(total)]
+        found.add(k, report)
+        found.report_progress()
+    return [found.reports[k] for k in range(total)], found.labels
 
 
-def _report_progress(on_progress: Progress | None, reports: dict[int, PartReport], total: int) -> None:
-    if on_progress:
-        on_progress(len(reports), total, sum(report.images for report in reports.values()))
+class _Found:
+    """The reports that are there so far, by the numbers of their parts, and sums over them."""
+
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
+        self.total = total
+        self.on_progress = on_progress
+        self.reports: dict[int, PartReport] = {}
+        self.labels = Counter[int]()
+        self.images = 0
+
+    def add(self, k: int, report: PartReport) -> None:
+        """Take in the report of part number `k`."""
+        self.labels.update(report.labels)
+        self.images += report.images
+        self.reports[k] = report.model_copy(update={"labels": Counter()})
+
+    def report_progress(self) -> None:
+        """Call `on_progress` where there is one."""
+        if self.on_progress:
+            self.on_progress(len(self.reports), self.total, self.images)
 
 
 def _report_path(work: str, k: int) -> str:
     return f"{work}/part-{k:05d}.json"
 
 
-def _finished(fs: pafs.FileSystem, work: str, k: int) -> PartReport | None:
-    try:
-        with fs.open_input_file(_report_path(work, k)) as file:
-            return PartReport.model_validate_json(file.read())
-    except FileNotFoundError:
-        return None
+def _finished(fs: pafs.FileSystem, work: str, total: int) -> Iterator[tuple[int, PartReport]]:
+    """The parts that an earlier call finished, with their reports."""
+    there = {info.base_name for info in fs.get_file_info(pafs.FileSelector(work))}
+    for k in range(total):
+        if posixpath.basename(_report_path(work, k)) in there:
+            with fs.open_input_file(_report_path(work, k)) as file:
+                yield k, PartReport.model_validate_json(file.read())
 
 
 def _verify_part(
@@ -155,7 +179,7 @@ def _row_groups(rows: Iterable[Row], rows_per_group: int) -> Iterator[list[Row]]
     for row in rows:
         group.append(row)
         size += len(row.data)
-        if len(group) == rows_per_group or size >= GROUP_BYTES:
+        if len(group) == rows_per_group or size >= HELD_BYTES:
             yield group
             group, size = [], 0
     if group:
@@ -167,12 +191,6 @@ def _record_batch(rows: list[Row]) -> pa.RecordBatch:
     paths = pa.array([row.path.encode("utf-8", "backslashreplace").decode() for row in rows], pa.string())
     images = pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE))
     return pa.record_batch([images, pa.array([row.label for row in rows], pa.int64())], schema=PART_SCHEMA)
-
-
-def class_counts(reports: list[PartReport], num_classes: int) -> list[int]:
-    """Images of each class in all parts together."""
-    labels = sum((report.labels for report in reports), Counter[int]())
-    return [labels[label] for label in range(num_classes)]
 
 
 def statistics(reports: list[PartReport]) -> ImageStatistics:

@@ -20,7 +20,8 @@ import pytest
 from pipeline.data import assemble, verify
 from pipeline.data import ingest as ingest_module
 from pipeline.data.ingest import ingest
-from pipeline.data.shards import validate_shards
+from pipeline.data.pixel_options import AS_THEY_ARE
+from pipeline.data.shards import LABELS, validate_shards
 from pipeline.data.sources import Part, Row, open_source
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
@@ -262,7 +263,7 @@ def test_a_killed_ingest_is_resumed_and_ends_the_same(
     assert not (tmp_path / "out" / "_ingest").exists()
 
 
-@pytest.mark.parametrize("step", ["_write_shard", "statistics", "_write_summary"])
+@pytest.mark.parametrize("step", ["_write_shard", "write_labels", "statistics", "_write_summary"])
 def test_a_kill_in_the_second_pass_leaves_nothing_that_looks_complete(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -326,6 +327,21 @@ def test_ray_gives_the_same_bytes(tree: Path, tmp_path: Path) -> None:
     assert seen[-1] == ["6", "6", "11"]
     ingest(str(tree), str(tmp_path / "one"), rows_per_shard=2)
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("done", [0, 4])
+def test_reports_keep_no_labels_of_their_own(tree: Path, tmp_path: Path, done: int) -> None:
+    """A part of many classes would have as many counts: they are summed as the reports come, old ones and new."""
+    (tmp_path / "work").mkdir()
+    arguments = open_source(str(tree), 3), AS_THEY_ARE, str(tmp_path), f"{tmp_path}/work", 3, 1
+    if done:
+        verify.verify_parts(*arguments, None)
+    seen: list[tuple[int, int, int]] = []
+    reports, found = verify.verify_parts(*arguments, lambda *counts: seen.append(counts))
+    assert [report.images for report in reports] == [3, 3, 3, 3]
+    assert [report.labels for report in reports] == [{}] * 4
+    assert found == {0: 6, 1: 6}
+    assert seen == [(k, 4, 3 * k) for k in range(done, 5)]
 
 
 # --- order ---------------------------------------------------------------------------------------------------
@@ -394,18 +410,70 @@ def test_shards_are_full_whatever_was_quarantined_or_however_parts_were_cut(tmp_
     assert [path for path, _ in labels(tmp_path / "out")] == kept
 
 
-def test_row_groups_stay_within_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (verify, assemble):
-        monkeypatch.setattr(module, "GROUP_BYTES", 10_000)
+@pytest.mark.parametrize(("limit", "value"), [("GROUP_BYTES", 10_000), ("GROUP_ROWS", 4)])
+def test_row_groups_stay_within_their_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    """They change neither what is shuffled together, nor the order."""
     images = {f"{i}.jpg": noisy_jpeg(i) for i in range(30)}
     assert all(3_000 < len(data) < 3_200 for data in images.values())
     write_tar(tmp_path / "x.tar", images)
-    ingest(str(tmp_path / "x.tar"), str(tmp_path / "out"))
-    assert {row["image"]["path"]: row["image"]["bytes"] for row in rows_of(tmp_path / "out")} == images
+    ingest(str(tmp_path / "x.tar"), str(tmp_path / "whole"))
+    monkeypatch.setattr(assemble, limit, value)
+    manifest = ingest(str(tmp_path / "x.tar"), str(tmp_path / "out"))
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
     metadata = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
-    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    assert len(sizes) > 5
-    assert max(sizes) < 30_000
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    assert tuple(group.num_rows for group in groups) == manifest.shards[0].groups
+    assert {group.num_rows for group in groups} == {3} if limit == "GROUP_BYTES" else {3, 4}
+    assert len(pq.read_metadata(tmp_path / "whole" / "shard-00000.parquet").to_dict()["row_groups"]) == 1
+
+
+def test_what_a_task_holds_stays_within_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (verify, assemble):
+        monkeypatch.setattr(module, "HELD_BYTES", 10_000)
+    images = {f"{i}.jpg": noisy_jpeg(i) for i in range(30)}
+    write_tar(tmp_path / "x.tar", images)
+    manifest = ingest(str(tmp_path / "x.tar"), str(tmp_path / "out"))
+    assert {row["image"]["path"]: row["image"]["bytes"] for row in rows_of(tmp_path / "out")} == images
+    assert set(manifest.shards[0].groups) <= {2, 3, 4}
+
+
+# --- labels --------------------------------------------------------------------------------------------------
+
+
+def test_the_file_of_labels_has_those_of_all_shards_in_order(tmp_path: Path) -> None:
+    manifest = ingest(sorted_source("parquet", tmp_path / "s", 30), str(tmp_path / "out"), rows_per_shard=7)
+    assert manifest.labelled
+    assert len(manifest.shards) == 18
+    expected = [row["label"] for row in itertools.chain(*shards_of(tmp_path / "out"))]
+    assert pq.read_table(tmp_path / "out" / LABELS)["label"].to_pylist() == expected
+
+
+def test_shards_are_a_source_themselves(tmp_path: Path) -> None:
+    """The file of labels is not taken for one of them."""
+    manifest = ingest(sorted_source("parquet", tmp_path / "s", 5), str(tmp_path / "out"), rows_per_shard=7)
+    again = ingest(str(tmp_path / "out"), str(tmp_path / "again"), rows_per_shard=7)
+    assert again.num_images == manifest.num_images
+    assert left_out(tmp_path / "again")[LABELS] == "not a Parquet file"
+
+
+def test_labels_of_a_killed_ingest_do_not_outlive_a_source_that_lost_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    put(tmp_path / "s" / "cat" / "0.png", encoded())
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module, "_write_summary", kill)
+        with pytest.raises(Killed):
+            ingest(str(tmp_path / "s"), str(tmp_path / "out"))
+    assert (tmp_path / "out" / LABELS).exists()
+    (tmp_path / "s" / "cat" / "0.png").rename(tmp_path / "s" / "0.png")
+    (tmp_path / "s" / "cat").rmdir()
+    assert ingest(str(tmp_path / "s"), str(tmp_path / "out")).labelled is False
+    assert not (tmp_path / "out" / LABELS).exists()
 
 
 # --- summary -------------------------------------------------------------------------------------------------

@@ -6,16 +6,20 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import shards
+from pipeline.data.footers import group_rows
 from pipeline.data.ingest import ingest
-from pipeline.data.shards import Manifest, read_manifest, validate_shards
+from pipeline.data.shards import LABELS, Manifest, Shard, read_manifest, validate_shards
 from pipeline.errors import DataError
 from pipeline.storage import filesystem
+from tests.helpers.old_shards import write_old_shards
 
 
 @pytest.fixture
@@ -25,8 +29,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "digits"
 
 
-def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(path)), path)
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
+    """Write a shard anew, with row groups as long as before."""
+    table, groups = change(pq.read_table(path)), group_rows(pq.ParquetFile(path))
+    with pq.ParquetWriter(path, table.schema, **options) as writer:
+        for start, rows in zip(np.cumsum([0, *groups]), groups, strict=False):
+            writer.write_table(table.slice(start, rows))
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
@@ -118,11 +126,85 @@ def test_missing_and_mistyped_columns_are_named(folder: Path) -> None:
         validate_shards(str(folder))
 
 
-def test_wrong_index_is_named(folder: Path) -> None:
-    values = list(range(600, 1200))
-    values[7] = 3
-    rewrite(folder / "shard-00001.parquet", lambda t: t.set_column(2, "index", pa.array(values)))
-    with pytest.raises(DataError, match="row 7 has index 3, not 607"):
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize(("row", "value"), [(7, 3), (7, 5000), (0, 601), (599, None), (300, 1200)])
+def test_wrong_index_is_named(folder: Path, row: int, value: int | None, statistics: bool) -> None:
+    values: list[int | None] = list(range(600, 1200))
+    values[row] = value
+    shard = folder / "shard-00001.parquet"
+    rewrite(shard, lambda t: t.set_column(2, "index", pa.array(values)), write_statistics=statistics)
+    with pytest.raises(DataError, match=f"row {row} has index {value}, not {600 + row};"):
+        validate_shards(str(folder))
+
+
+def test_the_index_is_read_only_where_statistics_do_not_show_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def counted(file: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
+        read.append(group)
+        return original(file, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    validate_shards(str(folder))
+    assert read == []
+    old = write_old_shards(tmp_path / "old", [0, 1, 2, 3])  # row groups of 3 and 1
+    rewrite(old / "shard-00000.parquet", lambda t: t, write_statistics=False)
+    with pytest.raises(DataError, match="bytes but the manifest says"):
+        validate_shards(str(old))
+    assert read == [0, 1]
+
+
+def test_other_row_groups_are_named(folder: Path) -> None:
+    shard = folder / "shard-00000.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table, shard, row_group_size=300)
+    with pytest.raises(DataError, match=r"shard-00000.parquet: has 2 row groups, and 3 in the manifest; delete"):
+        validate_shards(str(folder))
+    pq.write_table(table, shard, row_group_size=220)
+    with pytest.raises(DataError, match=r"has 220 rows in row group 0, and 200 in the manifest"):
+        validate_shards(str(folder))
+
+
+def test_row_groups_that_do_not_sum_to_the_rows_are_damage(folder: Path) -> None:
+    shards = read_manifest(str(folder)).model_dump()["shards"]
+    shards[1]["groups"] = [200, 200, 199]
+    edit_manifest(folder, shards=shards)
+    message = "(?s)manifest.json is damaged .*shard-00001.parquet has 600 rows, but its row groups have 599"
+    with pytest.raises(DataError, match=message):
+        read_manifest(str(folder))
+    with pytest.raises(ValueError, match="has 3 rows"):
+        Shard(file="x", rows=3, bytes=1, first_index=0, groups=(3, 0))
+
+
+def test_a_shard_is_a_line_of_the_manifest(folder: Path) -> None:
+    lines = [line.strip(" ,") for line in (folder / "manifest.json").read_text().splitlines() if "shard-" in line]
+    assert [Shard.model_validate_json(line) for line in lines] == read_manifest(str(folder)).shards
+
+
+def test_data_sets_of_earlier_versions_are_sound(tmp_path: Path) -> None:
+    old = write_old_shards(tmp_path / "old", [0, 1, 2, 3, -1, 5])
+    manifest = validate_shards(str(old))
+    assert [(shard.rows, shard.groups) for shard in manifest.shards] == [(4, ()), (2, ())]
+    assert manifest.labelled is None
+
+
+def test_a_bad_file_of_labels_is_named(folder: Path) -> None:
+    path = folder / LABELS
+    remedy = "delete the folder and ingest the source again"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(DataError, match=f"{LABELS} has 1796 rows but the manifest says 1797; {remedy}"):
+        validate_shards(str(folder))
+    pq.write_table(pa.table({"class": range(1797)}), path)
+    with pytest.raises(DataError, match=f"{LABELS} has the columns .'class'., not label; {remedy}"):
+        validate_shards(str(folder))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=f"{LABELS} cannot be read: .*; {remedy}"):
+        validate_shards(str(folder))
+    path.unlink()
+    with pytest.raises(DataError, match=f"{LABELS} cannot be read: .*No such file.*; {remedy}"):
         validate_shards(str(folder))
 
 

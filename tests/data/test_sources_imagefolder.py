@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,12 @@ def test_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
     put(tmp_path / "h" / ".hidden.png", encoded())
     with pytest.raises(DataError, match=r"holds no images; 1 files were left out, the first is '.hidden.png': hidden"):
         ingest(str(tmp_path / "h"), str(tmp_path / "out2"))
+
+
+def test_a_part_takes_few_bytes_for_each_file(tmp_path: Path) -> None:
+    """The driver holds the parts of a whole source, and sends them to the tasks."""
+    for i in range(1000):
+        put(tmp_path / "s" / f"class-{i % 7}" / f"{i:04d}.png", b"")
+    (part,) = open_source(f"imagefolder:{tmp_path}/s", 5000).parts
+    bytes_of_a_name = len("class-0/0000.png")
+    assert len(pickle.dumps(part)) < 1000 * (bytes_of_a_name + 6)

@@ -104,21 +104,22 @@ def cut(items: Sequence[T], size: int) -> list[tuple[T, ...]]:
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def pack(lengths: Iterable[int], size: int) -> list[list[tuple[int, int, int]]]:
+def pack(lengths: Iterable[int], size: int) -> Iterator[list[tuple[int, int, int]]]:
     """Cut runs of rows, of the given lengths, into parts of `size` rows: lists of (run, start, stop)."""
-    parts: list[list[tuple[int, int, int]]] = [[]]
+    part: list[tuple[int, int, int]] = []
     room = size
     for number, length in enumerate(lengths):
         start = 0
         while start < length:
-            if room == 0:
-                parts.append([])
-                room = size
             stop = min(start + room, length)
-            parts[-1].append((number, start, stop))
+            part.append((number, start, stop))
             room -= stop - start
             start = stop
-    return [part for part in parts if part]
+            if room == 0:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
 
 
 def stamp(kind: str, class_names: Iterable[str], files: Iterable[File] = ()) -> str:

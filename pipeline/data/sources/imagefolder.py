@@ -6,9 +6,11 @@ With a list of classes, folders of other classes are left out without a look int
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from pyarrow import fs as pafs
 
@@ -43,15 +45,16 @@ def open_imagefolder(source: str, path: str, rows_per_part: int, wanted: ClassLi
         raise DataError(f"{path!r} is a file; give the folder of images, or a .parquet or .tar file")
     if wanted:
         listing = listing.keep(lambda name: _listed_class(wanted, posixpath.dirname(name)) is not None, wanted.rule)
-        classes = _listed_class_of_each(fs, listing.files, wanted)
+        classes = _listed_classes(fs, listing.files, wanted)
         others = [entry.path for entry in listing.left_out if entry.rule == wanted.rule]
         refuse_lacking(source, wanted, map(printable, classes.values()), others)
     else:
-        classes = _class_of_each(fs, listing.files)
+        classes = _classes(fs, listing.files)
     class_names = tuple(sorted(set(classes.values())))
     number = {name: i for i, name in enumerate(class_names)}
-    labelled = [(f.path, f.name, number.get(classes.get(f.name, ""), UNKNOWN_LABEL)) for f in listing.files]
-    parts = tuple(partial(_rows, fs, items) for items in cut(shuffled(labelled), rows_per_part))
+    labels = {folder: number[name] for folder, name in classes.items()}
+    order = cut(shuffled(range(len(listing.files))), rows_per_part)
+    parts = tuple(partial(_rows, fs, _Files.of([listing.files[i] for i in numbers], labels)) for numbers in order)
     return Source(
         source,
         "imagefolder",
@@ -66,12 +69,29 @@ def open_imagefolder(source: str, path: str, rows_per_part: int, wanted: ClassLi
     )
 
 
-def _rows(fs: pafs.FileSystem, files: tuple[tuple[str, str, int], ...]) -> Iterator[Row | Quarantined | LeftOut]:
-    """What each (path, name below the root, label) holds."""
-    for path, name, label in files:
+class _Files(NamedTuple):
+    """Files of a part, in a few bytes each: the driver holds all parts of a source."""
+
+    root: str
+    names: bytes
+    """Separated by zeros, which no name has."""
+    labels: array[int]
+
+    @classmethod
+    def of(cls, files: Sequence[File], labels: Mapping[str, int]) -> _Files:
+        """The files with the labels of the folders that hold them."""
+        names = "\0".join(file.name for file in files)
+        own = array("i", (labels.get(posixpath.dirname(file.name), UNKNOWN_LABEL) for file in files))
+        return cls(files[0].root, names.encode("utf-8", "surrogateescape"), own)
+
+
+def _rows(fs: pafs.FileSystem, files: _Files) -> Iterator[Row | Quarantined | LeftOut]:
+    """What each of the files holds."""
+    names = files.names.decode("utf-8", "surrogateescape").split("\0")
+    for name, label in zip(names, files.labels, strict=True):
         shown = printable(name)
         try:
-            with open_file(fs, path) as file:
+            with open_file(fs, posixpath.join(files.root, name)) as file:
                 content = read_image(file, name)
         except OSError as error:
             yield Quarantined(path=shown, reason=f"cannot be read: {error.strerror or error}")
@@ -82,13 +102,18 @@ def _rows(fs: pafs.FileSystem, files: tuple[tuple[str, str, int], ...]) -> Itera
             yield Row(content, shown, label, shown)
 
 
-def _class_of_each(fs: pafs.FileSystem, files: Sequence[File]) -> dict[str, str]:
-    """The class of each file in a folder that holds images: its first folder, or its second below train/val/test."""
-    folders = _folders_with_images(fs, files, 0)
-    if folders and {folder.lower() for folder in folders} <= SPLIT_FOLDERS:
-        folders = _folders_with_images(fs, files, 1)
-        folders = {folder: held for folder, held in folders.items() if folder.lower() != ALL_IMAGES}
-    return {file.name: folder for folder, held in folders.items() for file in held}
+def _classes(fs: pafs.FileSystem, files: Sequence[File]) -> dict[str, str]:
+    """The class of each folder that has one: the first part of its name, or the second below train/val/test."""
+    depth, names = 0, _folders_with_images(fs, files, 0)
+    if names and {name.lower() for name in names} <= SPLIT_FOLDERS:
+        depth, names = 1, {name for name in _folders_with_images(fs, files, 1) if name.lower() != ALL_IMAGES}
+    folders = {posixpath.dirname(file.name) for file in files}
+    return {folder: name for folder in folders if (name := _part(folder, depth)) in names}
+
+
+def _part(folder: str, depth: int) -> str:
+    """The part of a folder's name `depth` levels below the root; empty where it does not reach so far."""
+    return next(iter(folder.split("/")[depth:]), "")
 
 
 def _skip(wanted: ClassList, folder: str) -> str | None:
@@ -105,22 +130,26 @@ def _listed_class(wanted: ClassList, folder: str) -> str | None:
     return first if printable(first) in wanted else None
 
 
-def _listed_class_of_each(fs: pafs.FileSystem, files: Sequence[File], wanted: ClassList) -> dict[str, str]:
-    """The class of each file, all of which lie in folders of listed classes; a folder without an image is none."""
-    folders: dict[str, list[File]] = {}
-    for file in files:
-        folders.setdefault(_listed_class(wanted, posixpath.dirname(file.name)) or "", []).append(file)
-    return {file.name: name for name, held in folders.items() if _hold_an_image(fs, held) for file in held}
+def _listed_classes(fs: pafs.FileSystem, files: Sequence[File], wanted: ClassList) -> dict[str, str]:
+    """The class of each folder, all of which are of listed classes; a class without an image is none."""
+    folders = {posixpath.dirname(file.name) for file in files}
+    classes = {folder: name for folder in folders if (name := _listed_class(wanted, folder))}
+    held = _with_images(fs, files, lambda folder: classes.get(folder, ""))
+    return {folder: name for folder, name in classes.items() if name in held}
 
 
-def _folders_with_images(fs: pafs.FileSystem, files: Sequence[File], depth: int) -> dict[str, list[File]]:
-    """The files by the folder `depth` levels below the root; a folder of annotations or notes is not a class."""
-    folders: dict[str, list[File]] = {}
+def _folders_with_images(fs: pafs.FileSystem, files: Sequence[File], depth: int) -> set[str]:
+    """The folders `depth` levels below the root; a folder of annotations or notes is not a class."""
+    return _with_images(fs, files, lambda folder: _part(folder, depth))
+
+
+def _with_images(fs: pafs.FileSystem, files: Sequence[File], name_of: Callable[[str], str]) -> set[str]:
+    """The names under which an image lies; `name_of` gives one to a folder, or nothing."""
+    held: dict[str, list[File]] = {}
     for file in files:
-        above = file.name.split("/")[:-1]
-        if len(above) > depth:
-            folders.setdefault(above[depth], []).append(file)
-    return {folder: held for folder, held in folders.items() if _hold_an_image(fs, held)}
+        if name := name_of(posixpath.dirname(file.name)):
+            held.setdefault(name, []).append(file)
+    return {name for name, own in held.items() if _hold_an_image(fs, own)}
 
 
 def _hold_an_image(fs: pafs.FileSystem, files: Sequence[File]) -> bool:

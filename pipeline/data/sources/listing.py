@@ -25,12 +25,20 @@ Identity = tuple[int, int]
 
 
 class File(NamedTuple):
-    """A file of a source: its path in the filesystem, and its name, which is the path below the source's root."""
+    """A file of a source: the source's root, and its name, which is the path below the root.
 
-    path: str
+    The root is one string for all files, which may be millions.
+    """
+
+    root: str
     name: str
     size: int
     mtime_ns: int | None
+
+    @property
+    def path(self) -> str:
+        """Its path in the filesystem."""
+        return posixpath.join(self.root, self.name)
 
 
 @dataclass
@@ -104,14 +112,14 @@ def _list_remote(fs: pafs.FileSystem, root: str, skip: Skip | None) -> Listing:
     if info.type == pafs.FileType.NotFound:
         raise DataError(f"{root!r} does not exist; give a path that does")
     if info.type == pafs.FileType.File:
-        return Listing([File(root, posixpath.basename(root), info.size, info.mtime_ns)])
+        return Listing([File(*posixpath.split(root), info.size, info.mtime_ns)])
     listing = Listing()
     folders = deque([root])
     while folders:
         for found in fs.get_file_info(pafs.FileSelector(folders.popleft(), recursive=skip is None)):
             name = posixpath.relpath(found.path, root)
             if found.type != pafs.FileType.Directory:
-                _add_remote(listing, found, name)
+                _add_remote(listing, found, root, name)
             elif rule := skip(name) if skip else None:
                 listing.left_out.append(LeftOut(path=name, rule=rule))
             elif skip:
@@ -119,12 +127,12 @@ def _list_remote(fs: pafs.FileSystem, root: str, skip: Skip | None) -> Listing:
     return listing
 
 
-def _add_remote(listing: Listing, found: pafs.FileInfo, name: str) -> None:
+def _add_remote(listing: Listing, found: pafs.FileInfo, root: str, name: str) -> None:
     """Sort what is not a folder into the listing."""
     if rule := rule_by_name(name):
         listing.left_out.append(LeftOut(path=name, rule=rule))
     elif found.type == pafs.FileType.File:
-        listing.files.append(File(found.path, name, found.size, found.mtime_ns))
+        listing.files.append(File(root, name, found.size, found.mtime_ns))
     else:
         listing.quarantined.append(Quarantined(path=name, reason="cannot be read: it is not a file, or is gone"))
 
@@ -136,7 +144,7 @@ def _list_local(root: str, skip: Skip | None) -> Listing:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{root!r} does not exist; give a path that does") from None
     if not stat.S_ISDIR(info.st_mode):
-        return Listing([File(root, posixpath.basename(root), info.st_size, info.st_mtime_ns)])
+        return Listing([File(*posixpath.split(root), info.st_size, info.st_mtime_ns)])
     os.scandir(root).close()  # below the root, a folder that cannot be listed costs its own files only
     listing, names = Listing(), _folders_above(root)
     waiting = deque([""])
@@ -145,7 +153,7 @@ def _list_local(root: str, skip: Skip | None) -> Listing:
         for entry in _enter(root, folder, listing, names):
             name = posixpath.join(folder, entry.name)
             if not _is_folder(entry):
-                _add(listing, entry, name)
+                _add(listing, entry, root, name)
             elif rule := skip(name) if skip else None:
                 listing.left_out.append(LeftOut(path=printable(name), rule=rule))
             elif entry.is_symlink():
@@ -194,7 +202,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _add(listing: Listing, entry: os.DirEntry[str], name: str) -> None:
+def _add(listing: Listing, entry: os.DirEntry[str], root: str, name: str) -> None:
     """Sort a file, or what else is not a folder, into the listing."""
     rule = rule_by_name(name)
     try:
@@ -202,7 +210,7 @@ def _add(listing: Listing, entry: os.DirEntry[str], name: str) -> None:
         if not rule and not stat.S_ISREG(info.st_mode):
             rule = "not a regular file but a pipe, socket or device"
         if not rule:
-            listing.files.append(File(entry.path, name, info.st_size, info.st_mtime_ns))
+            listing.files.append(File(root, name, info.st_size, info.st_mtime_ns))
     except OSError as error:
         if not rule:
             reason = _dangling(entry) if entry.is_symlink() else f"cannot be read: {error.strerror}"
