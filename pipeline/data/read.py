@@ -17,8 +17,10 @@ from pipeline.errors import DataError
 from pipeline.storage import filesystem
 
 
-def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
-    """Classes (N,) int64 by index, -1 where unknown; None when no image has one.
+def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any] | None:
+    """Classes (n,) int64 of the images from `start` to `stop - 1`, by default of all; -1 where unknown.
+
+    None when no image of the whole set has a class: workers that read different parts agree on it.
 
     Raises
     ------
@@ -32,7 +34,7 @@ def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
 
     with ThreadPoolExecutor(8) as pool:  # remote reads this small are latency, not work
         labels = np.concatenate(list(pool.map(labels_of, read_manifest(folder).shards)))
-    return labels if (labels >= 0).any() else None
+    return labels[start:stop].copy() if (labels >= 0).any() else None
 
 
 def has_labels(folder: str) -> bool:
