@@ -27,11 +27,12 @@ def _epoch(rank: int, epoch: int, first_step: int = 0) -> list[Tensor]:
 
 
 LABELS = torch.tensor([0] * 14 + [1] * 6 + [3] * 3)  # and an empty cluster
+WEIGHTS = sampling_weights(LABELS, torch.bincount(LABELS), 1.0)
 
 
 def _drawn(rank: int, epoch: int, first_step: int = 0) -> list[Tensor]:
     """Keys of the batches of an epoch in which small clusters are drawn more often."""
-    batches = list(feed().epoch(epoch, first_step, sampling_weights(LABELS, 1.0)))
+    batches = list(feed().epoch(epoch, first_step, WEIGHTS))
     for batch in batches:
         assert batch.inputs[:, 0, 0, 0].long().equal(batch.index)
         assert batch.index.equal(batch.keys % COUNT)
@@ -75,11 +76,10 @@ def test_the_order_is_that_of_the_first_runs() -> None:
 
 
 def test_an_image_is_drawn_as_often_as_its_weight_says_rounded_up_or_down() -> None:
-    weights = sampling_weights(LABELS, 1.0)
     for epoch in range(20):
-        counts = torch.bincount(epoch_order(COUNT, 3, epoch, weights), minlength=COUNT)
+        counts = torch.bincount(epoch_order(COUNT, 3, epoch, WEIGHTS), minlength=COUNT)
         assert int(counts.sum()) == COUNT
-        assert bool(((counts >= weights.floor()) & (counts <= weights.ceil())).all())
+        assert bool(((counts >= WEIGHTS.floor()) & (counts <= WEIGHTS.ceil())).all())
 
 
 def test_equal_weights_are_a_permutation() -> None:
@@ -88,7 +88,7 @@ def test_equal_weights_are_a_permutation() -> None:
 
 
 def test_every_cluster_is_drawn_equally_often() -> None:
-    drawn = torch.cat([epoch_order(COUNT, 3, epoch, sampling_weights(LABELS, 1.0)) for epoch in range(300)])
+    drawn = torch.cat([epoch_order(COUNT, 3, epoch, WEIGHTS) for epoch in range(300)])
     counts = torch.bincount(LABELS[drawn], minlength=4) / 300
     assert torch.allclose(counts, COUNT / 3 * torch.tensor([1.0, 1.0, 0.0, 1.0]), atol=0.3)
 
