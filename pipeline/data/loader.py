@@ -41,6 +41,10 @@ class Batch:
 class Inputs(Protocol):
     """What the training loop asks of either mode."""
 
+    @property
+    def rows(self) -> RowRange:
+        """The images that this worker owns: it encodes them, and keeps their pseudo-labels and classes."""
+
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; as many on every worker, with weights or without.
 
@@ -68,6 +72,11 @@ class ResidentImages:
 
     def __init__(self, images: Tensor, *, seed: int, batch_size: int, block_size: int) -> None:
         self.images, self.seed, self.batch_size, self.block_size = images, seed, batch_size, block_size
+
+    @property
+    def rows(self) -> RowRange:
+        """The images that this worker owns."""
+        return row_range(len(self.images))
 
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """Slices of the epoch's order: the same global batches for every number of workers."""

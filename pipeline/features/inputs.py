@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipeline.collectives import row_range
+from pipeline.collectives import RowRange, row_range
 from pipeline.data.loader import Batch, epoch_keys, own_slices
 from pipeline.keyed_random import Stream, uniform
 
@@ -44,6 +44,11 @@ class FeatureInputs:
     ) -> None:
         self.features, self.device, self.neighbours = features, device, neighbours
         self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
+
+    @property
+    def rows(self) -> RowRange:
+        """The images that this worker owns."""
+        return row_range(len(self.features))
 
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
         """Slices of the epoch's order, which is that of resident images."""
