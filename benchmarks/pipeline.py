@@ -59,9 +59,9 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Time the blocks; runs in each Ray Train worker."""
     run, rounds, epochs = build_run(settings["job"]), settings["rounds"], itertools.count(1)
     groups = run.state.model.groups.features
-    device = groups.device
-    labels = torch.arange(run.job.manifest.num_images, device=device) % len(groups)
-    run.state.pseudo = PseudoLabels(labels, groups)
+    device, own = groups.device, run.inputs.own
+    labels = torch.arange(own.start, own.stop, device=device, dtype=torch.int32) % len(groups)
+    run.state.pseudo = PseudoLabels(labels, groups, own)
     run.step_model.train()
     in_memory = list(run.inputs.epoch(0))
     train_on(run, in_memory[:2])  # warm-up: the first steps allocate

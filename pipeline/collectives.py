@@ -1,4 +1,4 @@
-"""Sums, gathers and exchanges over the workers of a run; each is the identity in a single process.
+"""Sums and gathers over the workers of a run; each is the identity in a single process.
 
 Gradient convention: :func:`all_sum` adds up the gradients of all workers in its backward pass. A loss computed
 from global sums is the same number on every worker, so after the sum each worker holds W times the gradient of
@@ -47,13 +47,18 @@ class RowRange(NamedTuple):
     total: int
 
     @property
+    def size(self) -> int:
+        """Number of own rows."""
+        return self.stop - self.start
+
+    @property
     def share(self) -> float:
         """Own rows times W over all rows: the factor that makes an average over workers a mean over rows."""
-        return (self.stop - self.start) * world_size() / self.total
+        return self.size * world_size() / self.total
 
 
 def row_range(total: int, of_rank: int | None = None, scope: Scope = Scope.ALL_WORKERS) -> RowRange:
-    """Rows of a global array that a worker owns: contiguous, in rank order, sizes differ by at most one."""
+    """A worker's part of an array that is split evenly: contiguous, in rank order, sizes differ by at most one."""
     workers, r = world_size(scope), rank(scope) if of_rank is None else of_rank
     return RowRange(total * r // workers, total * (r + 1) // workers, total)
 
@@ -149,47 +154,25 @@ def from_rank_zero(x: Tensor) -> Tensor:
     return x
 
 
-def route_rows_to_owner(rows: Tensor, index: Tensor, total: int) -> Tensor:
-    """Rows that lie on any worker, moved to the worker that owns their index.
+def gather_to_rank_zero(x: Tensor) -> Tensor | None:
+    """Rows of all workers in rank order, on rank 0 alone; the numbers of rows may differ. No gradient.
 
-    Parameters
-    ----------
-    rows : Tensor (n_local, D)
-    index : Tensor (n_local,) int64
-        Over all workers, each of 0..total-1 exactly once.
-    total : int
-
-    Returns
-    -------
-    Tensor (row_range(total) rows, D)
-        This worker's rows in the order of their index; independent of where they came from. No row is sent where
-        all are at home, as those of resident images are.
+    All workers call it. The others get None, and never hold more than their own rows.
     """
-    own = row_range(total)
-    if world_size() > 1:
-        index, rows = _send_home(index, rows, total)
-    home = rows.new_empty((own.stop - own.start, *rows.shape[1:]))
-    if len(rows) != len(home):
-        raise ValueError(f"{len(rows)} rows arrived for the {len(home)} of {own}; give each index exactly once")
-    home[index - own.start] = rows
-    return home
+    if world_size() == 1:
+        return x
+    counts = all_stack(torch.tensor(len(x), device=x.device)).tolist()
+    if rank() > 0:
+        _exchange([dist.P2POp(dist.isend, x.contiguous(), 0)] if len(x) else [])
+        return None
+    joined = x.new_empty((sum(counts), *x.shape[1:]))
+    mine, *others = joined.split(counts)
+    mine.copy_(x)
+    _exchange([dist.P2POp(dist.irecv, part, r) for r, part in enumerate(others, 1) if len(part)])
+    return joined
 
 
-def _send_home(index: Tensor, rows: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Index (n,) and rows (n, D) from whoever had them, on the workers that own them."""
-    workers = range(world_size())
-    starts = torch.tensor([row_range(total, r).start for r in workers], device=index.device)
-    owner = torch.bucketize(index, starts, right=True) - 1
-    sent = all_stack(torch.bincount(owner, minlength=len(workers))).tolist()  # by each worker to each
-    if all(sent[r][to] == 0 for r in workers for to in workers if r != to):
-        return index, rows
-    order, received = torch.argsort(owner, stable=True), [counts[rank()] for counts in sent]
-    index, rows = (_exchange(x[order], sent[rank()], received) for x in (index, rows))
-    return index, rows
-
-
-def _exchange(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-    """Rows from all workers, for rows `x` of which the first send[0] go to worker 0, the next send[1] to 1, ..."""
-    out = x.new_empty((sum(receive), *x.shape[1:]))
-    dist.all_to_all_single(out, x.contiguous(), receive, send)
-    return out
+def _exchange(operations: list[dist.P2POp]) -> None:
+    """Run messages between two workers each at the same time, and wait for them."""
+    for work in dist.batch_isend_irecv(operations) if operations else []:
+        work.wait()

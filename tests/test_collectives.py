@@ -38,21 +38,24 @@ def test_gather_rows_takes_unequal_numbers_of_rows(pair: Workers) -> None:
         assert rows[:, 0].tolist() == [0, 1, 10, 11, 12]
 
 
-def _home(rank: int, index: torch.Tensor) -> torch.Tensor:
-    mine = index[rank::2] if rank else torch.cat([index[0::2]])
-    return c.route_rows_to_owner(mine[:, None].double() * 10, mine, len(index))
+def _gather_to_zero(rank: int, sizes: list[int]) -> torch.Tensor | None:
+    start, size = sum(sizes[:rank]), sizes[rank]
+    rows = torch.arange(start, start + size, dtype=torch.int32)
+    one, two = c.gather_to_rank_zero(rows), c.gather_to_rank_zero(rows[:, None].expand(-1, 2))
+    assert (one is None) == (two is None)
+    return None if one is None or two is None else torch.cat([one[:, None], two], dim=1)
 
 
-@pytest.mark.parametrize("total", [1, 5, 12])
-def test_rows_come_home_from_anywhere(pair: Workers, total: int) -> None:
-    index = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    rows = torch.cat(pair.run(_home, index))
-    assert rows[:, 0].tolist() == [10.0 * i for i in range(total)]
+@pytest.mark.parametrize("sizes", [[7, 0, 20], [0, 3, 1], [1, 0, 0], [0, 0, 0]])
+def test_rank_zero_alone_gets_the_rows_of_all(trio: Workers, sizes: list[int]) -> None:
+    joined, *others = trio.run(_gather_to_zero, sizes)
+    assert joined.dtype == torch.int32
+    assert joined.tolist() == [[row] * 3 for row in range(sum(sizes))]
+    assert others == [None, None]
 
 
-def test_a_lost_row_is_an_error() -> None:
-    with pytest.raises(ValueError, match="2 rows arrived for the 3"):
-        c.route_rows_to_owner(torch.zeros(2, 1), torch.tensor([0, 2]), 3)
+def test_one_process_is_rank_zero() -> None:
+    assert _gather_to_zero(0, [2]).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 def _ranges(rank: int) -> tuple[c.RowRange, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import silhouette_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
@@ -64,7 +65,12 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
         In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. Also 0 when either has a single cluster,
         which carries no information (scikit-learn gives 1 when both have).
     """
-    table = contingency_matrix(first, second)
+    return contingency_agreement(contingency_matrix(first, second))
+
+
+def contingency_agreement(table: NDArray[np.int64]) -> float:
+    """The same agreement from the counts (A, B) of images in each pair of clusters; clusters may be empty."""
+    table = table[table.any(axis=1)][:, table.any(axis=0)]
     return 0.0 if 1 in table.shape else adjusted_rand_index(table)
 
 

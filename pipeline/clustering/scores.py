@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 from sklearn.metrics.cluster import contingency_matrix
+from torch import Tensor
+
+from pipeline.collectives import all_stack, all_sum
 
 
 def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
@@ -38,6 +42,36 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
         raise ValueError("every class is -1 (unknown); scores need at least one labelled row")
     classes, clusters = classes[known], clusters[known]
     return contingency_scores(contingency_matrix(classes, clusters))
+
+
+def contingency_table(first: Tensor, second: Tensor, shape: tuple[int, int]) -> Tensor:
+    """How many rows of all workers have each pair of labels: (A, B) int64, the same on every worker.
+
+    Parameters
+    ----------
+    first, second : Tensor (n_local,) int
+        Labels of this worker's rows, in 0..A-1 and 0..B-1.
+    shape : (A, B)
+        The same on every worker.
+    """
+    rows, columns = shape
+    pairs = first.long() * columns + second
+    return all_sum(torch.bincount(pairs, minlength=rows * columns)).view(shape)
+
+
+def class_table(classes: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+    """Rows of all workers in each class and cluster: (C, K) int64, the same on every worker.
+
+    Parameters
+    ----------
+    classes : Tensor (n_local,) int64
+        Of this worker's rows; those with -1 (unknown) are left out. C is one more than the largest on any worker.
+    clusters : Tensor (n_local,) int
+        In 0..K-1.
+    """
+    largest = torch.cat([classes, classes.new_full((1,), -1)]).max()  # a worker may have no rows
+    known = classes >= 0
+    return contingency_table(classes[known], clusters[known], (int(all_stack(largest).max()) + 1, num_clusters))
 
 
 def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:

@@ -12,24 +12,25 @@ from torch import Tensor
 MOST_DRAWS = 20  # of an image in an epoch, on average: a cluster of one outlier must not fill a tenth of each batch
 
 
-def sampling_weights(labels: Tensor, balance: float) -> Tensor:
-    """How often each image is drawn in an epoch, on average.
+def sampling_weights(labels: Tensor, sizes: Tensor, balance: float) -> Tensor:
+    """How often each of this worker's images is drawn in an epoch, on average.
 
     Parameters
     ----------
-    labels : Tensor (N,) int64
-        Pseudo-labels. Clusters without images have no part in it.
+    labels : Tensor (n_local,) int
+        Pseudo-labels of its images.
+    sizes : Tensor (K,) int64
+        Images of each cluster on all workers. Clusters without images have no part in it.
     balance : float
         0 draws each image once, 1 each cluster equally often.
 
     Returns
     -------
-    Tensor (N,) float64
-        On the CPU, with a sum of N, at most MOST_DRAWS each.
+    Tensor (n_local,) float64
+        On the CPU, at most MOST_DRAWS each; over the N images of all workers their sum is N.
     """
-    labels = labels.cpu()
-    sizes = torch.bincount(labels).double()
-    return _limited(sizes.clamp(min=1) ** -balance, sizes)[labels]
+    sizes = sizes.cpu().double()
+    return _limited(sizes.clamp(min=1) ** -balance, sizes)[labels.cpu()]
 
 
 def _limited(relative: Tensor, sizes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.collectives import rank, row_range, world_size
+from pipeline.collectives import RowRange, rank, world_size
 from pipeline.errors import DataError
 from pipeline.inference.predict import Prediction, predict
 from pipeline.method.losses import unit
@@ -30,14 +30,13 @@ _PART = re.compile(r"part-\d+-of-(\d+)\.parquet")
 
 
 @torch.inference_mode()
-def write_features(run: Folder, features: Tensor, centers: Tensor, total: int) -> None:
-    """Write this worker's rows (own rows, D) of the `total` images, and the prediction of each by centers (K, D)."""
+def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange) -> None:
+    """Write the features (own rows, D) of this worker's images, and the prediction of each by centers (K, D)."""
     folder = run.subfolder(FEATURES).make()
     directions = unit(centers).T
     blocks = [predict((block @ directions).float()) for block in features.split(GROUP_ROWS)]
     prediction = Prediction(*(torch.cat(values) for values in zip(*blocks, strict=True)))
-    rows = row_range(total)
-    table = prediction_table(prediction, index=torch.arange(rows.start, rows.stop), features=features)
+    table = prediction_table(prediction, index=torch.arange(own.start, own.stop), features=features)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=GROUP_ROWS, write_page_checksum=True)
     name = f"part-{rank():05d}-of-{world_size():05d}.parquet"

@@ -19,7 +19,7 @@ from ray.train import Checkpoint, Result
 from torch import Tensor
 from torch.optim import SGD
 
-from pipeline.collectives import all_sum, rank, world_size
+from pipeline.collectives import RowRange, all_sum, gather_to_rank_zero, rank, world_size
 from pipeline.config.models import RunConfig
 from pipeline.errors import CheckpointError, first_line
 from pipeline.method.digpro import DigPro
@@ -77,7 +77,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
     """Write the state into an empty folder. All workers call it, rank 0 writes.
 
     What is spread over the workers is joined first, so that the file does not depend on their number: the bank is
-    summed, the losses are averaged.
+    summed, the losses are averaged, and the pseudo-labels are gathered on rank 0.
     """
     assert state.pseudo is not None
     values = {
@@ -85,7 +85,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
         "bank": state.model.bank.state(),
         "optimizer": state.optimizer.state_dict(),
         "mean_loss_sums": mean_over_workers(state.loss_sums),
-        "labels": state.pseudo.labels,
+        "labels": gather_to_rank_zero(state.pseudo.labels),
         "centers": state.pseudo.centers,
         "epoch": state.epoch,
         "step": state.step,
@@ -137,11 +137,16 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return values | {"config": about["config"]}
 
 
-def restore(state: TrainState, values: dict[str, Any]) -> None:
-    """Put a checkpoint's values into a freshly built state, on its device and for this number of workers.
+def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
+    """Put a checkpoint's values into a freshly built state, on its device and for this worker, which owns rows `own`.
 
     The optimizer takes over its momenta; its settings stay those of the configuration it was built from, which differ
     where a search lets a run go on from another run's checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        When the pseudo-labels are those of another number of images.
     """
     device = state.model.groups.features.device
     mine = 1 if rank() == 0 else 0  # what was summed over the workers goes to rank 0 whole
@@ -151,10 +156,20 @@ def restore(state: TrainState, values: dict[str, Any]) -> None:
     state.optimizer.load_state_dict({"state": values["optimizer"]["state"], "param_groups": settings})
     for name, total in state.loss_sums.items():
         total.fill_(values["mean_loss_sums"].get(name, 0.0))
-    state.pseudo = PseudoLabels(values["labels"].to(device), values["centers"].to(device))
+    state.pseudo = PseudoLabels(_own_labels(values["labels"], own).to(device), values["centers"].to(device), own)
     state.epoch, state.step = values["epoch"], values["step"]
     state.history = values["history"]
     state.skipped.fill_(values.get("skipped", 0))  # older checkpoints count none
+
+
+def _own_labels(labels: Tensor, own: RowRange) -> Tensor:
+    """This worker's rows of all pseudo-labels (N,), which older checkpoints hold as int64, as a copy."""
+    if len(labels) != own.total:
+        raise CheckpointError(
+            f"the checkpoint has pseudo-labels of {len(labels):,} images, and the data set has {own.total:,}; restore "
+            "the data set that the run began with, or start afresh under another name (--set name=...)"
+        )
+    return labels[own.start : own.stop].to(torch.int32, copy=True)
 
 
 def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:

@@ -13,47 +13,73 @@ from torch import Tensor
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
-from pipeline.collectives import from_rank_zero, gather_rows, rank, route_rows_to_owner
+from pipeline.clustering.scores import contingency_table
+from pipeline.collectives import RowRange, all_sum, from_rank_zero, rank
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.features.inputs import FeatureSource
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
 from pipeline.method.losses import unit
-from pipeline.training.health import feature_spread, label_churn, size_metrics
+from pipeline.training.health import change_metrics, feature_spread, size_metrics
 
 MANY_CLUSTERS = 10_000  # from here on comparing each image with all centres takes longer than encoding it
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Result of an E-step, equal on every worker.
+    """Result of an E-step. The centres are equal on every worker; each keeps the labels of its own images only.
 
     Attributes
     ----------
-    labels : Tensor (N,) int64
-        Cluster of every image, by its index.
+    labels : Tensor (own rows,) int32
+        Clusters of the images that this worker owns.
     centers : Tensor (K, D)
+    own : RowRange
+        Their rows.
     others : Tensor (R-1, K, D) or None
         Centres of the other starts of k-means; None after a resume, since only the E-step itself looks at them.
     """
 
     labels: Tensor
     centers: Tensor
+    own: RowRange
     others: Tensor | None = None
 
+    def of(self, index: Tensor) -> Tensor:
+        """Clusters (n,) int64 of own images, by their index (n,) in the whole set; without waiting for the device.
 
-def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Tensor], total: int) -> Tensor:
-    """Target features (own rows, D) of this worker's contiguous part of the N = `total` images, un-augmented."""
-    return route_rows_to_owner(*_encode(model, inputs.blocks(), preprocess), total)
+        IndexError on a CPU, and a failed assertion of the device on a GPU, when an image is another worker's.
+        """
+        return self.labels.index_select(0, index - self.own.start).long()
+
+    def sizes(self) -> Tensor:
+        """Images (K,) int64 of each cluster on all workers, which all call it."""
+        return all_sum(torch.bincount(self.labels, minlength=len(self.centers)))
 
 
-def _encode(
-    model: DigPro, blocks: Iterable[tuple[Tensor, Tensor]], preprocess: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Target features (n, D) and index (n,) of the blocks of this worker's inputs."""
+def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Tensor]) -> Tensor:
+    """Target features (own rows, D) of this worker's images, un-augmented, in the order of their index.
+
+    Raises
+    ------
+    ValueError
+        When the blocks of the inputs are not one row for each of its images.
+    """
+    features, own = _encode(model, inputs.blocks(), preprocess), inputs.own
+    if len(features) != own.size:
+        raise ValueError(
+            f"{len(features)} images were read for rows {own.start} to {own.stop - 1} of {own.total}, which are "
+            f"{own.size}; ingest the source again"
+        )
+    return features
+
+
+def _encode(model: DigPro, blocks: Iterable[tuple[Tensor, Tensor]], preprocess: Callable[[Tensor], Tensor]) -> Tensor:
+    """Target features (n, D) of the blocks of this worker's inputs."""
     empty = model.groups.features.new_empty((0, model.groups.features.shape[1]))
-    return encode_blocks(lambda block: model.encode(preprocess(block)), blocks, empty=empty)
+    features, _ = encode_blocks(lambda block: model.encode(preprocess(block)), blocks, empty=empty)
+    return features
 
 
 def mean_over_views(
@@ -65,7 +91,7 @@ def mean_over_views(
     """
     mean = features.clone()
     for view in range(1, inputs.features.shape[1]):
-        mean += _encode(model, inputs.blocks(view), preprocess)[0]  # cached features lie on their owners, in order
+        mean += _encode(model, inputs.blocks(view), preprocess)
     return unit(mean)
 
 
@@ -102,6 +128,7 @@ def have_settled(
 
 def estimate(
     features: Tensor,
+    own: RowRange,
     num_clusters: int,
     settings: EStepConfig,
     seed: int,
@@ -110,11 +137,10 @@ def estimate(
     settled: bool = False,
     fitted: Tensor | None = None,
 ) -> tuple[PseudoLabels, dict[str, float]]:
-    """Cluster the workers' features (own rows, D); pseudo-labels of all images, and the health of both.
+    """Cluster the workers' features (own rows, D); their pseudo-labels, and the health of both.
 
     `settled` labels take the fewer starts of `settled_restarts`. Centres are fitted on `fitted` (own rows, D) where it
-    is given; the labels are those of the features all the same, as a model that sees each image once would say. The
-    churn, the costly part of health, is rank 0's.
+    is given; the labels are those of the features all the same, as a model that sees each image once would say.
     """
     fewer = settings.settled_restarts if settled else None
     warm = previous is not None and (settings.warm_start or fewer is not None)
@@ -122,9 +148,18 @@ def estimate(
     rows = features if fitted is None else fitted
     result = _cluster(rows, num_clusters, settings, seed, fewer or settings.restarts, last)
     labels = result.labels if fitted is None else nearest_center(features, result.centers).labels
-    found = PseudoLabels(gather_rows(labels), result.centers, result.others)
-    health = {"inertia": result.inertia / len(found.labels), "kmeans_iterations": float(result.n_iter)}
-    health |= size_metrics(torch.bincount(found.labels, minlength=num_clusters))
-    if previous is not None and rank() == 0:
-        health["label_churn"] = label_churn(previous.labels, found.labels)
-    return found, health | {"feature_spread": feature_spread(features)}
+    found = PseudoLabels(labels.int(), result.centers, own, result.others)
+    health = {"inertia": result.inertia / own.total, "kmeans_iterations": float(result.n_iter)}
+    return found, health | label_health(found, previous) | {"feature_spread": feature_spread(features)}
+
+
+def label_health(found: PseudoLabels, previous: PseudoLabels | None) -> dict[str, float]:
+    """Metrics of the clusters' sizes and, after the first E-step, of the change since the one before.
+
+    Both come from one table of counts, summed over the workers. Only rank 0 has the change, whose matching is costly.
+    """
+    if previous is None:
+        return size_metrics(found.sizes())
+    shape = len(previous.centers), len(found.centers)
+    moves = contingency_table(previous.labels, found.labels, shape)
+    return size_metrics(moves.sum(dim=0)) | ({} if rank() else change_metrics(moves))

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor, nn
 
+from pipeline.clustering.label_free import contingency_agreement
 from pipeline.clustering.scores import matching_accuracy
 from pipeline.collectives import all_stack, all_sum
 
@@ -26,9 +26,14 @@ def size_metrics(sizes: Tensor) -> dict[str, float]:
     }
 
 
-def label_churn(before: Tensor, labels: Tensor) -> float:
-    """Share of images (N,) that left their cluster, under the best matching of old and new clusters."""
-    return 1 - matching_accuracy(contingency_matrix(before.cpu(), labels.cpu()))
+def change_metrics(moves: Tensor) -> dict[str, float]:
+    """How far two E-steps differ, by the images (K_before, K) that went from each old cluster to each new one.
+
+    `label_churn` is the share of images that left their cluster, under the best matching of old and new clusters;
+    `estep_agreement` is `contingency_agreement`.
+    """
+    table = moves.cpu().numpy()
+    return {"label_churn": 1 - matching_accuracy(table), "estep_agreement": contingency_agreement(table)}
 
 
 def feature_spread(features: Tensor) -> float:

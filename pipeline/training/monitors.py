@@ -3,48 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.clustering.monitors import knn_accuracy, linear_accuracy
-from pipeline.collectives import row_range
+from pipeline.collectives import RowRange, all_sum, gather_rows
 from pipeline.config.models import MonitorConfig, RunConfig
-from pipeline.data.read import read_labels
 from pipeline.keyed_random import Stream, uniform
 from pipeline.plan import has_estep
 
 MEASURES = {"knn_acc": knn_accuracy, "linear_acc": linear_accuracy}
+BINS = 1 << 16  # of random numbers in [0, 1): of ten million images, one holds about 150
 
 
 @dataclass(frozen=True)
 class Monitors:
-    """Classes (own rows,) of this worker's part of the images, and which of them are held out."""
+    """Classes (own rows,) of this worker's images, and which of them are held out."""
 
     classes: Tensor
     held_out: Tensor
 
 
-def read_monitors(config: RunConfig, device: torch.device) -> Monitors | None:
-    """This worker's part; None when monitors are switched off, or no image has a class."""
-    if not any(cadences(config.monitor).values()):
-        return None
-    labels = read_labels(config.data.path)
-    return None if labels is None else make_monitors(torch.from_numpy(labels).to(device), config)
+def make_monitors(
+    labels: np.ndarray[Any, Any] | None, own: RowRange, config: RunConfig, device: torch.device
+) -> Monitors | None:
+    """This worker's part, from the classes (own rows,) of its images.
 
-
-def make_monitors(labels: Tensor, config: RunConfig) -> Monitors:
-    """This worker's part of the classes (N,) of all images.
-
-    The share that is held out is of those with a class, at least one of them; the seed and the image decide.
+    None when monitors are switched off, or no image of any worker has a class, for which all workers give None. The
+    share that is held out is of the images with a class, at least one of them; the seed and the image decide.
     """
-    start, stop, _ = row_range(len(labels))
-    known = (labels >= 0).nonzero()[:, 0]
-    count = max(1, round(config.monitor.held_out * len(known)))
-    order = uniform(config.seed, 0, known, Stream.HELD_OUT, 1)[:, 0].argsort(stable=True)
-    held_out = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    held_out[known[order[:count]]] = True
-    return Monitors(labels[start:stop], held_out[start:stop])
+    if labels is None or not any(cadences(config.monitor).values()):
+        return None
+    classes = torch.from_numpy(labels).to(device)
+    known = (classes >= 0).nonzero()[:, 0]
+    total = int(all_sum(torch.tensor(len(known), device=device)))
+    index = own.start + known
+    draws = uniform(config.seed, 0, index, Stream.HELD_OUT, 1)[:, 0]
+    held_out = torch.zeros(own.size, dtype=torch.bool, device=device)
+    held_out[known] = are_smallest(draws, index, max(1, round(config.monitor.held_out * total)))
+    return Monitors(classes, held_out)
+
+
+def are_smallest(draws: Tensor, index: Tensor, count: int) -> Tensor:
+    """Which (n_local,) of the workers' draws (n_local,) in [0, 1) are the `count` smallest of all workers.
+
+    Of equal ones those with the lower index (n_local,), which rises over the workers. Draws are counted in bins, and
+    only those in the bin where the count is reached are gathered.
+    """
+    bins = (draws * BINS).long()
+    until = all_sum(torch.bincount(bins, minlength=BINS)).cumsum(0)
+    whole = int((until <= count).sum())  # bins that are taken whole
+    missing = count - (int(until[whole - 1]) if whole else 0)
+    last = bins == whole
+    order = gather_rows(draws[last]).argsort(stable=True)
+    return (bins < whole) | torch.isin(index, gather_rows(index[last])[order[:missing]])
 
 
 def cadences(settings: MonitorConfig) -> dict[str, int]:

@@ -52,33 +52,31 @@ def read_probe(config: RunConfig, manifest: Manifest, views: Views, device: torc
     return draw_probe(views, images, index, total, config.estep.batch_size)
 
 
-def label_free_metrics(
-    model: DigPro,
-    probe: Probe,
-    features: Tensor,
-    found: PseudoLabels,
-    previous: PseudoLabels | None,
-) -> dict[str, float]:
+def label_free_metrics(model: DigPro, probe: Probe, features: Tensor, found: PseudoLabels) -> dict[str, float]:
     """Metrics of the pseudo-labels `found` from the workers' features (own rows, D), on rank 0; others have none.
 
-    The first E-step has no `estep_agreement`, because nothing came before it; a k-means of a single start has no
-    `seed_agreement`.
+    A k-means of a single start has no `seed_agreement`.
     """
-    own = row_range(len(found.labels))
-    probe_features = gather_rows(features[: max(0, probe.total - own.start)])
+    probe_features, labels = gather_probe(probe, features, found)
     margin, of_views = prototype_margin(features, found.centers), view_clusters(model, probe, found.centers)
     if rank():
         return {}
     values = {
-        "silhouette": cosine_silhouette(probe_features, found.labels[: probe.total]),
+        "silhouette": cosine_silhouette(probe_features, labels),
         "prototype_margin": margin,
         "view_agreement": assignment_agreement(*of_views.cpu().T),
     }
     if found.others is not None and len(found.others):
-        values["seed_agreement"] = seed_agreement(probe_features, found.labels[: probe.total], found.others)
-    if previous is not None:
-        values["estep_agreement"] = assignment_agreement(previous.labels.cpu(), found.labels.cpu())
+        values["seed_agreement"] = seed_agreement(probe_features, labels, found.others)
     return values
+
+
+def gather_probe(probe: Probe, features: Tensor, found: PseudoLabels) -> tuple[Tensor, Tensor]:
+    """Features (total, D) and pseudo-labels (total,) int64 of the probe's images, which their owners have."""
+    mine = slice(max(0, probe.total - found.own.start))
+    labels = found.labels[mine, None].to(features.dtype)  # in one exchange; exact up to 2**24 clusters
+    rows = gather_rows(torch.cat([features[mine], labels], dim=1))
+    return rows[:, :-1], rows[:, -1].long()
 
 
 def seed_agreement(features: Tensor, labels: Tensor, others: Tensor) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.alarms import RULES, Alarm, all_alarms, judge, new_alarms, skipped_steps
 from pipeline.build import build_run_optimizer, build_run_schedules, data_parallel
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
-from pipeline.clustering.scores import clustering_scores
+from pipeline.clustering.scores import class_table, contingency_scores
 from pipeline.collectives import all_sum, from_rank_zero, rank, world_size
 from pipeline.data.loader import Batch, Inputs
 from pipeline.data.read import read_labels
@@ -43,11 +43,11 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.estep import PseudoLabels, encode_all, estimate, have_settled, mean_over_views
+from pipeline.training.estep import encode_all, estimate, have_settled, mean_over_views
 from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
-from pipeline.training.monitors import Monitors, monitor_metrics, read_monitors
+from pipeline.training.monitors import Monitors, make_monitors, monitor_metrics
 from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.profile import StepProfiler
 from pipeline.training.progress import Reporter
@@ -71,7 +71,7 @@ class Run:
     probe: Probe | None
     """None when label-free metrics are switched off."""
     labels: np.ndarray[Any, Any] | None
-    """True classes (N,), on rank 0 of a labelled set."""
+    """True classes (own rows,), -1 where unknown; None on all workers when no image has one."""
     state: TrainState
     step_model: nn.Module
     schedules: Schedules
@@ -116,6 +116,8 @@ def build_run(job: Job) -> Run:
     config, plan = job.config, job.plan
     device = get_device()
     feed = open_feed(job, device)
+    own = feed.inputs.own
+    labels = read_labels(config.data.path, own.start, own.stop)
     optimizer = build_run_optimizer(config, feed.model)
     return Run(
         job=job,
@@ -123,14 +125,14 @@ def build_run(job: Job) -> Run:
         views=feed.views,
         preprocess=feed.preprocess,
         probe=feed.probe,
-        labels=read_labels(config.data.path) if rank() == 0 else None,
+        labels=labels,
         state=TrainState(feed.model, optimizer, zero_losses(device), backbone=feed.backbone),
         step_model=data_parallel(feed.model),
         schedules=build_run_schedules(config, plan.steps_per_epoch),
         timer=EpochTimer(device),
         reporter=Reporter(open_writer(job), job.board) if rank() == 0 else Reporter(),
         profiler=StepProfiler(job.folder, config.profile.steps) if config.profile.steps else None,
-        monitors=read_monitors(config, device),
+        monitors=make_monitors(labels, own, config, device),
     )
 
 
@@ -156,7 +158,7 @@ def resume(run: Run) -> bool:
         values = read_other_run(run.job.start_from)
     if values is None:
         return False
-    restore(run.state, values)
+    restore(run.state, values, run.inputs.own)
     workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"
     run.reporter.resumed(
         run.state.history, f"resumed after epoch {run.state.epoch}, step {run.state.step}, on {workers}"
@@ -198,12 +200,12 @@ def take_step(run: Run, batch: Batch) -> None:
 
 
 def draw_weights(run: Run) -> Tensor | None:
-    """How often each image is drawn in this epoch, by its pseudo-label; None when each is taken once."""
-    config = run.job.config
+    """How often each own image is drawn in this epoch, by its pseudo-label; None when each is taken once."""
+    config, pseudo = run.job.config, run.state.pseudo
     if not is_balanced(config, run.state.epoch):
         return None
-    assert run.state.pseudo is not None
-    return sampling_weights(run.state.pseudo.labels, config.optim.balance)
+    assert pseudo is not None
+    return sampling_weights(pseudo.labels, pseudo.sizes(), config.optim.balance)
 
 
 def save_inside_epoch(run: Run) -> None:
@@ -257,7 +259,7 @@ def train_step(run: Run, batch: Batch) -> None:
     set_learning_rates(state.optimizer, float(run.schedules.lr[at]), float(run.schedules.predictor_lr[at]))
     losses = run.step_model(
         *run.views(batch.inputs, batch.keys, state.epoch),
-        state.pseudo.labels[batch.index],
+        state.pseudo.of(batch.index),
         target_momentum=float(run.schedules.target_momentum[at]),
         noise=None if warmup else latent_noise(run, batch.keys),
         warmup=warmup,
@@ -288,18 +290,18 @@ def latent_noise(run: Run, keys: Tensor) -> Tensor | None:
 
 def run_estep(run: Run) -> None:
     """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
-    state, job, previous = run.state, run.job, run.state.pseudo
+    state, job = run.state, run.job
     last = state.epoch == job.config.optim.epochs
     if last:  # what it finds is what the model says that the run leaves, which computes in float32; no step follows
         state.model.autocast = None
     with run.timer.time("estep"):
         features, metrics = estimate_labels(run)
     with run.timer.time("evaluate"):
-        metrics |= score_labels(run, features, metrics, previous)
+        metrics |= score_labels(run, features, metrics)
     assert state.pseudo is not None
     if last:  # before the last checkpoint, so that who has that has these
         with run.timer.time("checkpoint"):
-            write_features(job.folder, features, state.pseudo.centers, job.manifest.num_images)
+            write_features(job.folder, features, state.pseudo.centers, state.pseudo.own)
     if run.monitors:
         with run.timer.time("monitor"):
             metrics |= monitor_metrics(run.monitors, features, job.config, state.epoch)
@@ -308,11 +310,12 @@ def run_estep(run: Run) -> None:
 
 
 def estimate_labels(run: Run) -> tuple[Tensor, dict[str, float]]:
-    """New pseudo-labels of all images; returns the features (own rows, D) that they come from, and their health."""
+    """New pseudo-labels; returns the features (own rows, D) that they come from, and their health."""
     state, config, plan = run.state, run.job.config, run.job.plan
-    features = encode_all(state.model, run.inputs, run.preprocess, run.job.manifest.num_images)
+    features = encode_all(state.model, run.inputs, run.preprocess)
     state.pseudo, health = estimate(
         features,
+        run.inputs.own,
         plan.num_clusters,
         config.estep,
         config.seed,
@@ -331,9 +334,7 @@ def fitted_features(run: Run, features: Tensor) -> Tensor | None:
     return mean_over_views(run.state.model, run.inputs.source, run.preprocess, features)
 
 
-def score_labels(
-    run: Run, features: Tensor, health: Mapping[str, float], previous: PseudoLabels | None
-) -> dict[str, float]:
+def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dict[str, float]:
     """Label-free metrics of the pseudo-labels of features (own rows, D), and scores where classes are known.
 
     On rank 0; other workers have none. The first E-step agrees with nothing, and so has no `label_free`.
@@ -341,11 +342,12 @@ def score_labels(
     found, scores = run.state.pseudo, dict[str, float]()
     assert found is not None
     if run.probe:
-        scores = label_free_metrics(run.state.model, run.probe, features, found, previous)
+        scores = label_free_metrics(run.state.model, run.probe, features, found)
     if LABEL_FREE_WEIGHTS.keys() <= {*health, *scores}:
         scores["label_free"] = label_free_score({**health, **scores})
     if run.labels is not None:
-        scores |= clustering_scores(run.labels, found.labels.cpu())
+        table = class_table(torch.as_tensor(run.labels, device=features.device), found.labels, len(found.centers))
+        scores |= {} if rank() else contingency_scores(table.cpu().numpy())
     return scores
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import one_hot
 from pipeline.clustering.label_free import (
     LABEL_FREE_WEIGHTS,
     assignment_agreement,
+    contingency_agreement,
     cosine_silhouette,
     label_free_score,
     prototype_margin,
@@ -72,6 +73,13 @@ def test_agreement_of_random_assignments_is_zero(shares: tuple[float, ...]) -> N
 @pytest.mark.parametrize("other", [[0, 0, 0], [1, 1, 1], [0, 0, 1]])
 def test_one_cluster_agrees_with_nothing(other: list[int]) -> None:
     assert assignment_agreement([0, 0, 0], other) == assignment_agreement(other, [0, 0, 0]) == 0
+
+
+def test_agreement_from_counts_leaves_out_empty_clusters() -> None:
+    table = np.array([[2, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1]])  # the same as by hand above
+    assert contingency_agreement(table) == assignment_agreement([0, 0, 1, 1], [0, 0, 1, 2])
+    assert contingency_agreement(np.array([[3, 0], [0, 0]])) == 0
+    assert contingency_agreement(np.array([[2, 1], [0, 0]])) == 0
 
 
 def test_margin_by_hand() -> None:

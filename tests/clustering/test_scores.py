@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
 
-from pipeline.clustering.scores import clustering_scores, contingency_scores
+from pipeline.clustering.scores import class_table, clustering_scores, contingency_scores, contingency_table
 from tests.helpers.golden import golden
+from tests.helpers.workers import Workers
 
 METRICS = golden("metrics")
 CASES = sorted({key.split("/")[0] for key in METRICS})
@@ -46,3 +49,24 @@ def test_scores_from_counts_are_those_of_scikit_learn(classes: int, clusters: in
 def test_counts_of_billions_do_not_overflow() -> None:
     table = np.full((2, 2), 3_000_000_000)
     assert contingency_scores(table) == pytest.approx({"acc": 0.5, "nmi": 0.0, "ari": 0.0}, abs=1e-9)
+
+
+def _tables(rank: int, classes: Tensor, clusters: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    table = class_table(classes[own], clusters[own], 5)
+    return table, contingency_table(clusters[own], clusters[own].flip(0), (5, 6))
+
+
+@pytest.mark.parametrize("sizes", [[7, 0, 20], [0, 26, 1]])
+def test_tables_count_the_rows_of_all_workers(trio: Workers, sizes: list[int]) -> None:
+    """Also where one worker alone has the largest class, and one has no rows."""
+    classes, clusters = torch.arange(27) % 4 - 1, (torch.arange(27) % 5).int()
+    classes[-1] = 6
+    known = classes >= 0
+    expected = torch.zeros(7, 5, dtype=torch.int64)
+    expected.index_put_((classes[known], clusters[known].long()), torch.tensor(1), accumulate=True)
+    for table, square in trio.run(_tables, classes, clusters, sizes):
+        assert table.equal(expected)
+        assert square.shape == (5, 6)
+        assert square.sum(dim=1).equal(torch.bincount(clusters))
+    assert contingency_scores(expected.numpy()) == clustering_scores(classes, clusters)

@@ -14,6 +14,7 @@ from tests.helpers.workers import Workers
 COUNT, BATCH = 23, 6
 IMAGES = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 4, 4, 3).contiguous()
 LABELS = torch.tensor([0] * 14 + [1] * 6 + [3] * 3)  # and an empty cluster
+WEIGHTS = sampling_weights(LABELS, torch.bincount(LABELS), 1.0)
 
 
 def feed(window: int = COUNT) -> Inputs:
@@ -25,7 +26,7 @@ def feed(window: int = COUNT) -> Inputs:
 def _epoch(rank: int, epoch: int, first_step: int = 0, window: int = COUNT, balance: float = 0.0) -> list[Tensor]:
     """Keys of this worker's batches."""
     inputs = feed(window)
-    weights = sampling_weights(LABELS, balance)[inputs.own.start : inputs.own.stop] if balance else None
+    weights = WEIGHTS[inputs.own.start : inputs.own.stop] if balance else None
     batches = list(inputs.epoch(epoch, first_step, weights))
     for batch in batches:
         assert batch.inputs[:, 0, 0, 0].long().equal(batch.index)

@@ -170,7 +170,7 @@ def test_clusters_are_drawn_equally_often_nearly_where_lanes_are_fair_samples() 
     sizes = torch.tensor([900, 450, 200, 100, 50])
     labels = torch.arange(5).repeat_interleave(sizes)[torch.randperm(1700, generator=torch.Generator().manual_seed(0))]
     order = Order(1700, batch_size=128, seed=0, window=1700, groups=(1700,))
-    weights = sampling_weights(labels, 1.0)
+    weights = sampling_weights(labels, sizes, 1.0)
     drawn = torch.zeros(5)
     for epoch in range(20):
         for lane in range(order.lanes):

@@ -147,6 +147,7 @@ def test_labels_come_by_index(folder: Path) -> None:
     numbers = [int(Path(path).stem) for path in paths]
     np.testing.assert_array_equal(labels, load_digits().target[numbers])
     np.testing.assert_array_equal(read_labels(folder.as_uri()), labels)
+    np.testing.assert_array_equal(read_labels(str(folder), 590, 610), labels[590:610])
 
 
 def test_labels_are_none_only_when_no_image_has_one(tmp_path: Path) -> None:
@@ -158,6 +159,8 @@ def test_labels_are_none_only_when_no_image_has_one(tmp_path: Path) -> None:
     labels = read_labels(str(tmp_path / "b"))
     assert labels is not None
     assert sorted(labels.tolist()) == [-1, 0]
+    for image, label in enumerate(labels.tolist()):  # also one whose only image has none, as another has one
+        assert read_labels(str(tmp_path / "b"), image, image + 1).tolist() == [label]
 
 
 @pytest.mark.parametrize("count", [1, 64, 600, 601, 1797, 5000])

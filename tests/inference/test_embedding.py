@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.collectives import RowRange
 from pipeline.errors import DataError
 from pipeline.inference.embedding import FEATURES, embedding, keep_complete_parts, write_features
 from pipeline.storage import Folder
@@ -21,15 +22,16 @@ def unit_rows(count: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
-def own_part(rank: int, folder: str) -> None:
-    start, stop = (0, 5) if rank == 0 else (5, 11)
-    write_features(Folder(folder), unit_rows(11)[start:stop], CENTERS, 11)
+def own_part(rank: int, folder: str, cuts: list[int]) -> None:
+    start, stop = cuts[rank : rank + 2]
+    write_features(Folder(folder), unit_rows(11)[start:stop], CENTERS, RowRange(start, stop, 11))
 
 
-def test_one_worker_writes_what_two_write(pair: Workers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [[0, 5, 11], [0, 9, 11], [0, 0, 11]])
+def test_one_worker_writes_what_two_write(pair: Workers, tmp_path: Path, cuts: list[int]) -> None:
     one, two = Folder(str(tmp_path / "one")), Folder(str(tmp_path / "two"))
-    write_features(one, unit_rows(11), CENTERS, 11)
-    pair.run(own_part, two.path)
+    write_features(one, unit_rows(11), CENTERS, RowRange(0, 11, 11))
+    pair.run(own_part, two.path, cuts)
     assert len(two.subfolder(FEATURES).names()) == 2
     assert embedding(one).to_table().equals(embedding(two).to_table())
     table = embedding(one).to_table()
@@ -42,7 +44,7 @@ def test_one_worker_writes_what_two_write(pair: Workers, tmp_path: Path) -> None
 
 def test_parts_of_an_interrupted_end_are_deleted(tmp_path: Path) -> None:
     run = Folder(str(tmp_path))
-    write_features(run, unit_rows(11), CENTERS, 11)
+    write_features(run, unit_rows(11), CENTERS, RowRange(0, 11, 11))
     left = tmp_path / FEATURES / "part-00001-of-00002.parquet"
     pq.write_table(embedding(run).to_table().slice(5), left)
     keep_complete_parts(run)

@@ -15,6 +15,7 @@ import torch
 from ray.train import Checkpoint
 from torch import Tensor
 
+from pipeline.collectives import RowRange
 from pipeline.data.shards import Manifest
 from pipeline.errors import CheckpointError
 from pipeline.storage import Folder
@@ -34,7 +35,7 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.worker import Run, draw_weights, mean_losses, run_estep, train_step
 from tests.helpers.golden import assert_close
-from tests.helpers.small_run import digits, small_run, snapshot
+from tests.helpers.small_run import IMAGES, digits, small_run, snapshot
 from tests.helpers.workers import Workers
 
 
@@ -65,7 +66,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     _advance(whole, 3)
     _advance(first, 3, stop_at)
     save_state(first.state, first.job.config, tmp_path)
-    restore(second.state, read_checkpoint(tmp_path))
+    restore(second.state, read_checkpoint(tmp_path), second.inputs.own)
     assert (second.state.epoch, second.state.step) == stop_at
     _advance(second, 3)
     expected = snapshot(whole)
@@ -98,7 +99,7 @@ def test_two_workers_equal_one_also_across_a_resume(
     """The workers are saved in the second epoch, in which images are drawn by their pseudo-labels, or not."""
     expected, _ = pair.run(_save_on_workers, data, tmp_path, balance)
     alone, whole = (small_run(*data, f"optim.balance={balance}", double=True) for _ in range(2))
-    restore(alone.state, read_checkpoint(tmp_path))
+    restore(alone.state, read_checkpoint(tmp_path), alone.inputs.own)
     _advance(alone, 2)
     _advance(whole, 1)
     mean_losses(whole)
@@ -115,7 +116,7 @@ def _load_on_workers(
 ) -> tuple[Tensor, dict[str, float], dict[str, float]]:
     """The bank, the losses so far as a checkpoint would keep them, and the mean losses of the finished epoch."""
     run = small_run(*data, double=True)
-    restore(run.state, read_checkpoint(folder))
+    restore(run.state, read_checkpoint(folder), run.inputs.own)
     bank, sums = run.state.model.bank.gather(), mean_over_workers(run.state.loss_sums)
     _advance(run, 1)
     return bank, sums, mean_losses(run)
@@ -134,6 +135,29 @@ def test_a_checkpoint_of_one_worker_is_shared_out_over_two(
         assert bank.equal(bank_so_far)
         assert sums == so_far
         assert losses == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("written", [torch.int32, torch.int64])  # now, and by earlier versions
+def test_a_worker_keeps_the_labels_of_its_own_images_alone(
+    data: tuple[Tensor, Manifest], tmp_path: Path, written: torch.dtype
+) -> None:
+    values = read_checkpoint(_saved(data, tmp_path / "c"))
+    whole = values["labels"]
+    assert whole.dtype == torch.int32
+    assert len(whole.unique()) == 10
+    run, own = small_run(*data), RowRange(7, 27, IMAGES)
+    restore(run.state, values | {"labels": whole.to(written)}, own)
+    kept = run.state.pseudo
+    assert kept is not None
+    assert (kept.labels.dtype, kept.own) == (torch.int32, own)
+    assert kept.labels.equal(whole[7:27])
+    assert kept.labels.untyped_storage().nbytes() == 4 * 20  # no view that keeps the others alive
+
+
+def test_a_checkpoint_of_another_number_of_images_is_refused(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
+    values = read_checkpoint(_saved(data, tmp_path / "c"))
+    with pytest.raises(CheckpointError, match="pseudo-labels of 200 images, and the data set has 201; restore"):
+        restore(small_run(*data).state, values, RowRange(0, 201, 201))
 
 
 def test_a_checkpoint_of_an_earlier_version_keeps_its_losses(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
@@ -178,7 +202,7 @@ def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(
     giver, taker = small_run(*data), small_run(*data, "optim.momentum=0.5", "optim.weight_decay=0")
     _advance(giver, 1)
     save_state(giver.state, giver.job.config, tmp_path)
-    restore(taker.state, read_other_run(str(tmp_path)))
+    restore(taker.state, read_other_run(str(tmp_path)), taker.inputs.own)
     assert {(group["momentum"], group["weight_decay"]) for group in taker.state.optimizer.param_groups} == {(0.5, 0.0)}
     momenta = [state["momentum_buffer"] for state in taker.state.optimizer.state.values()]
     expected = [state["momentum_buffer"] for state in giver.state.optimizer.state.values()]

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import collectives
 from pipeline.data.shards import Manifest
 from pipeline.local_mesh import LocalMesh
-from pipeline.training.estep import PseudoLabels
 from pipeline.training.worker import run_estep, train_step
-from tests.helpers.small_run import IMAGES, digits, small_run
+from tests.helpers.small_run import digits, give_labels, small_run
 from tests.helpers.workers import Workers
 
 LAYERS = 5  # BatchNorms of an encoder `tiny` and its projector
@@ -30,8 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
 def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest], direct: bool) -> Counter[str]:
     """Of the third, by the name of what carries them."""
     run = small_run(*data, "optim.warmup_epochs=0")
-    groups = run.state.model.groups.features
-    run.state.pseudo = PseudoLabels(torch.arange(IMAGES) % len(groups), groups)
+    give_labels(run)
     batches = run.inputs.epoch(0)
     for _ in range(2):  # DistributedDataParallel arranges its buckets by the first, and says so in the second
         train_step(run, next(batches))
@@ -78,12 +75,12 @@ def test_a_step_has_no_more_exchanges_than_it_needs(pair: Workers, data: tuple[T
         assert found == ({"direct": needed} if direct else {"gloo:all_gather": needed})
 
 
-def test_an_estep_of_resident_images_sends_no_features_home_and_asks_once_a_pass(
+def test_an_estep_sends_no_features_or_labels_and_asks_once_a_pass(
     pair: Workers, data: tuple[Tensor, Manifest]
 ) -> None:
     rows = 2  # an exchange for their numbers, and one for themselves
     clusters = 1 + rows + rows + 2 + 1  # look at them, sample, starts, variance, the pass of the starts
-    found = 1 + clusters + rows  # whose rows are where; pseudo-labels
-    health, probe, spread = 1, 2 * rows + 1, 1
+    health = 1 + 1  # the table of old and new clusters, and the features' spread
+    probe, spread = 2 * rows + 1, 1  # its features with their labels, its views, the margin; the groups' spread
     for exchanges, iterations in pair.run(_exchanges_of_an_estep, data):
-        assert exchanges == {"direct": found + iterations + health + probe + spread}
+        assert exchanges == {"direct": clusters + iterations + health + probe + spread}

@@ -7,15 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from pipeline.data.shards import Manifest
 from pipeline.storage import Folder
-from pipeline.training.estep import PseudoLabels
 from pipeline.training.profile import SKIPPED, StepProfiler
 from pipeline.training.worker import Run, epoch_batches, train_epoch
-from tests.helpers.small_run import digits, small_run
+from tests.helpers.small_run import digits, give_labels, small_run
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
 
 def _labelled(data: tuple[Tensor, Manifest], *settings: str) -> Run:
     run = small_run(*data, *settings)
-    groups = run.state.model.groups.features
-    run.state.pseudo = PseudoLabels(torch.arange(run.job.manifest.num_images) % len(groups), groups)
+    give_labels(run)
     return run
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.build import build_run_optimizer
+from pipeline.collectives import RowRange
 from pipeline.data.loader import Inputs, ResidentImages
 from pipeline.data.shards import Manifest
 from pipeline.training.checkpoint import TrainState
@@ -38,8 +39,8 @@ def _to_device(run: Run) -> None:
     for constants in (run.preprocess, run.views._preprocess):  # which a GPU gets at its first step
         to_fake_gpu(constants)
     run.state = TrainState(model, build_run_optimizer(config, model), zero_losses(torch.device(DEVICE)))
-    labels = torch.empty(IMAGES, dtype=torch.int64, device=DEVICE)
-    run.state.pseudo = PseudoLabels(labels, model.groups.features)
+    labels = torch.empty(IMAGES, dtype=torch.int32, device=DEVICE)
+    run.state.pseudo = PseudoLabels(labels, model.groups.features, RowRange(0, IMAGES, IMAGES))
     assert isinstance(run.inputs.source, ResidentImages)
     source = ResidentImages(empty_like(run.inputs.source.images), run.inputs.own, 50)
     run.inputs = Inputs(run.job.plan.order, source, torch.device(DEVICE))
@@ -60,7 +61,7 @@ def _encode(rank: int, data: tuple[Tensor, Manifest]) -> list[str]:
     run = small_run(*data, "model.encoder=resnet18")
     with without_data(), Float64() as wide:
         _to_device(run)
-        features = encode_all(run.state.model, run.inputs, run.preprocess, IMAGES)
+        features = encode_all(run.state.model, run.inputs, run.preprocess)
     assert features.device.type == DEVICE
     assert features.shape == (IMAGES, 16)
     return sorted(wide.found)

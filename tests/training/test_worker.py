@@ -19,7 +19,7 @@ from pipeline.data.shards import Manifest
 from pipeline.errors import Diverged
 from pipeline.method.losses import unit
 from pipeline.training import worker
-from pipeline.training.estep import PseudoLabels, encode_all
+from pipeline.training.estep import encode_all
 from pipeline.training.rollback import ROLLBACKS, Halt
 from pipeline.training.worker import (
     check_run_finite,
@@ -30,15 +30,14 @@ from pipeline.training.worker import (
     train_epoch,
 )
 from tests.helpers.golden import assert_close
-from tests.helpers.small_run import digits, small_job, small_run, snapshot
+from tests.helpers.small_run import digits, give_labels, small_job, small_run, snapshot
 from tests.helpers.workers import Workers
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> worker.Run:
     made = small_run(*digits(tmp_path_factory.mktemp("digits")))
-    groups = made.state.model.groups.features
-    made.state.pseudo = PseudoLabels(torch.arange(made.job.manifest.num_images) % len(groups), groups)
+    give_labels(made)
     return made
 
 
@@ -264,15 +263,16 @@ def test_a_request_in_an_epoch_of_few_steps_is_answered_at_its_end(
 def test_the_last_estep_is_in_the_precision_of_the_model_that_the_run_leaves(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = small_run(*digits(tmp_path_factory.mktemp("digits")), "optim.precision=bfloat16")
+    images, manifest = digits(tmp_path_factory.mktemp("digits"))
+    made = small_run(images, manifest, "optim.precision=bfloat16")
     written: list[Tensor] = []
     monkeypatch.setattr(worker, "write_features", lambda folder, features, *rest: written.append(features))
     worker.run_estep(made)
     assert written == []
-    rough = encode_all(made.state.model, made.inputs, made.preprocess, made.job.manifest.num_images)
+    rough = encode_all(made.state.model, made.inputs, made.preprocess)
     made.state.epoch = made.job.config.optim.epochs
     worker.run_estep(made)
-    exact = made.state.model.networks.target.eval()(made.preprocess(made.inputs.images))
+    exact = made.state.model.networks.target.eval()(made.preprocess(images))
     assert_close(written[0], unit(exact), rtol=1e-5)
     assert (written[0] - rough).abs().max() > 1e-3
 
