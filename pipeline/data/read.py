@@ -17,8 +17,8 @@ from pipeline.errors import DataError
 from pipeline.storage import filesystem
 
 
-def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
-    """Classes (N,) int64 by index, -1 where unknown; None when no image has one.
+def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any] | None:
+    """Classes int64 of the images `start` to `stop - 1`, or of all, -1 where unknown; None when no image has one.
 
     Raises
     ------
@@ -30,8 +30,12 @@ def read_labels(folder: str) -> np.ndarray[Any, Any] | None:
         with _opened(folder, shard) as file:
             return file.read(columns=["label"]).column("label").to_numpy()
 
+    manifest = read_manifest(folder)
+    stop = manifest.num_images if stop is None else stop
+    shards = [shard for shard in manifest.shards if shard.first_index < stop and start < shard.first_index + shard.rows]
     with ThreadPoolExecutor(8) as pool:  # remote reads this small are latency, not work
-        labels = np.concatenate(list(pool.map(labels_of, read_manifest(folder).shards)))
+        labels = np.concatenate(list(pool.map(labels_of, shards)))
+    labels = labels[start - shards[0].first_index :][: stop - start]
     return labels if (labels >= 0).any() else None
 
 
