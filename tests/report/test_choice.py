@@ -8,8 +8,10 @@ import pytest
 from pipeline.report import choice
 from pipeline.report.choice import (
     Assignments,
+    Totals,
     contact_sheets,
     count_classes,
+    count_images,
     judge_pairs,
     largest_clusters,
     listed_outliers,
@@ -83,3 +85,24 @@ def test_classes_are_counted_where_they_are_known() -> None:
     table = images([0, 0, 1, 1], [0.5] * 4, [0.1] * 4, label=[2, 2, -1, 0])
     assert [tuple(row) for row in count_classes(table).tolist()] == [(0, 1, 1), (2, 0, 2)]
     assert count_classes(images([0], [0.5], [0.1])).tolist() == []
+
+
+def test_totals_of_parts_add_up_to_those_of_all_images() -> None:
+    cluster, label = [0, 2, 2, 2, 0, 2], [1, 1, 0, 1, -1, 0]
+    values = [0.5, 0.25, 0.5, 0.75, 1.0, 0.5]
+
+    def part(rows: slice) -> Totals:
+        shown = images(
+            cluster[rows], values[rows], values[rows], outlier=[9.0, 1.0, 9.0, 3.5, 9.0, 4.0][rows], label=label[rows]
+        )
+        return count_images(shown, 3)
+
+    found = part(slice(0, 3)).plus(part(slice(3, 6)))
+    assert found.images == 6
+    assert found.sizes.tolist() == [2, 0, 4]
+    assert found.outliers.tolist() == [2, 0, 2]
+    assert found.similarity.tolist() == found.margin.tolist() == [1.5, 0, 2.0]
+    assert found.classes.tolist() == [[0, 2, 2], [1, 0, 1], [1, 2, 2]]
+    assert found.majority(0) == (1, 1.0)
+    assert found.majority(1) is None
+    assert found.majority(2) == (0, 0.5)  # the lower number of a tie
