@@ -227,8 +227,8 @@ def notes(clustering: Clustering, shown: Shown, searched: int, without_pictures:
     found = []
     if looked_at < total:
         found.append(
-            f"Sizes, classes and means of the clusters are those of all {total:,} images. Pictures, outliers, "
-            f"duplicates and the search are limited to a random sample of {looked_at:,}."
+            f"Sizes, classes and means of the clusters are those of all {total:,} images. Pictures, outliers and the "
+            f"search are limited to a random sample of {looked_at:,}."
         )
     if without_pictures:
         found.append("There are no pictures: the shards that the run was trained on are gone.")
