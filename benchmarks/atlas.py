@@ -28,7 +28,7 @@ from benchmarks.measure import conclude
 from pipeline.features.neighbours import nearest_rows
 from pipeline.method.losses import unit
 from pipeline.report.atlas import atlas_page
-from pipeline.report.choice import Assignments
+from pipeline.report.choice import Assignments, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.embedding import NEIGHBOURS, Embedding
 from pipeline.report.projection import Projection, principal_plane
@@ -58,7 +58,8 @@ def make_clustering(count: int, clusters: int, size: int = 128) -> Clustering:
     )
     history = [{"epoch": epoch, "loss": 1 / (1 + epoch), "acc": 0.5, "seconds_step": 9.0} for epoch in range(200)]
     names = [f"class {number}" for number in range(100)]
-    return Clustering("benchmark", images, centers, _embedding(features[:EMBEDDED]), {}, names, history, [])
+    totals, shown = count_images(images, clusters), _embedding(features[:EMBEDDED])
+    return Clustering("benchmark", images, totals, centers, shown, {}, names, history, [])
 
 
 def _embedding(features: torch.Tensor) -> Embedding:

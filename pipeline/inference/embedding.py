@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from pipeline.storage import Folder
 
 FEATURES = "features"  # folder of the parts, in a run's folder
 GROUP_ROWS = 8192
+BLOCK_GROUPS = 8  # row groups that are read at a time
 _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 _PART = re.compile(r"part-\d+-of-(\d+)\.parquet")
 
@@ -95,8 +97,47 @@ def embedding(run: Folder) -> pads.Dataset:
     return pads.dataset(parts, filesystem=folder.files, format="parquet")
 
 
-def read_features(run: Folder, count: int | None = None) -> Tensor:
-    """Unit features (n, D) float32 of the images of a finished run, all or the first `count`, in order of their index.
+def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[pa.Table]:
+    """The `index` and these columns of all `total` images of a finished run in order of the index, block by block.
+
+    A block has at most `BLOCK_GROUPS` row groups, so that memory does not grow with the number of images.
+
+    Raises
+    ------
+    DataError
+        When there are none, or they are damaged or not one for each image in order.
+    """
+    done = 0
+    try:
+        for table in _row_groups(run, ["index", *columns]):
+            index = table.column("index").to_numpy()
+            if not np.array_equal(index, np.arange(done, done + len(index))):
+                raise DataError(
+                    f"{run.path}/{FEATURES} has index {index[0]} to {index[-1]} where {done} should follow; {_REMEDY}"
+                )
+            done += len(index)
+            yield table
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{run.path}/{FEATURES} cannot be read ({error}); {_REMEDY}") from error
+    if done != total:
+        raise DataError(f"{run.path}/{FEATURES} has {done:,} features, not one for each of {total:,} images; {_REMEDY}")
+
+
+def _row_groups(run: Folder, columns: list[str]) -> Iterator[pa.Table]:
+    """Some row groups at a time: a request of an object store takes as long for one."""
+    files = run.files
+    for part in embedding(run).files:
+        with files.open_input_file(part) as handle:
+            file = pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
+            groups = range(file.num_row_groups)
+            for first in groups[::BLOCK_GROUPS]:
+                yield file.read_row_groups(list(groups[first : first + BLOCK_GROUPS]), columns=columns)
+
+
+def read_features(run: Folder, count: int | None = None, first: int = 0) -> Tensor:
+    """Unit features (n, D) float32 of a finished run, in order of the index: of `count` images from number `first` on.
+
+    Without `count`, of all images from there on.
 
     Raises
     ------
@@ -104,15 +145,15 @@ def read_features(run: Folder, count: int | None = None) -> Tensor:
         When there are none, or they are damaged or not one for each image.
     """
     try:
-        rows = embedding(run)
+        wanted = pads.field("index") >= first
         if count is not None:
-            rows = rows.filter(pads.field("index") < count)
-        table = rows.to_table(columns=["index", "feature"])
+            wanted &= pads.field("index") < first + count
+        table = embedding(run).filter(wanted).to_table(columns=["index", "feature"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{run.path}/{FEATURES} cannot be read ({error}); {_REMEDY}") from error
     index = table.column("index").to_numpy()
     order = np.argsort(index)
-    if not np.array_equal(index[order], np.arange(len(index) if count is None else count)):
+    if not np.array_equal(index[order], np.arange(first, first + (len(index) if count is None else count))):
         raise DataError(f"{run.path}/{FEATURES} has {len(index):,} features, not one for each image; {_REMEDY}")
     flat = table.column("feature").combine_chunks().flatten().to_numpy()
     return unit(torch.from_numpy(flat.reshape(len(index), -1)[order]).float())

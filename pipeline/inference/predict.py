@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
+ReadBlocks = Callable[[], Iterable[tuple[Array, Array]]]
+"""Begins anew to read the cluster and the similarity, each (n,), of all images block by block."""
 OUTLIER = 3.5
 """An image with a larger outlier score is unusual for its cluster: the limit of Iglewicz and Hoaglin, How to Detect and
 Handle Outliers (1993)."""
@@ -68,24 +71,48 @@ class TrainingClusters(BaseModel):
         return ((median - similarity) / deviation).astype(np.float32)
 
 
-def measure_clusters(cluster: Array, similarity: Array, num_clusters: int) -> TrainingClusters:
-    """The clusters of the training images, from the prediction of each (N,)."""
-    sizes = np.bincount(cluster, minlength=num_clusters)
-    groups = np.split(similarity[np.argsort(cluster, kind="stable")], np.cumsum(sizes)[:-1])
-    spread = [_median_and_deviation(group if len(group) else similarity) for group in groups]
-    median, deviation = zip(*spread, strict=True)
+def measure_clusters(read: ReadBlocks, num_clusters: int) -> TrainingClusters:
+    """The clusters of the training images, in three passes over their predictions.
+
+    Exact medians need all similarities, so they are held as float32, sorted by cluster: 4 bytes an image, and 4 more
+    for each image of the cluster that is measured.
+    """
+    sizes = np.zeros(num_clusters, dtype=np.int64)
+    for cluster, _ in read():
+        sizes += np.bincount(cluster, minlength=num_clusters)
+    values = _by_cluster(read, sizes)
+    groups = np.split(values, np.cumsum(sizes)[:-1])
+    spread = {number: _median_and_deviation(group) for number, group in enumerate(groups) if len(group)}
+    if len(spread) < num_clusters:
+        of_all = _median_and_deviation(values)  # comes last, because it mixes the clusters
+        spread = {number: spread.get(number, of_all) for number in range(num_clusters)}
+    median, deviation = zip(*(spread[number] for number in range(num_clusters)), strict=True)
     measured = TrainingClusters(
         sizes=tuple(sizes.tolist()),
         median=median,
         deviation=deviation,
-        similarity=float(similarity.mean()),
+        similarity=float(values.mean(dtype=np.float64)),
         outliers=0.0,
     )
-    share = float((measured.outlier(cluster, similarity) > OUTLIER).mean())
-    return measured.model_copy(update={"outliers": share})
+    outliers = sum(int((measured.outlier(*block) > OUTLIER).sum()) for block in read())
+    return measured.model_copy(update={"outliers": outliers / len(values)})
+
+
+def _by_cluster(read: ReadBlocks, sizes: Array) -> Array:
+    """All similarities (N,) float32, those of cluster 0 first; `sizes` (K,) are the images of each cluster."""
+    values = np.empty(sizes.sum(), dtype=np.float32)
+    free = np.cumsum(sizes) - sizes  # where the next image of each cluster goes
+    for cluster, similarity in read():
+        order, counts = np.argsort(cluster, kind="stable"), np.bincount(cluster, minlength=len(sizes))
+        shift = free - (np.cumsum(counts) - counts)
+        values[np.arange(len(order)) + np.repeat(shift, counts)] = similarity[order]
+        free += counts
+    return values
 
 
 def _median_and_deviation(values: Array) -> tuple[float, float]:
-    median = float(np.median(values))
-    deviation = MAD_TO_STD * float(np.median(np.abs(values - median)))
-    return median, max(deviation, LEAST_DEVIATION)
+    """Of values (n,), which come into another order."""
+    median = float(np.median(values, overwrite_input=True))
+    distances = values - median
+    np.abs(distances, out=distances)
+    return median, max(MAD_TO_STD * float(np.median(distances, overwrite_input=True)), LEAST_DEVIATION)

@@ -62,6 +62,10 @@ class Atlas:
         The headline.
     notes : sequence of str
         What is a sample, or missing, and why.
+    total : int
+        Images of the data set.
+    images : Assignments
+        All of them, or a sample.
     rows : int64 ndarray (R,)
         Indices of the images that the page knows; those with a picture come first.
     pictures : uint8 ndarray (T, side, side, 3)
@@ -87,6 +91,7 @@ class Atlas:
     title: str
     facts: Sequence[tuple[str, str]]
     notes: Sequence[str]
+    total: int
     images: Assignments
     rows: Array
     pictures: Array
@@ -95,7 +100,7 @@ class Atlas:
     alike: Array
     clusters: Sequence[ShownCluster]
     class_names: Sequence[str]
-    counts: Sequence[tuple[int, int, int]]
+    counts: Sequence[Sequence[int]]
     history: Sequence[Mapping[str, float]]
     alarms: Sequence[Mapping[str, Any]]
     duplicates: Sequence[Duplicate]
@@ -138,7 +143,7 @@ def _data(atlas: Atlas) -> str:
         "title": atlas.title,
         "facts": atlas.facts,
         "notes": atlas.notes,
-        "images": len(images),
+        "images": atlas.total,
         "pictures": len(atlas.pictures),
         "alikePerImage": atlas.alike.shape[1],
         "method": atlas.method,

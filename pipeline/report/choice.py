@@ -22,7 +22,7 @@ Likeness = Literal["identical", "alike", "not compared"]
 
 @dataclass(frozen=True)
 class Assignments:
-    """The clustering of N images, as columns by index.
+    """The clustering of the first N images of a data set, as columns by index.
 
     Attributes
     ----------
@@ -50,6 +50,57 @@ class Assignments:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """What is counted and summed over all images of a data set, of which `Assignments` may hold the first ones.
+
+    Attributes
+    ----------
+    sizes, outliers : int64 ndarray (K,)
+        Images of each cluster, and outliers among them.
+    similarity, margin : float64 ndarray (K,)
+        Sums over the images of each cluster.
+    classes : int64 ndarray (p, 3)
+        (class, cluster, images) for every pair that occurs among images with a known class, sorted.
+    """
+
+    sizes: Array
+    outliers: Array
+    similarity: Array
+    margin: Array
+    classes: Array
+
+    @property
+    def images(self) -> int:
+        """All of them."""
+        return int(self.sizes.sum())
+
+    def plus(self, other: Totals) -> Totals:
+        """Those of both sets of images."""
+        return Totals(
+            self.sizes + other.sizes,
+            self.outliers + other.outliers,
+            self.similarity + other.similarity,
+            self.margin + other.margin,
+            _sum_pairs(np.concatenate([self.classes, other.classes])),
+        )
+
+    def majority(self, cluster: int) -> tuple[int, float] | None:
+        """Most frequent class of a cluster, and its share of the images with a known class; None without such."""
+        classes, _, images = self.classes[self.classes[:, 1] == cluster].T
+        return (int(classes[images.argmax()]), float(images.max() / images.sum())) if len(classes) else None
+
+
+def count_images(images: Assignments, num_clusters: int) -> Totals:
+    """Counts and sums over some images; those of all are their sum."""
+
+    def each(weights: Array | None = None) -> Array:
+        return np.bincount(images.cluster, weights, minlength=num_clusters)
+
+    outliers = np.bincount(images.cluster[images.outlier > OUTLIER], minlength=num_clusters)
+    return Totals(each(), outliers, each(images.similarity), each(images.margin), count_classes(images))
+
+
+@dataclass(frozen=True)
 class ContactSheet:
     """Images of one cluster: those nearest its centre, nearest first, and those at the border, nearest to it first."""
 
@@ -72,9 +123,8 @@ class Duplicate:
     likeness: Likeness
 
 
-def largest_clusters(cluster: Array, count: int) -> Array:
-    """Numbers of the clusters that are shown, of `count`: all of them, or the `CLUSTERS` largest; sorted."""
-    sizes = np.bincount(cluster, minlength=count)
+def largest_clusters(sizes: Array) -> Array:
+    """Numbers of the clusters that are shown, of those of sizes (K,): all, or the `CLUSTERS` largest; sorted."""
     return np.sort(np.argsort(-sizes, kind="stable")[:CLUSTERS])
 
 
@@ -143,12 +193,19 @@ def judge_pairs(pairs: Array, cosines: Array, pictures: Array | None) -> list[Du
     ]
 
 
-def count_classes(images: Assignments) -> list[tuple[int, int, int]]:
-    """(class, cluster, images) for every pair that occurs among images with a known class."""
+def count_classes(images: Assignments) -> Array:
+    """(class, cluster, images) int64 (p, 3), sorted, for every pair that occurs among images with a known class."""
     if images.label is None:
-        return []
+        return np.zeros((0, 3), np.int64)
     known = images.label >= 0
-    pairs, counts = np.unique(
-        np.stack([images.label[known], images.cluster[known]], axis=1), axis=0, return_counts=True
-    )
-    return [(int(label), int(cluster), int(count)) for (label, cluster), count in zip(pairs, counts, strict=True)]
+    return _sum_pairs(np.stack([images.label[known], images.cluster[known], np.ones(known.sum(), np.int64)], axis=1))
+
+
+def _sum_pairs(counts: Array) -> Array:
+    """Rows (class, cluster, images) with each pair once, sorted."""
+    counts = counts[np.lexsort((counts[:, 1], counts[:, 0]))]
+    is_first = np.ones(len(counts), bool)
+    is_first[1:] = (counts[1:, :2] != counts[:-1, :2]).any(axis=1)
+    first = np.flatnonzero(is_first)
+    images = np.add.reduceat(counts[:, 2], first) if len(first) else counts[:, 2]
+    return np.column_stack([counts[first, :2], images])

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.inference.predict import OUTLIER
 from pipeline.method.losses import unit
 from pipeline.report.atlas import Atlas, ShownCluster
 from pipeline.report.choice import (
     OUTLIERS,
     Assignments,
     ContactSheet,
+    Totals,
     contact_sheets,
-    count_classes,
     judge_pairs,
     largest_clusters,
     listed_outliers,
@@ -43,6 +42,10 @@ class Clustering:
 
     Attributes
     ----------
+    images : Assignments
+        All images, or a sample of them.
+    totals : Totals
+        Of all images.
     centers : Tensor (K, D)
         Of any length; only their directions count.
     embedding : Embedding or None
@@ -57,6 +60,7 @@ class Clustering:
 
     title: str
     images: Assignments
+    totals: Totals
     centers: Tensor
     embedding: Embedding | None
     names: Mapping[int, str]
@@ -101,6 +105,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
         title=clustering.title,
         facts=facts(clustering),
         notes=notes(clustering, shown, len(rows), pictures is None),
+        total=clustering.totals.images,
         images=images,
         rows=rows,
         pictures=np.zeros((0, 48, 48, 3), np.uint8) if pictures is None else pictures,
@@ -109,7 +114,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
         alike=np.zeros((0, 0)) if embedding is None else alike(embedding, chosen, ALIKE),
         clusters=describe_clusters(clustering, shown, row_of),
         class_names=clustering.class_names,
-        counts=count_classes(images),
+        counts=clustering.totals.classes.tolist(),
         history=clustering.history,
         alarms=clustering.alarms,
         duplicates=duplicates,
@@ -120,7 +125,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
 def choose(clustering: Clustering) -> Shown:
     """Clusters and images for the page, from numbers alone."""
     images, embedding = clustering.images, clustering.embedding
-    numbers = largest_clusters(images.cluster, len(clustering.centers))
+    numbers = largest_clusters(clustering.totals.sizes)
     pairs, cosines = np.zeros((0, 2), np.int64), np.zeros(0)
     if embedding is not None:
         pairs, cosines = near_pairs(embedding.neighbours, embedding.similarity)
@@ -160,20 +165,16 @@ def _places(embedding: Embedding | None, rows: Array, on_map: Array) -> Array:
 
 def describe_clusters(clustering: Clustering, shown: Shown, row_of: Array) -> list[ShownCluster]:
     """The clusters of the page, in the order of `shown.numbers`."""
-    images, numbers = clustering.images, shown.numbers
-    count = len(clustering.centers)
-    sizes = np.bincount(images.cluster, minlength=count)
-    outliers = np.bincount(images.cluster[images.outlier > OUTLIER], minlength=count)
-    sums = [np.bincount(images.cluster, values, minlength=count) for values in (images.similarity, images.margin)]
-    cohesion, margin = (total / np.maximum(sizes, 1) for total in sums)
+    totals, numbers = clustering.totals, shown.numbers
+    cohesion, margin = (total / np.maximum(totals.sizes, 1) for total in (totals.similarity, totals.margin))
     cells = arrange(cluster_places(clustering, numbers))
     near, cosines = nearest_clusters(clustering.centers, numbers)
     return [
         ShownCluster(
             number=int(number),
             name=clustering.names.get(int(number), ""),
-            size=int(sizes[number]),
-            outliers=int(outliers[number]),
+            size=int(totals.sizes[number]),
+            outliers=int(totals.outliers[number]),
             cohesion=round(float(cohesion[number]), 4),
             margin=round(float(margin[number]), 4),
             cell=(int(cells[row, 0]), int(cells[row, 1])),
@@ -209,21 +210,26 @@ def nearest_clusters(centers: Tensor, numbers: Array) -> tuple[Array, Array]:
 
 def facts(clustering: Clustering) -> list[tuple[str, str]]:
     """The headline: how many, how long, how good."""
-    images, history = clustering.images, clustering.history
-    sizes = np.bincount(images.cluster, minlength=len(clustering.centers))
+    totals, history = clustering.totals, clustering.history
+    sizes, similarity = totals.sizes, totals.similarity.sum() / totals.images
     last = history[-1] if history else {}
-    found = [("images", f"{len(images):,}"), ("clusters", f"{len(sizes):,}")]
+    found = [("images", f"{totals.images:,}"), ("clusters", f"{len(sizes):,}")]
     found += [("epochs", f"{int(last['epoch']):,}")] if "epoch" in last else []
     found += [(title, f"{last[key]:.3f}") for key, title in SCORES.items() if key in last]
     found += [("smallest to largest", f"{sizes.min():,} to {sizes.max():,}")]
-    found += [("mean similarity to the centre", f"{images.similarity.mean():.3f}")]
+    found += [("mean similarity to the centre", f"{similarity:.3f}")]
     return found
 
 
 def notes(clustering: Clustering, shown: Shown, searched: int, without_pictures: bool) -> list[str]:
     """What is a sample, or missing, in sentences."""
-    total, embedding = len(clustering.images), clustering.embedding
+    total, looked_at, embedding = clustering.totals.images, len(clustering.images), clustering.embedding
     found = []
+    if looked_at < total:
+        found.append(
+            f"Sizes, classes and means of the clusters are those of all {total:,} images. Pictures, outliers and the "
+            f"search are limited to a random sample of {looked_at:,}."
+        )
     if without_pictures:
         found.append("There are no pictures: the shards that the run was trained on are gone.")
     elif len(shown.images) < total:

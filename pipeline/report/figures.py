@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from pipeline.report.choice import Totals
+
 SCORES = ("acc", "nmi", "ari", "label_free", "knn_acc", "linear_acc")
 HEALTH = ("label_churn", "size_entropy", "feature_spread", "silhouette", "view_agreement")
 ROWS, TYPICAL, BORDERLINE = 20, 10, 3  # clusters on a sheet, and images of each
@@ -25,8 +27,7 @@ def draw_clusters(
     images: Array,
     clusters: Array,
     similarity: Array,
-    sizes: Array,
-    labels: Array | None,
+    totals: Totals,
     names: Sequence[str],
 ) -> None:
     """A sheet with a row for each of the largest clusters: its most typical images, then its least typical ones.
@@ -36,13 +37,13 @@ def draw_clusters(
     path : Path
         PNG file to write.
     images : uint8 ndarray (n, H, W, 3)
-        A sample of the data set, with `clusters` (n,), `similarity` (n,) to the own centre, and `labels` (n,) or None.
-    sizes : ndarray (K,)
-        Of the clusters, in the whole data set.
+        A sample of the data set, with `clusters` (n,), and `similarity` (n,) to the own centre.
+    totals : Totals
+        Of the whole data set: sizes and classes of the clusters.
     names : sequence of str
-        Of the classes that `labels` number; may be empty.
+        Of the classes; may be empty.
     """
-    shown = np.argsort(-sizes, kind="stable")[:ROWS]
+    shown = np.argsort(-totals.sizes, kind="stable")[:ROWS]
     widths = [1.0] * TYPICAL + [GAP] + [1.0] * BORDERLINE
     height = len(shown) * 0.95 + 0.4
     figure, axes = plt.subplots(
@@ -56,7 +57,7 @@ def draw_clusters(
         members = np.flatnonzero(clusters == cluster)
         members = members[np.argsort(-similarity[members], kind="stable")]
         _draw_row(row, images, members)
-        caption = f"cluster {cluster}: {sizes[cluster]:,} images{_majority(labels, members, names)}"
+        caption = f"cluster {cluster}: {totals.sizes[cluster]:,} images{_majority(totals.majority(cluster), names)}"
         row[0].set_title(caption, loc="left", fontsize=8, pad=3)
     figure.suptitle(f"the {TYPICAL} most typical images of each cluster | its {BORDERLINE} least typical", fontsize=9)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05 / height, top=1 - 0.5 / height)
@@ -76,13 +77,12 @@ def _draw_row(row: Array, images: Array, members: Array) -> None:
             axis.imshow(images[member])
 
 
-def _majority(labels: Array | None, members: Array, names: Sequence[str]) -> str:
-    """The most frequent class of the members and its share, as text."""
-    if labels is None or not len(members) or (labels[members] < 0).all():
+def _majority(found: tuple[int, float] | None, names: Sequence[str]) -> str:
+    """The most frequent class and its share, as text."""
+    if found is None:
         return ""
-    values, counts = np.unique(labels[members][labels[members] >= 0], return_counts=True)
-    best = int(values[counts.argmax()])
-    return f", {counts.max() / counts.sum():.0%} are {names[best] if best < len(names) else best}"
+    best, share = found
+    return f", {share:.0%} are {names[best] if best < len(names) else best}"
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,16 +18,24 @@ import pyarrow.parquet as pq
 from pipeline.alarms import all_alarms
 from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
-from pipeline.data.read import read_labels, read_paths, read_sample
+from pipeline.data.read import has_labels, read_labels, read_paths, read_sample
 from pipeline.errors import CheckpointError
 from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.inference.embedding import embedding, keep_complete_parts
+from pipeline.inference.embedding import feature_blocks, keep_complete_parts
 from pipeline.inference.model import ClusterModel
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
 from pipeline.runs.models import run_card
-from pipeline.runs.report import ASSIGNMENTS, ATLAS, EMBEDDING, write_report
+from pipeline.runs.report import (
+    ASSIGNMENTS,
+    ATLAS,
+    BLOCK_ROWS,
+    EMBEDDING,
+    read_assignments,
+    read_totals,
+    write_report,
+)
 from pipeline.serving.mlflow_model import save_mlflow_model
 from pipeline.storage import Folder
 from pipeline.tracking import MODEL, RunRef, RunWriter, spool_path
@@ -35,6 +47,7 @@ from pipeline.training.timing import ENTRIES
 
 TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
+MLFLOW_BYTES = 64 << 20  # of a file, at most: MLflow gets a pointer to a larger one
 CLUSTERS, CURVES, LEDGER = "clusters.png", "curves.png", "ledger.json"
 OUTPUTS = {
     "summary": SUMMARY,
@@ -58,12 +71,15 @@ def write_artifacts(job: Job) -> dict[str, Any]:
         raise CheckpointError(
             f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"
         )
+    del values["labels"]  # of all images: nothing below needs them
     keep_complete_parts(folder)
+    write_assignments(folder, job.config.data.path, job.manifest.num_images, job.plan.num_clusters)
     alarms = [asdict(alarm) for alarm in all_alarms(values["history"], job.alarm_facts)]
     with TemporaryDirectory() as place, RunWriter(job.tracking, spool_path(folder)) as writer:
         local = Path(place)
-        _keep(write_clusters(job, values, local), folder, writer)
-        _keep(write_report(local, folder, job.config, job.manifest, values, alarms), folder, writer)
+        log_file(folder, ASSIGNMENTS, local, writer)
+        _keep(draw(job, values, local), folder, local, writer)
+        _keep(write_report(local, folder, job.config, job.manifest, values, alarms), folder, local, writer)
         if job.config.profile.steps:
             keep_profile(folder.subfolder(PROFILE), values["history"], local, writer)
         if writer.ref.enabled:
@@ -75,12 +91,28 @@ def write_artifacts(job: Job) -> dict[str, Any]:
     return summary
 
 
-def _keep(files: list[Path], folder: Folder, writer: RunWriter) -> None:
+def _keep(files: list[Path], folder: Folder, local: Path, writer: RunWriter) -> None:
     """Copy local files into the run's folder and to MLflow."""
     for file in files:
-        writer.artifact(file)
-        with folder.open_output(file.name) as stream:
-            stream.write(file.read_bytes())
+        with file.open("rb") as source, folder.open_output(file.name) as target:
+            shutil.copyfileobj(source, target)
+        log_file(folder, file.name, local, writer)
+
+
+def log_file(folder: Folder, name: str, local: Path, writer: RunWriter) -> None:
+    """Log a file of the run's folder to MLflow; of a large one ``<name>.json``, which says where the file lies.
+
+    `local` is a folder for a copy.
+    """
+    place, copy = f"{folder.root}/{name}", local / name
+    size = folder.files.get_file_info(place).size
+    if size > MLFLOW_BYTES:
+        copy = local / f"{name}.json"
+        copy.write_text(json.dumps({"file": f"{folder.path}/{name}", "bytes": size}, indent=1))
+    elif not copy.exists():
+        with folder.files.open_input_stream(place) as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    writer.artifact(copy)
 
 
 def keep_profile(profile: Folder, history: list[dict[str, float]], local: Path, writer: RunWriter) -> None:
@@ -97,44 +129,81 @@ def ledger(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name == "epoch" or name.startswith("seconds_")}
 
 
-def write_clusters(job: Job, values: dict[str, Any], local: Path) -> list[Path]:
-    """Write the assignments and the pictures into a local folder, and the clusters' statistics into the run's."""
-    table, clusters = assignments(job.folder, job.config.data.path, job.plan.num_clusters)
-    job.folder.write(TRAINING_CLUSTERS, clusters.model_dump())
-    pq.write_table(table, local / ASSIGNMENTS)
-    draw(job, table, local)
-    draw_curves(local / CURVES, values["history"])
-    return [local / name for name in (CLUSTERS, CURVES, ASSIGNMENTS)]
+def write_assignments(run: Folder, data: str, total: int, num_clusters: int) -> None:
+    """Write the clusters' statistics and a row for each of the run's `total` images, in order of the index.
+
+    docs/using.md describes the columns. They are written block by block, so that memory does not grow with the images
+    but by what `measure_clusters` holds.
+
+    Raises
+    ------
+    DataError
+        When features or shards cannot be read, or there is not a feature for each image.
+    """
+    clusters = measure_clusters(lambda: _predictions(run, total), num_clusters)
+    run.write(TRAINING_CLUSTERS, clusters.model_dump())
+    blocks = assignment_blocks(run, data, total, clusters)
+    first = next(blocks)
+    with run.open_output(ASSIGNMENTS) as stream, pq.ParquetWriter(stream, first.schema) as writer:
+        for table in itertools.chain([first], blocks):
+            writer.write_table(table)
 
 
-def assignments(run: Folder, data: str, num_clusters: int) -> tuple[pa.Table, TrainingClusters]:
-    """A row for each image of the run, in order of the index, as docs/using.md describes them; and the clusters."""
-    table = embedding(run).to_table(columns=["index", *Prediction._fields])
-    cluster, similarity = table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
-    clusters = measure_clusters(cluster, similarity, num_clusters)
-    paths = pa.chunked_array([chunk for column in read_paths(data) for chunk in column.chunks])
-    table = table.add_column(1, "path", paths)
-    table = table.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
-    labels = read_labels(data)
-    return table if labels is None else table.append_column("label", pa.array(labels)), clusters
+def _predictions(run: Folder, total: int) -> Iterator[tuple[Any, Any]]:
+    for table in feature_blocks(run, ["cluster", "similarity"], total):
+        yield table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
 
 
-def draw(job: Job, table: pa.Table, local: Path) -> None:
-    """Draw the sheet of the clusters from a sample of the images."""
+def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClusters) -> Iterator[pa.Table]:
+    """The rows of the assignments, `BLOCK_ROWS` at a time."""
+    is_labelled, start = has_labels(data), 0
+    features = regroup(feature_blocks(run, Prediction._fields, total), BLOCK_ROWS)
+    paths = regroup((pa.table({"path": column}) for column in read_paths(data)), BLOCK_ROWS)
+    for table, path in zip(features, paths, strict=True):
+        cluster, similarity = table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
+        rows = table.add_column(1, "path", path.column("path"))
+        rows = rows.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
+        if is_labelled:
+            rows = rows.append_column("label", pa.array(_labels(data, start, start + len(rows))))
+        yield rows
+        start += len(rows)
+
+
+def _labels(data: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """Classes of these rows of a data set that has some."""
+    labels = read_labels(data, start, stop)
+    return np.full(stop - start, -1) if labels is None else labels
+
+
+def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of consecutive tables in tables of `rows`, the last one shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= rows:
+            together = pa.concat_tables(held)
+            whole = len(together) // rows * rows
+            yield from (together.slice(first, rows) for first in range(0, whole, rows))
+            held = [together.slice(whole)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)
+
+
+def draw(job: Job, values: dict[str, Any], local: Path) -> list[Path]:
+    """Draw the curves, and the sheet of the clusters from a sample of the images."""
     sample, decoding = read_sample(job.config.data.path, job.manifest, SAMPLE), job.config.data.decoding
     block = decode_table(sample, **decoding | {"size": min(decoding["size"], TILE)})
-    rows = {name: table.column(name).to_numpy() for name in ("cluster", "similarity")}
-    labels = table.column("label").to_numpy() if "label" in table.column_names else None
-    index = block["index"]
+    images, index = read_assignments(job.folder, SAMPLE), block["index"]
     draw_clusters(
         local / CLUSTERS,
         block["image"],
-        rows["cluster"][index],
-        rows["similarity"][index],
-        np.bincount(rows["cluster"], minlength=job.plan.num_clusters),
-        None if labels is None else labels[index],
+        images.cluster[index],
+        images.similarity[index],
+        read_totals(job.folder, job.plan.num_clusters),
         job.manifest.class_captions,
     )
+    draw_curves(local / CURVES, values["history"])
+    return [local / CLUSTERS, local / CURVES]
 
 
 def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tracking: RunRef) -> dict[str, Any]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import MANIFEST, Manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.features.neighbours import EXACT_IMAGES
 from pipeline.inference.embedding import has_features, read_features
 from pipeline.report.atlas import atlas_page
-from pipeline.report.choice import Assignments
+from pipeline.report.choice import Assignments, Totals, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.embedding import embed, embedding_table
 from pipeline.report.sprites import tile_side
@@ -29,6 +31,9 @@ from pipeline.training.checkpoint import newest_in
 
 ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
+SHOWN_IMAGES = 100_000  # of which a page chooses; rows are in random order since the ingest, so the first are a sample
+BLOCK_ROWS = 65_536  # of the assignments that are in memory at a time
+REMEDY = f"delete {SUMMARY} beside it and run the same `digpro train` again, which writes both anew"
 COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
 Array = np.ndarray[Any, Any]
 
@@ -58,6 +63,7 @@ def report(run: str) -> dict[str, str]:
     values = newest_in(folder.path)
     if values is None:
         raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+    values.pop("labels", None)  # of all images
     alarms = (folder.read(SUMMARY) or {}).get("alarms", [])
     with TemporaryDirectory() as local:
         files = write_report(Path(local), folder, config, manifest, values, alarms)
@@ -77,6 +83,8 @@ def write_report(
 ) -> list[Path]:
     """Write atlas and embedding of a run into a local folder; returns the files, without features the atlas alone.
 
+    Counts and means are those of all images. What shows single images is chosen from the first `SHOWN_IMAGES`.
+
     Parameters
     ----------
     folder : Folder
@@ -86,11 +94,12 @@ def write_report(
     alarms : sequence of dict
         Each with "epoch", "kind" and "text".
     """
-    images = read_assignments(folder)
+    images = read_assignments(folder, SHOWN_IMAGES)
     features = read_features(folder, min(len(images), EXACT_IMAGES)) if has_features(folder) else None
     clustering = Clustering(
         title=folder.name,
         images=images,
+        totals=read_totals(folder, len(values["centers"])),
         centers=values["centers"],
         embedding=None if features is None else embed(features),
         names=read_names(folder),
@@ -107,27 +116,57 @@ def write_report(
     return files
 
 
-def read_assignments(folder: Folder) -> Assignments:
-    """The assignments that a run left.
+def read_assignments(folder: Folder, count: int) -> Assignments:
+    """The assignments of the first `count` images that a run left, or of all.
 
     Raises
     ------
     ConfigError
         When there are none yet, or they are of a version that left fewer columns.
+    DataError
+        When the file cannot be read.
     """
+    tables, missing = [], count
+    for table in _blocks(folder, COLUMNS):
+        tables.append(table.slice(0, missing))
+        missing -= len(tables[-1])
+        if missing == 0:
+            break
+    return _as_assignments(pa.concat_tables(tables))
+
+
+def read_totals(folder: Folder, num_clusters: int) -> Totals:
+    """Counts and sums over all images, read block by block; errors are those of `read_assignments`."""
+    blocks = (count_images(_as_assignments(table), num_clusters) for table in _blocks(folder, COLUMNS[1:]))
+    return reduce(Totals.plus, blocks)
+
+
+def _blocks(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of the assignments, and labels where they have them."""
     place = f"{folder.root}/{ASSIGNMENTS}"
     if not folder.files.get_file_info(place).is_file:
         raise ConfigError(f"{folder.path} holds no {ASSIGNMENTS}: the run has not ended; run its `digpro train` again")
-    table = pq.read_table(place, filesystem=folder.files)
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise ConfigError(
-            f"{folder.path}/{ASSIGNMENTS} has no column {missing[0]!r}: an earlier version wrote it; delete "
-            f"{SUMMARY} beside it and run the same `digpro train` again, which writes both anew"
-        )
+    try:
+        with folder.files.open_input_file(place) as handle:
+            file = pq.ParquetFile(handle)
+            there = file.schema_arrow.names
+            if missing := [name for name in COLUMNS if name not in there]:
+                raise ConfigError(
+                    f"{folder.path}/{ASSIGNMENTS} has no column {missing[0]!r}: an earlier version wrote it; {REMEDY}"
+                )
+            wanted = [*columns, *(["label"] if "label" in there else [])]
+            for batch in file.iter_batches(BLOCK_ROWS, columns=wanted):
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{folder.path}/{ASSIGNMENTS} cannot be read ({error}); {REMEDY}") from error
+
+
+def _as_assignments(table: pa.Table) -> Assignments:
+    """The columns of a table; paths are empty where it has none."""
     columns = {name: table.column(name).to_numpy() for name in COLUMNS[1:]}
     label = table.column("label").to_numpy() if "label" in table.column_names else None
-    paths = [path or "" for path in table.column("path").to_pylist()]
-    return Assignments(path=paths, label=label, **columns)
+    paths = table.column("path").to_pylist() if "path" in table.column_names else []
+    return Assignments(path=[path or "" for path in paths], label=label, **columns)
 
 
 def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:

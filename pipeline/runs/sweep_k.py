@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from pipeline.cluster import connect
 from pipeline.clustering.label_free import cosine_silhouette
 from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps, merged_centers
-from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.num_clusters import (
     Recommendation,
     cluster,
@@ -47,7 +46,7 @@ from pipeline.provenance import versions
 from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
 from pipeline.runs.embed import make_cache
 from pipeline.runs.identity import IDENTITY, read_started_run
-from pipeline.runs.models import load_model
+from pipeline.runs.models import load_model, run_card
 from pipeline.storage import Folder, absolute, check_writable
 
 SAMPLE = 20_000  # images on which all is judged, at most
@@ -97,14 +96,16 @@ def of_run(path: str) -> Subject:
     Raises
     ------
     ConfigError, DataError
-        When it has no checkpoint or no features.
+        When it is not finished, or has no checkpoint or no features.
     """
     folder = Folder(absolute(path))
-    config, _ = read_started_run(folder)
-    features = read_features(folder)
-    centers = load_model(folder.path).centers
-    sizes = np.bincount(nearest_center(features, centers).labels.numpy(), minlength=len(centers))
-    return Subject(folder.path, draw(features, config.seed), len(features), config.seed, centers, sizes)
+    config, manifest = read_started_run(folder)
+    sizes = np.array(run_card(folder, config, manifest).clusters.sizes)
+    total = manifest.num_images
+    index = draw(total, config.seed)
+    first = int(index.min())
+    features = read_features(folder, len(index), first)[index - first]
+    return Subject(folder.path, features, total, config.seed, load_model(folder.path).centers, sizes)
 
 
 def of_data(config: RunConfig, echo: Echo) -> Subject:
@@ -121,17 +122,26 @@ def of_data(config: RunConfig, echo: Echo) -> Subject:
             "features yet. Give --preset photos, or the folder of a run with many clusters"
         )
     folder, cache = make_cache(config, echo)
-    views = [torch.from_numpy(read_part(folder, part, cache)[:, 0].copy()) for part in cache.parts]
     standardize = Standardize(cache.feature_size)
-    standardize.fit(views)
-    features = F.normalize(torch.cat([standardize(view.float()) for view in views]), dim=1)
-    return Subject(absolute(config.data.path), draw(features, config.seed), len(features), config.seed)
+    standardize.fit(torch.from_numpy(read_part(folder, part, cache)[:, 0]) for part in cache.parts)
+    index = draw(cache.num_images, config.seed)
+    first, last = int(index.min()), int(index.max())
+    parts = [part for part in cache.parts if part.first_index <= last and first < part.first_index + part.rows]
+    views = torch.cat([torch.from_numpy(read_part(folder, part, cache)[:, 0].copy()) for part in parts])
+    chosen = views[index - parts[0].first_index].float()
+    features = F.normalize(standardize(chosen), dim=1)
+    return Subject(absolute(config.data.path), features, cache.num_images, config.seed)
 
 
-def draw(features: Tensor, seed: int) -> Tensor:
-    """At most SAMPLE rows, in an order that depends on the seed alone."""
-    order = uniform(seed, 0, torch.arange(len(features)), Stream.SWEEP, 1)[:, 0].argsort(stable=True)
-    return features[order[:SAMPLE]]
+def draw(total: int, seed: int) -> Tensor:
+    """Indices (n,) of at most SAMPLE of `total` images, in an order that depends on the seed alone.
+
+    They are consecutive, because rows are in random order since the ingest: few row groups have to be read.
+    """
+    count = min(total, SAMPLE)
+    place = uniform(seed, 0, torch.tensor([total]), Stream.SWEEP, 1)[0, 0]  # keyed by a number that no image has
+    index = int(place * (total - count + 1)) + torch.arange(count)
+    return index[uniform(seed, 0, index, Stream.SWEEP, 1)[:, 0].argsort(stable=True)]
 
 
 @dataclass(frozen=True)

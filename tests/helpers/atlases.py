@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.method.losses import unit
-from pipeline.report.choice import Assignments
+from pipeline.report.choice import Assignments, count_images
 from pipeline.report.compose import Clustering
 from pipeline.report.embedding import embed
 
@@ -52,9 +52,11 @@ def assignments(rows: Any, centers: Any, *, labels: bool = True) -> Assignments:
 def clustering(count: int = 60, clusters: int = 5, **changes: Any) -> Clustering:
     """A clustering with everything: map, names, classes, alarms; `changes` replace its parts."""
     rows, centers = features(count, clusters)
+    images = changes.get("images", assignments(rows, centers))
     parts = {
         "title": "run <b>",
-        "images": assignments(rows, centers),
+        "images": images,
+        "totals": count_images(images, clusters),
         "centers": centers,
         "embedding": embed(rows),
         "names": {1: "dogs", 3: "dogs", 2: "<script>alert(1)</script>"},

@@ -65,7 +65,7 @@ def test_clusters_are_described_by_their_images() -> None:
 def test_an_empty_cluster_is_shown_as_such() -> None:
     given = clustering()
     images = replace(given.images, cluster=np.where(given.images.cluster == 4, 0, given.images.cluster))
-    empty = compose(replace(given, images=images), colour_pictures).clusters[4]
+    empty = compose(clustering(images=images), colour_pictures).clusters[4]
     assert (empty.size, empty.cohesion, empty.typical, empty.border) == (0, 0.0, [], [])
 
 
@@ -136,8 +136,8 @@ def test_what_is_a_sample_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_without_shards_features_and_classes_has_an_atlas() -> None:
-    given = clustering()
-    bare = replace(given, embedding=None, names={}, class_names=[], images=replace(given.images, label=None))
+    without = replace(clustering().images, label=None)
+    bare = clustering(embedding=None, names={}, class_names=[], images=without)
     found = compose(bare, lambda chosen: None)
     assert found.notes[0].startswith("There are no pictures: the shards")
     assert found.notes[1].startswith("There is no map, and no list of duplicates")

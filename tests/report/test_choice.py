@@ -8,8 +8,10 @@ import pytest
 from pipeline.report import choice
 from pipeline.report.choice import (
     Assignments,
+    Totals,
     contact_sheets,
     count_classes,
+    count_images,
     judge_pairs,
     largest_clusters,
     listed_outliers,
@@ -52,7 +54,7 @@ def test_more_clusters_have_smaller_sheets(clusters: int, size: int) -> None:
 
 def test_the_largest_clusters_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "CLUSTERS", 2)
-    assert largest_clusters(np.array([3, 3, 0, 1, 1, 1]), 5).tolist() == [1, 3]
+    assert largest_clusters(np.bincount([3, 3, 0, 1, 1, 1], minlength=5)).tolist() == [1, 3]
 
 
 def test_outliers_are_those_above_the_limit_the_farthest_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,5 +83,26 @@ def test_the_pixels_tell_copies_from_what_belongs_together() -> None:
 
 def test_classes_are_counted_where_they_are_known() -> None:
     table = images([0, 0, 1, 1], [0.5] * 4, [0.1] * 4, label=[2, 2, -1, 0])
-    assert count_classes(table) == [(0, 1, 1), (2, 0, 2)]
-    assert count_classes(images([0], [0.5], [0.1])) == []
+    assert [tuple(row) for row in count_classes(table).tolist()] == [(0, 1, 1), (2, 0, 2)]
+    assert count_classes(images([0], [0.5], [0.1])).tolist() == []
+
+
+def test_totals_of_parts_add_up_to_those_of_all_images() -> None:
+    cluster, label = [0, 2, 2, 2, 0, 2], [1, 1, 0, 1, -1, 0]
+    values = [0.5, 0.25, 0.5, 0.75, 1.0, 0.5]
+
+    def part(rows: slice) -> Totals:
+        shown = images(
+            cluster[rows], values[rows], values[rows], outlier=[9.0, 1.0, 9.0, 3.5, 9.0, 4.0][rows], label=label[rows]
+        )
+        return count_images(shown, 3)
+
+    found = part(slice(0, 3)).plus(part(slice(3, 6)))
+    assert found.images == 6
+    assert found.sizes.tolist() == [2, 0, 4]
+    assert found.outliers.tolist() == [2, 0, 2]
+    assert found.similarity.tolist() == found.margin.tolist() == [1.5, 0, 2.0]
+    assert found.classes.tolist() == [[0, 2, 2], [1, 0, 1], [1, 2, 2]]
+    assert found.majority(0) == (1, 1.0)
+    assert found.majority(1) is None
+    assert found.majority(2) == (0, 0.5)  # the lower number of a tie

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import figures as module
+from pipeline.report.choice import Assignments, count_images
 from pipeline.report.figures import BORDERLINE, ROWS, TYPICAL, draw_clusters, draw_curves
 
 
@@ -29,7 +31,10 @@ def draw(
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 8, 8, 3))
     similarity = np.linspace(1, 0, count)
     known = None if labels is None else np.array(labels)
-    draw_clusters(path, images, np.array(clusters), similarity, np.array(sizes), known, names)
+    none = np.zeros(count)
+    table = Assignments([], np.array(clusters), none, similarity, none, none, known)
+    totals = replace(count_images(table, len(sizes)), sizes=np.array(sizes))
+    draw_clusters(path, images, np.array(clusters), similarity, totals, names)
     assert path.stat().st_size > 1000
     return plt.gcf()
 

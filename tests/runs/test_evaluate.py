@@ -7,15 +7,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
+from pipeline.runs import evaluate as module
 from pipeline.runs.assign import assign_images
-from pipeline.runs.evaluate import contingency, evaluate
+from pipeline.runs.evaluate import contingency, count_assignments, evaluate
 from pipeline.runs.models import TrainedModel
+from pipeline.storage import Folder
 from tests.helpers.manifests import manifest
 from tests.helpers.models import card, cluster_model
 
@@ -101,6 +104,17 @@ def test_a_finished_run_gives_its_scores_again(tmp_path: Path, monkeypatch: pyte
         np.testing.assert_allclose(ours.column(column), theirs.column(column), atol=1e-3)
     assert found["drift"] == pytest.approx({"sizes": 0, "similarity": 0, "outliers": 0}, abs=1e-5)
     assert json.loads(Path(found["outputs"]["summary"]).read_text()) == found
+
+
+def test_assignments_are_counted_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PARTS_AT_ONCE", 2)
+    (tmp_path / "assignments.parquet").mkdir()
+    for part, (label, cluster) in enumerate([([1, 1, -1], [0, 2, 0]), ([1], [2]), ([0, 1], [0, 0])]):
+        table = pa.table({"label": label, "cluster": cluster})
+        pq.write_table(table, tmp_path / f"assignments.parquet/part-{part:05}.parquet")
+    (tmp_path / "assignments.parquet/part-00003.parquet.tmp").write_bytes(b"of a killed actor")
+    found = count_assignments(Folder(str(tmp_path)))
+    assert found == {(1, 0): 2, (1, 2): 2, (-1, 0): 1, (0, 0): 1}
 
 
 def test_counts_become_a_table_of_the_classes_that_are_known() -> None:

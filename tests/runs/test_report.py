@@ -18,7 +18,7 @@ from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.runs import report as module
 from pipeline.runs.report import read_pictures, report
 from pipeline.runs.train import resolve
@@ -94,6 +94,25 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
     assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
 
 
+def test_sizes_and_means_are_of_all_images_where_only_a_sample_is_shown(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(str(run))
+    whole = page_data(run)
+    monkeypatch.setattr(module, "SHOWN_IMAGES", 20)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    report(str(run))
+    data = page_data(run)
+    assert (data["images"], data["pictures"], len(data["paths"])) == (IMAGES, 20, 20)
+    assert data["facts"] == whole["facts"]
+    for found, expected in zip(data["clusters"], whole["clusters"], strict=True):
+        for name in ("size", "outliers", "cohesion", "margin"):
+            assert found[name] == expected[name]
+    assert any("limited to a random sample of 20." in note for note in data["notes"])
+    assert not any("random sample" in note for note in whole["notes"])
+    assert pq.read_table(run / "embedding.parquet").column("index").to_pylist() == list(range(20))
+
+
 def test_pictures_are_those_of_the_indices(finished: Path) -> None:
     config, manifest = module.read_started_run(Folder(str(finished / "run")))
     chosen = np.array([3, 19, 20, 49])
@@ -133,6 +152,9 @@ def test_what_a_user_can_mend_is_named(run: Path, file: str, content: str, said:
 def test_assignments_of_an_earlier_version_are_named(run: Path) -> None:
     pq.write_table(pa.table({"index": [0], "cluster": [0]}), run / "assignments.parquet")
     with pytest.raises(ConfigError, match=r"assignments.parquet has no column 'path': an earlier version wrote it"):
+        report(str(run))
+    (run / "assignments.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(DataError, match=r"assignments.parquet cannot be read .*; delete summary.json beside it"):
         report(str(run))
     (run / "assignments.parquet").unlink()
     with pytest.raises(ConfigError, match=r"holds no assignments.parquet: the run has not ended"):

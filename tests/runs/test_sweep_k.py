@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,13 @@ from torch.nn import functional as F
 from pipeline.clustering.num_clusters import Recommendation
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError
+from pipeline.inference.card import TRAINING_CLUSTERS
+from pipeline.inference.predict import measure_clusters
 from pipeline.runs import sweep_k
-from pipeline.runs.sweep_k import Subject, describe, draw, is_run, of_data, sweep
+from pipeline.runs.sweep_k import Subject, describe, draw, is_run, of_data, of_run, sweep
 from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.manifests import manifest
+from tests.helpers.run_features import write_run_features
 
 CLASSES = 6
 NUMBERS = range(4, 9)
@@ -101,12 +106,19 @@ def test_without_a_run_no_merge_is_written(tmp_path: Path) -> None:
 
 def test_the_sample_is_drawn_by_the_seed_and_has_no_image_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_k, "SAMPLE", 50)
-    rows = torch.arange(200.0)[:, None]
-    first, again, other = draw(rows, 0), draw(rows, 0), draw(rows, 1)
+    first, again, other = draw(200, 0), draw(200, 0), draw(200, 1)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert len(first.unique()) == 50
     assert not torch.equal(first, first.sort(dim=0).values)
+    assert first.max() - first.min() == 49  # consecutive, so that few row groups are read
+    assert first.min() != other.min()
+    assert min(first.min(), other.min()) >= 0
+    assert max(first.max(), other.max()) < 200
+
+
+def test_a_small_set_is_its_own_sample() -> None:
+    assert draw(200, 3).sort().values.tolist() == list(range(200))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +150,39 @@ def test_features_of_shards_are_standardised_over_all_images(tmp_path: Path, mon
     assert (subject.what, subject.images, subject.centers) == (f"{tmp_path}/digits", 200, None)
     assert torch.allclose(subject.features.norm(dim=1), torch.ones(200), atol=1e-5)
     assert subject.features.mean(dim=0).abs().max() < 0.1  # raw features of a ReLU are positive
+
+
+def test_only_the_sample_is_kept_and_it_is_standardised_over_all_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen_config(tmp_path)
+    monkeypatch.setattr(sweep_k, "make_cache", lambda config, echo: make_cache(config)[:2])
+    everything = of_data(config, print)
+    row_of = {int(index): row for row, index in enumerate(draw(200, config.seed))}
+    monkeypatch.setattr(sweep_k, "SAMPLE", 30)
+    subject = of_data(config, print)
+    assert (subject.images, len(subject.features)) == (200, 30)
+    rows = [row_of[int(index)] for index in draw(200, config.seed)]
+    assert torch.equal(subject.features, everything.features[rows])
+
+
+def test_a_run_is_judged_by_a_sample_and_has_the_sizes_of_all_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, centers = F.normalize(torch.randn(90, 8), dim=1).half().float(), torch.eye(3, 8)
+    write_run_features(tmp_path, rows[:50], np.arange(50))
+    write_run_features(tmp_path, rows[50:], np.arange(50, 90), 1)
+    clusters = measure_clusters(lambda: [(np.arange(90) % 2, np.zeros(90, np.float32))], 3)
+    (tmp_path / TRAINING_CLUSTERS).write_text(clusters.model_dump_json())
+    config = load_config("digits", [])
+    monkeypatch.setattr(sweep_k, "read_started_run", lambda folder: (config, manifest(90)))
+    monkeypatch.setattr(sweep_k, "load_model", lambda folder: SimpleNamespace(centers=centers))
+    monkeypatch.setattr(sweep_k, "SAMPLE", 40)
+    subject = of_run(str(tmp_path))
+    assert (subject.images, len(subject.features)) == (90, 40)
+    assert subject.sizes is not None
+    assert subject.sizes.tolist() == [45, 45, 0]
+    torch.testing.assert_close(subject.features, rows[draw(90, config.seed)], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
