@@ -41,6 +41,7 @@ from pipeline.inference.pieces import shard_pieces
 ROOT = Path(__file__).parent.parent
 CONFIG, BATCH = ROOT / "benchmarks" / "millions.yaml", 1024
 CHECKPOINTS = 20  # in the epoch
+LEAST_INTERVAL = 10  # steps, which take longer than a checkpoint does to arrive in storage
 ROWS_PER_SHARD = 50_000
 AFTERWARDS = 2.0  # seconds from where an E-step or the ending begins to the kill in it
 TRAINED = r"epoch +1/1  |resumed after epoch 1, "  # the line that the ending begins with
@@ -81,7 +82,7 @@ class Scale:
     @property
     def interval(self) -> int:
         """Steps between two checkpoints."""
-        return max(1, self.steps // CHECKPOINTS)
+        return max(LEAST_INTERVAL, self.steps // CHECKPOINTS)
 
     def settings(self) -> list[str]:
         """Arguments of `digpro train`."""

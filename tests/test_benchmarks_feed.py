@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import feed
-from benchmarks.feed import PlainLoop, Shards, batches, load_all, make_loader, seconds_by_ledger, share_of
+from benchmarks.feed import seconds_by_ledger
 from benchmarks.jpegs import jpeg, write_jpegs
+from benchmarks.pipeline import make_config
+from benchmarks.plain_feeds import PlainLoop, Shards, batches, load_all, make_loader, share_of
 from pipeline.data.decode import decode_table
 
 
@@ -49,12 +52,13 @@ def test_shares_are_all_rows_once() -> None:
 def test_a_share_is_decoded_as_its_rows_are(shards: list[Path]) -> None:
     decoding: dict[str, Any] = {"size": 32}
     found = list(batches(shards, range(2, 9), 2, decoding))
-    assert [len(batch) for batch in found] == [1, 2, 2, 2]  # of rows 2, 3 and 4, 5 to 7 in two, 8: by row groups
+    assert [len(batch) for batch in found] == [1, 2, 2, 1, 1]  # row 2; 3, 4; 5, 6; 7; 8: row groups are cut
     table = pa.concat_tables([pq.read_table(path) for path in shards]).slice(2, 7)
     expected = decode_table(table, **decoding)["image"]
     assert np.concatenate([batch.numpy() for batch in found]).tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 def test_the_plain_loop_and_the_loader_take_all_images_and_stay_alive(shards: list[Path]) -> None:
     decoding: dict[str, Any] = {"size": 32}
     plain = PlainLoop(shards, 10, 2, 4, decoding)
@@ -87,3 +91,11 @@ def test_the_status_is_that_of_both_claims(
     monkeypatch.setattr(feed, "compare", lambda args, folder: seconds)
     monkeypatch.setattr("sys.argv", ["feed", "--images", "100"])
     assert feed.main() == status
+
+
+def test_the_benchmark_of_training_takes_jpegs_at_their_size(tmp_path: Path) -> None:
+    args = Namespace(data=None, images=64, encoder="resnet18", workers=1, batch=16)
+    config, manifest = make_config(args, tmp_path, jpeg=224)
+    assert (config.data.image_size, config.views.size, config.model.small_stem) == (224, 224, False)
+    assert manifest.num_images == 64
+    assert 256 <= manifest.statistics.min_width <= manifest.statistics.max_width <= 300

@@ -117,11 +117,12 @@ def test_the_encoder_counts_steps_of_the_online_network_alone(tmp_path: Path, mo
 
 
 def test_the_settings_are_those_of_a_run(tmp_path: Path) -> None:
-    scale = Scale(tmp_path, 100_000, size=16, clusters=50)
+    assert Scale(tmp_path, 50_000).interval == 10
+    scale = Scale(tmp_path, 1_000_000, size=16, clusters=50)
     arguments = scale.settings()
     config = load_config("benchmarks/millions.yaml", arguments[1::2])
     assert set(arguments[::2]) == {"--set"}
-    assert (scale.steps, scale.interval, config.checkpoint.every_steps) == (97, 4, 4)
+    assert (scale.steps, scale.interval, config.checkpoint.every_steps) == (976, 48, 48)
     assert (config.data.image_size, config.views.size, config.method.num_clusters) == (16, 16, 50)
 
 
