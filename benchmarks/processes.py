@@ -26,12 +26,12 @@ COORDINATORS = (
     r"TrainController|Board|DatasetManager|\w*Coordinator\w*|PlacementGroupCleaner|Synchronization\w*|\w*Stats\w*"
 )
 KINDS = {  # the first whose pattern is found in the command line
+    "raylet": r"^\S*/raylet/raylet ",  # whose arguments have paths of what comes below
+    "GCS": r"^\S*/gcs/gcs_server ",
     "train worker": r"^ray::RayTrainWorker",
     "Ray's own": r"ray/dashboard|ray/_private|ray/autoscaler|ray-dashboard|ray\.dashboard|^ray::\w*Agent\b",
     "coordinator": rf"^ray::({COORDINATORS})\b",
     "task or actor": r"^ray::",
-    "raylet": r"/raylet/raylet ",
-    "GCS": r"/gcs/gcs_server ",
 }
 OTHER = "other"
 

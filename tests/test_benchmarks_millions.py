@@ -302,8 +302,8 @@ def test_an_interrupt_ends_the_command_and_is_recorded(tmp_path: Path) -> None:
         ("ray::DashboardAgent", "Ray's own"),
         ("ray-dashboard-JobHead-0 (python -B -c ...)", "Ray's own"),
         ("python -u site-packages/ray/_private/log_monitor.py --session-dir=/tmp/ray", "Ray's own"),
-        ("site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp", "raylet"),
-        ("site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp", "GCS"),
+        ("ray/core/src/ray/raylet/raylet --python_worker_command=ray/_private/workers/x.py", "raylet"),
+        ("ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray/dashboard", "GCS"),
         ("sleep 1", "other"),
     ],
 )
