@@ -68,7 +68,7 @@ def centers(clusters: int) -> Tensor:
 def write_shards(folder: Path, images: int) -> Manifest:
     """Shards of pictures of 8 x 8 pixels, with paths as long as ImageNet's on disk."""
     folder.mkdir()
-    shards = []
+    shards: list[Shard] = []
     for first in range(0, images, SHARD_ROWS):
         rows = range(first, min(first + SHARD_ROWS, images))
         file = folder / f"shard-{len(shards):05d}.parquet"

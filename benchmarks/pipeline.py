@@ -2,6 +2,7 @@
 
     python -m benchmarks.pipeline                   # ResNet-18
     python -m benchmarks.pipeline --encoder tiny    # a stress test of the feed
+    python -m benchmarks.pipeline --jpeg 224        # JPEG images of about 280 pixels, fed at 224
 
 The shapes are those of the preset cifar10, on synthetic images unless --data names a folder of shards. In each worker
 two blocks of the same steps alternate. `bare` trains on batches that are already on the device. `fed` trains on a whole
@@ -31,6 +32,7 @@ from PIL import Image
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
+from benchmarks.jpegs import write_jpegs
 from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.build import settle_images
 from pipeline.checks.capacity import worker_resources
@@ -165,18 +167,24 @@ def make_images(folder: Path, count: int) -> str:
     return f"parquet:{folder}"
 
 
-def make_config(args: argparse.Namespace, folder: Path) -> tuple[RunConfig, Manifest]:
-    """The preset cifar10 with the given arguments; synthetic images are created and ingested unless --data is given."""
+def make_config(args: argparse.Namespace, folder: Path, jpeg: int | None = None) -> tuple[RunConfig, Manifest]:
+    """The preset cifar10 with the given arguments; synthetic images are created and ingested unless --data is given.
+
+    With `jpeg` images are decoded to so many pixels, and synthetic ones are JPEG.
+    """
     path = absolute(args.data or str(folder / "shards"))
     if args.data is None:
         images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
-        ingest(make_images(folder / "images", images), path, rows_per_shard=1024)
+        make = write_jpegs if jpeg else make_images
+        ingest(make(folder / "images", images), path, rows_per_shard=1024)
     manifest = with_groups(path, read_manifest(path))
     overrides = ["name=benchmark", f"storage={folder / 'runs'}", f"data.path={path}"]
     overrides += [f"model.encoder={args.encoder}", f"resources.workers={args.workers}"]
     overrides += [f"optim.batch_size={args.batch}", "optim.warmup_epochs=0"]  # warm-up skips the prototype loss
     overrides += [f"data.shuffle_window={manifest.num_images // 6}"]  # 8192 of CIFAR-10's 50,000 images
     overrides += ["estep.every=1000000"]  # epochs follow each other without one
+    if jpeg:
+        overrides += [f"data.image_size={jpeg}", f"views.size={jpeg}", "model.small_stem=false"]
     if args.encoder == "tiny":
         overrides += ["model.projector_hidden=512", "model.predictor_hidden=512"]  # as in the preset digits
     return settle_images(load_config("cifar10", overrides)), manifest
@@ -189,6 +197,9 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64, help="images per step over all workers")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--images", type=int, help="number of synthetic images (512; with --encoder tiny 8192)")
+    parser.add_argument(
+        "--jpeg", type=int, metavar="PIXELS", help="decode images to this size; synthetic ones are JPEG"
+    )
     parser.add_argument("--data", help="folder of shards to use instead of synthetic images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mode", choices=["resident", "streaming"], help="measure only this mode")
@@ -198,7 +209,7 @@ def main() -> int:
     modes = [args.mode] if args.mode else ["resident", "streaming"]
     with tempfile.TemporaryDirectory() as folder:
         connect()
-        config, manifest = make_config(args, Path(folder))
+        config, manifest = make_config(args, Path(folder), args.jpeg)
         for mode in modes:
             results[mode] = measure_mode(mode, config, manifest, args.rounds)
             print_result(mode, results[mode])

@@ -164,15 +164,9 @@ def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClus
         rows = table.add_column(1, "path", path.column("path"))
         rows = rows.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
         if is_labelled:
-            rows = rows.append_column("label", pa.array(_labels(data, start, start + len(rows))))
+            rows = rows.append_column("label", pa.array(read_labels(data, start, start + len(rows))))
         yield rows
         start += len(rows)
-
-
-def _labels(data: str, start: int, stop: int) -> np.ndarray[Any, Any]:
-    """Classes of these rows of a data set that has some."""
-    labels = read_labels(data, start, stop)
-    return np.full(stop - start, -1) if labels is None else labels
 
 
 def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -22,7 +22,7 @@ from pipeline.cluster import connect
 from pipeline.config.identity import derive_name, fingerprint, result_settings
 from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
-from pipeline.data.read import read_labels
+from pipeline.data.read import has_labels
 from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.features.cache import decides_features
@@ -201,7 +201,7 @@ def claim_search(config: RunConfig, identity: dict[str, Any]) -> Folder:
 
 def check_objectives(config: RunConfig, space: Space) -> None:
     """ConfigError for an objective that no trial could report."""
-    if (scores := set(space.metrics) & set(SCORES)) and read_labels(config.data.path) is None:
+    if (scores := set(space.metrics) & set(SCORES)) and not has_labels(config.data.path):
         raise ConfigError(
             f"objective {', '.join(sorted(scores))} needs classes, and {config.data.path} has none; use label_free"
         )
