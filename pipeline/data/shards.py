@@ -307,9 +307,14 @@ def _content_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
             return f"column {name!r} is {schema.field(name).type}, not {kind}"
     if file.metadata.num_rows != shard.rows:
         return f"has {file.metadata.num_rows} rows but the manifest says {shard.rows}"
-    if shard.groups and (found := group_rows(file)) != shard.groups:
-        return f"has {_first_difference(found, shard.groups)} in the manifest"
-    return _index_problem(file, shard)
+    return _index_problem(file, shard) or _groups_problem(file, shard)
+
+
+def _groups_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
+    found = group_rows(file)
+    if not shard.groups or found == shard.groups:
+        return None
+    return f"has {_first_difference(found, shard.groups)} in the manifest"
 
 
 def _first_difference(found: Sequence[int], expected: Sequence[int]) -> str:
