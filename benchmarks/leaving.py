@@ -6,7 +6,8 @@ A finished run is made up for each number of images: shards of tiny pictures wit
 that workers leave. A fresh process then writes what a run leaves: assignments, pictures, atlas, embedding. Counted is
 its largest anonymous memory. The bytes an image are what that grows by, from the smallest run to the largest, over the
 images between them. The map and the neighbours, whose memory and minutes are those of at most 100,000 images, are made
-for the first 2,000, so that they do not hide what grows.
+for the first 2,000, so that they do not hide what grows. The checkpoint is not read here: its pseudo-labels are dropped
+before the first of these steps.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def centers(clusters: int) -> Tensor:
 def write_shards(folder: Path, images: int) -> Manifest:
     """Shards of pictures of 8 x 8 pixels, with paths as long as ImageNet's on disk."""
     folder.mkdir()
-    shards = []
+    shards: list[Shard] = []
     for first in range(0, images, SHARD_ROWS):
         rows = range(first, min(first + SHARD_ROWS, images))
         file = folder / f"shard-{len(shards):05d}.parquet"
