@@ -6,7 +6,8 @@ A finished run is made up for each number of images: shards of tiny pictures wit
 that workers leave. A fresh process then writes what a run leaves: assignments, pictures, atlas, embedding. Counted is
 its largest anonymous memory. The bytes an image are what that grows by, from the smallest run to the largest, over the
 images between them. The map and the neighbours, whose memory and minutes are those of at most 100,000 images, are made
-for the first 2,000, so that they do not hide what grows.
+for the first 2,000, so that they do not hide what grows. The checkpoint is not read here: its pseudo-labels are dropped
+before the first of these steps.
 """
 
 from __future__ import annotations

@@ -89,6 +89,13 @@ def test_step_reproduces_the_golden_vectors(tmp_path: Path) -> None:
     assert results["losses"]["fused_float32"] == pytest.approx(results["losses"]["separate_float32"], abs=1e-3)
 
 
+def test_leaving(tmp_path: Path) -> None:
+    results = run("leaving", tmp_path / "out.json", "--images", "600", "300", "--clusters", "5")
+    assert [point["images"] for point in results["points"]] == [300, 600]
+    assert all(point["bytes"] > 2**20 for point in results["points"])
+    assert results["claim_holds"] == (results["bytes_an_image"] <= 16)
+
+
 @pytest.mark.slow
 def test_pipeline(tmp_path: Path) -> None:
     small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1", "--workers", "1")

@@ -26,7 +26,7 @@ from pipeline.storage import Folder
 
 FEATURES = "features"  # folder of the parts, in a run's folder
 GROUP_ROWS = 8192
-BLOCK_GROUPS = 8  # row groups that are read at a time
+BLOCK_GROUPS = 2  # row groups that are read at a time
 _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 _PART = re.compile(r"part-\d+-of-(\d+)\.parquet")
 

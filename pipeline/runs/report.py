@@ -32,7 +32,7 @@ from pipeline.training.checkpoint import newest_in
 ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
 SHOWN_IMAGES = 100_000  # of which a page chooses; rows are in random order since the ingest, so the first are a sample
-BLOCK_ROWS = 65_536  # of the assignments that are in memory at a time
+BLOCK_ROWS = 16_384  # of the assignments that are in memory at a time
 REMEDY = f"delete {SUMMARY} beside it and run the same `digpro train` again, which writes both anew"
 COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
 Array = np.ndarray[Any, Any]
