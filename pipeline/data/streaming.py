@@ -74,6 +74,7 @@ class Pipeline:
         """Blocks of the pieces, of about so many `images` in all, in their order."""
         size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
         self._set_context(size)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         tasks = group_pieces(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
             dataset = ray.data.from_arrow(some).map_batches(
@@ -83,7 +84,7 @@ class Pipeline:
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=self.readers.count),
                 num_cpus=self.readers.cpus,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+                ray_remote_args_fn=lambda: {"scheduling_strategy": here},
             )
             yield from dataset.iter_batches(batch_size=None, prefetch_batches=1)
 
