@@ -401,7 +401,10 @@ class ResourcesConfig(Section):
         "auto", description="one GPU per worker; auto uses GPUs when there are enough"
     )
     cpus_per_worker: Environment[float | None] = Field(
-        None, gt=0, description="null leaves at least one CPU for reading images, and where workers on GPUs stream all but one each"
+        None,
+        gt=0,
+        description="null leaves at least one CPU for reading images, and where workers on GPUs stream all but one "
+        "each",
     )
     max_failures: Environment[int] = Field(
         3, ge=0, description="worker-group restarts before the run gives up; announced preemptions do not count"
