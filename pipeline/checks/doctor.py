@@ -14,6 +14,7 @@ from pipeline.checks.nodes import Answer, alive_nodes, probe_nodes, storage_find
 from pipeline.checks.settings import check_settings
 from pipeline.checks.working_dir import travelling_files, working_dir_finding
 from pipeline.config.models import RunConfig
+from pipeline.data.read import with_groups
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.tracking import tracking_uri
@@ -42,7 +43,7 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
     total = ray.cluster_resources()
     have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
     try:
-        manifest = read_manifest(config.data.path)
+        manifest = with_groups(config.data.path, read_manifest(config.data.path))
         plan = check_settings(config, manifest)
         mode, reason = plan.mode, plan.mode_reason
         counts = f"; {manifest.count_warning}" if manifest.count_warning else ""

@@ -349,7 +349,7 @@ class AlarmsConfig(Section):
     rollback_lr_factor: Circumstance[float] = Field(
         0.5, gt=0, le=1, description="each return multiplies optim.lr by this"
     )
-    rollback_seed: Circumstance[bool] = Field(True, description="each return changes the seed")
+    rollback_seed: Circumstance[bool] = Field(True, description="each return changes the seed of views and noise")
 
     @property
     def levels(self) -> dict[str, AlarmLevel]:

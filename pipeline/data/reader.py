@@ -57,14 +57,6 @@ def swept_pieces(own: RowRange) -> list[Piece]:
     return [Piece(SWEEP, 0, 0, start, min(start + SWEPT_ROWS, own.stop)) for start in starts]
 
 
-def images_of(order: Order, piece: Piece) -> Tensor:
-    """The images (n,) of a piece, ascending."""
-    if piece.epoch == SWEEP:
-        return torch.arange(piece.start, piece.stop)
-    window = order.windows(piece.epoch, piece.lane)[piece.window]
-    return order.draw(piece.epoch, window)[piece.start : piece.stop].sort().values
-
-
 class PieceReader:
     """Reads pieces: a callable for Ray Data, which makes one for each process that reads.
 
@@ -84,6 +76,7 @@ class PieceReader:
         self.starts = order.group_starts.numpy()
         self.shard_of = np.repeat(np.arange(len(manifest.shards)), [len(shard.groups) for shard in manifest.shards])
         self.first_group = np.searchsorted(self.shard_of, np.arange(len(manifest.shards)))
+        self.windows = lru_cache(2 * order.lanes)(order.windows)
         self.opened, self.read_group = lru_cache(OPEN_SHARDS)(self._open), lru_cache(KEPT_GROUPS)(self._read_group)
 
     def __call__(self, pieces: pa.Table) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
@@ -95,7 +88,14 @@ class PieceReader:
             Naming the shard that cannot be read, or the image that cannot be decoded.
         """
         for piece in pieces.to_pylist():
-            yield from self.blocks(images_of(self.order, Piece(**piece)).numpy())
+            yield from self.blocks(self.images_of(Piece(**piece)).numpy())
+
+    def images_of(self, piece: Piece) -> Tensor:
+        """The images (n,) of a piece, ascending."""
+        if piece.epoch == SWEEP:
+            return torch.arange(piece.start, piece.stop)
+        window = self.windows(piece.epoch, piece.lane)[piece.window]
+        return self.order.draw(piece.epoch, window)[piece.start : piece.stop].sort().values
 
     def blocks(self, images: np.ndarray[Any, Any]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """A block for each row group of the images (n,), ascending."""

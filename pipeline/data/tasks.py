@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import RunFailed, UserError, first_line
+from pipeline.errors import RunFailed, UserError, first_line, user_error_in
 from pipeline.memory import memory_shortage
 
 TASKS_PER_CPU = 4  # those that wait keep CPUs busy, and make an autoscaler add nodes
@@ -53,11 +53,8 @@ def own_error(error: RayError, what: str, place: str) -> UserError:
 
     `place` is the folder that keeps what is done, so that the same command continues.
     """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
     kept = f"what is in {place} is kept, and the same command continues"
-    return cause or RunFailed(f"{what} ({memory_shortage(error) or first_line(error)}); {kept}")
+    return user_error_in(error) or RunFailed(f"{what} ({memory_shortage(error) or first_line(error)}); {kept}")
 
 
 def _result(reference: Any) -> Any:

@@ -5,22 +5,16 @@ Images, or with a frozen backbone its cached features: the loop is the same for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import numpy as np
-import ray
 import ray.train
 import torch
 from torch import Tensor
 
 from pipeline.build import build_model, build_preprocess, build_views
-from pipeline.collectives import RowRange, row_range, world_size
-from pipeline.data.loader import Inputs, ResidentImages, Source
-from pipeline.data.reader import Piece, PieceReader, epoch_pieces, swept_pieces
-from pipeline.data.streaming import ImageStream, Pipeline, Readers, StreamedImages
+from pipeline.collectives import row_range
+from pipeline.data.loader import Inputs
 from pipeline.errors import DataError
 from pipeline.features.cache import read_cache
 from pipeline.features.embed import read_backbone
@@ -29,12 +23,10 @@ from pipeline.features.load import load_features
 from pipeline.features.neighbours import read_neighbours
 from pipeline.method.digpro import DigPro
 from pipeline.method.encoder import Standardize
-from pipeline.plan import has_estep, image_bytes, is_balanced
 from pipeline.storage import Folder
+from pipeline.training.images import image_source
 from pipeline.training.job import Job
 from pipeline.training.probe import PROBE_EPOCH, Probe, Views, draw_probe, read_probe
-
-FEW_IMAGES = 8192  # a worker decodes so many itself sooner than processes for it have started
 
 
 @dataclass(frozen=True)
@@ -78,72 +70,6 @@ def open_feed(job: Job, device: torch.device) -> Feed:
         model=build_model(config, job.plan.num_clusters, device),
         backbone={},
     )
-
-
-def image_source(job: Job, device: torch.device) -> Source:
-    """This worker's images, in memory or as they come."""
-    order, config = job.plan.order, job.config
-    own, size = order.images_of(row_range(order.lanes)), config.data.decoding["size"]
-    if job.plan.mode == "streaming":
-        return StreamedImages(partial(begin_stream, job), own, size, device, config.estep.batch_size)
-    return ResidentImages(fetch_images(job, own).to(device), own, config.estep.batch_size)
-
-
-def fetch_images(job: Job, own: RowRange) -> Tensor:
-    """The decoded images (n, S, S, 3) uint8 of a share; read in this process where readers would start later."""
-    count, size = own.stop - own.start, job.config.data.decoding["size"]
-    images, done = torch.empty((count, size, size, 3), dtype=torch.uint8), 0
-    if count <= FEW_IMAGES:
-        blocks = PieceReader(*reader_arguments(job)).blocks(np.arange(*own[:2]))
-    else:
-        blocks = open_pipeline(job).blocks(swept_pieces(own), count)
-    for block in blocks:
-        index, done = block["index"], done + len(block["index"])
-        images[index - own.start] = torch.from_numpy(block["image"])
-    assert done == count
-    return images
-
-
-def begin_stream(job: Job, at: tuple[int, int] | None) -> ImageStream:
-    """The images of the rest of a run, from (epoch, step) on or, where it is None, from the first E-step."""
-    order = job.plan.order
-    lanes, epochs = row_range(order.lanes), job.config.optim.epochs
-    own = order.images_of(lanes)
-    share = order.window * (own.stop - own.start) // order.num_images
-    images = 2 * (epochs - (at or (0, 0))[0]) * (own.stop - own.start)
-    # Windows begin staggered, so that half of them has to be there at the start of an epoch.
-    return ImageStream(
-        open_pipeline(job).blocks(schedule(job, lanes, at), images), room=share if order.covers else share // 2
-    )
-
-
-def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[Piece]:
-    """All that a worker with these lanes reads from where its run begins, in the order in which it needs it."""
-    order, config = job.plan.order, job.config
-    swept = swept_pieces(order.images_of(lanes))
-    if at is None:
-        yield from swept
-    first_epoch, first_step = at or (0, 0)
-    for epoch in range(first_epoch, config.optim.epochs):
-        step = first_step if epoch == first_epoch else 0
-        steps = range(step, step + 1 if config.profile.only == "compute" else order.steps)
-        yield from epoch_pieces(order, lanes, epoch, steps, whole=is_balanced(config, epoch))
-        if has_estep(config, epoch + 1):
-            yield from swept
-
-
-def open_pipeline(job: Job) -> Pipeline:
-    """The reading processes of this worker: they share the CPUs that the workers leave."""
-    left = job.reading_cpus
-    if left is None:
-        own = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
-        left = ray.cluster_resources().get("CPU", 0.0) - own * world_size()
-    return Pipeline(reader_arguments(job), Readers.of(left / world_size()), image_bytes(job.config))
-
-
-def reader_arguments(job: Job) -> tuple[Any, ...]:
-    """Of `PieceReader`."""
-    return job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding
 
 
 def feature_feed(job: Job, folder: Folder, device: torch.device, *, first_on_node: bool) -> Feed:

@@ -17,7 +17,7 @@ from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.data.read import with_groups
-from pipeline.data.reader import Piece, PieceReader, epoch_pieces, images_of, swept_pieces
+from pipeline.data.reader import Piece, PieceReader, epoch_pieces, swept_pieces
 from pipeline.data.shards import Manifest
 from pipeline.data.streaming import Block, ImagePool, ImageStream, Readers, StreamedImages, group_pieces
 from pipeline.errors import DataError
@@ -152,7 +152,7 @@ def test_a_resume_decodes_nothing_that_was_consumed(shards: str, step: int) -> N
     pieces = epoch_pieces(
         reading.order, row_range(reading.order.lanes), 0, range(step, reading.order.steps), whole=False
     )
-    images = torch.cat([images_of(reading.order, piece) for piece in pieces])
+    images = torch.cat([reading.reader.images_of(piece) for piece in pieces])
     assert len(images) == (reading.order.steps - step) * BATCH
     assert len(images.unique()) == len(images)
 

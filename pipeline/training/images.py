@@ -1,0 +1,86 @@
+"""A worker's images: in its memory, or streamed by the schedule of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from pipeline.collectives import RowRange, row_range, world_size
+from pipeline.data.loader import ResidentImages, Source
+from pipeline.data.reader import SWEPT_ROWS, Piece, PieceReader, epoch_pieces, swept_pieces
+from pipeline.data.streaming import ImageStream, Pipeline, Readers, StreamedImages
+from pipeline.plan import has_estep, image_bytes, is_balanced
+from pipeline.training.job import Job
+
+FEW_IMAGES = 8192  # a worker decodes so many itself sooner than processes for it have started
+
+
+def image_source(job: Job, device: torch.device) -> Source:
+    """This worker's images, in memory or as they come."""
+    order, config = job.plan.order, job.config
+    own, size = order.images_of(row_range(order.lanes)), config.data.decoding["size"]
+    if job.plan.mode == "streaming":
+        return StreamedImages(partial(begin_stream, job), own, size, device, config.estep.batch_size)
+    return ResidentImages(fetch_images(job, own).to(device), own, config.estep.batch_size)
+
+
+def fetch_images(job: Job, own: RowRange) -> Tensor:
+    """The decoded images (n, S, S, 3) uint8 of a share; read in this process where readers would start later."""
+    size = job.config.data.decoding["size"]
+    images = torch.empty((own.size, size, size, 3), dtype=torch.uint8)
+    if own.size <= FEW_IMAGES:
+        blocks = PieceReader(*reader_arguments(job)).blocks(np.arange(*own[:2]))
+    else:
+        blocks = open_pipeline(job).blocks(swept_pieces(own), own.size)
+    stream = ImageStream(blocks, room=SWEPT_ROWS)
+    for index in torch.arange(*own[:2]).split(SWEPT_ROWS):
+        images[index - own.start] = stream.read(index)
+    return images
+
+
+def begin_stream(job: Job, at: tuple[int, int] | None) -> ImageStream:
+    """The images of the rest of a run, from (epoch, step) on or, where it is None, from the first E-step."""
+    order = job.plan.order
+    lanes, epochs = row_range(order.lanes), job.config.optim.epochs
+    own = order.images_of(lanes)
+    images = 2 * (epochs - (at or (0, 0))[0]) * own.size
+    blocks = open_pipeline(job).blocks(schedule(job, lanes, at), images)
+    if order.covers:
+        return ImageStream(blocks, room=own.size)
+    # Windows begin staggered, so that half of them has to be there at the start of an epoch.
+    return ImageStream(blocks, room=order.window * own.size // order.num_images // 2)
+
+
+def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[Piece]:
+    """All that a worker with these lanes reads from where its run begins, in the order in which it needs it."""
+    order, config = job.plan.order, job.config
+    swept = swept_pieces(order.images_of(lanes))
+    if at is None:
+        yield from swept
+    first_epoch, first_step = at or (0, 0)
+    for epoch in range(first_epoch, config.optim.epochs):
+        step = first_step if epoch == first_epoch else 0
+        steps = range(step, step + 1 if config.profile.only == "compute" else order.steps)
+        yield from epoch_pieces(order, lanes, epoch, steps, whole=is_balanced(config, epoch))
+        if has_estep(config, epoch + 1):
+            yield from swept
+
+
+def open_pipeline(job: Job) -> Pipeline:
+    """The reading processes of this worker: they share the CPUs that the workers leave."""
+    left = job.reading_cpus
+    if left is None:
+        own = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+        left = ray.cluster_resources().get("CPU", 0.0) - own * world_size()
+    return Pipeline(reader_arguments(job), Readers.of(left / world_size()), image_bytes(job.config))
+
+
+def reader_arguments(job: Job) -> tuple[Any, ...]:
+    """Of `PieceReader`."""
+    return job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding
