@@ -12,7 +12,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ Block = dict[str, np.ndarray[Any, Any]]
 BLOCK_BYTES = 8 << 20  # decoded, that travel from a reader to its worker at a time
 TASKS = 2000  # of a pipeline: all are made before it begins, and each costs half a millisecond then
 MOST_TASK_BYTES = 64 << 20  # decoded: with each reader, so much waits for those that were asked before
+FEW_BYTES = 24 << 20  # decoded, in a second or so: less than other processes take to start
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,28 @@ class Pipeline:
         self.reader, self.readers, self.image_bytes = reader, readers, image_bytes
 
     def blocks(self, pieces: Iterable[Piece], images: int) -> Iterator[Block]:
-        """Blocks of the pieces, of about so many `images` in all, in their order."""
+        """Blocks of the pieces, of about so many `images` in all, in their order.
+
+        The first ones are read in this process, while the others start.
+        """
+        left = iter(pieces)
+        few = next(group_pieces(left, FEW_BYTES // self.image_bytes), None)
+        by_others = self._blocks_of_others(left, images)
+        with ThreadPoolExecutor(1) as starter:
+            first = starter.submit(next, by_others, None)
+            yield from PieceReader(*self.reader)(few) if few else ()
+            block = first.result()
+        if block is not None:
+            yield block
+            yield from by_others
+
+    def _blocks_of_others(self, pieces: Iterator[Piece], images: int) -> Iterator[Block]:
+        """Blocks of the pieces, from processes of Ray Data; none are started where there are no pieces."""
         size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
-        self._set_context(size)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         tasks = group_pieces(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
+            self._set_context(size)
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             dataset = ray.data.from_arrow(some).map_batches(
                 PieceReader,
                 fn_constructor_args=self.reader,
@@ -84,7 +103,7 @@ class Pipeline:
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=self.readers.count),
                 num_cpus=self.readers.cpus,
-                ray_remote_args_fn=lambda: {"scheduling_strategy": here},
+                ray_remote_args_fn=partial(dict, scheduling_strategy=here),
             )
             yield from dataset.iter_batches(batch_size=None, prefetch_batches=1)
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
-import numpy as np
 import ray
 import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange, row_range, world_size
 from pipeline.data.loader import ResidentImages, Source
-from pipeline.data.reader import SWEPT_ROWS, Piece, PieceReader, epoch_pieces, swept_pieces
+from pipeline.data.reader import SWEPT_ROWS, Piece, epoch_pieces, swept_pieces
 from pipeline.data.streaming import ImageStream, Pipeline, Readers, StreamedImages
 from pipeline.plan import has_estep, image_bytes, is_balanced
 from pipeline.training.job import Job
-
-FEW_IMAGES = 8192  # a worker decodes so many itself sooner than processes for it have started
 
 
 def image_source(job: Job, device: torch.device) -> Source:
@@ -31,14 +27,10 @@ def image_source(job: Job, device: torch.device) -> Source:
 
 
 def fetch_images(job: Job, own: RowRange) -> Tensor:
-    """The decoded images (n, S, S, 3) uint8 of a share; read in this process where readers would start later."""
+    """The decoded images (n, S, S, 3) uint8 of a share."""
     size = job.config.data.decoding["size"]
     images = torch.empty((own.size, size, size, 3), dtype=torch.uint8)
-    if own.size <= FEW_IMAGES:
-        blocks = PieceReader(*reader_arguments(job)).blocks(np.arange(*own[:2]))
-    else:
-        blocks = open_pipeline(job).blocks(swept_pieces(own), own.size)
-    stream = ImageStream(blocks, room=SWEPT_ROWS)
+    stream = ImageStream(open_pipeline(job).blocks(swept_pieces(own), own.size), room=SWEPT_ROWS)
     for index in torch.arange(*own[:2]).split(SWEPT_ROWS):
         images[index - own.start] = stream.read(index)
     return images
@@ -78,9 +70,5 @@ def open_pipeline(job: Job) -> Pipeline:
     if left is None:
         own = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
         left = ray.cluster_resources().get("CPU", 0.0) - own * world_size()
-    return Pipeline(reader_arguments(job), Readers.of(left / world_size()), image_bytes(job.config))
-
-
-def reader_arguments(job: Job) -> tuple[Any, ...]:
-    """Of `PieceReader`."""
-    return job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding
+    reader = (job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding)
+    return Pipeline(reader, Readers.of(left / world_size()), image_bytes(job.config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(folder: Path, *overrides: str) -> Job:
     """Four epochs of all digits in streaming mode, of which one is the warm-up."""
     manifest = with_groups(str(folder), read_manifest(str(folder)))
-    return small_job(manifest, f"data.path={folder}", "data.mode=streaming", "data.shuffle_window=800", *overrides)
+    made = small_job(manifest, f"data.path={folder}", "data.mode=streaming", "data.shuffle_window=800", *overrides)
+    return replace(made, reading_cpus=1.0)
 
 
 def epochs_of(pieces: list[Piece]) -> list[int]:
