@@ -54,6 +54,7 @@ def settings(args: argparse.Namespace, folder: Path) -> list[str]:
         f"optim.epochs={args.epochs}",
         f"optim.batch_size={args.batch}",
         f"resources.workers={args.workers}",
+        f"data.shuffle_window={args.images // 3}",  # so that little is read before it is counted
         *args.set,
     ]
 

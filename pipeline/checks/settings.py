@@ -30,7 +30,7 @@ def _check_lanes(order: Order, workers: int) -> None:
     if order.lanes < workers:
         rows = max(order.groups)
         raise ConfigError(
-            f"resources.workers={workers} is more than {order.lanes}, the number of row groups of up to {rows} images "
-            f"that fit in a shuffle window of {order.window} images, and each worker reads one at least; set "
-            f"data.shuffle_window={rows * workers} or more, or lower resources.workers"
+            f"resources.workers={workers} is more than {order.lanes}, the number of lanes in a shuffle window of "
+            f"{order.window} images whose row groups have up to {rows}; each worker takes one at least: set "
+            f"data.shuffle_window={2 * rows * workers} or more, or lower resources.workers"
         )

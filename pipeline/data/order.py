@@ -80,7 +80,7 @@ class Order:
         No more workers can take part.
         """
         most = max(self.batch_size // 2, 1)
-        return most if self.covers else max(1, min(most, self.window // max(self.groups)))
+        return most if self.covers else min(most, usual_number(max(self.window // max(self.groups), 1)))
 
     def batch_rows(self, lanes: RowRange) -> RowRange:
         """The rows of each batch that a range of lanes gives."""
@@ -197,6 +197,12 @@ def _numbered(parts: Iterator[list[tuple[int, int]]]) -> Iterator[Window]:
         window = Window(first, tuple(part))
         yield window
         first += len(window)
+
+
+def usual_number(most: int) -> int:
+    """The largest number up to `most` that is a power of two or three times one, as numbers of workers mostly are."""
+    power = 1 << (most.bit_length() - 1)
+    return power + power // 2 if power > 1 and most >= power + power // 2 else power
 
 
 def number_copies(images: Tensor, total: int) -> Tensor:

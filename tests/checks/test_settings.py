@@ -32,8 +32,8 @@ def test_a_run_that_fits_passes() -> None:
         (["optim.batch_size=7", "resources.workers=4"], r"batch_size=7 leaves less than 2 images to each of 4 workers"),
         (
             ["resources.workers=4", "data.shuffle_window=60"],
-            r"resources\.workers=4 is more than 3, the number of row groups of up to 20 images that fit in a shuffle "
-            r"window of 60 images.*data\.shuffle_window=80 or more",
+            r"resources\.workers=4 is more than 3, the number of lanes in a shuffle window of 60 images whose row "
+            r"groups have up to 20.*data\.shuffle_window=160 or more",
         ),
     ],
 )

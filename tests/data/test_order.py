@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange
-from pipeline.data.order import Order, Window, number_copies
+from pipeline.data.order import Order, Window, number_copies, usual_number
 from pipeline.data.sampling import sampling_weights
 
 GROUPS = (40, 40, 17, 40, 40, 26, 40, 40, 17, 40, 40, 26, 40, 40, 14)  # 500 images in three shards
@@ -140,6 +140,10 @@ def test_the_number_of_lanes_needs_a_row_group_in_each_window() -> None:
     assert ORDER.lanes == 240 // 40
     assert COVERED.lanes == 24 // 2
     assert Order(COUNT, 24, 0, 30, GROUPS).lanes == 1
+
+
+def test_usual_numbers_of_workers_divide_the_lanes() -> None:
+    assert [usual_number(most) for most in range(1, 18)] == [1, 2, 3, 4, 4, 6, 6, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16]
 
 
 def test_batches_of_a_source_sorted_by_class_are_mixed_from_first_to_last() -> None:
