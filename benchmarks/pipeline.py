@@ -176,7 +176,7 @@ def make_config(args: argparse.Namespace, folder: Path, jpeg: int | None = None)
     if args.data is None:
         images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
         make = write_jpegs if jpeg else make_images
-        ingest(make(folder / "images", images), path, rows_per_shard=1024)
+        ingest(make(folder / "images", images), path, rows_per_shard=max(images // 32, 1))
     manifest = with_groups(path, read_manifest(path))
     overrides = ["name=benchmark", f"storage={folder / 'runs'}", f"data.path={path}"]
     overrides += [f"model.encoder={args.encoder}", f"resources.workers={args.workers}"]
