@@ -71,7 +71,7 @@ class Inputs:
         lanes = [self._lane(lane, epoch, first_step, weights) for lane in range(*self.lanes[:2])]
         for _ in range(first_step, self.order.steps):
             keys = torch.cat([next(lane) for lane in lanes])
-            inputs, keys = self.source.take(keys, epoch), keys.to(self.device)
+            inputs, keys = self.source.take(keys, epoch), to_device(keys, self.device)
             yield Batch(inputs, keys % self.order.num_images, self.rows, keys)
 
     def _lane(self, lane: int, epoch: int, first_step: int, weights: Tensor | None) -> Iterator[Tensor]:
@@ -89,6 +89,11 @@ class Inputs:
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Un-augmented inputs (n, ...) and index (n,) of the share, in order of the index, once."""
         return self.source.blocks()
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; the host does not wait for what a GPU still has to do before."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 class ResidentImages:
@@ -114,7 +119,7 @@ class ResidentImages:
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Images (n, H, W, 3) of the keys (n,)."""
-        return self.images[(keys % self.own.total - self.own.start).to(self.images.device)]
+        return self.images[to_device(keys % self.own.total - self.own.start, self.images.device)]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The share in pieces."""

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from pipeline.collectives import RowRange
+from pipeline.data.loader import to_device
 from pipeline.data.reader import SWEPT_ROWS, Piece, PieceReader
 from pipeline.errors import user_error_in
 
@@ -295,10 +296,10 @@ class StreamedImages:
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Images (n, S, S, 3) of the keys (n,)."""
-        return self.pool.take(keys % self.own.total).to(self.device, non_blocking=True)
+        return to_device(self.pool.take(keys % self.own.total), self.device)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The share in pieces, as they come."""
         self.stream = self.stream or self.begin_stream(None)
         for index in torch.arange(*self.own[:2]).split(self.block_size):
-            yield self.stream.read(index).to(self.device), index.to(self.device)
+            yield to_device(self.stream.read(index), self.device), to_device(index, self.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange
+from pipeline.data.loader import to_device
 from pipeline.keyed_random import Stream, uniform
 
 
@@ -56,7 +57,7 @@ class FeatureSource:
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Pairs (n, 2, F) of the keys (n,)."""
-        return self.pairs(keys.to(self.features.device), epoch, self.neighbours)
+        return self.pairs(to_device(keys, self.features.device), epoch, self.neighbours)
 
     def blocks(self, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The un-augmented features of the share, or those of a cached view, in pieces."""
