@@ -281,6 +281,7 @@ def test_a_command_that_fails_is_recorded_and_named(tmp_path: Path) -> None:
 def test_an_interrupt_ends_the_command_and_is_recorded(tmp_path: Path) -> None:
     entry: Entry = {"commands": [], "memory": {}}
     saved: list[int] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore it
     timer = threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):

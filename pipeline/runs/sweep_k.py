@@ -100,11 +100,11 @@ def of_run(path: str) -> Subject:
     """
     folder = Folder(absolute(path))
     config, manifest = read_started_run(folder)
-    sizes = np.array(run_card(folder, config, manifest).clusters.sizes)
     total = manifest.num_images
     index = draw(total, config.seed)
     first = int(index.min())
     features = read_features(folder, len(index), first)[index - first]
+    sizes = np.array(run_card(folder, config, manifest).clusters.sizes)
     return Subject(folder.path, features, total, config.seed, load_model(folder.path).centers, sizes)
 
 

@@ -108,7 +108,7 @@ def test_what_no_trial_could_report_is_refused(tmp_path: Path) -> None:
 
 
 def test_scores_need_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "read_labels", lambda path: None)
+    monkeypatch.setattr(module, "has_labels", lambda path: False)
     space = Space("scored", SPACE.domains, objectives=[("acc", "max"), ("loss", "min")])
     with pytest.raises(ConfigError, match=r"objective acc needs classes, and .*digits has none; use label_free"):
         module.check_objectives(config(tmp_path), space)
