@@ -138,7 +138,7 @@ def measure(name: str) -> bool:
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.{SECTIONS[name].command[0]}", *SECTIONS[name].command[1:]]
     print(" ".join(["python", *command[1:]]), flush=True)
-    subprocess.run([*command, "--out", str(out)], check=False, cwd=DOCS.parent)
+    subprocess.run([*command, "--out", str(out.relative_to(DOCS.parent))], check=False, cwd=DOCS.parent)
     if not out.is_file():
         return False
     out.write_text(json.dumps(json.loads(out.read_text()) | {"commit": git_commit()}, indent=1) + "\n")

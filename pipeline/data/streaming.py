@@ -1,7 +1,7 @@
 """The images of a share, read and decoded by Ray Data in the order in which the worker needs them.
 
 Each worker runs one pipeline of its own, from where its run begins to the end of the schedule: windows of epochs and
-sweeps of E-steps follow each other, so that reading goes on while the worker computes, and no process is started
+sweeps of E-steps follow each other, so that reading continues while the worker computes, and no process is started
 between them. Resident images come through the same pipeline, which then ends.
 """
 
@@ -116,7 +116,7 @@ class Pipeline:
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
             cpu=self.readers.count * self.readers.cpus,
-            object_store_memory=4 * (self.readers.count + 1) * max(task_bytes, BLOCK_BYTES),
+            object_store_memory=4 * (self.readers.count + 1) * task_bytes,
         )
 
 
@@ -129,14 +129,16 @@ def quiet_data_context() -> DataContext:
 
 def group_pieces(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
     """A table for each task: pieces that follow each other, of `rows` images or more together."""
-    held: list[Piece] = []
+    held: list[dict[str, int]] = []
+    images = 0
     for piece in pieces:
-        held.append(piece)
-        if sum(p.stop - p.start for p in held) >= rows:
-            yield pa.Table.from_pylist([p._asdict() for p in held])
-            held = []
+        held.append(piece._asdict())
+        images += piece.stop - piece.start
+        if images >= rows:
+            yield pa.Table.from_pylist(held)
+            held, images = [], 0
     if held:
-        yield pa.Table.from_pylist([p._asdict() for p in held])
+        yield pa.Table.from_pylist(held)
 
 
 class ImageStream:
