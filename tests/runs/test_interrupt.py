@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.training.checkpoint import newest_in
+from pipeline.training.worker import URGENT_STEPS
 from tests.helpers.runs import settings, start
 
 RARE = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null", "optim.epochs=200"]  # no other save is due
@@ -34,7 +35,7 @@ def test_an_interrupted_run_saves_where_it_stands(tmp_path: Path) -> None:
     values = newest_in(str(tmp_path / "runs" / "stopped"))
     assert values is not None
     assert values["epoch"] >= 1
-    assert values["step"] == 10
+    assert values["step"] in (0, URGENT_STEPS)  # workers are asked every so many of 14 steps, and after an epoch
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "digpro"]
     (run,) = client.search_runs([experiment.experiment_id])
