@@ -118,8 +118,8 @@ def with_groups(folder: str, manifest: Manifest) -> Manifest:
         return manifest.model_copy(update={"shards": list(pool.map(completed, manifest.shards))})
 
 
-def read_paths(folder: str) -> Iterator[pa.ChunkedArray]:
-    """Paths of the images in their source, shard by shard, in the order of the index.
+def read_origins(folder: str) -> Iterator[pa.Table]:
+    """The path of each image in its source and its class {"path", "label"}, shard by shard, in order of the index.
 
     Raises
     ------
@@ -128,7 +128,8 @@ def read_paths(folder: str) -> Iterator[pa.ChunkedArray]:
     """
     for shard in read_manifest(folder).shards:
         with _opened(folder, shard) as file:
-            yield pc.struct_field(file.read(columns=["image.path"]).column("image"), "path")
+            rows = file.read(columns=["image.path", "label"])
+            yield pa.table({"path": pc.struct_field(rows.column("image"), "path"), "label": rows.column("label")})
 
 
 def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:

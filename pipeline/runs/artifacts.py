@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.alarms import all_alarms
 from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
-from pipeline.data.read import has_labels, read_labels, read_paths, read_sample
+from pipeline.data.read import has_labels, read_origins, read_sample
 from pipeline.errors import CheckpointError
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.embedding import feature_blocks, keep_complete_parts
@@ -156,17 +156,13 @@ def _predictions(run: Folder, total: int) -> Iterator[tuple[Any, Any]]:
 
 def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClusters) -> Iterator[pa.Table]:
     """The rows of the assignments, `BLOCK_ROWS` at a time."""
-    is_labelled, start = has_labels(data), 0
+    is_labelled = has_labels(data)
     features = regroup(feature_blocks(run, Prediction._fields, total), BLOCK_ROWS)
-    paths = regroup((pa.table({"path": column}) for column in read_paths(data)), BLOCK_ROWS)
-    for table, path in zip(features, paths, strict=True):
+    for table, origin in zip(features, regroup(read_origins(data), BLOCK_ROWS), strict=True):
         cluster, similarity = table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
-        rows = table.add_column(1, "path", path.column("path"))
+        rows = table.add_column(1, "path", origin.column("path"))
         rows = rows.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
-        if is_labelled:
-            rows = rows.append_column("label", pa.array(read_labels(data, start, start + len(rows))))
-        yield rows
-        start += len(rows)
+        yield rows.append_column("label", origin.column("label")) if is_labelled else rows
 
 
 def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -23,6 +23,10 @@ from tests.helpers.runs import outcome, settings
 
 pytestmark = pytest.mark.chaos
 
+MODES = {
+    "resident": ["data.mode=resident"],
+    "streaming": ["data.mode=streaming", "data.shuffle_window=600"],  # a third of the images: several windows a lane
+}
 ELASTIC = ["resources.workers={min: 1, max: 2}", "resources.resize_seconds=2", "resources.max_failures=5"]
 
 
@@ -89,9 +93,10 @@ def nodes_of_workers() -> set[str]:
     return {actor.node_id for actor in actors}
 
 
-def test_losing_a_node_does_not_change_the_result(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_losing_a_node_does_not_change_the_result(cluster: Cluster, tmp_path: Path, mode: str) -> None:
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-    mine = ["optim.epochs=6", "resources.workers=2", "resources.cpus_per_worker=1"]
+    mine = ["optim.epochs=6", "resources.workers=2", "resources.cpus_per_worker=1", *MODES[mode]]
     uninterrupted = Driver(tmp_path, "name=uninterrupted", *mine).result()
     interrupted = Driver(tmp_path, "name=interrupted", *mine)
     interrupted.wait_until(lambda: interrupted.count_checkpoints() >= 2)
@@ -102,10 +107,11 @@ def test_losing_a_node_does_not_change_the_result(cluster: Cluster, tmp_path: Pa
     assert outcome(summary["folder"]) == outcome(uninterrupted["folder"])
 
 
-def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: Path, mode: str) -> None:
     """In float64, in which one worker and two give equal labels."""
     cluster.add_node(num_cpus=1)
-    mine = ["optim.epochs=12", "optim.precision=float64"]
+    mine = ["optim.epochs=12", "optim.precision=float64", *MODES[mode]]
     driver = Driver(tmp_path, "name=elastic", *mine, *ELASTIC)
     driver.wait_until(lambda: driver.count_checkpoints() >= 2)
     guest = cluster.add_node(num_cpus=1)
