@@ -1,0 +1,19 @@
+"""Deep clustering of images without labels (DigPro), from one laptop core to a Ray cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.estimator import DigPro
+
+__all__ = ["DigPro"]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimator, whose imports take seconds, is loaded when it is asked for."""
+    if name != "DigPro":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.estimator import DigPro
+
+    return DigPro

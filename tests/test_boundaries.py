@@ -46,6 +46,7 @@ FLOORS = [
     "runs",
     "tuning",
     "submission",
+    "estimator",
     "cli",
 ]
 MATHEMATICS = {

@@ -353,6 +353,14 @@ def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dic
 
 def finish_epoch(run: Run) -> None:
     """Complete the epoch's metrics, send them out, and save when it is time."""
+    metrics = complete_epoch(run)
+    run.reporter.epoch(metrics)
+    raise_alarms(run)
+    report(run, metrics, save=save_after_epoch(run))
+
+
+def complete_epoch(run: Run) -> dict[str, float]:
+    """The epoch's metrics, with losses, rates and times; those of the next one start from zero."""
     state, config = run.state, run.job.config
     if state.history[-1]["epoch"] != state.epoch:  # an epoch without E-step
         state.history.append({"epoch": state.epoch})
@@ -366,9 +374,7 @@ def finish_epoch(run: Run) -> None:
     if state.epoch:  # of the images that this process saw: a resumed epoch has fewer
         metrics["images_per_second"] = run.timer.batches * config.optim.batch_size / metrics["seconds_epoch"]
     run.timer.restart()
-    run.reporter.epoch(metrics)
-    raise_alarms(run)
-    report(run, metrics, save=save_after_epoch(run))
+    return metrics
 
 
 def save_after_epoch(run: Run) -> CheckpointUploadMode | None:

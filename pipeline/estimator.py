@@ -1,0 +1,289 @@
+"""DigPro as an estimator of scikit-learn: for programs and notebooks that have their images in an array or a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from pipeline.checks.settings import check_settings
+from pipeline.config.loading import load_config, with_settings
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import fitted
+from pipeline.data.ingest import ingest
+from pipeline.data.shards import IMAGE_TYPE, MANIFEST
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.inference.model import ClusterModel
+from pipeline.inference.predict import predict
+from pipeline.runs.identity import read_started_run, run_folder
+from pipeline.runs.report import ASSIGNMENTS
+from pipeline.runs.train import resolve, train
+from pipeline.storage import Folder, filesystem
+from pipeline.tracking import open_run
+from pipeline.training.checkpoint import newest_in
+from pipeline.training.in_process import train_in_process
+from pipeline.training.job import Job
+
+BATCH = 256  # images in a forward pass
+Array = np.ndarray[Any, Any]
+
+
+class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """Deep clustering of images without labels.
+
+    Images in an array are trained on in this process, without Ray. A folder of images or of shards is trained on by
+    Ray, as `digpro train` does it: the run is recorded, and the same call resumes it. On the same images, seed and
+    precision both find the same clusters.
+
+    Parameters
+    ----------
+    n_clusters : int
+    preset : str
+        Name of a preset (`digpro presets`), or path of a .yaml file: network, augmentation, and how long to train.
+    settings : mapping, optional
+        Settings that differ from the preset's, by dotted key: ``{"optim.epochs": 40}``.
+    image_shape : tuple, optional
+        (H, W) or (H, W, 3) of images that come as rows of a two-dimensional array, such as those of `load_digits`.
+    random_state : int, RandomState or None
+        An integer is the seed of the run; from others one is drawn.
+    storage : str
+        Folder or URI of runs on Ray.
+    verbose : bool
+        Print a line for each epoch.
+
+    Attributes
+    ----------
+    labels_ : ndarray (n,) int64
+        Cluster of each image.
+    cluster_centers_ : ndarray (n_clusters, D) float32
+        On the unit sphere of the features that `transform` gives.
+    n_features_in_ : int
+        Numbers in an array of one image; of a folder's, as the network reads it.
+    n_iter_ : int
+        Epochs of the training.
+    history_ : list of dict
+        Metrics of each epoch, as docs/objectives.md describes them.
+    paths_ : ndarray (n,) of str
+        Of the images of a folder, in the order of `labels_`; the order of the folder's files is another.
+    run_ : str
+        Folder of a run on Ray.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        preset: str = "digits",
+        settings: Mapping[str, Any] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        random_state: Any = 0,
+        storage: str = "runs",
+        verbose: bool = False,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.preset = preset
+        self.settings = settings
+        self.image_shape = image_shape
+        self.random_state = random_state
+        self.storage = storage
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> DigPro:
+        """Train on images, and cluster them.
+
+        Parameters
+        ----------
+        X : array or str or Path
+            RGB (n, H, W, 3) or gray (n, H, W) images: uint8, other integers from 0 to 255, or floats, of which 0 is
+            black and 1 is white. Or a folder of images, a folder of shards, or any source of `digpro ingest`.
+        y : ignored
+
+        Raises
+        ------
+        ValueError
+            When the array does not hold images.
+        ConfigError, DataError
+            When settings, or settings and images, do not go together.
+        """
+        if isinstance(X, (str, Path)):
+            return self._fit_source(str(X))
+        images = as_images(X, self.image_shape)
+        with (
+            TemporaryDirectory(prefix="digpro-") as folder,
+            torch.random.fork_rng(),
+        ):  # leaves torch's own numbers alone
+            job = self._prepare(images, Path(folder))
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            state = train_in_process(job, device, self._echo)
+            assert state.pseudo is not None
+            values = {"model": state.model.state_dict(), "centers": state.pseudo.centers}
+            model = ClusterModel(job.config, job.manifest, values)
+        self._keep(model, job.config, state.history, images.shape[1:])
+        self.labels_ = self.predict(X)
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None) -> Array:
+        """`labels_` after `fit`."""
+        return self.fit(X).labels_
+
+    def predict(self, X: Any) -> Array:
+        """Cluster (n,) int64 of each image of an array."""
+        return self._apply(X, lambda similarities, _: predict(similarities).cluster)
+
+    def transform(self, X: Any) -> Array:
+        """Unit features (n, D) float32 of the images of an array."""
+        return self._apply(X, lambda _, features: features)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean cosine between the images of an array and the centres of their clusters: higher is tighter.
+
+        It compares models of one number of clusters. With known classes, score `predict` by a metric of scikit-learn.
+        """
+        return float(self._apply(X, lambda similarities, _: similarities.max(dim=1).values).mean(dtype=np.float64))
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.cluster_centers_.shape[1])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def _echo(self, line: str) -> None:
+        if self.verbose:
+            print(line, flush=True)
+
+    def _config(self, places: Mapping[str, Any]) -> RunConfig:
+        state = self.random_state
+        seed = state if isinstance(state, (int, np.integer)) else check_random_state(state).randint(2**31)
+        own = {"method.num_clusters": self.n_clusters, "seed": int(seed)}
+        return with_settings(load_config(self.preset), {**(self.settings or {}), **own, **places}, "DigPro(settings)")
+
+    def _prepare(self, images: Array, folder: Path) -> Job:
+        """The job of images (n, H, W, 3) uint8, with its files in a folder."""
+        places = {"name": "run", "storage": f"{folder}/runs", "data.path": f"{folder}/shards", "data.source": None}
+        alone = {"data.mode": "resident", "resources.workers": 1, "tracking.enabled": False}
+        config = resolve(self._config(places | alone), "run")
+        if config.model.freeze:
+            raise ConfigError(
+                f"preset {self.preset!r} caches the features of a frozen backbone, which Ray does: give `fit` a folder "
+                "of images in place of an array, or choose a preset that trains its network"
+            )
+        source = folder / "images.parquet"
+        pq.write_table(pa.table({"image": pa.array(list(_encoded(images)), IMAGE_TYPE)}), source)
+        manifest = ingest(str(source), config.data.path)
+        return Job(config, manifest, check_settings(config, manifest), open_run(config, run_folder(config).make()))
+
+    def _fit_source(self, source: str) -> DigPro:
+        """Train on Ray."""
+        folder = hashlib.sha256(source.encode()).hexdigest()[:8]
+        places: dict[str, Any] = {
+            "storage": self.storage,
+            "data.path": f"{self.storage}/shards-{folder}",
+            "data.source": source,
+        }
+        if _holds_shards(source):
+            places |= {"data.path": source, "data.source": None}
+        summary = train(self._config(places), label=Path(self.preset).stem, echo=self._echo)
+        run = Folder(summary["folder"])
+        config, manifest = read_started_run(run)
+        values = newest_in(run.path)
+        if values is None:
+            raise CheckpointError(f"{run.path} has no checkpoint any more; restore it, or choose another storage")
+        size = config.data.decoding["size"]
+        self._keep(ClusterModel(config, manifest, values), config, values["history"], (size, size, 3))
+        found = pq.read_table(f"{run.root}/{ASSIGNMENTS}", columns=["path", "cluster"], filesystem=run.files)
+        self.run_, self.labels_ = run.path, found.column("cluster").to_numpy()
+        self.paths_ = found.column("path").to_numpy()
+        return self
+
+    def _keep(self, model: ClusterModel, config: RunConfig, history: list[dict[str, float]], shape: Any) -> None:
+        self.model_, self.decoding_ = model.eval(), config.data.decoding
+        self.cluster_centers_ = model.centers.numpy()
+        self.n_features_in_ = int(np.prod(shape))
+        self.n_iter_, self.history_ = config.optim.epochs, history
+
+    def _apply(self, X: Any, choose: Callable[[Tensor, Tensor], Tensor]) -> Array:
+        check_is_fitted(self)
+        if isinstance(X, (str, Path)):
+            raise ValueError(f"{X} is a folder or file, and an array is needed; `digpro assign` takes folders")
+        images = torch.from_numpy(as_images(X, self.image_shape)).permute(0, 3, 1, 2)
+        found = []
+        with torch.inference_mode():
+            for batch in images.split(BATCH):
+                block = torch.stack([fitted(image, **self.decoding_) for image in batch])
+                found.append(choose(*self.model_(block.permute(0, 2, 3, 1).contiguous())))
+        return torch.cat(found).numpy()
+
+
+def as_images(X: Any, image_shape: tuple[int, ...] | None = None) -> Array:
+    """An array of images as RGB uint8 (n, H, W, 3).
+
+    Raises
+    ------
+    ValueError
+        When it is not one, with what it is.
+    """
+    images = np.asarray(X)
+    if images.ndim == 2 and image_shape is not None:
+        if images.shape[1] != np.prod(image_shape):
+            raise ValueError(f"X has {images.shape[1]} numbers a row, and image_shape={image_shape} another number")
+        images = images.reshape(len(images), *image_shape)
+    _check_shape(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    return np.ascontiguousarray(np.broadcast_to(_as_uint8(images), (*images.shape[:3], 3)))
+
+
+def _check_shape(images: Array) -> None:
+    shape, wanted = images.shape, "give images of shape (n, H, W, 3), or (n, H, W) for gray ones"
+    if images.ndim == 2:
+        wanted += ", or say image_shape=(H, W) where each row is an image"
+    elif images.ndim == 3 and shape[2] in (3, 4):
+        wanted = "this looks like a single image, and an array of several is needed: (n, H, W, 3)"
+    elif images.ndim == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        wanted = "channels come last: give X.transpose(0, 2, 3, 1)"
+    elif images.ndim in (3, 4) and min(shape) > 0 and shape[3:] in ((), (1,), (3,)):
+        return
+    raise ValueError(f"X is {images.dtype} of shape {shape}; {wanted}")
+
+
+def _as_uint8(images: Array) -> Array:
+    """Pixels as uint8; ValueError for numbers that are none."""
+    kind, meant = images.dtype.kind, "integers from 0 to 255, or floats from 0 (black) to 1 (white)"
+    if images.dtype == np.uint8:
+        return images
+    if kind not in "iuf":
+        raise ValueError(f"X is {images.dtype}; give {meant}")
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= (1 if kind == "f" else 255)):  # also where some is NaN
+        raise ValueError(f"X is {images.dtype} from {low} to {high}; give {meant}")
+    return np.rint(images * 255).astype(np.uint8) if kind == "f" else images.astype(np.uint8)
+
+
+def _encoded(images: Array) -> Iterator[dict[str, Any]]:
+    """Rows of the Hugging Face image layout; PNG keeps every pixel."""
+    for number, image in enumerate(images):
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        yield {"bytes": stream.getvalue(), "path": f"image {number}"}
+
+
+def _holds_shards(source: str) -> bool:
+    files, root = filesystem(source)
+    return bool(files.get_file_info(f"{root}/{MANIFEST}").is_file)

@@ -1,0 +1,211 @@
+"""The estimator: arrays of every kind, scikit-learn's conventions, and the result of `digpro train`."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import adjusted_rand_score, make_scorer
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
+
+from pipeline import DigPro
+from pipeline.config.loading import load_config
+from pipeline.data.shards import IMAGE_TYPE
+from pipeline.errors import ConfigError
+from pipeline.estimator import _encoded, as_images
+from pipeline.runs.train import train
+from tests.helpers.runs import SETTINGS, settings
+
+QUICK = {
+    "optim.epochs": 1,
+    "optim.warmup_epochs": 0,
+    "optim.batch_size": 32,
+    "optim.precision": "float32",
+    "model.projector_hidden": 32,
+    "model.predictor_hidden": 32,
+    "model.feature_size": 16,
+    "method.num_groups": None,
+    "method.bank_size": 64,
+    "estep.restarts": 1,
+    "estep.probe": 0,
+}
+# Checks that need no data; the others make tables of numbers from a normal distribution, which are no images.
+CHECKS = [
+    estimator_checks.check_estimator_cloneable,
+    estimator_checks.check_estimator_tags_renamed,
+    estimator_checks.check_valid_tag_types,
+    estimator_checks.check_estimator_repr,
+    estimator_checks.check_no_attributes_set_in_init,
+    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+    estimator_checks.check_mixin_order,
+    estimator_checks.check_parameters_default_constructible,
+    estimator_checks.check_get_params_invariance,
+    estimator_checks.check_set_params,
+]
+
+
+def quick(**parameters: Any) -> DigPro:
+    return DigPro(3, settings=QUICK, **parameters)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def fitted(images: np.ndarray[Any, Any]) -> DigPro:
+    return quick().fit(images)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_conventions_of_scikit_learn(check: Any) -> None:
+    check("DigPro", DigPro())
+
+
+def test_fit_keeps_scikit_learns_promises(images: np.ndarray[Any, Any], fitted: DigPro) -> None:
+    before, estimator = images.copy(), quick()
+    with pytest.raises(NotFittedError):
+        estimator.predict(images)
+    images.flags.writeable = False  # as joblib maps arrays into processes
+    assert estimator.fit(images) is estimator
+    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(estimator.labels_, fitted.labels_)  # the seed decides
+    np.testing.assert_array_equal(estimator.predict(images), estimator.labels_)
+    assert estimator.labels_.shape == (70,)
+    assert estimator.labels_.dtype == np.int64
+    assert estimator.cluster_centers_.shape == (3, 16)
+    np.testing.assert_allclose(np.linalg.norm(estimator.cluster_centers_, axis=1), 1, atol=1e-5)
+    assert (estimator.n_features_in_, estimator.n_iter_, len(estimator.history_)) == (192, 1, 2)
+    assert estimator.get_params() == quick().get_params()
+
+
+def test_an_image_is_predicted_alone_as_among_others(images: np.ndarray[Any, Any], fitted: DigPro) -> None:
+    features, order = fitted.transform(images), np.random.default_rng(1).permutation(len(images))
+    np.testing.assert_allclose(fitted.transform(images[order]), features[order], atol=1e-5)
+    np.testing.assert_allclose(fitted.transform(images[:1]), features[:1], atol=1e-5)
+    nearest = (features @ fitted.cluster_centers_.T).max(axis=1)
+    assert fitted.score(images) == pytest.approx(nearest.mean(), abs=1e-5)
+    assert fitted.get_feature_names_out().tolist() == [f"digpro{i}" for i in range(16)]
+
+
+def test_a_copy_predicts_the_same(images: np.ndarray[Any, Any], fitted: DigPro, tmp_path: Path) -> None:
+    joblib.dump(fitted, tmp_path / "model")
+    for copy in (pickle.loads(pickle.dumps(fitted)), joblib.load(tmp_path / "model")):
+        np.testing.assert_array_equal(copy.predict(images), fitted.labels_)
+    assert not hasattr(clone(fitted), "labels_")
+
+
+def test_the_state_of_torch_and_ray_is_left_alone(images: np.ndarray[Any, Any]) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    quick().fit(images)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_works_in_a_pipeline_and_in_a_grid_search(images: np.ndarray[Any, Any]) -> None:
+    """Flat rows, as scikit-learn hands images around."""
+    flat = images[..., 0].reshape(len(images), 64) / 255
+    truth = np.arange(len(images)) % 3
+    estimator = make_pipeline(FunctionTransformer(), quick(image_shape=(8, 8)))
+    search = GridSearchCV(
+        estimator, {"digpro__n_clusters": [2, 3]}, scoring=make_scorer(adjusted_rand_score), cv=2, error_score="raise"
+    )
+    search.fit(flat, truth)
+    assert search.best_params_["digpro__n_clusters"] in (2, 3)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_kinds_of_arrays_are_one_image() -> None:
+    gray = np.arange(0, 250, 10, dtype=np.uint8).reshape(1, 5, 5)
+    expected = np.repeat(gray[..., None], 3, axis=3)
+    forms = [gray, gray[..., None], expected, gray.astype(np.int64), gray / 255, (gray / 255).astype(np.float32)]
+    for images in [*forms, gray.tolist(), np.asfortranarray(expected)]:
+        np.testing.assert_array_equal(as_images(images), expected)
+    np.testing.assert_array_equal(as_images(gray.reshape(1, 25), (5, 5)), expected)
+    np.testing.assert_array_equal(as_images(expected.reshape(1, 75), (5, 5, 3)), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "problem"),
+    [
+        (np.zeros((9, 64)), "say image_shape="),
+        (np.zeros((8, 8, 3)), "looks like a single image"),
+        (np.zeros((9, 3, 8, 8)), "channels come last"),
+        (np.zeros((9, 8, 8, 4)), "of shape \\(9, 8, 8, 4\\)"),
+        (np.zeros((0, 8, 8, 3)), "of shape \\(0, 8, 8, 3\\)"),
+        (np.full((2, 8, 8), 255.0), "from 255.0 to 255.0; give integers from 0 to 255, or floats from 0"),
+        (np.full((2, 8, 8), -0.5), "from -0.5"),
+        (np.full((2, 8, 8), np.nan), "from nan"),
+        (np.full((2, 8, 8), 256), "from 256 to 256"),
+        (np.zeros((2, 8, 8), dtype=bool), "X is bool"),
+        (np.array([["a", "b"]]), "of shape \\(1, 2\\)"),
+    ],
+)
+def test_what_is_no_array_of_images_is_refused(array: np.ndarray[Any, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        quick().fit(array)
+
+
+def test_rows_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="X has 64 numbers a row, and image_shape=\\(5, 5\\) another"):
+        quick(image_shape=(5, 5)).fit(np.zeros((9, 64)))
+
+
+def test_settings_that_do_not_go_together_are_named(images: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.epoch\b"):
+        DigPro(3, settings={"optim.epoch": 1}).fit(images)
+    with pytest.raises(ConfigError, match=r"optim\.batch_size=128 exceeds the 70 images"):
+        DigPro(3).fit(images)
+    with pytest.raises(ConfigError, match="frozen backbone, which Ray does"):
+        DigPro(3, preset="photos").fit(images)
+
+
+def test_the_package_is_imported_in_no_time() -> None:
+    script = "import sys, pipeline; assert not {'torch', 'ray', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.slow
+def test_the_example_runs() -> None:
+    script = Path(__file__).parents[1] / "docs" / "examples" / "estimator.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    scores = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("ARI")]
+    assert scores[0] > 0.5
+
+
+@pytest.mark.slow
+def test_arrays_get_the_clusters_of_digpro_train(tmp_path: Path) -> None:
+    """And so does the folder of shards, on Ray."""
+    pixels = as_images(load_digits().images / 16)
+    pq.write_table(pa.table({"image": pa.array(list(_encoded(pixels)), IMAGE_TYPE)}), tmp_path / "images.parquet")
+    source, exact = f"data.source={tmp_path}/images.parquet", "optim.precision=float64"
+    config = load_config("digits", settings(tmp_path, "resources.workers=1", exact, source))
+    summary = train(config)
+    chosen = {key: value for key, _, value in (text.partition("=") for text in [*SETTINGS, exact])}
+    own = {key: yaml.safe_load(value) for key, value in chosen.items()}
+    in_process = DigPro(10, settings=own).fit(pixels)
+    on_ray = DigPro(10, settings=own | {"name": config.name or summary["run"], "resources.workers": 1})
+    on_ray.set_params(storage=config.storage).fit(config.data.path)
+    assert on_ray.run_ == summary["folder"]
+    rows = [int(path.removeprefix("image ")) for path in on_ray.paths_]
+    np.testing.assert_array_equal(in_process.labels_[rows], on_ray.labels_)
+    np.testing.assert_array_equal(on_ray.predict(pixels), in_process.labels_)
