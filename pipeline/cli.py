@@ -312,6 +312,35 @@ def assign(
 
 
 @app.command()
+def sort(
+    run: Annotated[str, typer.Argument(metavar="RUN|ASSIGNED", help="A finished run, or what `assign` wrote."), PLACE],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the images go: a new folder or URI."), PLACE],
+    top: Annotated[int | None, typer.Option(min=1, help="Images of each folder, the most typical ones.")] = None,
+    min_margin: Annotated[float, typer.Option(help="Leave out images that lie nearer to a border.")] = 0.0,
+    outliers: Annotated[str, typer.Option(metavar="among|apart", help="Where outliers go.")] = "among",
+    links: Annotated[bool, typer.Option("--links", help="Link to the original files instead of copying.")] = False,
+    source: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the images are now, if they have moved."), SOURCE
+    ] = None,
+) -> None:
+    """Put the images of each cluster into a folder of their own.
+
+    Clusters of one name share a folder. `images.csv` lists every file with its cluster and how sure that is.
+
+    \b
+    Example:
+      digpro sort runs/photos-0123abcd sorted --top 100 --outliers apart
+    """
+    from pipeline.runs.sort import Choice, sort_images
+
+    choice = Choice(top, min_margin, outliers)
+    summary = sort_images(run, out, choice, source=source, links=links, echo=echo)
+    for folder, images in summary["folders"].items():
+        echo(f"{images:>9,}  {folder}")
+    echo(f"table: {summary['outputs']['table']}")
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     data: Annotated[

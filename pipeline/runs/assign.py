@@ -136,6 +136,7 @@ def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder
     return {
         "run": card.run,
         "source": pieces.name,
+        "pixels": card.pixels.model_dump(mode="json"),
         "images": total.images,
         "bad": total.bad_count,
         "left_out": total.left_out,

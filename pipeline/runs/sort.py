@@ -1,0 +1,259 @@
+"""The images of each cluster in a folder of their own: those of a run's training, or those that `digpro assign` met."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+
+from pipeline.data.pixel_options import PixelOptions
+from pipeline.data.shards import validate_shards
+from pipeline.errors import ConfigError, DataError
+from pipeline.inference.card import TRAINING_CLUSTERS
+from pipeline.inference.pieces import Encoded, Pieces, shard_pieces
+from pipeline.inference.predict import OUTLIER
+from pipeline.progress import Echo, Progress
+from pipeline.runs.assign import open_pieces
+from pipeline.runs.file_names import UniqueNames, cluster_folders, image_file_name
+from pipeline.runs.identity import IDENTITY, SUMMARY, read_started_run
+from pipeline.runs.names import read_names
+from pipeline.runs.report import ASSIGNMENTS
+from pipeline.storage import Folder, absolute
+
+WORK, TABLE = "sort.json", "images.csv"
+OUTLIERS = "outliers"  # folder inside that of a cluster
+SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("path", pa.string()),
+        ("cluster", pa.int64()),
+        ("name", pa.string()),
+        ("similarity", pa.float32()),
+        ("margin", pa.float32()),
+        ("outlier", pa.float32()),
+    ]
+)
+Row = dict[str, Any]
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images are sorted.
+
+    Attributes
+    ----------
+    top : int or None
+        Images of each folder at most: those that are most similar to the centre.
+    min_margin : float
+        Images with a smaller margin stay out.
+    outliers : "among" or "apart"
+        "apart" is a folder inside their cluster's.
+    """
+
+    top: int | None = None
+    min_margin: float = 0.0
+    outliers: str = "among"
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Images, and what was found of each, in the same order; images that could not be read have no row.
+
+    `names` has the clusters' names by number, `clusters` is their number, and `root` the local folder of the original
+    files, where the source is one.
+    """
+
+    pieces: Pieces
+    table: pads.Dataset
+    names: Mapping[int, str]
+    clusters: int
+    root: str | None
+
+
+def sort_images(
+    reference: str, out: str, choice: Choice, *, source: str | None = None, links: bool = False, echo: Echo = print
+) -> dict[str, Any]:
+    """Put images into a folder for each cluster, or for each name; a call that was killed is repeated as a whole.
+
+    Parameters
+    ----------
+    reference : str
+        Folder of a finished run, or of what `digpro assign` wrote.
+    out : str
+        Folder to write to, local or URI: new, or of the same call. ``images.csv`` in it lists the files.
+    choice : Choice
+    source : str, optional
+        Where the images are now, if they have moved.
+    links : bool
+        Make symbolic links to the original files in place of copies.
+
+    Returns
+    -------
+    dict
+        The summary, as it lies in ``summary.json`` of `out`.
+
+    Raises
+    ------
+    ConfigError
+        When there is nothing to sort, `out` holds something else, or links cannot be made.
+    DataError
+        When images are not there any more, or have changed.
+    """
+    if choice.outliers not in ("among", "apart"):
+        raise ConfigError(f"--outliers {choice.outliers}: give among or apart")
+    images, target = open_assigned(Folder(absolute(reference)), source), Folder(absolute(out)).make()
+    if links and (images.root is None or not target.is_local):
+        raise ConfigError(
+            f"--links needs a local folder of image files, and {images.pieces.name} is none; leave it out"
+        )
+    if (summary := _claim(target, images, choice, links)) is not None:
+        echo(f"{target.path} has these images already")
+        return summary
+    folders = cluster_folders(images.clusters, images.names)
+    chosen = choose(images.table, folders, choice)
+    counts = _write(images, target, folders, chosen, choice, links, echo)
+    summary = {
+        "source": images.pieces.name,
+        "images": int(chosen.sum()),
+        "folders": counts,
+        "outputs": {"folder": target.path, "table": f"{target.path}/{TABLE}"},
+    }
+    target.write(SUMMARY, summary)
+    return summary
+
+
+def open_assigned(folder: Folder, source: str | None = None) -> Assigned:
+    """The images of a run's training, or of an assignment, which lie at `source` where it is given.
+
+    Raises
+    ------
+    ConfigError
+        When the folder is neither, or is not finished.
+    """
+    summary = folder.read(SUMMARY)
+    if summary is None or ASSIGNMENTS not in folder.names(ASSIGNMENTS):
+        raise ConfigError(f"{folder.path} holds no finished run and no assignment; give the folder with {ASSIGNMENTS}")
+    table = pads.dataset(f"{folder.root}/{ASSIGNMENTS}", filesystem=folder.files, format="parquet")
+    if folder.names(IDENTITY):
+        config, manifest = read_started_run(folder)
+        place = source or config.data.path
+        images = shard_pieces(absolute(place), validate_shards(place))
+        return Assigned(images, table, read_names(folder), _clusters(folder), _root(manifest.source.source))
+    place, clusters = source or summary["source"], summary["clusters"]
+    names = {entry["cluster"]: entry["name"] for entry in clusters if entry["name"] is not None}
+    pieces = open_pieces(place, PixelOptions.model_validate(summary["pixels"]))
+    return Assigned(pieces, table, names, len(clusters), _root(place))
+
+
+def _clusters(run: Folder) -> int:
+    return len((run.read(TRAINING_CLUSTERS) or {})["sizes"])
+
+
+def _root(source: str) -> str | None:
+    place = source.removeprefix("imagefolder:")
+    return absolute(place) if "://" not in place and Path(place).is_dir() else None
+
+
+def _claim(target: Folder, images: Assigned, choice: Choice, links: bool) -> dict[str, Any] | None:
+    """Note in the folder what it is for. The summary when the same call has ended there; ConfigError for others."""
+    names = {str(cluster): name for cluster, name in images.names.items()}
+    work = {"images": images.pieces.stamp, "names": names, "links": links, **asdict(choice)}
+    before, there = target.read(WORK), target.names()
+    if before is None and there:
+        raise ConfigError(f"{target.path} holds other files ({there[0]!r}, ...); choose a new folder")
+    if before is not None and before != work:
+        changed = [
+            f"{key} {before.get(key)!r}, now {value!r}" for key, value in work.items() if before.get(key) != value
+        ]
+        raise ConfigError(f"{target.path} was sorted otherwise: {'; '.join(changed)}; choose another, or delete it")
+    target.write(WORK, work)
+    return target.read(SUMMARY)
+
+
+def choose(table: pads.Dataset, folders: Sequence[str], choice: Choice) -> Array:
+    """Whether each row (n,) is chosen."""
+    columns = table.to_table(columns=["cluster", "similarity", "margin"])
+    cluster, similarity, margin = (columns.column(name).to_numpy() for name in columns.column_names)
+    chosen = margin >= choice.min_margin
+    if choice.top is None:
+        return chosen
+    folder = np.unique(folders, return_inverse=True)[1][cluster]
+    order = np.lexsort(
+        (-similarity, ~chosen, folder)
+    )  # in each folder the chosen first, the most similar of them first
+    start = np.searchsorted(folder[order], folder[order])
+    chosen[order] &= np.arange(len(order)) - start < choice.top
+    return chosen
+
+
+def _write(
+    images: Assigned, target: Folder, folders: Sequence[str], chosen: Array, choice: Choice, links: bool, echo: Echo
+) -> dict[str, int]:
+    """Write the chosen images and their table; returns the number of images in each folder."""
+    counts = dict.fromkeys(sorted(set(folders)), 0)
+    names: defaultdict[str, UniqueNames] = defaultdict(UniqueNames)
+    progress = Progress("sort", "images", int(chosen.sum()), 0, echo)
+    with target.open_output(TABLE) as stream, pacsv.CSVWriter(stream, SCHEMA) as table:
+        for number, (image, row) in enumerate(matched(images)):
+            if not chosen[number]:
+                continue
+            folder = folders[row["cluster"]]
+            counts[folder] += 1
+            if choice.outliers == "apart" and row["outlier"] > OUTLIER:
+                folder = f"{folder}/{OUTLIERS}"
+            if folder not in names:
+                target.subfolder(folder).make()
+            file = f"{folder}/{names[folder].give(image_file_name(image.path, image.data), number)}"
+            if links:
+                _link(f"{target.root}/{file}", f"{images.root}/{image.path}")
+            else:
+                target.write_bytes(file, image.data)
+            known = {**row, "file": file, "name": images.names.get(row["cluster"])}
+            table.write_table(pa.Table.from_pylist([known], SCHEMA))
+            progress.add(1)
+    return counts
+
+
+def matched(images: Assigned) -> Iterator[tuple[Encoded, Row]]:
+    """Each image that has a row, with it.
+
+    Raises
+    ------
+    DataError
+        When the images are not those that were assigned.
+    """
+    rows = _rows(images.table)
+    row = next(rows, None)
+    for piece in images.pieces.pieces:
+        for image in piece():
+            if row and isinstance(image, Encoded) and (image.index, image.path) == (row["index"], row["path"]):
+                yield image, row
+                row = next(rows, None)
+    if row is not None:
+        raise DataError(
+            f"{row['path']} is not where {images.pieces.name} had it when it was assigned; give its images again, or "
+            "assign those that are there to another folder"
+        )
+
+
+def _rows(table: pads.Dataset) -> Iterator[Row]:
+    for batch in table.to_batches(columns=["index", "path", "cluster", "similarity", "margin", "outlier"]):
+        yield from batch.to_pylist()
+
+
+def _link(place: str, original: str) -> None:
+    if not os.path.isfile(original):
+        raise DataError(f"{original} is not there, so that no link to it can be made; leave --links out for copies")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(place)
+    os.symlink(original, place)
