@@ -319,6 +319,9 @@ def sort(
     min_margin: Annotated[float, typer.Option(help="Leave out images that lie nearer to a border.")] = 0.0,
     outliers: Annotated[str, typer.Option(metavar="among|apart", help="Where outliers go.")] = "among",
     links: Annotated[bool, typer.Option("--links", help="Link to the original files instead of copying.")] = False,
+    table: Annotated[
+        str, typer.Option("--format", metavar="csv|label-studio|fiftyone|coco-classification", help="Of the table.")
+    ] = "csv",
     source: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the images are now, if they have moved."), SOURCE
     ] = None,
@@ -334,10 +337,11 @@ def sort(
     from pipeline.runs.sort import Choice, sort_images
 
     choice = Choice(top, min_margin, outliers)
-    summary = sort_images(run, out, choice, source=source, links=links, echo=echo)
+    summary = sort_images(run, out, choice, source=source, links=links, table=table, echo=echo)
     for folder, images in summary["folders"].items():
         echo(f"{images:>9,}  {folder}")
-    echo(f"table: {summary['outputs']['table']}")
+    for place in summary["outputs"]["tables"]:
+        echo(f"table: {place}")
 
 
 @app.command()

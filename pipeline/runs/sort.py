@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
+from PIL import Image
 
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import validate_shards
@@ -27,6 +29,7 @@ from pipeline.runs.file_names import UniqueNames, cluster_folders, image_file_na
 from pipeline.runs.identity import IDENTITY, SUMMARY, read_started_run
 from pipeline.runs.names import read_names
 from pipeline.runs.report import ASSIGNMENTS
+from pipeline.runs.tables import check_format, write_tables
 from pipeline.storage import Folder, absolute
 
 WORK, TABLE = "sort.json", "images.csv"
@@ -40,6 +43,8 @@ SCHEMA = pa.schema(
         ("similarity", pa.float32()),
         ("margin", pa.float32()),
         ("outlier", pa.float32()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
     ]
 )
 Row = dict[str, Any]
@@ -81,7 +86,14 @@ class Assigned:
 
 
 def sort_images(
-    reference: str, out: str, choice: Choice, *, source: str | None = None, links: bool = False, echo: Echo = print
+    reference: str,
+    out: str,
+    choice: Choice,
+    *,
+    source: str | None = None,
+    links: bool = False,
+    table: str = "csv",
+    echo: Echo = print,
 ) -> dict[str, Any]:
     """Put images into a folder for each cluster, or for each name; a call that was killed is repeated as a whole.
 
@@ -96,6 +108,8 @@ def sort_images(
         Where the images are now, if they have moved.
     links : bool
         Make symbolic links to the original files in place of copies.
+    table : str
+        One of `pipeline.runs.tables.FORMATS`, of which files are written beside ``images.csv``.
 
     Returns
     -------
@@ -109,6 +123,7 @@ def sort_images(
     DataError
         When images are not there any more, or have changed.
     """
+    check_format(table)
     if choice.outliers not in ("among", "apart"):
         raise ConfigError(f"--outliers {choice.outliers}: give among or apart")
     images, target = open_assigned(Folder(absolute(reference)), source), Folder(absolute(out)).make()
@@ -116,17 +131,19 @@ def sort_images(
         raise ConfigError(
             f"--links needs a local folder of image files, and {images.pieces.name} is none; leave it out"
         )
-    if (summary := _claim(target, images, choice, links)) is not None:
+    if (summary := _claim(target, images, {**asdict(choice), "links": links, "table": table})) is not None:
         echo(f"{target.path} has these images already")
         return summary
     folders = cluster_folders(images.clusters, images.names)
     chosen = choose(images.table, folders, choice)
     counts = _write(images, target, folders, chosen, choice, links, echo)
+    with target.files.open_input_file(f"{target.root}/{TABLE}") as stream:
+        tables = write_tables(table, stream.read(), target)
     summary = {
         "source": images.pieces.name,
         "images": int(chosen.sum()),
         "folders": counts,
-        "outputs": {"folder": target.path, "table": f"{target.path}/{TABLE}"},
+        "outputs": {"folder": target.path, "tables": [f"{target.path}/{TABLE}", *tables]},
     }
     target.write(SUMMARY, summary)
     return summary
@@ -164,10 +181,10 @@ def _root(source: str) -> str | None:
     return absolute(place) if "://" not in place and Path(place).is_dir() else None
 
 
-def _claim(target: Folder, images: Assigned, choice: Choice, links: bool) -> dict[str, Any] | None:
+def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[str, Any] | None:
     """Note in the folder what it is for. The summary when the same call has ended there; ConfigError for others."""
     names = {str(cluster): name for cluster, name in images.names.items()}
-    work = {"images": images.pieces.stamp, "names": names, "links": links, **asdict(choice)}
+    work = {"images": images.pieces.stamp, "names": names, **options}
     before, there = target.read(WORK), target.names()
     if before is None and there:
         raise ConfigError(f"{target.path} holds other files ({there[0]!r}, ...); choose a new folder")
@@ -218,7 +235,8 @@ def _write(
                 _link(f"{target.root}/{file}", f"{images.root}/{image.path}")
             else:
                 target.write_bytes(file, image.data)
-            known = {**row, "file": file, "name": images.names.get(row["cluster"])}
+            width, height = _size(image.data)
+            known = {**row, "file": file, "name": images.names.get(row["cluster"]), "width": width, "height": height}
             table.write_table(pa.Table.from_pylist([known], SCHEMA))
             progress.add(1)
     return counts
@@ -249,6 +267,12 @@ def matched(images: Assigned) -> Iterator[tuple[Encoded, Row]]:
 def _rows(table: pads.Dataset) -> Iterator[Row]:
     for batch in table.to_batches(columns=["index", "path", "cluster", "similarity", "margin", "outlier"]):
         yield from batch.to_pylist()
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image as it is stored, before a turn that its EXIF may ask for."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
 
 
 def _link(place: str, original: str) -> None:

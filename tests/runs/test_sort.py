@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,36 @@ def test_the_same_call_shows_what_is_there_and_another_is_refused(run: Path, tmp
     (tmp_path / "full" / "mine.txt").touch()
     with pytest.raises(ConfigError, match=r"holds other files \('mine.txt', ...\); choose a new folder"):
         sort_images(str(run), str(tmp_path / "full"), ALL)
+
+
+def test_tables_for_other_tools(assigned: Path, tmp_path: Path) -> None:
+    """Each was imported by the tool itself: label-studio-sdk, fiftyone and pycocotools."""
+    written = {}
+    for name in ("label-studio", "fiftyone", "coco-classification"):
+        summary = sort_images(str(assigned), str(tmp_path / name), ALL, table=name)
+        written |= {Path(place).name: Path(place).read_text() for place in summary["outputs"]["tables"][1:]}
+    paths = sorted(files(tmp_path / "fiftyone"))
+    titles = {path: path.partition("/")[0] for path in paths}
+
+    tasks = json.loads(written["label-studio.json"])
+    shown = {task["data"]["image"].removeprefix("/data/local-files/?d=label-studio/"): task for task in tasks}
+    choices = {path: task["predictions"][0]["result"][0]["value"]["choices"][0] for path, task in shown.items()}
+    assert choices == titles
+    assert re.findall('<Choice value="(.*)"/>', written["label-studio.xml"]) == ["cluster 0", "car", "cluster 2"]
+
+    labels = json.loads(written["fiftyone.json"])["labels"]
+    assert {path: labels[path[:-4]]["label"] for path in paths} == titles
+
+    coco = json.loads(written["coco.json"])
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    category = {entry["image_id"]: names[entry["category_id"]] for entry in coco["annotations"]}
+    assert {image["file_name"]: category[image["id"]] for image in coco["images"]} == titles
+    assert {(image["width"], image["height"]) for image in coco["images"]} == {(6, 5)}
+
+
+def test_an_unknown_format_is_refused(assigned: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--format coco is none of csv, label-studio, fiftyone, coco-classification"):
+        sort_images(str(assigned), str(tmp_path / "out"), ALL, table="coco")
 
 
 def test_what_is_neither_run_nor_assignment_is_refused(tmp_path: Path) -> None:
