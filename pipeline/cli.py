@@ -345,6 +345,31 @@ def sort(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished runs on the same images."), PLACE],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
+) -> None:
+    """Compare runs on the same images: which clusters come again, and which images move.
+
+    Runs that differ in their seed only show how far the clusters can be trusted, without any label.
+
+    \b
+    Example:
+      digpro compare runs/seed-0 runs/seed-1 runs/seed-2 --out comparison
+    """
+    from pipeline.runs.compare import compare as compare_runs
+
+    summary = compare_runs(runs, out)
+    echo(f"{summary['moved']:,} of {summary['images']:,} images are in another cluster in at least one other run")
+    for run, ari, nmi in zip(summary["runs"][1:], summary["ari"][0][1:], summary["nmi"][0][1:], strict=True):
+        echo(f"  ARI {ari:.3f}  NMI {nmi:.3f}  {run}")
+    for cluster in sorted(summary["clusters"], key=lambda cluster: cluster["stability"])[:SHOWN_CLUSTERS]:
+        echo(f"  stability {cluster['stability']:.2f}  {cluster['images']:>7,} images  {cluster['name']}")
+    for title, place in summary["outputs"].items():
+        echo(f"{title + ':':<7}{place}")
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     data: Annotated[

@@ -72,3 +72,10 @@ def _encode(parts: Sequence[Array], quality: int, most_bytes: float) -> list[byt
         if sum(map(len, files)) > most_bytes:
             return None
     return files
+
+
+def strip_png(tiles: Array) -> bytes:
+    """Tiles uint8 (n, side, side, 3) side by side, as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(list(tiles), axis=1)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from xml.sax.saxutils import quoteattr
 
@@ -15,7 +15,7 @@ Row = Mapping[str, str]
 """A line of ``images.csv``."""
 
 
-def label_studio(rows: list[Row], folder: Folder) -> dict[str, str]:
+def label_studio(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
     """Tasks of Label Studio with the clusters as predictions, and the labeling interface for them.
 
     Label Studio serves local files below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, which is the folder above this one.
@@ -48,7 +48,7 @@ def label_studio(rows: list[Row], folder: Folder) -> dict[str, str]:
     return {"label-studio.json": _json(tasks), "label-studio.xml": interface}
 
 
-def fiftyone(rows: list[Row], folder: Folder) -> dict[str, str]:
+def fiftyone(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
     """The labels of a FiftyOneImageClassificationDataset, whose data are this folder."""
     labels = {
         row["file"].rpartition(".")[0]: {
@@ -61,7 +61,7 @@ def fiftyone(rows: list[Row], folder: Folder) -> dict[str, str]:
     return {"fiftyone.json": _json({"classes": None, "labels": labels})}
 
 
-def coco(rows: list[Row], folder: Folder) -> dict[str, str]:
+def coco(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
     """Images, categories and annotations as COCO has them, without boxes."""
     number = {title: i for i, title in enumerate(_titles(rows), start=1)}
     sizes = ("width", "height")
@@ -83,7 +83,7 @@ def coco(rows: list[Row], folder: Folder) -> dict[str, str]:
     }
 
 
-FORMATS: dict[str, Callable[[list[Row], Folder], dict[str, str]]] = {
+FORMATS: dict[str, Callable[[Sequence[Row], Folder], dict[str, str]]] = {
     "csv": lambda rows, folder: {},
     "label-studio": label_studio,
     "fiftyone": fiftyone,
@@ -110,9 +110,9 @@ def _title(row: Row) -> str:
     return row["name"] or f"cluster {row['cluster']}"
 
 
-def _titles(rows: Iterable[Row]) -> list[str]:
+def _titles(rows: Sequence[Row]) -> list[str]:
     """Of all clusters, in the order of their numbers."""
-    numbers = {_title(row): int(row["cluster"]) for row in reversed(list(rows))}
+    numbers = {_title(row): int(row["cluster"]) for row in reversed(rows)}
     return sorted(numbers, key=lambda title: (numbers[title], title))
 
 

@@ -1,0 +1,168 @@
+"""Runs on the same images side by side: without labels, their agreement is the best evidence that there is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.clustering.agreement import jaccard_of_best, match_clusters
+from pipeline.clustering.scores import contingency_scores
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import decode_table
+from pipeline.data.read import read_chosen, read_origins
+from pipeline.data.shards import Manifest
+from pipeline.errors import ConfigError
+from pipeline.inference.embedding import feature_blocks
+from pipeline.report.comparison import Comparison, comparison_page
+from pipeline.runs.identity import read_started_run
+from pipeline.runs.names import read_names
+from pipeline.storage import Folder, absolute
+
+PAGE, MOVED, SUMMARY = "comparison.html", "moved.parquet", "summary.json"
+SHOWN = 10  # images of each cluster
+TILE = 96  # pixels
+Array = np.ndarray[Any, Any]
+
+
+def compare(references: Sequence[str], out: str) -> dict[str, Any]:
+    """Compare runs on the same images with the first of them.
+
+    Parameters
+    ----------
+    references : sequence of str
+        Folders of two finished runs or more.
+    out : str
+        Folder to write to, local or URI: ``comparison.html``, ``summary.json``, and ``moved.parquet`` with the images
+        that are not in one cluster in all runs.
+
+    Returns
+    -------
+    dict
+        The summary.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer than two runs, one is not finished, or they are of different images.
+    """
+    runs = [Folder(absolute(reference)) for reference in references]
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} run: give two or more, to be compared with the first")
+    config, manifest = _same_images(runs)
+    clusters = [_clusters(run, manifest.num_images) for run in runs]
+    counts = [int(found.max()) + 1 for found in clusters]
+    tables = {
+        (a, b): _table(clusters[a], clusters[b], (counts[a], counts[b]))
+        for a, b in itertools.combinations(range(len(runs)), 2)
+    }
+    matched = [match_clusters(tables[0, b])[clusters[b]] for b in range(1, len(runs))]
+    elsewhere = sum((found != clusters[0]).astype(np.int32) for found in matched)
+    found = _compose(runs, counts[0], clusters[0], tables, elsewhere, config, manifest)
+    summary = _summarise(found, runs, out)
+    target = Folder(absolute(out)).make()
+    target.write_bytes(PAGE, comparison_page(found).encode())
+    _write_moved(target, config.data.path, [clusters[0], *matched], elsewhere)
+    target.write(SUMMARY, summary)
+    return summary
+
+
+def _same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
+    """Configuration of the first run, and the images of all."""
+    first, *others = [read_started_run(run) for run in runs]
+    for run, (_, manifest) in zip(runs[1:], others, strict=True):
+        if manifest.source.digest != first[1].source.digest:
+            sources = f"{manifest.source.source}, those of {runs[0].name} are {first[1].source.source}"
+            raise ConfigError(f"the images of {run.path} are {sources}; give runs on the same images")
+    return first
+
+
+def _clusters(run: Folder, total: int) -> Array:
+    """Clusters (N,) of a run's images, as its last E-step left them; trials of a search have no more than these."""
+    blocks = feature_blocks(run, ["cluster"], total)
+    return np.concatenate([table.column("cluster").to_numpy().astype(np.int32) for table in blocks])
+
+
+def _table(first: Array, second: Array, shape: tuple[int, int]) -> Array:
+    pairs = np.bincount(first.astype(np.int64) * shape[1] + second, minlength=shape[0] * shape[1])
+    return pairs.reshape(shape)
+
+
+def _compose(
+    runs: Sequence[Folder],
+    count: int,
+    clusters: Array,
+    tables: dict[tuple[int, int], Array],
+    elsewhere: Array,
+    config: RunConfig,
+    manifest: Manifest,
+) -> Comparison:
+    ari, nmi = np.eye(len(runs)), np.eye(len(runs))
+    for pair, table in tables.items():
+        scores = contingency_scores(table)
+        for values, name in ((ari, "ari"), (nmi, "nmi")):
+            values[pair] = values[pair[::-1]] = scores[name]
+    names = read_names(runs[0])
+    return Comparison(
+        names=[run.name for run in runs],
+        ari=ari,
+        nmi=nmi,
+        titles=[names.get(number) or f"cluster {number}" for number in range(count)],
+        sizes=np.bincount(clusters, minlength=count),
+        stability=np.mean([jaccard_of_best(tables[0, b]) for b in range(1, len(runs))], axis=0),
+        moved=np.bincount(clusters[elsewhere > 0], minlength=count),
+        images=len(clusters),
+        pictures=_pictures(clusters, elsewhere, config, manifest),
+    )
+
+
+def _pictures(clusters: Array, elsewhere: Array, config: RunConfig, manifest: Manifest) -> dict[int, Array]:
+    """Tiles of the images of each cluster that most runs have elsewhere."""
+    moved = np.flatnonzero(elsewhere)
+    order = moved[np.lexsort((moved, -elsewhere[moved], clusters[moved]))]
+    chosen = {int(k): order[clusters[order] == k][:SHOWN] for k in np.unique(clusters[order])}
+    if not chosen:
+        return {}
+    decoding = config.data.decoding | {"size": TILE}
+    tiles: dict[int, Array] = {}
+    for table in read_chosen(config.data.path, manifest, np.concatenate(list(chosen.values()))):
+        block = decode_table(table, **decoding)
+        tiles |= dict(zip(block["index"].tolist(), block["image"], strict=True))
+    return {cluster: np.stack([tiles[int(i)] for i in images]) for cluster, images in chosen.items()}
+
+
+def _summarise(found: Comparison, runs: Sequence[Folder], out: str) -> dict[str, Any]:
+    clusters = [
+        {"cluster": k, "name": title, "images": int(size), "stability": float(stability), "moved": int(moved)}
+        for k, (title, size, stability, moved) in enumerate(
+            zip(found.titles, found.sizes, found.stability, found.moved, strict=True)
+        )
+    ]
+    place = absolute(out).rstrip("/")
+    return {
+        "runs": [run.path for run in runs],
+        "images": found.images,
+        "moved": int(found.moved.sum()),
+        "ari": found.ari.tolist(),
+        "nmi": found.nmi.tolist(),
+        "clusters": clusters,
+        "outputs": {"page": f"{place}/{PAGE}", "moved": f"{place}/{MOVED}"},
+    }
+
+
+def _write_moved(target: Folder, data: str, clusters: Sequence[Array], elsewhere: Array) -> None:
+    """The images that moved: path, in how many runs, and their cluster in each, by the numbers of the first run."""
+    moved, start = elsewhere > 0, 0
+    paths: list[pa.ChunkedArray] = []
+    for origins in read_origins(data):
+        paths.append(origins.column("path").filter(pa.array(moved[start : start + len(origins)])))
+        start += len(origins)
+    path = pa.chunked_array([chunk for column in paths for chunk in column.chunks], pa.string())
+    columns = {"index": np.flatnonzero(moved), "path": path, "elsewhere": elsewhere[moved]}
+    columns |= {f"cluster_{number}": found[moved] for number, found in enumerate(clusters)}
+    with target.open_output(MOVED) as stream:
+        pq.write_table(pa.table(columns), stream)
