@@ -349,9 +349,9 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished runs on the same images."), PLACE],
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
 ) -> None:
-    """Compare runs on the same images: which clusters come again, and which images move.
+    """Compare runs on the same images, cluster by cluster.
 
-    Runs that differ in their seed only show how far the clusters can be trusted, without any label.
+    It says which clusters come again, and which images move. Runs that differ in their seed only show how far the clusters can be trusted, without any label.
 
     \b
     Example:
