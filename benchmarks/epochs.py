@@ -37,6 +37,7 @@ from benchmarks.loop import Loop, Recipe
 from benchmarks.measure import alternate, conclude
 from benchmarks.pipeline import make_config
 from pipeline.checks.capacity import worker_resources
+from pipeline.checks.nodes import node_resources
 from pipeline.cluster import connect
 from pipeline.collectives import all_sum
 from pipeline.config.models import RunConfig
@@ -129,7 +130,7 @@ def ray_epoch(config: RunConfig, manifest: Manifest) -> Epoch:
         trainer = TorchTrainer(
             time_second_epoch,
             train_loop_config={"job": job},
-            scaling_config=worker_resources(config, job.plan.mode).scaling(config.resources),
+            scaling_config=worker_resources(config, job.plan.mode, node_resources()).scaling(config.resources),
             run_config=RayRunConfig(name=config.name, storage_path=config.storage),
         )
         return Cost(*trainer.fit().return_value)

@@ -36,6 +36,7 @@ from benchmarks.jpegs import write_jpegs
 from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.build import settle_images
 from pipeline.checks.capacity import worker_resources
+from pipeline.checks.nodes import node_resources
 from pipeline.cluster import connect
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
@@ -124,7 +125,7 @@ def measure_mode(mode: str, config: RunConfig, manifest: Manifest, rounds: int) 
     """Run `measure` in the workers of a TorchTrainer; rank 0's result, with the ratio fed / bare."""
     config = config.model_copy(update={"name": mode, "data": config.data.model_copy(update={"mode": mode})})
     job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
-    scaling = worker_resources(config, mode).scaling(config.resources)
+    scaling = worker_resources(config, mode, node_resources()).scaling(config.resources)
     result = TorchTrainer(
         measure,
         train_loop_config={"job": job, "rounds": rounds},

@@ -1,23 +1,26 @@
 """What a cluster has room for: the CPUs and GPUs of each worker, and how many trials of a search at a time.
 
-Ray Tune counts the actor of a trial and does not know the workers that it will start. So the number of trials is
-limited here, beforehand: with more, workers would wait for a place that is never given.
+One rule for runs and searches: a worker lies on one node, so that rooms are counted node by node. What does not fit is
+refused beforehand, because workers would wait for a place that is never given. Ray Tune counts the actor of a trial and
+does not know the workers that it will start, so the number of trials is limited here, too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-import ray
 from ray.train import ScalingConfig
 
 from pipeline.config.models import ResourcesConfig, RunConfig, WorkerRange
 from pipeline.errors import ConfigError
 
-TRIAL_CPUS = 0.1  # of the actor that looks after a trial
-READING_CPUS = 1.0  # for reading and decoding, of a streaming trial
+READING_CPUS = 1.0  # for reading and decoding, of a run or of a streaming trial
+LEAST_CPUS = 0.1  # of a worker
 Nodes = Sequence[dict[str, float]]
+"""Resources of each node, as `ray.nodes()` has them."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,37 @@ class WorkerResources:
             elastic_resize_monitor_interval_s=asked.resize_seconds,
         )
 
+    def places(self, nodes: Nodes) -> int:
+        """How many workers the nodes hold."""
+        return sum(self._on(node) for node in nodes)
 
-def takes_gpus(asked: ResourcesConfig, available: float) -> bool:
-    """Whether workers get a GPU each: as set, or with `auto` when the fewest workers can have one.
+    def _on(self, node: dict[str, float]) -> int:
+        slots = int(node.get("CPU", 0) / self.cpus + 1e-6)
+        return min(slots, int(node.get("GPU", 0))) if self.gpus else slots
 
-    The same for a run and for the trials of a search. An elastic group then grows as far as there are GPUs.
+
+def takes_gpus(asked: ResourcesConfig, available: float, least: int | None = None) -> bool:
+    """Whether GPUs are used: as set, or with `auto` when `least` are there, or one for each of the fewest workers.
+
+    The same for a run, the trials of a search, and pools of actors. An elastic group then grows as far as there are
+    GPUs.
+
+    Raises
+    ------
+    ConfigError
+        With `auto` on a cluster that grows: what it will have cannot be guessed from what it has now.
     """
-    return asked.gpus is True or (asked.gpus == "auto" and available >= asked.worker_range.min)
+    if asked.gpus != "auto":
+        return asked.gpus
+    if asked.autoscale:
+        raise ConfigError(
+            "resources.autoscale=true cannot tell whether GPUs will come; set resources.gpus=true or false"
+        )
+    return available >= (least or asked.worker_range.min)
 
 
-def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
-    """CPUs and GPU of each worker on the connected Ray cluster.
+def worker_resources(config: RunConfig, mode: str, nodes: Nodes) -> WorkerResources:
+    """CPUs and GPU of each worker on a cluster of these nodes.
 
     A streaming run leaves a whole CPU for reading and decoding; workers on GPUs leave all but one each. An elastic run
     is checked with its fewest workers, or in streaming mode, where growing could take the last CPU,
@@ -56,48 +79,37 @@ def worker_resources(config: RunConfig, mode: str) -> WorkerResources:
     Raises
     ------
     ConfigError
-        When the cluster has less than is asked for.
+        When the nodes have less than is asked for.
     """
-    asked, cluster = config.resources, ray.cluster_resources()
+    asked, streaming = config.resources, mode == "streaming"
+    bounds, devices = asked.worker_range, _devices(nodes)
+    gpus = takes_gpus(asked, devices)
     if asked.autoscale:
-        return _on_demand(asked)
-    bounds, streaming = asked.worker_range, mode == "streaming"
-    workers = bounds.max if streaming else bounds.min
-    total, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-    if asked.gpus is True and gpus < bounds.min:
-        raise ConfigError(
-            f"resources.gpus=true asks a GPU for each of {bounds.min} workers and the cluster has {gpus:g}; "
-            "lower resources.workers, or set resources.gpus=auto"
-        )
-    on_gpus = takes_gpus(asked, gpus)
-    cpus = asked.cpus_per_worker or (1.0 if streaming and on_gpus else _fair_share(total, bounds))
-    if cpus * workers + streaming > total:
-        also, instead = (" and one for reading", ", or set data.mode=resident") if streaming else ("", "")
-        raise ConfigError(
-            f"{workers} workers of {cpus:g} CPUs{also} take more than the cluster's {total:g} CPUs; "
-            f"lower resources.workers or resources.cpus_per_worker{instead}"
-        )
-    return WorkerResources(cpus, on_gpus)
+        return WorkerResources(asked.cpus_per_worker or 1.0, gpus)
+    workers = _most_workers(bounds, devices if gpus else None) if streaming else bounds.min
+    fixed = 1.0 if bounds.min < bounds.max or (streaming and gpus) else None  # what an elastic one will find is unknown
+    cpus = asked.cpus_per_worker or fixed or fair_share(workers, READING_CPUS, gpus, nodes) or LEAST_CPUS
+    chosen = WorkerResources(cpus, gpus)
+    if not _fit(chosen, workers, READING_CPUS * streaming, nodes):
+        remedies = ["lower resources.workers or resources.cpus_per_worker", *(["set data.mode=resident"] * streaming)]
+        raise ConfigError(_no_room(_plural(workers, "worker"), chosen, READING_CPUS * streaming, nodes, remedies))
+    return chosen
 
 
-def _on_demand(asked: ResourcesConfig) -> WorkerResources:
-    """What a cluster that grows is asked for; it cannot be guessed from what it has now."""
-    if asked.gpus == "auto":
-        raise ConfigError(
-            "resources.autoscale=true cannot tell whether GPUs will come; set resources.gpus=true or false"
-        )
-    return WorkerResources(asked.cpus_per_worker or 1.0, asked.gpus)
+def fair_share(workers: int, beside: float, gpus: bool, nodes: Nodes) -> float:
+    """The most CPUs that each of so many workers can have: whole ones, else tenths; 0 where that is not possible.
 
-
-def _fair_share(total: float, workers: WorkerRange) -> float:
-    """CPUs of a worker when one is left to Ray Data: whole ones where possible, else a tenth or more.
-
-    An elastic worker takes one CPU: what the cluster has now says nothing of what it will have.
+    `beside` CPUs are left. Workers on GPUs share those of the nodes with GPUs alone.
     """
-    if workers.min < workers.max:
-        return 1.0
-    share = max((total - 1) / workers.max, 0.1)
-    return float(int(share)) if share >= 1 else int(share * 10) / 10
+    usable = [node for node in nodes if node.get("GPU", 0) >= 1] if gpus else nodes
+    whole = range(int(max((node.get("CPU", 0) for node in usable), default=0)), 0, -1)
+    shares = chain(map(float, whole), (tenths / 10 for tenths in range(9, 0, -1)))
+    return next((share for share in shares if _fit(WorkerResources(share, gpus), workers, beside, usable)), 0.0)
+
+
+def _fit(each: WorkerResources, workers: int, beside: float, nodes: Nodes) -> bool:
+    """Whether every worker has a node, and `beside` CPUs are left on all of them together."""
+    return each.places(nodes) >= workers and workers * each.cpus + beside <= _cpus(nodes) + 1e-6
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class Capacity:
 def search_capacity(config: RunConfig, mode: str, nodes: Nodes, trials: int, wanted: int | None = None) -> Capacity:
     """As many of a search's trials as fit on a cluster at a time, or `wanted` ones.
 
-    A trial takes its actor, its workers (the most that an elastic one can have here), and in streaming mode a CPU for
+    A trial takes its workers (the most that an elastic one can have here), and in streaming mode a CPU for
     Ray Data. In resident mode all trials share one, because each needs it at its start only. Without
     resources.cpus_per_worker workers share what there is: on CPUs alone at least one each, where that gives more than
     one trial.
@@ -123,7 +135,7 @@ def search_capacity(config: RunConfig, mode: str, nodes: Nodes, trials: int, wan
     mode : str
         "resident" or "streaming".
     nodes : sequence of dict
-        Resources of each node, as `ray.nodes()` has them.
+        Resources of each node.
     trials : int
         In all.
     wanted : int, optional
@@ -133,62 +145,73 @@ def search_capacity(config: RunConfig, mode: str, nodes: Nodes, trials: int, wan
     ConfigError
         When not even one trial fits, or not as many as wanted.
     """
-    asked = config.resources
-    if asked.autoscale:
-        return _search_on_demand(asked, wanted)
-    devices = sum(int(node.get("GPU", 0)) for node in nodes)
+    asked, devices = config.resources, _devices(nodes)
     gpus = takes_gpus(asked, devices)
+    if asked.autoscale:
+        return _search_on_demand(asked, gpus, wanted)
     workers = _most_workers(asked.worker_range, devices if gpus else None)
     most = min(devices // workers, trials) if gpus else trials
     for count in [wanted] if wanted else range(most, 0, -1):
-        least = 0.1 if gpus or wanted or count == 1 else 1.0
-        cpus = asked.cpus_per_worker or _share(count, workers, mode, nodes)
-        if (asked.cpus_per_worker or cpus >= least) and _fits(Capacity(count, cpus, gpus), workers, mode, nodes):
+        beside = _reading(count, mode)
+        cpus = asked.cpus_per_worker or fair_share(count * workers, beside, gpus, nodes) or LEAST_CPUS
+        shared = cpus >= 1 or asked.cpus_per_worker or gpus or wanted or count == 1
+        if shared and _fit(WorkerResources(cpus, gpus), count * workers, beside, nodes):
             return Capacity(count, cpus, gpus)
-    raise ConfigError(_no_room(asked, workers, gpus, mode, nodes, wanted or 1))
+    count = wanted or 1
+    what = f"{_plural(count, 'trial')} of {_plural(workers, 'worker')}"
+    each = WorkerResources(asked.cpus_per_worker or LEAST_CPUS, gpus)
+    remedies = ["lower resources.workers, resources.cpus_per_worker or --concurrent"]
+    raise ConfigError(_no_room(what, each, _reading(count, mode), nodes, remedies))
 
 
 def _most_workers(bounds: WorkerRange, devices: int | None) -> int:
-    """Workers that a trial can come to: the most it may have, or as many as there are GPUs for."""
+    """Workers that a group can come to: the most it may have, or as many as there are GPUs for."""
     return bounds.max if devices is None else max(bounds.min, min(bounds.max, devices))
 
 
-def _search_on_demand(asked: ResourcesConfig, wanted: int | None) -> Capacity:
+def _search_on_demand(asked: ResourcesConfig, gpus: bool, wanted: int | None) -> Capacity:
     """On a cluster that grows; what it will have cannot be guessed from what it has now."""
-    if wanted is None or asked.gpus == "auto":
+    if wanted is None:
         raise ConfigError(
             "with resources.autoscale=true the cluster's size cannot be known; give the number of trials at a time "
-            "(--concurrent N), and set resources.gpus=true or false"
+            "(--concurrent N)"
         )
-    return Capacity(wanted, asked.cpus_per_worker or 1.0, asked.gpus)
+    return Capacity(wanted, asked.cpus_per_worker or 1.0, gpus)
 
 
-def _beside(trials: int, mode: str) -> float:
+def _reading(trials: int, mode: str) -> float:
     """CPUs that so many trials take besides their workers'."""
-    return trials * TRIAL_CPUS + READING_CPUS * (trials if mode == "streaming" else 1)
+    return READING_CPUS * (trials if mode == "streaming" else 1)
 
 
-def _share(trials: int, workers: int, mode: str, nodes: Nodes) -> float:
-    """CPUs of each worker: whole ones where possible, else tenths."""
-    share = (sum(node.get("CPU", 0) for node in nodes) - _beside(trials, mode)) / (trials * workers)
-    return float(int(share)) if share >= 1 else max(int(share * 10 + 1e-6) / 10, 0.0)
+def _cpus(nodes: Nodes) -> float:
+    return sum(node.get("CPU", 0) for node in nodes)
 
 
-def _fits(chosen: Capacity, workers: int, mode: str, nodes: Nodes) -> bool:
-    """Whether the CPUs are there, and on each node in pieces that a worker can use."""
-    count = chosen.trials * workers
-    slots = [int(node.get("CPU", 0) / chosen.cpus + 1e-6) for node in nodes]
-    if chosen.gpus:
-        slots = [min(slot, int(node.get("GPU", 0))) for slot, node in zip(slots, nodes, strict=True)]
-    total = sum(node.get("CPU", 0) for node in nodes)
-    return sum(slots) >= count and _beside(chosen.trials, mode) + count * chosen.cpus <= total + 1e-6
+def _devices(nodes: Nodes) -> int:
+    """Whole GPUs."""
+    return sum(int(node.get("GPU", 0)) for node in nodes)
 
 
-def _no_room(asked: ResourcesConfig, workers: int, gpus: bool, mode: str, nodes: Nodes, trials: int) -> str:
-    total, devices = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    each = f"{asked.cpus_per_worker or 0.1:g} CPUs{' and a GPU' if gpus else ''}"
+def _no_room(what: str, each: WorkerResources, beside: float, nodes: Nodes, remedies: Sequence[str]) -> str:
+    """Why so many workers do not fit, with the nodes as they are."""
+    also = f", and {beside:g} for reading," if beside else ""
+    gpu, cpus = (" and a GPU", ["set resources.gpus=false"]) if each.gpus else ("", [])
     return (
-        f"{trials} trial{'s' if trials > 1 else ''} of {workers} workers with {each} each, and "
-        f"{_beside(trials, mode):g} CPUs for the trials and Ray Data, do not fit on a cluster of {total:g} CPUs and "
-        f"{devices:g} GPUs; lower resources.workers, resources.cpus_per_worker or --concurrent"
+        f"{what} with {each.cpus:g} CPUs{gpu} each{also} do not fit on the cluster's nodes ({describe_nodes(nodes)}); "
+        f"{', or '.join([*remedies, *cpus])}"
     )
+
+
+def describe_nodes(nodes: Nodes) -> str:
+    """The nodes by what they have: "1 of 4 CPUs, 2 of 4 CPUs and 1 GPU"."""
+    kinds = Counter((node.get("CPU", 0), int(node.get("GPU", 0))) for node in nodes)
+    words = [
+        f"{count} of {cpus:g} CPUs" + (f" and {_plural(gpus, 'GPU')}" if gpus else "")
+        for (cpus, gpus), count in sorted(kinds.items())
+    ]
+    return ", ".join(words) or "none"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count > 1 else ''}"

@@ -6,11 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 
-import ray
-
-from pipeline.checks.capacity import worker_resources
+from pipeline.checks.capacity import describe_nodes, worker_resources
 from pipeline.checks.finding import Finding
-from pipeline.checks.nodes import Answer, alive_nodes, probe_nodes, storage_finding, versions_finding
+from pipeline.checks.nodes import (
+    Answer,
+    alive_nodes,
+    node_resources,
+    probe_nodes,
+    storage_finding,
+    versions_finding,
+)
 from pipeline.checks.settings import check_settings
 from pipeline.checks.working_dir import travelling_files, working_dir_finding
 from pipeline.config.models import RunConfig
@@ -40,8 +45,8 @@ def _cluster() -> Finding:
 
 def _resources(config: RunConfig) -> Iterator[Finding]:
     """Images, and CPUs and GPUs for them."""
-    total = ray.cluster_resources()
-    have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
+    nodes = node_resources()
+    have = f"nodes: {describe_nodes(nodes)}"
     try:
         manifest = with_groups(config.data.path, read_manifest(config.data.path))
         plan = check_settings(config, manifest)
@@ -52,7 +57,7 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
         mode = "resident"
         yield Finding("images", str(error), "" if config.data.source else "fix this before training")
     try:
-        each = worker_resources(config, mode)
+        each = worker_resources(config, mode, nodes)
         gpus = " and a GPU" if each.gpus else ""
         yield Finding("resources", f"{have}; {each.cpus:g} CPUs{gpus} for each of {config.resources.workers} workers")
     except ConfigError as error:

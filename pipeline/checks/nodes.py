@@ -46,6 +46,11 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What each node has in all."""
+    return [node["Resources"] for node in alive_nodes()]
+
+
 def probe_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, Answer]], list[Finding]]:
     """Every node's address and answer, and a finding for each that gave none; `tracking` is a server to reach as well.
 

@@ -19,6 +19,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from pipeline.checks.capacity import worker_resources
+from pipeline.checks.nodes import node_resources
 from pipeline.cluster import on_driver_node
 from pipeline.errors import first_line
 from pipeline.memory import memory_shortage
@@ -63,7 +64,7 @@ def run_workers(job: Job, callbacks: Sequence[UserCallback]) -> Result:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        scaling_config=worker_resources(config, job.plan.mode).scaling(config.resources),
+        scaling_config=worker_resources(config, job.plan.mode, node_resources()).scaling(config.resources),
         run_config=RunConfig(
             name=folder.name,
             storage_path=folder.parent_root,

@@ -16,8 +16,8 @@ from ray import tune
 from ray.tune import ResumeConfig
 from ray.tune.experiment import Trial
 
-from pipeline.checks.capacity import TRIAL_CPUS, Capacity, search_capacity
-from pipeline.checks.nodes import alive_nodes, check_nodes
+from pipeline.checks.capacity import Capacity, search_capacity
+from pipeline.checks.nodes import check_nodes, node_resources
 from pipeline.cluster import connect
 from pipeline.config.identity import derive_name, fingerprint, result_settings
 from pipeline.config.loading import with_settings
@@ -40,6 +40,7 @@ from pipeline.tuning.trial import SearchJob, run_trial
 from pipeline.tuning.trials import Trials
 
 SEARCH, TRIALS, TUNE = "search.json", "trials", "tune"  # in the folder of a search
+TRIAL_MEMORY = 1 << 20  # that its actor reserves: something it must, and a part of a CPU could cost a worker its node
 RETRIES = 1  # of a trial whose actor was lost with its node
 TUNE_SWITCHES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our callback and MLflow have all that they would write
@@ -230,9 +231,8 @@ def connect_and_measure(plan: SearchPlan, concurrent: int | None) -> Capacity:
     """Connect to Ray, check its nodes, and find out how many trials fit at a time."""
     connect()
     check_nodes(plan.config)
-    nodes = [node["Resources"] for node in alive_nodes()]
     mode = make_plan(plan.trial_config, plan.manifest).mode
-    capacity = search_capacity(plan.trial_config, mode, nodes, plan.trials, concurrent)
+    capacity = search_capacity(plan.trial_config, mode, node_resources(), plan.trials, concurrent)
     check_population(plan.strategy, plan.trials, capacity)
     return capacity
 
@@ -297,7 +297,7 @@ def run_tune(job: SearchJob, folder: Folder, strategy: Strategy, observer: Trial
             mode=mode,
             search_alg=strategy.proposals,
             scheduler=strategy.scheduler,
-            resources_per_trial={"cpu": TRIAL_CPUS},
+            resources_per_trial={"memory": TRIAL_MEMORY},
             max_concurrent_trials=None if strategy.all_at_once else capacity.trials,
             max_failures=RETRIES,
             raise_on_failed_trial=False,

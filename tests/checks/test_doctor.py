@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def test_images_that_are_missing_are_told(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4})
+    monkeypatch.setattr(doctor, "node_resources", lambda: [{"CPU": 4.0}])
     digits = ClassList(name="mine", images=dict.fromkeys(map(str, range(10)), None) | {"1": 200})
     ingest("digits", config.data.path, classes=digits)
     images = next(found for found in doctor._resources(config) if found.what == "images")
@@ -73,7 +73,7 @@ def findings(
     """The doctor's findings for nodes 10.0.0.1, 10.0.0.2 ... that give these answers; `tried` gets the MLflow URI."""
     asked = [] if tried is None else tried
     listed = [(f"10.0.0.{number}", said) for number, said in enumerate(answers, start=1)]
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(doctor, "node_resources", lambda: [{"CPU": 4.0}])
     monkeypatch.setattr(doctor, "alive_nodes", lambda: [{"NodeManagerAddress": address} for address, _ in listed])
     monkeypatch.setattr(doctor, "probe_nodes", lambda config, tracking: asked.append(tracking) or (listed, []))
     return {finding.what: finding for finding in doctor.examine(config)}
@@ -132,7 +132,9 @@ def test_where_the_records_go_is_shown_without_a_password(
 
 def test_what_the_cluster_cannot_give_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     greedy = config.model_copy(update={"resources": config.resources.model_copy(update={"cpus_per_worker": 99.0})})
-    assert "more than the cluster's 4 CPUs" in findings(greedy, monkeypatch, answer())["resources"].remedy
+    assert (
+        "do not fit on the cluster's nodes (1 of 4 CPUs)" in findings(greedy, monkeypatch, answer())["resources"].remedy
+    )
 
 
 def test_training_refuses_nodes_that_do_not_share_the_storage(
