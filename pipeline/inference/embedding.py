@@ -1,14 +1,13 @@
 """The features of a run's own images, which its last E-step leaves in the run's folder, with what it says of each.
 
-Every worker writes the rows that it owns as one Parquet part. The parts of one number of workers are complete or not;
-a run that was killed there and resumed on another number leaves those of both.
+Every worker writes the rows that it owns as one Parquet part, named after the number of workers and the E-step's
+centres. A run that was killed or rolled back there, and resumed, leaves the parts of several E-steps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,7 +27,6 @@ FEATURES = "features"  # folder of the parts, in a run's folder
 GROUP_ROWS = 8192
 BLOCK_GROUPS = 2  # row groups that are read at a time
 _REMEDY = "run its `digpro train` again under another name (--set name=...)"
-_PART = re.compile(r"part-\d+-of-(\d+)\.parquet")
 
 
 @torch.inference_mode()
@@ -41,8 +39,7 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange
     table = prediction_table(prediction, index=torch.arange(own.start, own.stop), features=features)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=GROUP_ROWS, write_page_checksum=True)
-    name = f"part-{rank():05d}-of-{world_size():05d}.parquet"
-    folder.write_bytes(name, buffer.getvalue())
+    folder.write_bytes(_part(rank(), world_size(), _digest(centers)), buffer.getvalue())
 
 
 def prediction_table(
@@ -57,24 +54,41 @@ def prediction_table(
     return pa.table(columns)
 
 
-def keep_complete_parts(run: Folder) -> None:
-    """Delete parts beside one complete set of them; all complete sets hold the same rows.
+def _digest(centers: Tensor) -> str:
+    """Eight characters that tell the centres of one E-step from those of another."""
+    return hashlib.sha256(centers.cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+
+
+def _part(of_rank: int, workers: int, digest: str) -> str:
+    return f"part-{of_rank:05d}-of-{workers:05d}-{digest}.parquet"
+
+
+def keep_last_parts(run: Folder, centers: Tensor) -> None:
+    """Delete all parts but those of the E-step that found these centers (K, D), which are the run's.
 
     Raises
     ------
     DataError
-        When no set is complete.
+        When they are not complete.
     """
     folder = run.subfolder(FEATURES)
-    numbers = {name: int(found[1]) for name in folder.names() if (found := _PART.fullmatch(name))}
-    complete = [workers for workers, parts in Counter(numbers.values()).items() if parts == workers]
-    if not complete:
+    there = folder.names("part-")
+    own = _complete_parts(there, _digest(centers))
+    if not own:
         raise DataError(
             f"{folder.path} does not hold the features of all images, which the last E-step wrote; {_REMEDY}"
         )
-    for name, workers in numbers.items():
-        if workers != complete[0]:
-            folder.delete(name)
+    for name in set(there) - own:
+        folder.delete(name)
+
+
+def _complete_parts(names: Sequence[str], digest: str) -> set[str]:
+    """The parts with these centres from any number of workers that wrote all of theirs."""
+    for workers in range(1, len(names) + 1):
+        expected = {_part(of_rank, workers, digest) for of_rank in range(workers)}
+        if expected <= set(names):
+            return expected
+    return set()
 
 
 def has_features(run: Folder) -> bool:

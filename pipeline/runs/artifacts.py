@@ -21,7 +21,7 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import has_labels, read_origins, read_sample
 from pipeline.errors import CheckpointError
 from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.inference.embedding import feature_blocks, keep_complete_parts
+from pipeline.inference.embedding import feature_blocks, keep_last_parts
 from pipeline.inference.model import ClusterModel
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
 from pipeline.report.figures import draw_clusters, draw_curves
@@ -72,7 +72,7 @@ def write_artifacts(job: Job) -> dict[str, Any]:
             f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"
         )
     del values["labels"]  # of all images: nothing below needs them
-    keep_complete_parts(folder)
+    keep_last_parts(folder, values["centers"])
     write_assignments(folder, job.config.data.path, job.manifest.num_images, job.plan.num_clusters)
     alarms = [asdict(alarm) for alarm in all_alarms(values["history"], job.alarm_facts)]
     with TemporaryDirectory() as place, RunWriter(job.tracking, spool_path(folder)) as writer:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pipeline.collectives import RowRange
 from pipeline.errors import DataError
-from pipeline.inference.embedding import FEATURES, embedding, keep_complete_parts, write_features
+from pipeline.inference.embedding import FEATURES, embedding, keep_last_parts, write_features
 from pipeline.storage import Folder
 from tests.helpers.workers import Workers
 
@@ -22,9 +21,9 @@ def unit_rows(count: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
-def own_part(rank: int, folder: str, cuts: list[int]) -> None:
+def own_part(rank: int, folder: str, cuts: list[int], centers: torch.Tensor = CENTERS) -> None:
     start, stop = cuts[rank : rank + 2]
-    write_features(Folder(folder), unit_rows(11)[start:stop], CENTERS, RowRange(start, stop, 11))
+    write_features(Folder(folder), unit_rows(11)[start:stop], centers, RowRange(start, stop, 11))
 
 
 @pytest.mark.parametrize("cuts", [[0, 5, 11], [0, 9, 11], [0, 0, 11]])
@@ -42,16 +41,33 @@ def test_one_worker_writes_what_two_write(pair: Workers, tmp_path: Path, cuts: l
     torch.testing.assert_close(features, unit_rows(11), atol=1e-3, rtol=0)
 
 
-def test_parts_of_an_interrupted_end_are_deleted(tmp_path: Path) -> None:
+def test_parts_of_an_interrupted_end_are_deleted(pair: Workers, tmp_path: Path) -> None:
     run = Folder(str(tmp_path))
     write_features(run, unit_rows(11), CENTERS, RowRange(0, 11, 11))
-    left = tmp_path / FEATURES / "part-00001-of-00002.parquet"
-    pq.write_table(embedding(run).to_table().slice(5), left)
-    keep_complete_parts(run)
-    assert run.subfolder(FEATURES).names() == ["part-00000-of-00001.parquet"]
-    (tmp_path / FEATURES / "part-00000-of-00001.parquet").rename(left)
+    (own,) = run.subfolder(FEATURES).names()
+    pair.run(own_part, run.path, [0, 5, 11])
+    left, _ = set(run.subfolder(FEATURES).names()) - {own}
+    run.subfolder(FEATURES).delete(left)
+    keep_last_parts(run, CENTERS)
+    assert run.subfolder(FEATURES).names() == [own]
+    run.subfolder(FEATURES).delete(own)
     with pytest.raises(DataError, match=r"does not hold the features of all images"):
-        keep_complete_parts(run)
+        keep_last_parts(run, CENTERS)
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_features_from_before_a_roll_back_are_not_the_runs(pair: Workers, tmp_path: Path, before: int) -> None:
+    """Complete ones too, of as many workers or of another number."""
+    run, stale = Folder(str(tmp_path)), unit_rows(11).flip(0)
+    if before == 1:
+        write_features(run, stale, CENTERS + 1, RowRange(0, 11, 11))
+    else:
+        pair.run(own_part, run.path, [0, 5, 11], CENTERS + 1)
+    pair.run(own_part, run.path, [0, 6, 11])
+    keep_last_parts(run, CENTERS)
+    table = embedding(run).to_table()
+    features = torch.tensor(table.column("feature").to_pylist())
+    torch.testing.assert_close(features, unit_rows(11), atol=1e-3, rtol=0)
 
 
 def test_a_run_without_features_says_what_to_do(tmp_path: Path) -> None:
