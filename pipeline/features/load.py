@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import secrets
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.collectives import all_sum
-from pipeline.errors import DataError
+from pipeline.collectives import all_sum, from_rank_zero
+from pipeline.errors import DataError, first_line
 from pipeline.features.cache import FeatureCache, read_features
 from pipeline.storage import Folder
+
+PREFIX = "digpro-features-"
 
 
 def load_features(
@@ -35,25 +43,64 @@ def load_features(
         resident = np.empty(shape, np.float16)
         read_features(folder, cache, resident)
         return torch.from_numpy(resident).to(device)
-    path = Path(tempfile.gettempdir(), f"digpro-features-{os.getuid()}-{cache.key.digest}")
-    if first_on_node:
-        _check_room(path.parent, cache.bytes)
-        read_features(folder, cache, np.memmap(path, np.float16, "w+", shape=shape))
-    _wait_for_all(device)
-    mapped = torch.from_numpy(np.memmap(path, np.float16, "r+", shape=shape))
-    _wait_for_all(device)
-    if first_on_node:
-        path.unlink()
+    path = _own_path(device)
+    with _locked_file(path, cache.bytes) if first_on_node else contextlib.nullcontext():
+        if first_on_node:
+            read_features(folder, cache, np.memmap(path, np.float16, "r+", shape=shape))
+        _wait_for_all(device)
+        mapped = torch.from_numpy(np.memmap(path, np.float16, "r+", shape=shape))
+        _wait_for_all(device)
     return mapped
 
 
-def _check_room(folder: Path, size: int) -> None:
+def _own_path(device: torch.device) -> Path:
+    """A name that these workers share, and no others: trials on a node may map the same features."""
+    number = from_rank_zero(torch.tensor(secrets.randbits(62), device=device))
+    return Path(tempfile.gettempdir(), f"{PREFIX}{os.getuid()}-{int(number):016x}")
+
+
+@contextlib.contextmanager
+def _locked_file(path: Path, size: int) -> Iterator[None]:
+    """A file of this size, without its name after the block; what killed workers left of theirs is deleted before."""
+    _delete_leftovers(path.parent)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="digpro-", delete=False) as file:
+        try:
+            _lock(file)
+            os.rename(file.name, path)  # only now, so that a file with such a name is locked or left over
+            _reserve(file, size)
+            yield
+        finally:
+            for name in (path, Path(file.name)):
+                name.unlink(missing_ok=True)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Delete the files of this user that no process has locked: their workers were killed while they wrote."""
+    for path in folder.glob(f"{PREFIX}{os.getuid()}-*"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            _lock(file)
+            path.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock a file until it is closed, by a kill too; BlockingIOError where another process has."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the room on the disk now: a write to a mapped file that finds none kills the process."""
+    folder = os.path.dirname(file.name)
     free = shutil.disk_usage(folder).free
-    if free < size:
+    try:
+        if free < size:
+            raise OSError(f"{free / 2**30:.1f} GiB free")
+        if sys.platform == "linux":  # macOS has no such call
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
         raise DataError(
-            f"the cached features take {size / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} GiB free; set TMPDIR "
-            "to a larger disk, or lower views.cached"
-        )
+            f"the cached features take {size / 2**30:.1f} GiB and {folder} has no room ({first_line(error)}); set "
+            "TMPDIR to a larger disk, or lower views.cached"
+        ) from None
 
 
 def _wait_for_all(device: torch.device) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +116,29 @@ def test_a_mapped_file_holds_the_same_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []  # although it is in use
 
 
+def test_two_trials_of_a_node_map_a_file_each(cached: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also when both write at the same time; and what killed workers left is deleted, and no file in use."""
+    _, folder, cache, _ = cached
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    together = threading.Barrier(2)
+    monkeypatch.setattr(load, "_wait_for_all", lambda _: together.wait(60))
+    (tmp_path / f"{load.PREFIX}{os.getuid()}-dead").write_bytes(b"of a killed worker")
+    with ThreadPoolExecutor(2) as pool:
+        trials = [pool.submit(load_features, folder, cache, CPU, limit_gb=0, first_on_node=True) for _ in range(2)]
+        first, second = (trial.result() for trial in trials)
+    first[0, 0, 0] = 7  # of its own file alone
+    monkeypatch.undo()
+    expected = load_features(folder, cache, CPU, limit_gb=1, first_on_node=True)
+    assert second.equal(expected)
+    assert first[1:].equal(expected[1:])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_named(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder, cache, _ = cached
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(load.shutil, "disk_usage", lambda _: usage(10))
-    with pytest.raises(DataError, match=r"cached features take .* GiB and .* has 0.0 GiB free; set TMPDIR"):
+    with pytest.raises(DataError, match=r"cached features take .* has no room \(0.0 GiB free\); set TMPDIR"):
         load_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
 
 
