@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
 from sklearn.metrics import silhouette_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.clustering.nearest import center_margin
-from pipeline.clustering.scores import adjusted_rand_index
+from pipeline.clustering.scores import adjusted_rand_index, without_empty
 from pipeline.collectives import all_sum
 
 SAME = 1e-4  # rows at a lower cosine distance differ by rounding only: bfloat16's is about 1e-5
@@ -65,12 +65,12 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
         In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. Also 0 when either has a single cluster,
         which carries no information (scikit-learn gives 1 when both have).
     """
-    return contingency_agreement(contingency_matrix(first, second))
+    return contingency_agreement(csr_array(contingency_matrix(first, second, sparse=True)))
 
 
-def contingency_agreement(table: NDArray[np.int64]) -> float:
+def contingency_agreement(table: csr_array) -> float:
     """The same agreement from the counts (A, B) of images in each pair of clusters; clusters may be empty."""
-    table = table[table.any(axis=1)][:, table.any(axis=0)]
+    table = without_empty(table)
     return 0.0 if 1 in table.shape else adjusted_rand_index(table)
 
 

@@ -1,16 +1,24 @@
-"""How well clusters agree with known classes."""
+"""How well clusters agree with known classes.
+
+Tables of counts are sparse: of K x K pairs of clusters no more occur than there are rows, and rank 0 alone has them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.stats import entropy
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
-from pipeline.collectives import all_stack, all_sum
+from pipeline.collectives import all_stack, gather_to_rank_zero
+
+BLOCK_PAIRS = 1 << 17  # of clusters, that are looked at together
+Numbers = NDArray[np.int64]
+EXACT_MATCHING = 10_000  # classes or clusters, the fewer of the two, up to which the best matching takes seconds
 
 
 def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
@@ -26,7 +34,7 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
     Returns
     -------
     dict
-        `acc`: share of rows on the best one-to-one matching of clusters and classes (Hungarian, on the rectangular
+        `acc`: share of rows on the best one-to-one matching of clusters and classes (on the rectangular
         contingency table); `nmi`: mutual information over the arithmetic mean of entropies; `ari`: adjusted Rand index.
 
     Raises
@@ -41,11 +49,11 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
     if not known.any():
         raise ValueError("every class is -1 (unknown); scores need at least one labelled row")
     classes, clusters = classes[known], clusters[known]
-    return contingency_scores(contingency_matrix(classes, clusters))
+    return contingency_scores(csr_array(contingency_matrix(classes, clusters, sparse=True)))
 
 
-def contingency_table(first: Tensor, second: Tensor, shape: tuple[int, int]) -> Tensor:
-    """How many rows of all workers have each pair of labels: (A, B) int64, the same on every worker.
+def contingency_table(first: Tensor, second: Tensor, shape: tuple[int, int]) -> csr_array | None:
+    """How many rows of all workers have each pair of labels: (A, B) int64 on rank 0, None on the others.
 
     Parameters
     ----------
@@ -54,13 +62,16 @@ def contingency_table(first: Tensor, second: Tensor, shape: tuple[int, int]) -> 
     shape : (A, B)
         The same on every worker.
     """
-    rows, columns = shape
-    pairs = first.long() * columns + second
-    return all_sum(torch.bincount(pairs, minlength=rows * columns)).view(shape)
+    pairs, counts = (first.long() * shape[1] + second).unique(return_counts=True)
+    found = gather_to_rank_zero(torch.stack([pairs, counts], dim=1))
+    if found is None:
+        return None
+    pair, count = found.cpu().numpy().T
+    return csr_array((count, np.divmod(pair, shape[1])), shape=shape)  # which adds up the workers' counts
 
 
-def class_table(classes: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
-    """Rows of all workers in each class and cluster: (C, K) int64, the same on every worker.
+def class_table(classes: Tensor, clusters: Tensor, num_clusters: int) -> csr_array | None:
+    """Rows of all workers in each class and cluster: (C, K) int64 on rank 0, None on the others.
 
     Parameters
     ----------
@@ -74,12 +85,12 @@ def class_table(classes: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
     return contingency_table(classes[known], clusters[known], (int(all_stack(largest).max()) + 1, num_clusters))
 
 
-def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:
+def contingency_scores(table: csr_array) -> dict[str, float]:
     """The same scores from counts, for clusterings too large to hold the labels of all rows.
 
     Parameters
     ----------
-    table : ndarray (classes, clusters) int
+    table : csr_array (classes, clusters) int
         Rows of each class in each cluster; at least one.
 
     Returns
@@ -87,7 +98,7 @@ def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:
     dict
         `acc`, `nmi` and `ari`, as scikit-learn's functions give the last two for labels.
     """
-    table = table[table.any(axis=1)][:, table.any(axis=0)]
+    table = without_empty(table)
     return {
         "acc": matching_accuracy(table),
         "nmi": _nmi(table),
@@ -95,32 +106,78 @@ def contingency_scores(table: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def matching_accuracy(table: NDArray[np.int64]) -> float:
-    """Share of the rows counted (A, B) that lie in clusters matched one to one, under the best matching."""
-    rows, columns = linear_sum_assignment(table, maximize=True)
+def without_empty(table: csr_array) -> csr_array:
+    """The counts (A, B) without the rows and columns that are zero."""
+    return table[table.sum(axis=1) > 0][:, table.sum(axis=0) > 0]
+
+
+def matching_accuracy(table: csr_array) -> float:
+    """Share of the rows counted (A, B) that lie in clusters matched one to one.
+
+    The matching is the best one; with more than `EXACT_MATCHING` clusters on both sides it is greedy, and the share a
+    lower bound, because the best one would take minutes.
+    """
+    best = greedy_matching if min(table.shape) > EXACT_MATCHING else best_matching
+    rows, columns = best(table)
     return float(table[rows, columns].sum() / table.sum())
 
 
-def _nmi(table: NDArray[np.int64]) -> float:
+def best_matching(table: csr_array) -> tuple[Numbers, Numbers]:
+    """Rows and columns of the table (A, B) that are matched so that their counts have the largest sum.
+
+    scipy's matching is a full one along the counts that there are, so each row and column is given the choice of a
+    partner of its own without counts; those of a matched row and column are matched with each other.
+    """
+    rows, columns = table.shape
+    counts = table.tocoo()
+    row, column = counts.coords
+    left = np.concatenate([row, np.arange(rows + columns), rows + column])
+    right = np.concatenate([column, columns + np.arange(rows), np.arange(columns), columns + row])
+    gains = np.concatenate([counts.data, np.zeros(len(left) - counts.nnz, np.int64)])
+    costs = csr_array(((gains.max() + 1 - gains).astype(np.float64), (left, right)))  # a zero would be no edge
+    left, right = min_weight_full_bipartite_matching(costs)
+    matched = (left < rows) & (right < columns)
+    return left[matched], right[matched]
+
+
+def greedy_matching(table: csr_array) -> tuple[Numbers, Numbers]:
+    """Rows and columns of the table (A, B) matched by their counts, the largest first; of equal ones any."""
+    counts = table.tocoo()
+    order = np.argsort(-counts.data, kind="stable")
+    free_rows, free_columns = (np.ones(size, bool) for size in counts.shape)
+    matched: list[tuple[int, int]] = []
+    for start in range(0, len(order), BLOCK_PAIRS):
+        row, column = (numbers[order[start : start + BLOCK_PAIRS]] for numbers in counts.coords)
+        free = free_rows[row] & free_columns[column]
+        for pair in zip(row[free].tolist(), column[free].tolist(), strict=True):
+            if free_rows[pair[0]] and free_columns[pair[1]]:
+                free_rows[pair[0]] = free_columns[pair[1]] = False
+                matched.append(pair)
+    rows, columns = np.array(matched, np.int64).reshape(-1, 2).T
+    return rows, columns
+
+
+def _nmi(table: csr_array) -> float:
     """Mutual information over the arithmetic mean of both entropies; 1 for one class in one cluster."""
     if table.shape == (1, 1):
         return 1.0
     of_clusters, of_classes = entropy(table.sum(axis=0)), entropy(table.sum(axis=1))
-    information = of_clusters + of_classes - entropy(table.ravel())
+    information = of_clusters + of_classes - entropy(table.data)
     return float(max(information, 0.0) / ((of_clusters + of_classes) / 2))  # rounding can take 0 below it
 
 
-def adjusted_rand_index(table: NDArray[np.int64]) -> float:
+def adjusted_rand_index(table: csr_array) -> float:
     """From the counts (A, B) of rows in each pair of clusters (Hubert and Arabie 1985).
 
     Pairs of rows are counted in whole numbers, which cannot overflow.
     """
 
-    def pairs(counts: NDArray[np.int64]) -> int:
-        return sum(n * (n - 1) // 2 for n in counts.ravel().tolist())
+    def pairs(counts: Numbers) -> int:
+        sizes, often = (values.tolist() for values in np.unique(counts, return_counts=True))
+        return sum(n * (n - 1) // 2 * times for n, times in zip(sizes, often, strict=True))
 
-    together, in_class, in_cluster = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
-    total = pairs(table.sum(keepdims=True))
+    together, in_class, in_cluster = pairs(table.data), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    total = pairs(table.data.sum(keepdims=True))
     if in_class == in_cluster == together:  # the same partition, also when it is trivial
         return 1.0
     expected = in_class * in_cluster / total

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from scipy.sparse import csr_array
 
 from pipeline.clustering.scores import contingency_scores
 from pipeline.errors import ConfigError
@@ -24,7 +25,6 @@ from pipeline.training.health import size_metrics
 
 PARTS_AT_ONCE = 64  # whose counts may wait to be added up
 UNKNOWN = -1  # class of an image without one
-Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Echo = print) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
         sizes[cluster["name"]] += cluster["images"]
     table = contingency(count_assignments(target), [cluster["name"] for cluster in summary["clusters"]])
     summary |= {
-        "scores": contingency_scores(table) if len(table) else {},
+        "scores": contingency_scores(table) if table.nnz else {},
         "health": size_metrics(torch.tensor(list(sizes.values()))),
     }
     target.write(SUMMARY, summary)
@@ -89,11 +89,9 @@ def _count_part(folder: Folder, name: str) -> dict[tuple[int, int], int]:
     return {(int(label), int(cluster)): int(n) for (label, cluster), n in zip(unique.T, counts, strict=True)}
 
 
-def contingency(counts: Counter[tuple[int, int]], names: Sequence[str]) -> Counts:
+def contingency(counts: Counter[tuple[int, int]], names: Sequence[str]) -> csr_array:
     """Images with a known class as a table (classes, clusters), where clusters of one name (K,) are one."""
-    classes, groups = sorted({label for label, _ in counts if label != UNKNOWN}), list(dict.fromkeys(names))
-    table = np.zeros((len(classes), len(groups)), dtype=np.int64)
-    for (label, cluster), found in counts.items():
-        if label != UNKNOWN:
-            table[classes.index(label), groups.index(names[cluster])] += found
-    return table
+    groups = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    known = [(label, groups[names[cluster]], found) for (label, cluster), found in counts.items() if label != UNKNOWN]
+    labels, columns, images = np.array(known, np.int64).reshape(-1, 3).T
+    return csr_array((images, (labels, columns)), shape=(labels.max(initial=-1) + 1, len(groups)))

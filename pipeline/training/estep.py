@@ -14,7 +14,7 @@ from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.scores import contingency_table
-from pipeline.collectives import RowRange, all_sum, from_rank_zero, rank
+from pipeline.collectives import RowRange, all_sum, from_rank_zero
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.features.inputs import FeatureSource
@@ -156,10 +156,10 @@ def estimate(
 def label_health(found: PseudoLabels, previous: PseudoLabels | None) -> dict[str, float]:
     """Metrics of the clusters' sizes and, after the first E-step, of the change since the one before.
 
-    Both come from one table of counts, summed over the workers. Only rank 0 has the change, whose matching is costly.
+    Only rank 0 has the change, whose matching is costly.
     """
+    sizes = size_metrics(found.sizes())
     if previous is None:
-        return size_metrics(found.sizes())
-    shape = len(previous.centers), len(found.centers)
-    moves = contingency_table(previous.labels, found.labels, shape)
-    return size_metrics(moves.sum(dim=0)) | ({} if rank() else change_metrics(moves))
+        return sizes
+    moves = contingency_table(previous.labels, found.labels, (len(previous.centers), len(found.centers)))
+    return sizes if moves is None else sizes | change_metrics(moves)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from pipeline.clustering.label_free import contingency_agreement
@@ -26,14 +27,13 @@ def size_metrics(sizes: Tensor) -> dict[str, float]:
     }
 
 
-def change_metrics(moves: Tensor) -> dict[str, float]:
+def change_metrics(moves: csr_array) -> dict[str, float]:
     """How far two E-steps differ, by the images (K_before, K) that went from each old cluster to each new one.
 
-    `label_churn` is the share of images that left their cluster, under the best matching of old and new clusters;
+    `label_churn` is the share of images that left their cluster, under `matching_accuracy` of old and new clusters;
     `estep_agreement` is `contingency_agreement`.
     """
-    table = moves.cpu().numpy()
-    return {"label_churn": 1 - matching_accuracy(table), "estep_agreement": contingency_agreement(table)}
+    return {"label_churn": 1 - matching_accuracy(moves), "estep_agreement": contingency_agreement(moves)}
 
 
 def feature_spread(features: Tensor) -> float:

@@ -347,7 +347,7 @@ def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dic
         scores["label_free"] = label_free_score({**health, **scores})
     if run.labels is not None:
         table = class_table(torch.as_tensor(run.labels, device=features.device), found.labels, len(found.centers))
-        scores |= {} if rank() else contingency_scores(table.cpu().numpy())
+        scores |= {} if table is None else contingency_scores(table)
     return scores
 
 
