@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.collectives import all_stack, all_sum, gather_rows
+from pipeline.collectives import all_stack, all_sum, gather_rows, world_size
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # those of DINO (arXiv 2104.14294)
 RIDGE = 1.0  # on the squared weights of features of unit variance, as scikit-learn's
 LEAST_VARIANCE = 1e-8  # of a feature that is not constant
 BLOCK_VALUES = 1 << 24  # similarities, or values in float64, that are held at a time
+BLOCK_QUERIES = 1 << 13  # of all workers, that are exchanged at a time
+TILE_QUERIES = 1 << 10  # whose similarities are computed together
 
 
 def knn_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> float:
@@ -37,8 +39,7 @@ def knn_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> float:
     """
     features = F.normalize(features, dim=1)
     queries, wanted, known, answers = _split(features, classes, held_out)
-    total = int(all_sum(torch.tensor(len(features), device=features.device)))
-    block, width = max(1, BLOCK_VALUES // total), int(_largest(classes)) + 1
+    block, width = max(1, BLOCK_QUERIES // world_size()), int(_largest(classes)) + 1
     correct = torch.zeros((), dtype=torch.int64, device=features.device)
     longest = int(all_stack(torch.tensor(len(queries), device=features.device)).max())
     for start in range(0, longest, block):  # as many rounds on every worker
@@ -55,12 +56,26 @@ def _nearest(queries: Tensor, known: Tensor, answers: Tensor) -> tuple[Tensor, T
 
     Places that no row fills have the similarity -inf, whose vote is 0.
     """
-    similarity, rows = (queries @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
+    found = [_nearest_own(some, known) for some in queries.split(TILE_QUERIES)]
+    similarity, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
     missing = (0, NEIGHBOURS - similarity.shape[1])
     similarity, votes = F.pad(similarity, missing, value=-torch.inf), F.pad(answers[rows], missing)
     all_similarities, all_votes = (all_stack(part).transpose(0, 1).flatten(1) for part in (similarity, votes))
     best, places = all_similarities.topk(NEIGHBOURS, dim=1)
     return best, all_votes.gather(1, places)
+
+
+def _nearest_own(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarity and number (m, 20 or fewer) of the own rows nearest to queries (m, D), tile by tile."""
+    best, numbers = queries.new_empty((len(queries), 0)), torch.empty_like(queries[:, :0], dtype=torch.int64)
+    tile = BLOCK_VALUES // TILE_QUERIES
+    for start in range(0, len(known), tile):
+        rows = known[start : start + tile]
+        similarity, places = (queries @ rows.T).topk(min(NEIGHBOURS, len(rows)), dim=1)
+        best, numbers = torch.cat([best, similarity], dim=1), torch.cat([numbers, places + start], dim=1)
+        best, places = best.topk(min(NEIGHBOURS, best.shape[1]), dim=1)
+        numbers = numbers.gather(1, places)
+    return best, numbers
 
 
 def linear_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> float:

@@ -42,8 +42,19 @@ def test_neighbours_vote_as_in_scikit_learn(rows: Rows, monkeypatch: pytest.Monk
     expected = reference.fit(known, answers).score(asked, wanted)
     assert 0.5 < expected < 0.95
     assert knn_accuracy(*rows) == pytest.approx(expected)
-    monkeypatch.setattr(monitors, "BLOCK_VALUES", 7 * 300)  # 7 queries at a time
+    for name, value in {"BLOCK_QUERIES": 7, "TILE_QUERIES": 3, "BLOCK_VALUES": 3 * 50}.items():
+        monkeypatch.setattr(monitors, name, value)
     assert knn_accuracy(*rows) == pytest.approx(expected)
+
+
+def test_exchanges_do_not_grow_with_the_rows_that_are_searched(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million of them had 13 queries in each exchange."""
+    exchanged: list[int] = []
+    monkeypatch.setattr(monitors, "gather_rows", lambda part: exchanged.append(len(part)) or part)
+    monkeypatch.setattr(monitors, "BLOCK_VALUES", 1024 * 8)
+    knn_accuracy(*rows)
+    asked = int((rows[2] & (rows[1] >= 0)).sum())
+    assert exchanged == [asked] * 2  # the queries and their classes
 
 
 def test_the_linear_probe_is_scikit_learns_ridge(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
