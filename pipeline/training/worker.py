@@ -52,6 +52,7 @@ from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.profile import StepProfiler
 from pipeline.training.progress import Reporter
 from pipeline.training.rollback import HALTING, Halt, read_rollbacks
+from pipeline.training.threads import use_given_cpus
 from pipeline.training.timing import EpochTimer
 
 SYNC, ASYNC = CheckpointUploadMode.SYNC, CheckpointUploadMode.ASYNC
@@ -113,6 +114,7 @@ def train(run: Run) -> None:
 def build_run(job: Job) -> Run:
     """Model, data and bookkeeping of this worker."""
     keep_freed_memory()
+    use_given_cpus()
     config, plan = job.config, job.plan
     device = get_device()
     feed = open_feed(job, device)
