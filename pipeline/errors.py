@@ -1,4 +1,4 @@
-"""What a user can act on, each with the exit status of the command; and the two helpers that messages share.
+"""What a user can act on, each with the exit status of the command; and the helpers that messages share.
 
 Every message names the bad value, where it was found, and the remedy. Whatever is not one of these is a fault of ours
 and keeps its traceback.
@@ -72,6 +72,11 @@ class Interrupted(BaseException):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of pyproject.toml: the project is on no package index."""
+    return f"run `pip install -c constraints.txt -e '.[{extra}]'` in the project's folder"
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.backbones.backbone import Backbone, ImageInput
 from pipeline.backbones.names import DEFAULT, split_name
 from pipeline.backbones.weights import check_names, load_state, read_state
-from pipeline.errors import ConfigError, did_you_mean, first_line
+from pipeline.errors import ConfigError, did_you_mean, first_line, how_to_install
 
 
 def open_backbone(name: str, weights: str | None, *, size: int | None = None, partial: bool = False) -> Backbone:
@@ -94,9 +94,7 @@ def _import_timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError:
-        raise ConfigError(
-            "model.encoder=timm:... needs the library timm; install it with `pip install 'digpro-ray[timm]'`"
-        ) from None
+        raise ConfigError(f"model.encoder=timm:... needs the library timm; {how_to_install('timm')}") from None
 
 
 def _timm(name: str, weights: str | None, size: int | None, partial: bool) -> Backbone:

@@ -21,7 +21,7 @@ from pipeline.data.formats import HEAD_BYTES, describe, image_format
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.quiet import stderr_into
 from pipeline.data.raw_values import Array, RawValues, Unreadable, channels, check_size, needs_range, read_tiff, render
-from pipeline.errors import first_line
+from pipeline.errors import first_line, how_to_install
 
 PILLOW_NAMES = {"WebP": "WEBP", "PNM": "PPM", "HEIC": "HEIF", "JPEG 2000": "JPEG2000"}  # where they differ from ours
 BY_PILLOW = {"JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP", "PNM", "AVIF", "HEIC", "JPEG 2000"}
@@ -141,7 +141,7 @@ def _prepare_plugin(name: str) -> None:
         try:
             from pillow_heif import register_heif_opener
         except ImportError:
-            raise Unreadable("HEIC; install digpro-ray[formats]") from None
+            raise Unreadable(f"HEIC, which needs pillow-heif; {how_to_install('formats')}") from None
         register_heif_opener()
     elif name == "AVIF" and not features.check("avif"):
         raise Unreadable("AVIF, for which this Pillow was built without a decoder; install Pillow from its wheels")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.tasks import run_each
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, how_to_install
 from pipeline.features.cache import FeatureCache, Half, read_cache, read_part
 from pipeline.storage import Folder
 
@@ -130,8 +130,8 @@ def _import_faiss(images: int) -> Any:
         return importlib.import_module("faiss")
     except ModuleNotFoundError:
         raise ConfigError(
-            f"views.neighbours of {images:,} images, more than {EXACT_IMAGES:,}, are found by faiss; install it with "
-            "`pip install 'digpro-ray[faiss]'`, or set views.neighbours=0"
+            f"views.neighbours of {images:,} images, more than {EXACT_IMAGES:,}, are found by faiss; "
+            f"{how_to_install('faiss')}, or set views.neighbours=0"
         ) from None
 
 

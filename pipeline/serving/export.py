@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError, RunFailed
+from pipeline.errors import ConfigError, RunFailed, how_to_install
 from pipeline.inference.card import CARD, ModelCard
 from pipeline.serving.bundle import PROGRAM, example_images, export_program
 
@@ -53,7 +53,7 @@ def _write_onnx(folder: Path, model: nn.Module, card: ModelCard) -> Path:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it, and would say so less clearly
     except ImportError as error:
-        raise ConfigError(f"ONNX needs the package {error.name}; install digpro-ray[onnx]") from None
+        raise ConfigError(f"ONNX needs the package {error.name}; {how_to_install('onnx')}") from None
     file = folder / ONNX
     torch.onnx.export(
         export_program(model, card),

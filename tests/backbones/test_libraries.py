@@ -164,7 +164,7 @@ def test_without_a_network_the_file_to_fetch_is_named(name: str, file: str) -> N
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"install it with `pip install 'digpro-ray\[timm\]'`"):
+    with pytest.raises(ConfigError, match=r"`pip install -c constraints.txt -e '.\[timm\]'`"):
         open_backbone("timm:resnet18", None)
 
 

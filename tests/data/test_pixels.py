@@ -17,7 +17,7 @@ from pipeline.data.decode import decode
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions, parse_pixel_options
 from pipeline.data.pixels import Picture, read_picture
 from pipeline.data.raw_values import Unreadable
-from pipeline.errors import DataError
+from pipeline.errors import DataError, how_to_install
 from tests.helpers.images import encoded
 from tests.helpers.pictures import quadrants, saved, stored, tiff
 
@@ -92,7 +92,7 @@ def test_heic_is_read_where_its_plugin_is_and_named_where_not(monkeypatch: pytes
         return original(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without_plugin)
-    assert reason(data) == "HEIC; install digpro-ray[formats]"
+    assert reason(data) == f"HEIC, which needs pillow-heif; {how_to_install('formats')}"
 
 
 # --- more than 8 bits ----------------------------------------------------------------------------------------

@@ -84,5 +84,5 @@ def test_many_images_have_approximate_neighbours(tmp_path: Path, monkeypatch: py
 def test_without_faiss_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr(neighbours, "EXACT_IMAGES", 100)
-    with pytest.raises(ConfigError, match=r"more than 100, are found by faiss; install it .*digpro-ray\[faiss\]"):
+    with pytest.raises(ConfigError, match=r"more than 100, are found by faiss; run `pip install .*'\.\[faiss\]'"):
         ensure_neighbours(*clustered(tmp_path, 500), 3)
