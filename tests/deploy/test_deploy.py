@@ -168,9 +168,37 @@ def test_the_two_manifests_describe_the_same_cluster() -> None:
 @pytest.mark.parametrize("path", LAUNCH_FILES)
 def test_nodes_install_the_project_from_existing_files(path: str) -> None:
     text = "\n".join(commands(load(path)))
-    assert re.search(r"pip install .*-c constraints\.txt '\.\[cloud\]'$", text, re.MULTILINE)
+    assert re.search(r'pip install .*-c constraints\.txt -e "\.\[\$DIGPRO_EXTRAS\]"$', text, re.MULTILINE)
+    [extras] = re.findall(r"DIGPRO_EXTRAS=([\w,]+)", text)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
     named = {"constraints.txt", *re.findall(r"~/digpro/([\w./-]+)", text)}
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("path", LAUNCH_FILES)
+def test_ray_is_not_started_with_the_one_thread_of_ray_up(path: str) -> None:
+    starts = [command for command in commands(load(path)) if "ray start" in command]
+    assert all(command.startswith("unset OMP_NUM_THREADS; ") for command in starts)
+
+
+def test_the_head_counts_all_machines_of_the_file() -> None:
+    """Version 2 of the autoscaler starts one worker too few with `type: local` (tests/chaos/test_ray_up.py)."""
+    [start] = [command for command in commands(load("deploy/onpremise.yaml")) if "ray start --head" in command]
+    assert "RAY_enable_autoscaler_v2=0 " in start
+
+
+def test_spot_machines_watch_for_their_end() -> None:
+    config = load("cluster.yaml")
+    [watch] = [command for command in config["worker_start_ray_commands"] if "spot_notice.sh" in command]
+    assert watch.endswith("&")
+    assert (ROOT / "deploy/spot_notice.sh").is_file()
+    assert not any("spot_notice.sh" in command for command in config["head_start_ray_commands"])
+
+
+def test_the_extras_of_the_image_are_one_setting() -> None:
+    [extras] = re.findall(r"^ARG EXTRAS=([\w,]+)$", DOCKERFILE, re.MULTILINE)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    assert 'pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"' in DOCKERFILE
 
 
 def test_the_image_contains_what_it_runs() -> None:
