@@ -16,7 +16,7 @@ from pipeline.checks.machine import machine_findings, ray_temporary_folder
 from pipeline.errors import ConfigError, Interrupted, first_line
 from pipeline.interrupts import RUN_AGAIN, signal_handlers_kept, was_interrupted
 from pipeline.provenance import versions
-from pipeline.ray_private import address_file, hide_errors_once, loopback_only, ray_answers
+from pipeline.ray_private import address_file, loopback_only, ray_answers, shorten_errors
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -66,7 +66,7 @@ def connect() -> None:
     try:
         with signal_handlers_kept(), own as options:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        hide_errors_once(was_interrupted)
+        shorten_errors(was_interrupted)
     except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
         raise Interrupted(int(end.code or 15), RUN_AGAIN) from None
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from logging import Logger
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+
+ERROR_LENGTH = 200  # characters of an error of Ray that are shown
 
 
 @contextlib.contextmanager
@@ -86,21 +89,25 @@ def leave_signals_alone(trainer: TorchTrainer) -> None:
     trainer._register_sigint_handler = lambda controller: None
 
 
-def hide_errors_once(ending: threading.Event) -> None:
-    """Show none of the errors that Ray collects from the cluster once `ending` is set.
+def shorten_errors(ending: threading.Event) -> None:
+    """Show the errors that Ray collects from the cluster as one line each, once, and none when `ending` is set.
 
-    Ctrl-C in a pipeline of Ray Data kills its actors, and Ray prints an error for each of their tasks. The thread that
-    does so prints through a function of its module; `log_to_driver` does not concern it.
+    Ray prints each in full, a page for a worker that died, and as often as it happens; `log_to_driver` does not concern
+    them. Ctrl-C in a pipeline of Ray Data kills its actors, and each of their tasks would be one. The thread that
+    prints does so through a function of its module.
     """
     from ray._private import worker
 
-    show = worker.print_to_stdstream
+    shown = set[str]()
 
-    def show_until(*args: Any, **options: Any) -> None:
-        if not ending.is_set():
-            show(*args, **options)
+    def show_briefly(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        for message in data["lines"]:
+            line = message.strip().partition("\n")[0].split(". ")[0][:ERROR_LENGTH]
+            if not ending.is_set() and line not in shown:
+                shown.add(line)
+                print(f"ray: {line} (more in Ray's logs)", file=sys.stderr)
 
-    worker.print_to_stdstream = show_until
+    worker.print_to_stdstream = show_briefly
 
 
 def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], None], logger: Logger) -> None:

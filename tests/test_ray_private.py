@@ -64,28 +64,38 @@ def test_a_trainer_can_leave_ctrl_c_alone() -> None:
         ray_private.leave_signals_alone(object())
 
 
-def test_errors_of_the_cluster_are_hidden_once_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_cluster_are_one_line_each_and_none_once_it_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ray._private import worker
 
-    shown: list[str] = []
-    monkeypatch.setattr(worker, "print_to_stdstream", lambda error, ignore_prefix: shown.extend(error["lines"]))
-    errors = iter([{"job_id": None, "error_message": text} for text in ("full disk", "dead actor")])
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # put back afterwards
+    died = "A worker died or was killed by an unexpected system error. To troubleshoot ...\n" + "page\n" * 50
+    errors = iter([{"job_id": None, "error_message": text} for text in ("full disk", died, died, "dead actor")])
     ending, stopped = threading.Event(), threading.Event()
 
     class Subscriber:
+        polls = 0
+
         def subscribe(self) -> None: ...
 
         def poll(self) -> tuple[bytes, dict[str, object]]:
-            if shown:
+            self.polls += 1
+            if self.polls == 4:
                 ending.set()
                 stopped.set()
             return b"", next(errors)
 
-    ray_private.hide_errors_once(ending)
+    ray_private.shorten_errors(ending)
     driver = SimpleNamespace(gcs_error_subscriber=Subscriber(), current_job_id=JobID.nil())
     worker.listen_error_messages(driver, stopped)
-    assert shown == ["full disk"]
     assert next(errors, None) is None
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "ray: full disk (more in Ray's logs)",
+        "ray: A worker died or was killed by an unexpected system error (more in Ray's logs)",
+    ]
 
 
 def test_the_working_directory_is_walked_as_ray_walks_it(tmp_path: Path) -> None:
