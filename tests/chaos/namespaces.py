@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,22 @@ BIN = Path(sys.executable).parent
 def ip(*arguments: str) -> None:
     """Run the `ip` command."""
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def join_namespaces(addresses: dict[str, str]) -> None:
+    """Create a network namespace for each name, with its address, all on one network; the first has the bridge."""
+    [(head, own), *others] = addresses.items()
+    for name in addresses:
+        ip("netns", "add", name)
+        ip("-n", name, "link", "set", "lo", "up")
+    ip("-n", head, "link", "add", "bridge", "type", "bridge")
+    ip("-n", head, "addr", "add", f"{own}/24", "dev", "bridge")
+    ip("-n", head, "link", "set", "bridge", "up")
+    for number, (name, address) in enumerate(others, start=2):
+        ip("link", "add", f"port{number}", "netns", head, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("-n", head, "link", "set", f"port{number}", "master", "bridge", "up")
+        ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
 
 
 class NamespaceCluster:
@@ -44,7 +61,7 @@ class NamespaceCluster:
 
     def __enter__(self) -> NamespaceCluster:
         try:
-            self._join_namespaces()
+            join_namespaces({name: f"{NETWORK}.{number}" for number, name in enumerate(self.names, start=1)})
             for number in range(len(self.names)):
                 self._start_node(number)
             self._wait_for_nodes()
@@ -94,20 +111,6 @@ class NamespaceCluster:
                     continue
             time.sleep(0.2)
 
-    def _join_namespaces(self) -> None:
-        head = self.names[0]
-        for name in self.names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", head, "link", "add", "bridge", "type", "bridge")
-        ip("-n", head, "addr", "add", f"{NETWORK}.1/24", "dev", "bridge")
-        ip("-n", head, "link", "set", "bridge", "up")
-        for number, name in enumerate(self.names[1:], start=2):
-            ip("link", "add", f"port{number}", "netns", head, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("-n", head, "link", "set", f"port{number}", "master", "bridge", "up")
-            ip("-n", name, "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-
     def _start_node(self, number: int) -> None:
         own = f"{NETWORK}.{number + 1}"
         if number == 0:
@@ -134,15 +137,17 @@ class NamespaceCluster:
 
     def _wait_for_nodes(self) -> None:
         deadline = time.monotonic() + 120
-        while self._alive_nodes() < len(self.names):
+        while len(self.alive_nodes()) < len(self.names):
             if time.monotonic() > deadline:
                 logs = "\n".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("node*.log")))
                 raise TimeoutError(
-                    f"only {self._alive_nodes()} of {len(self.names)} nodes started within 120 s; their logs:\n{logs}"
+                    f"of {len(self.names)} nodes only {self.alive_nodes()} started within 120 s; their logs:\n{logs}"
                 )
             time.sleep(1)
 
-    def _alive_nodes(self) -> int:
+    def alive_nodes(self) -> list[str]:
+        """Addresses of the nodes that the cluster has, sorted."""
         address = f"http://127.0.0.1:{DASHBOARD_PORT}"
         listed = self.run_on(0, "ray", "list", "nodes", "--address", address, "--format=json", capture_output=True)
-        return listed.stdout.count('"ALIVE"')
+        nodes = json.loads(listed.stdout) if listed.stdout.startswith("[") else []  # an error while it starts
+        return sorted(node["node_ip"] for node in nodes if node["state"] == "ALIVE")

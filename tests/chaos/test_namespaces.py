@@ -66,3 +66,18 @@ def test_a_submitted_job_survives_the_loss_of_a_node_with_the_same_result(
     text = wait_for_success(job, log)
     assert re.search(r"resumed after epoch \d, step \d+, on 2 workers", text), text
     assert outcome(checkpoints) == outcome(tmp_path / "runs" / "uninterrupted")
+
+
+def test_a_spot_notice_drains_the_node_on_which_it_comes(cluster: NamespaceCluster, tmp_path: Path) -> None:
+    """deploy/spot_notice.sh with a metadata service that announces the end at once."""
+    curl = tmp_path / "curl"
+    curl.write_text("#!/bin/sh\necho token\n")
+    curl.chmod(0o755)
+    path = f"PATH={tmp_path}:{cluster.environment['PATH']}"
+    script = ["sh", str(ROOT / "deploy/spot_notice.sh"), f"{NETWORK}.1:{GCS_PORT}"]
+    done = cluster.run_on(1, "env", path, *script, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 120
+    while cluster.alive_nodes() != [f"{NETWORK}.1", f"{NETWORK}.3"]:
+        assert time.monotonic() < deadline, cluster.alive_nodes()
+        time.sleep(1)
