@@ -55,7 +55,7 @@ class Assignment:
     Attributes
     ----------
     load : callable
-        Gives the model, in each actor: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D).
+        Gives the model on an actor's device: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D).
     card : ModelCard
     batch_size : int
         Images in a forward pass.
@@ -65,7 +65,7 @@ class Assignment:
         Whether rows have the columns `feature` and `label`.
     """
 
-    load: Callable[[], nn.Module]
+    load: Callable[[torch.device], nn.Module]
     card: ModelCard
     batch_size: int
     out: str
@@ -178,7 +178,7 @@ class Assigner:
             threads = 1
         self.batch = assignment.batch_size if self.device.type == "cuda" else min(assignment.batch_size, CPU_BATCH)
         self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
-        self.model = assignment.load().to(self.device)
+        self.model = assignment.load(self.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the part and its report, which marks it as done."""

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import nn
 
 from pipeline.backbones.weights import digest
@@ -31,8 +32,10 @@ PROGRAM_BATCH = 256  # images in a forward pass of a model that says nothing of 
 DEFAULT_STORAGE = "runs"
 _RUN_ID, _VERSION = re.compile(r"[0-9a-f]{32}"), re.compile(r"[^/]+/\d+")
 
-Load = Callable[[], nn.Module]
-"""Gives a model on whatever node it is called: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D)."""
+CPU = torch.device("cpu")
+
+Load = Callable[[torch.device], nn.Module]
+"""Gives a model on a device of any node: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _open_logged(uri: str) -> TrainedModel:
         bundle = folder / "artifacts" / BUNDLE
         if not (bundle / CARD).is_file():
             raise ConfigError(f"{uri} is a model of another kind, or of an earlier version; give the folder of its run")
-        module, card = read_bundle(bundle)
+        module, card = read_bundle(bundle, CPU)
         program = (bundle / PROGRAM).read_bytes()
     return TrainedModel(module, card, hashlib.sha256(program).hexdigest(), PROGRAM_BATCH, program)
 
@@ -138,18 +141,18 @@ def run_card(folder: Folder, config: RunConfig, manifest: Manifest) -> ModelCard
     )
 
 
-def load_model(run: str) -> ClusterModel:
+def load_model(run: str, device: torch.device = CPU) -> ClusterModel:
     """The model of a run's newest checkpoint; ConfigError when none can be read. Also called on the nodes."""
     config, manifest = read_started_run(Folder(run))
     values = newest_in(run)
     if values is None:
         raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
-    return ClusterModel(config, manifest, values).eval()
+    return ClusterModel(config, manifest, values).eval().to(device)
 
 
-def _load_kept(out: str) -> nn.Module:
+def _load_kept(out: str, device: torch.device) -> nn.Module:
     folder = Folder(out)
     with TemporaryDirectory() as local:
         with folder.files.open_input_file(f"{folder.root}/{PROGRAM}") as file:
             Path(local, PROGRAM).write_bytes(file.read())
-        return load_program(str(Path(local, PROGRAM)))
+        return load_program(str(Path(local, PROGRAM)), device)

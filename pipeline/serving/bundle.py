@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from pipeline.inference.card import CARD, ModelCard
 
@@ -33,16 +34,12 @@ def example_images(card: ModelCard, count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def read_bundle(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """The program as a module, and the card."""
-    return load_program(str(folder / PROGRAM)), ModelCard.model_validate_json((folder / CARD).read_text())
+def read_bundle(folder: Path, device: torch.device) -> tuple[nn.Module, ModelCard]:
+    """The program as a module on a device, and the card."""
+    return load_program(str(folder / PROGRAM), device), ModelCard.model_validate_json((folder / CARD).read_text())
 
 
-def load_program(path: str) -> nn.Module:
-    """A program as a module, on the GPU where there is one."""
+def load_program(path: str, device: torch.device) -> nn.Module:
+    """A program as a module that takes images on `device`; `Module.to` would leave its constants on the CPU."""
     program = torch.export.load(path)
-    if torch.cuda.is_available():
-        from torch.export.passes import move_to_device_pass
-
-        program = move_to_device_pass(program, "cuda")
-    return program.module()
+    return (program if device.type == "cpu" else move_to_device_pass(program, str(device))).module()

@@ -39,8 +39,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the program and the card."""
-        self.model, self.card = read_bundle(Path(context.artifacts["bundle"]))
+        """Load the program, onto the GPU where there is one, and the card."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.card = read_bundle(Path(context.artifacts["bundle"]), self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """The table of the clusters; MlflowException, which is HTTP status 400, for what is no image.
@@ -64,7 +65,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def _table(self, images: list[Tensor]) -> pd.DataFrame:
         with torch.inference_mode():
-            similarities, _ = self.model(torch.stack(images).permute(0, 2, 3, 1).contiguous())
+            similarities, _ = self.model(torch.stack(images).permute(0, 2, 3, 1).contiguous().to(self.device))
         prediction = predict(similarities.float().cpu())
         columns = {name: values.numpy() for name, values in prediction._asdict().items()}
         columns["outlier"] = self.card.clusters.outlier(columns["cluster"], columns["similarity"])

@@ -27,10 +27,10 @@ class SmallModel(nn.Module):
         return features @ self.centers.T, features
 
 
-def cluster_model() -> nn.Module:
+def cluster_model(device: torch.device | str = "cpu") -> nn.Module:
     """The same weights each time."""
     torch.manual_seed(0)
-    return SmallModel().eval().requires_grad_(False)
+    return SmallModel().eval().requires_grad_(False).to(device)
 
 
 def card(names: dict[int, str] | None = None) -> ModelCard:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import ConfigError
 from pipeline.runs.models import model_uri, open_model
+from pipeline.serving.mlflow_model import save_mlflow_model
+from pipeline.storage import Folder
+from tests.helpers.models import card, cluster_model
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,19 @@ def test_a_model_that_mlflow_does_not_have_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(ConfigError, match=r"gives no models:/photos/3 .*; set MLFLOW_TRACKING_URI to the server that"):
         open_model("photos/3")
+
+
+def test_a_logged_model_is_on_the_cpu_also_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exporters trace it there; actors move it to their own device."""
+    save_mlflow_model(tmp_path / "model", cluster_model(), card())
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path / "model"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    model = open_model("photos/3")
+    assert {tensor.device.type for tensor in model.module.state_dict().values()} == {"cpu"}
+    load = model.loader(Folder(str(tmp_path / "out")).make())
+    moved = load(torch.device("meta"))
+    assert {tensor.device.type for tensor in moved.state_dict().values()} == {"meta"}

@@ -69,13 +69,22 @@ SIDE = card().decoding["size"]
 
 def test_a_program_and_weights_hold_the_same_model(tmp_path: Path) -> None:
     model, images = cluster_model(), example_images(card(), 3)
-    program = load_program(str(export_model("pt2", tmp_path, model, card())))
+    program = load_program(str(export_model("pt2", tmp_path, model, card())), torch.device("cpu"))
     weights = safetensors.torch.load_file(export_model("safetensors", tmp_path, model, card()))
     for found, expected in zip(program(images), model(images), strict=True):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(weights, dict(model.state_dict()))
     kept = json.loads((tmp_path / "model.json").read_text())
     assert ModelCard.model_validate(kept) == card()
+
+
+def test_a_program_on_another_device_has_nothing_left_on_the_cpu(tmp_path: Path) -> None:
+    file = str(export_model("pt2", tmp_path, cluster_model(), card()))
+    program = load_program(file, torch.device("meta"))  # which every machine has
+    assert {tensor.device.type for tensor in program.state_dict().values()} == {"meta"}
+    assert [out.device.type for out in program(example_images(card(), 3).to("meta"))] == ["meta", "meta"]
+    with pytest.raises(RuntimeError, match="device"):
+        program(example_images(card(), 3))
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_every_form_of_an_image_has_the_answer_of_the_model(served: Any, model: 
         assert np.isfinite(row["outlier"])
 
 
+def test_images_go_to_the_device_of_the_program(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU, whose program takes no images of the CPU."""
+    on_the_cpu, devices = served.predict(pictures()), list[str]()
+    program = served.unwrap_python_model()
+    monkeypatch.setattr(program, "device", torch.device("meta"))
+
+    def answer(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        devices.append(images.device.type)
+        return torch.eye(4)[: len(images)], None
+
+    monkeypatch.setattr(program, "model", answer)
+    found = served.predict(pictures())
+    assert devices == ["meta"]
+    assert (found["cluster"].tolist(), list(found)) == ([0, 1, 2], list(on_the_cpu))
+
+
 def test_what_is_no_image_is_named(served: Any) -> None:
     good = base64.b64encode(pictures()[0]).decode()
     with pytest.raises(MlflowException, match=r"image 1: text that is not base64"):
