@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import optuna.visualization.matplotlib as plots
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.report.html import figure_png, heading, html_page, image, paragraph, table
@@ -96,16 +96,25 @@ class Plot:
 
 def search_page(search: ShownSearch) -> str:
     """The page as HTML."""
-    study, width = make_study(search), max(10.0, 1.4 * (1 + len(search.ranges)))
     body = [
         *(paragraph(text) for text in search.introduction),
-        *(_plot_section(plot, study, width) for plot in plots_for(len(search.objectives))),
+        *_plots(search),
         heading("Trials"),
         _trials_table(search),
         heading("What was searched"),
         table([], [(item, "") for item in search.ranges.items()]),
     ]
     return html_page(search.title, body, STYLE)
+
+
+def _plots(search: ShownSearch) -> list[str]:
+    """Optuna's plots; a line with the reason where it refuses the trials, so that the search keeps its page."""
+    try:
+        study = make_study(search)
+    except Exception as error:
+        return [paragraph(f"Optuna could not read the trials: {error}", "empty")]
+    width = max(10.0, 1.4 * (1 + len(search.ranges)))
+    return [_plot_section(plot, study, width) for plot in plots_for(len(search.objectives))]
 
 
 def make_study(search: ShownSearch) -> optuna.Study:
@@ -127,11 +136,23 @@ def _frozen_trial(trial: ShownTrial, search: ShownSearch) -> FrozenTrial:
     single, finished = len(metrics) == 1, trial.status == "finished"
     return optuna.trial.create_trial(
         state=STATES[trial.status],
-        params={short[key]: value for key, value in trial.point.items()},
-        distributions={short[key]: distribution for key, distribution in search.distributions.items()},
+        params={short[key]: _drawable(value) for key, value in trial.point.items()},
+        distributions={short[key]: _of_drawable(distribution) for key, distribution in search.distributions.items()},
         values=[trial.last[metric] for metric in metrics] if finished else None,
         intermediate_values={int(m["epoch"]): m[metrics[0]] for m in trial.history} if single else None,
     )
+
+
+def _drawable(value: Any) -> Any:
+    """A list as a text: Optuna's plots look values up, and a list cannot be."""
+    return str(value) if isinstance(value, list) else value
+
+
+def _of_drawable(distribution: BaseDistribution) -> BaseDistribution:
+    """The distribution of drawable values."""
+    if isinstance(distribution, CategoricalDistribution):
+        return CategoricalDistribution([_drawable(choice) for choice in distribution.choices])
+    return distribution
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -176,7 +197,7 @@ def _plot_section(plot: Plot, study: optuna.Study, width: float) -> str:
         return head + paragraph(f"It takes {plot.finished} finished trials; there are {finished}.", "empty")
     try:
         return head + image(_draw(plot, study, width), plot.title)
-    except (ValueError, RuntimeError) as error:  # for example a setting that had one value only
+    except Exception as error:  # for example a setting that had one value only; the result is worth more than a plot
         return head + paragraph(f"Optuna could not draw it: {error}", "empty")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, get_args, get_origin
 
 import numpy as np
 from optuna.distributions import BaseDistribution
+from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform, Quantized, Uniform
 
@@ -26,6 +28,7 @@ SearchPoint = dict[str, Any]  # dotted key of a setting -> value
 Objective = tuple[str, str]  # metric, and "max" or "min"
 LABEL_FREE: list[Objective] = [("label_free", "max")]
 SCORES = ("acc", "nmi", "ari")  # known on labelled sets only
+PLAIN = (bool, int, float, str)
 NAMES = {"SPACE": dict, "FIRST": list, "OBJECTIVES": list, "SETTINGS": dict}
 EPOCHS = "optim.epochs"  # not searched: trials are compared after as many epochs
 DRAWS = 200  # points of a space that are tried as configurations before anything starts
@@ -96,7 +99,7 @@ def load_space(path: str) -> Space:
     if not file.is_file():
         others = [str(other) for other in sorted(file.parent.glob("*.py"))]
         raise ConfigError(f"there is no search space {str(file)!r}{_hint(str(file), others)}; give the path of one")
-    names = _run_file(file)
+    names = {name: _plain(value) if name in NAMES else value for name, value in _run_file(file).items()}
     if faults := list(_faults(names)):
         raise ConfigError(f"search space {str(file)!r} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     objectives = [(metric, mode) for metric, mode in names.get("OBJECTIVES", LABEL_FREE)]
@@ -104,7 +107,8 @@ def load_space(path: str) -> Space:
 
 
 def _run_file(file: Path) -> dict[str, Any]:
-    """The names that a Python file defines; ConfigError says in which line it failed."""
+    """The names that a Python file defines, which may import files beside it; ConfigError says where it failed."""
+    sys.path.insert(0, str(file.parent.resolve()))
     try:
         return runpy.run_path(str(file))
     except Exception as error:
@@ -112,6 +116,28 @@ def _run_file(file: Path) -> dict[str, Any]:
         where = f" at line {lines[-1]}" if lines else ""
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"search space {str(file)!r} cannot be loaded{where}: {reason}; correct it there") from None
+    finally:
+        sys.path.remove(str(file.parent.resolve()))
+
+
+def _plain(value: Any) -> Any:
+    """A value with Python's own numbers and texts, and lists, in place of numpy's and of tuples.
+
+    Only such values can be kept as JSON and YAML, where the results of a search go.
+    """
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key) if isinstance(key, str) else key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return tune.choice(_plain(value.categories)) if isinstance(value, Categorical) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or type(value) in PLAIN
 
 
 def _faults(names: dict[str, Any]) -> Iterator[str]:
@@ -129,8 +155,9 @@ def _faults(names: dict[str, Any]) -> Iterator[str]:
     for key, domain in domains.items():
         yield from _key_faults(key, [*environment_settings(), EPOCHS])
         yield from _domain_faults(key, domain)
-    for key in names.get("SETTINGS", {}):
+    for key, value in names.get("SETTINGS", {}).items():
         yield from _key_faults(key, environment_settings())
+        yield from _value_faults(key, [value])
         if key in domains:
             yield f"{key}: is in SPACE and in SETTINGS; remove it from one of them"
     for number, point in enumerate(names.get("FIRST", []), start=1):
@@ -163,8 +190,15 @@ def _domain_faults(key: str, domain: Any) -> Iterator[str]:
     elif isinstance(domain, Categorical):
         if not domain.categories:
             yield f"{key}: the choice is empty; give it values"
+        yield from _value_faults(key, domain.categories)
     elif not bounds(domain)[0] <= bounds(domain)[1]:
         yield f"{key}: the range {describe_domain(domain)} is empty; give an upper end above the lower"
+
+
+def _value_faults(key: str, values: list[Any]) -> Iterator[str]:
+    for value in values:
+        if not _is_plain(value):
+            yield f"{key}: {value!r} is a {type(value).__name__}; give numbers, texts, None, or lists of them"
 
 
 def _point_faults(point: Any, domains: dict[str, Domain]) -> Iterator[str]:

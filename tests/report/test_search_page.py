@@ -76,6 +76,32 @@ def test_the_page_needs_nothing_beside_it(objectives: list[tuple[str, str]]) -> 
     assert "could not draw" not in text
 
 
+def test_a_choice_of_lists_is_drawn() -> None:
+    scales = {"views.crop_scale": CategoricalDistribution([[0.08, 1.0], [0.2, 1.0]])}
+    trials = [
+        ShownTrial(n, "finished", "", {"views.crop_scale": [0.2 if n % 2 else 0.08, 1.0]}, [{"epoch": 1, "loss": n}])
+        for n in range(6)
+    ]
+    text = search_page(ShownSearch("lists", [], [("loss", "min")], scales, {"views.crop_scale": "two"}, trials, 0))
+    assert "could not draw" not in text
+    assert text.count('src="data:image/png') == 4
+
+
+def test_a_page_survives_what_optuna_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = ShownTrial(
+        1, "finished", "", {"optim.lr": 7.0, "method.reset_every": 30}, [{"epoch": 1, "label_free": 1}]
+    )
+    text = search_page(shown(ONE, outside))
+    assert "Optuna could not read the trials: " in text
+    assert '<tr class="finished">' in text
+
+    def fail(study: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("pipeline.report.search_page.plots.plot_optimization_history", fail)
+    assert "Optuna could not draw it: &#x27;odd&#x27;" in search_page(shown(ONE, trial(1, label_free=0.5)))
+
+
 def test_a_page_of_too_few_trials_says_so() -> None:
     text = search_page(shown(ONE, trial(1, label_free=0.5)))
     assert "It takes 2 finished trials; there are 1." in text

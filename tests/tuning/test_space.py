@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from ray import tune
 
 from pipeline.config.loading import load_config, preset_names, with_settings
@@ -84,6 +87,7 @@ def test_what_is_not_given_is_label_free_and_empty(tmp_path: Path) -> None:
         ),
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nSETTINGS = {'optim.epoch': 1}", "did you mean 'optim.epochs'?"),
         ("SPACE = {1: tune.uniform(0, 1)}", "1: unknown setting"),
+        ("SPACE = {('optim', 'lr'): tune.uniform(0, 1)}", "('optim', 'lr'): unknown setting"),
         ("SPACE = {'optim.lr': tune.uniform(1, 0.1)}", "optim.lr: the range 1 to 0.1 is empty"),
         ("SPACE = {'optim.lr': tune.choice([])}", "optim.lr: the choice is empty"),
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nOBJECTIVES = [(1, 'max')]", "OBJECTIVES: give pairs"),
@@ -93,6 +97,11 @@ def test_what_is_not_given_is_label_free_and_empty(tmp_path: Path) -> None:
             "FIRST, point 1: it must have the keys of SPACE",
         ),
         ("SPACE = {'optim.lr': tune.uniform(0, 1)}\nFIRST = [0.1]", "FIRST, point 1: 0.1 is not a mapping"),
+        ("SPACE = {'optim.lr': tune.choice([{1}])}", "optim.lr: {1} is a set; give numbers, texts, None, or lists"),
+        (
+            "SPACE = {'seed': tune.randint(0, 9)}\nSETTINGS = {'optim.lr': 1j}",
+            "optim.lr: 1j is a complex; give numbers",
+        ),
         ("\nSPACE = tuna.uniform(0, 1)", "cannot be loaded at line 3: NameError: name 'tuna' is not defined"),
         ("SPACE = {", "cannot be loaded: SyntaxError"),
     ],
@@ -102,6 +111,40 @@ def test_what_is_wrong_with_a_space_is_named(tmp_path: Path, text: str, message:
         load_space(space_file(tmp_path, text))
     assert message in str(caught.value)
     assert "mine.py" in str(caught.value)
+
+
+def test_values_of_numpy_and_tuples_become_plain(tmp_path: Path) -> None:
+    """What a search leaves is JSON and YAML, and its trials have run by then."""
+    space = load_space(
+        space_file(
+            tmp_path,
+            "import numpy as np\n"
+            "SPACE = {'optim.lr': tune.choice(np.array([0.1, 0.2])),"
+            " 'views.crop_scale': tune.choice([(0.2, 1), (0.5, 1)]), 'seed': tune.randint(np.int64(0), np.int64(3))}\n"
+            "FIRST = [{'optim.lr': np.float64(0.1), 'views.crop_scale': (np.float32(0.5), 1), 'seed': np.int64(2)}]\n"
+            "SETTINGS = {'optim.batch_size': np.int64(64), 'views.blur_sigma': np.array([0.5, 1])}\n"
+            "OBJECTIVES = (('acc', np.str_('max')),)\n",
+        )
+    )
+    assert space.values("optim.lr") == [0.1, 0.2]
+    assert {type(value) for value in space.values("optim.lr")} == {float}
+    plain = {
+        "first": [{"optim.lr": 0.1, "views.crop_scale": [0.5, 1], "seed": 2}],
+        "settings": {"optim.batch_size": 64, "views.blur_sigma": [0.5, 1.0]},
+        "objectives": [["acc", "max"]],
+    }
+    assert space.as_dict() == plain | {"space": space.ranges()}
+    assert yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(space.as_dict())))) == space.as_dict()
+    base = load_config("digits", ["views.crop_scale=[0.5, 1]", "seed=1"])
+    assert first_points(base, space)[0] == {"optim.lr": 0.1, "views.crop_scale": [0.5, 1.0], "seed": 1}
+
+
+def test_a_space_may_import_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "values_of_mine.py").write_text("RATES = (0.1, 0.2)")
+    before = list(sys.path)
+    file = space_file(tmp_path, "from values_of_mine import RATES as _R\nSPACE = {'optim.lr': tune.choice(_R)}")
+    assert load_space(file).values("optim.lr") == [0.1, 0.2]
+    assert sys.path == before
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
