@@ -19,6 +19,7 @@ from pipeline.data.shards import SUMMARY
 from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.interrupts import interruptible
 from pipeline.provenance import versions
+from pipeline.submission import VERBS
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
 
@@ -397,7 +398,9 @@ def evaluate(
 def export(
     run: ModelArgument,
     format_name: Annotated[str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="What to write.")],
-    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where it goes.  [default: RUN/export]")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where it goes.  [default: RUN/export]"), PLACE
+    ] = None,
 ) -> None:
     """Write a trained model as ONNX, pt2 or safetensors.
 
@@ -557,14 +560,19 @@ def submit(
     context: typer.Context,
     verb: Annotated[
         str,
-        typer.Argument(
-            metavar="VERB ...", help="ingest, embed, train, tune, assign, evaluate or sweep-k, with its options."
-        ),
+        typer.Argument(metavar="VERB ...", help=f"One of {', '.join(VERBS)}, with its options."),
     ],
     address: AddressOption = None,
     working_dir: Annotated[
         str, typer.Option(metavar="FOLDER", help="The project's folder, which is sent along.")
     ] = ".",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=VALUE]",
+            help="An environment variable of the job; without a value, that of here. May be given several times.",
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job's end.")] = False,
 ) -> None:
     """Run a command as a job on a Ray cluster.
@@ -582,7 +590,15 @@ def submit(
     job_script(verb, working_dir)  # an unknown command is named before its options are
     parameters, places = _parse(context, verb)
     run_submission(
-        verb, context.args, parameters, places, address=address, folder=working_dir, follow=not detach, echo=echo
+        verb,
+        context.args,
+        parameters,
+        places,
+        address=address,
+        folder=working_dir,
+        env=env or [],
+        follow=not detach,
+        echo=echo,
     )
 
 

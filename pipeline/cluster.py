@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,18 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checks.machine import machine_findings, ray_temporary_folder
-from pipeline.errors import ConfigError, Interrupted, first_line
+from pipeline.errors import ConfigError, Interrupted
 from pipeline.interrupts import RUN_AGAIN, signal_handlers_kept, was_interrupted
 from pipeline.provenance import versions
-from pipeline.ray_private import address_file, loopback_only, ray_answers, shorten_errors
+from pipeline.ray_private import (
+    address_file,
+    auth_token,
+    loopback_only,
+    ray_answers,
+    read_token_again,
+    send_token_if_there_is_one,
+    shorten_errors,
+)
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -33,11 +42,13 @@ QUIET = {
 }
 # Ray takes an empty value for the value: RAY_TMPDIR= would put its files into the working folder.
 VARIABLES = (
-    *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"),
+    *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR"),
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
     *("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", *QUIET),
 )
 ANSWER_SECONDS = 8
 DASHBOARD = "RAY_API_SERVER_ADDRESS"  # its URL, for Ray's processes
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # of a cluster: itself, or the file that holds it
 
 
 def connect() -> None:
@@ -65,16 +76,25 @@ def connect() -> None:
     own: AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({}) if address else own_cluster()
     try:
         with signal_handlers_kept(), own as options:
+            if address and _is_searched_for():
+                send_token_if_there_is_one()
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         shorten_errors(was_interrupted)
     except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
         raise Interrupted(int(end.code or 15), RUN_AGAIN) from None
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ConfigError(
-            f"cannot connect to the Ray cluster at {address} ({first_line(error)}); correct or unset RAY_ADDRESS"
-            if address
-            else f"Ray cannot be started on this machine ({first_line(error)}); run `digpro doctor`"
-        ) from error
+    except Exception as error:  # a node that starts too slowly is a plain Exception
+        raise ConfigError(_connection_fault(address, " ".join(str(error).split()) or type(error).__name__)) from error
+
+
+def _connection_fault(address: str | None, reason: str) -> str:
+    """What went wrong and what to do, in one line."""
+    if not address:
+        remedy = "if it is busy, run the command again later, else run `digpro doctor`"
+        return f"Ray cannot be started on this machine ({reason}); {remedy}"
+    if "Version mismatch" in reason:
+        remedy = "install the same here and there (constraints.txt has the versions)"
+        return f"the Ray cluster at {address} has other versions ({reason}); {remedy}"
+    return f"cannot connect to the Ray cluster at {address} ({reason}); correct or unset RAY_ADDRESS"
 
 
 @contextlib.contextmanager
@@ -84,17 +104,30 @@ def own_cluster() -> Iterator[dict[str, Any]]:
     A helper of Ray Train asks the dashboard whether a run is still alive, and frees its workers' places when it is
     not. Without the variable it looks for any cluster of the machine and fails where there are several: the CPUs of a
     trial that was stopped would stay reserved for ever. Ray's processes inherit it; ours need not keep it.
+
+    Its token is a new one, in the environment of its processes alone. Ray would keep one in ~/.ray/auth_token, where
+    everybody can read it, and with which every cluster that is started later on the machine would differ from those of
+    other machines.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    before = os.environ.get(DASHBOARD)
-    os.environ[DASHBOARD] = f"http://127.0.0.1:{port}"
+    if not any(os.environ.get(name) for name in TOKENS):
+        os.environ[TOKENS[0]] = secrets.token_hex(32)
+        read_token_again()
+    with variable(DASHBOARD, f"http://127.0.0.1:{port}"), loopback_only():
+        yield {"dashboard_port": port}
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Inside, an environment variable has a value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        with loopback_only():
-            yield {"dashboard_port": port}
+        yield
     finally:
-        os.environ.pop(DASHBOARD) if before is None else os.environ.update({DASHBOARD: before})
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def cluster_address() -> str | None:
@@ -109,7 +142,7 @@ def cluster_address() -> str | None:
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if named == "local":
         return None
-    if named in ("", "auto"):
+    if _is_searched_for():
         recorded = _recorded_address()
         if recorded and answers(recorded):
             return recorded
@@ -118,7 +151,10 @@ def cluster_address() -> str | None:
         found = f"{recorded}, which `ray start` recorded, does not answer" if recorded else "none was started here"
         raise ConfigError(f"RAY_ADDRESS=auto finds no Ray cluster on this machine: {found}; start one, or unset it")
     if named.startswith("http"):
-        remedy = "use `digpro submit` to run a command there, or unset RAY_ADDRESS to run it on this machine"
+        remedy = (
+            "`digpro submit` runs a command there; to run it on this machine, unset RAY_ADDRESS: "
+            "RAY_API_SERVER_ADDRESS names a dashboard for `digpro submit` alone"
+        )
         raise ConfigError(f"RAY_ADDRESS={named} is a dashboard, to which jobs are submitted; {remedy}")
     if not answers(named):
         raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={named}; correct it, or unset it to use this machine")
@@ -132,9 +168,17 @@ def unset_empty_variables() -> None:
             del os.environ[name]
 
 
+def _is_searched_for() -> bool:
+    """Whether the cluster is the one that was started on this machine, if any, and not one that RAY_ADDRESS names."""
+    return os.environ.get("RAY_ADDRESS", "").strip() in ("", "auto")
+
+
 def _recorded_address() -> str | None:
+    """The address that this user's `ray start` recorded: in another user's cluster, code would run as that user."""
+    file = address_file(ray_temporary_folder())
     with contextlib.suppress(OSError):
-        return address_file(ray_temporary_folder()).read_text().strip() or None
+        if not hasattr(os, "getuid") or file.stat().st_uid == os.getuid():
+            return file.read_text().strip() or None
     return None
 
 
@@ -146,12 +190,25 @@ def answers(address: str) -> bool:
     Raises
     ------
     ConfigError
-        When the address has another form.
+        When the address has another form, or the cluster wants another token.
     """
     parts = re.fullmatch(r"(ray://)?(\[[\da-fA-F:]+\]|[^\s/:]+)(?::(\d+))?", address)
     if parts is None or not (parts[1] or parts[3]) or int(parts[3] or 0) > 65535:
         raise ConfigError(f"RAY_ADDRESS={address} is not an address; give host:port, such as 10.0.0.1:6379")
-    return ray_answers(f"{parts[2]}:{parts[3] or 10001}", client_server=bool(parts[1]), seconds=ANSWER_SECONDS)
+    mode = os.environ.get("RAY_AUTH_MODE", "token" if _is_searched_for() else "disabled").lower()
+    token = "" if mode == "disabled" else auth_token()[0]
+    target = f"{parts[2]}:{parts[3] or 10001}"
+    try:
+        return ray_answers(target, client_server=bool(parts[1]), seconds=ANSWER_SECONDS, token=token)
+    except PermissionError:
+        raise ConfigError(f"the Ray cluster at {address} {refusal(sent=bool(token))}") from None
+
+
+def refusal(*, sent: bool) -> str:
+    """What a cluster did that refused the token, or wanted one; and the remedy."""
+    if not sent:
+        return f"wants its token; set RAY_AUTH_MODE=token, and {' or '.join(TOKENS)} to it"
+    return f"refuses the token of {auth_token()[1]}; set {' or '.join(TOKENS)} to that of the cluster"
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:

@@ -45,11 +45,16 @@ def address_file(temporary_folder: str) -> Path:
     return Path(temporary_folder, "ray", "ray_current_cluster")
 
 
-def ray_answers(target: str, *, client_server: bool, seconds: float) -> bool:
+def ray_answers(target: str, *, client_server: bool, seconds: float, token: str) -> bool:
     """Whether the control store of a cluster, or the server of `ray://` clients, answers at host:port.
 
-    `ray.init` has no timeout. The call is the one that it begins with; without the cluster's token it is refused, which
-    is an answer too. With RAY_USE_TLS a connection has to do.
+    `ray.init` has no timeout, and repeats for minutes what was refused. The call is the one that it begins with. With
+    RAY_USE_TLS a connection has to do.
+
+    Raises
+    ------
+    PermissionError
+        When the cluster refuses the token, or wants one where `token` is empty.
     """
     import grpc
 
@@ -60,11 +65,13 @@ def ray_answers(target: str, *, client_server: bool, seconds: float) -> bool:
         return False
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=seconds)
+            metadata = [("authorization", f"Bearer {token}")] if token else None
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=seconds, metadata=metadata)
             return True
         except grpc.RpcError as error:
-            known = (grpc.StatusCode.UNIMPLEMENTED,) if client_server else ()
-            return error.code() in (grpc.StatusCode.UNAUTHENTICATED, *known)
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise PermissionError(error.details()) from None
+            return client_server and error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def session_socket(temporary_folder: str, process: int) -> str:
@@ -72,9 +79,32 @@ def session_socket(temporary_folder: str, process: int) -> str:
     return f"{temporary_folder}/ray/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"
 
 
-def auth_token_file() -> Path:
-    """Where `ray.init` keeps the token of a cluster that it starts, and reads the one that is there."""
-    return Path.home() / ".ray" / "auth_token"
+def auth_token() -> tuple[str, str]:
+    """The token that Ray would send to a cluster, and where it takes it from; an empty token where it finds none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token, "RAY_AUTH_TOKEN"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        return file.read_text().strip(), str(file)
+    return "", str(file)
+
+
+def read_token_again() -> None:
+    """Let Ray, which reads the token once in a process, read the one that is there now."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def send_token_if_there_is_one() -> None:
+    """Let Ray send the token that it finds, unless RAY_AUTH_MODE says otherwise.
+
+    Ray does so itself for a cluster that it looks for, and not for one whose address it is given.
+    """
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def leave_signals_alone(trainer: TorchTrainer) -> None:
@@ -115,9 +145,24 @@ def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], No
 
     Ray measures the folder only while it uploads it, and then fails after minutes.
     """
+    from ray._private import ray_constants
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
-    _dir_travel(root, [_get_excludes(root, excludes)], visit, include_gitignore=True, logger=logger)
+    excluded = _get_excludes(root, [*ray_constants.get_runtime_env_default_excludes(), *excludes])
+    include_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(root, [excluded], visit, include_gitignore=include_gitignore, logger=logger)
+
+
+def largest_upload() -> int:
+    """Bytes that a dashboard takes in one request; a job's folder travels as one uncompressed zip file."""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    return int(DASHBOARD_CLIENT_MAX_SIZE)
+
+
+def server_version(client: Any) -> str:
+    """Ray's version on the cluster of a JobSubmissionClient, whose own `get_version` is that of the interface."""
+    return str(client._server_ray_version)
 
 
 def record_error() -> type[Exception]:

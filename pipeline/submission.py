@@ -7,23 +7,31 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones.names import DEFAULT
 from pipeline.checks.working_dir import EXCLUDES, travelling_files, working_dir_finding
-from pipeline.cluster import unset_empty_variables
+from pipeline.cluster import DASHBOARD, answers, refusal, unset_empty_variables, variable
 from pipeline.config.loading import load_config
 from pipeline.data.class_lists import class_list_names, load_class_list
 from pipeline.errors import ConfigError, RunFailed, first_line
 from pipeline.interrupts import interruptible
+from pipeline.ray_private import auth_token, server_version
 
 if TYPE_CHECKING:
+    from ray.dashboard.modules.job.pydantic_models import JobDetails
     from ray.job_submission import JobSubmissionClient
 
-VERBS = ("ingest", "embed", "train", "tune", "assign", "evaluate", "sweep-k")
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+VERBS = (
+    *("doctor", "ingest", "embed", "train", "tune", "assign", "evaluate", "sweep-k"),
+    *("label", "report", "export", "deliver"),
+)
+ADDRESS_VARIABLES = (DASHBOARD, "RAY_ADDRESS")
+# Of every job. Ray kills a job 3 s after it is told to stop; a last checkpoint and its record take longer.
+JOB_VARIABLES = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 ANSWER_SECONDS = 10
 EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps behind the kind of a source
 
@@ -36,6 +44,7 @@ def submit(
     *,
     address: str | None = None,
     folder: str = ".",
+    env: Iterable[str] = (),
     follow: bool = True,
     echo: Callable[[str], None] = print,
 ) -> str:
@@ -51,6 +60,9 @@ def submit(
         Of the cluster's dashboard, http://host:port; RAY_API_SERVER_ADDRESS or RAY_ADDRESS when absent.
     folder : str
         The working directory that travels: the one that holds `jobs/` and `pipeline/`.
+    env : iterable of str
+        Environment variables of the job, NAME=VALUE or the NAME of one of this process. They are passed on, and neither
+        printed nor kept by us; Ray keeps them with the job.
     follow : bool
         False returns as soon as the cluster has the job.
 
@@ -59,7 +71,7 @@ def submit(
     ConfigError
         For what can be known beforehand; nothing is sent then.
     RunFailed
-        When the job failed or was stopped.
+        When the job failed or was stopped, or the connection was lost while its log was followed.
     Interrupted
         When Ctrl-C or SIGTERM came while the log was followed; the job continues.
     """
@@ -68,18 +80,19 @@ def submit(
     if (size := working_dir_finding(folder, files)).remedy:
         raise ConfigError(str(size))
     check_parameters(parameters, places, folder, files)
+    variables = JOB_VARIABLES | read_variables(env)
     client = connect_to(address)
+    check_version(client)
     entrypoint = shlex.join(["python", script, *arguments])
-    job = client.submit_job(
-        entrypoint=entrypoint,
-        runtime_env={"working_dir": folder, "excludes": EXCLUDES, "env_vars": {"PYTHONUNBUFFERED": "1"}},
-    )
-    stop_command = f"digpro stop {job}{f' --address {address}' if address else ''}"
+    job = _send(client, entrypoint, {"working_dir": folder, "excludes": EXCLUDES, "env_vars": variables})
+    there = f" --address {address}" if address else ""
+    stop_command = f"digpro stop {job}{there}"
     echo(f"job {job}: {entrypoint}\nstop it with: {stop_command}")
     if follow:
         with interruptible(f"job {job} continues on the cluster; stop it with: {stop_command}"):
-            asyncio.run(_follow(client, job, echo))
-        _conclude(client, job)
+            info = _follow(client, job, there, echo)
+        if str(info.status) != "SUCCEEDED":
+            raise RunFailed(f"job {job} is {info.status}: {(info.message or 'no message').strip().splitlines()[0]}")
     return job
 
 
@@ -108,6 +121,9 @@ def check_parameters(
     """ConfigError for what could not work on the cluster: bad settings, and paths that exist on this machine only."""
     if "space" in parameters:
         _check_travels(str(Path(parameters["space"]).with_suffix(".py")), folder, files)
+    for names in parameters.get("names", []):  # of clusters, or a file of them
+        if "=" not in names and not EVERYWHERE.match(names):
+            _check_travels(names, folder, files)
     if "preset" in parameters:
         preset = parameters["preset"]
         if own := preset.endswith((".yaml", ".yml")):
@@ -144,32 +160,55 @@ def _check_travels(file: str, folder: str, files: Mapping[str, int]) -> None:
         )
 
 
+def read_variables(given: Iterable[str]) -> dict[str, str]:
+    """The variables of NAME=VALUE, and of each NAME that this process has; ConfigError, without values, for others."""
+    variables = dict[str, str]()
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise ConfigError(
+                f"--env {name!r} is not the name of a variable; give NAME=VALUE, or NAME for that of here"
+            )
+        if not equals and name not in os.environ:
+            raise ConfigError(f"--env {name}: this environment has no such variable; export it, or give {name}=VALUE")
+        variables[name] = value if equals else os.environ[name]
+    return variables
+
+
 def connect_to(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's dashboard; ConfigError when none answers."""
+    """A client of the cluster's dashboard, which --address names before the environment does; ConfigError when none
+    answers."""
     unset_empty_variables()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for module in ("ray._private.runtime_env", "ray.dashboard.modules"):
+    for module in ("ray._private.runtime_env", "ray._private.authentication", "ray.dashboard.modules"):
         logging.getLogger(module).setLevel(logging.ERROR)  # each upload and each closed socket would be a line
     named = next((name for name in ADDRESS_VARIABLES if name in os.environ), None)
     where = address or (f"{named}={os.environ[named]}" if named else "this machine's default address")
+    # Ray's client takes the variables before what it is given
+    first: AbstractContextManager[None] = variable(DASHBOARD, address) if address else nullcontext()
     try:
-        _check_answers(address or os.environ.get(named or "", ""))
-        return JobSubmissionClient(address)
-    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        _check_answers(address or os.environ.get(named or "", ""), by_url=named != "RAY_ADDRESS" or bool(address))
+        with first:
+            return JobSubmissionClient(address)
+    except AuthenticationError:
+        sent = os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and bool(auth_token()[0])
+        raise ConfigError(f"the Ray dashboard at {where} {refusal(sent=sent)}") from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"no Ray dashboard answers at {where} ({first_line(error)}); give its --address, for a remote cluster the "
-            "end of a tunnel (`ray dashboard cluster.yaml`), and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the "
-            "cluster has them"
+            f"no Ray dashboard answers at {where} ({first_line(error)}); give its --address, such as "
+            "http://127.0.0.1:8265: for a remote cluster the end of a tunnel (`ray dashboard cluster.yaml`)"
         ) from None
 
 
-def _check_answers(address: str) -> None:
-    """ConnectionError when a dashboard gives no answer in time: Ray's own client would wait for ever."""
+def _check_answers(address: str, *, by_url: bool) -> None:
+    """ConnectionError when no cluster answers in time: Ray's own client would wait for ever."""
     import requests
 
     if not address.startswith("http"):
+        if address not in ("", "auto") and (by_url or not answers(address)):
+            raise ConnectionError("it is not the URL of one" if by_url else "no Ray cluster is there")
         return
     try:
         requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
@@ -179,12 +218,38 @@ def _check_answers(address: str) -> None:
         raise ConnectionError(type(error).__name__) from None
 
 
-async def _follow(client: JobSubmissionClient, job: str, echo: Callable[[str], None]) -> None:
+def check_version(client: JobSubmissionClient) -> None:
+    """ConfigError when the cluster runs another minor version of Ray than ours, which this code is written for."""
+    from ray import __version__ as ours
+
+    theirs = server_version(client)
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise ConfigError(
+            f"the cluster runs Ray {theirs}, and this project needs Ray {ours}; install there what constraints.txt has"
+        )
+
+
+def _send(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+    try:
+        return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"the cluster did not take the job ({first_line(error)}); try it again") from None
+
+
+def _follow(client: JobSubmissionClient, job: str, there: str, echo: Callable[[str], None]) -> JobDetails:
+    """Print a job's log until it ends; RunFailed when the connection is lost before."""
+    from aiohttp import ClientError
+
+    try:
+        asyncio.run(_print_log(client, job, echo))
+        return client.get_job_info(job)
+    except (OSError, RuntimeError, ClientError) as error:
+        raise RunFailed(
+            f"the connection to the cluster was lost ({first_line(error)}), and job {job} continues there; follow it "
+            f"with: ray job logs --follow{there} {job}"
+        ) from None
+
+
+async def _print_log(client: JobSubmissionClient, job: str, echo: Callable[[str], None]) -> None:
     async for lines in client.tail_job_logs(job):
         echo(lines.rstrip("\n"))
-
-
-def _conclude(client: JobSubmissionClient, job: str) -> None:
-    info = client.get_job_info(job)
-    if str(info.status) != "SUCCEEDED":
-        raise RunFailed(f"job {job} is {info.status}: {(info.message or 'no message').strip().splitlines()[0]}")

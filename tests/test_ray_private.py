@@ -13,6 +13,7 @@ import pytest
 from ray import JobID
 
 from pipeline import ray_private
+from tests.helpers.images import put
 
 
 def test_the_loopback_switch_is_read_at_start_up() -> None:
@@ -35,10 +36,34 @@ def test_ray_looks_for_a_started_cluster_where_we_do(monkeypatch: pytest.MonkeyP
     assert read_ray_address() == "10.0.0.1:6379"
 
 
-def test_ray_keeps_its_token_where_we_look() -> None:
-    from ray._private.authentication import authentication_token_setup
+def test_ray_takes_its_token_from_where_we_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ray._raylet import AuthenticationTokenLoader
 
-    assert authentication_token_setup._get_default_token_path() == ray_private.auth_token_file()
+    def both() -> tuple[str, tuple[str, str]]:
+        ray_private.read_token_again()
+        return AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True), ray_private.auth_token()
+
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    default, other = tmp_path / ".ray" / "auth_token", tmp_path / "other"
+    assert both() == ("", ("", str(default)))
+    put(default, b"a" * 32 + b"\n")
+    assert both() == ("a" * 32, ("a" * 32, str(default)))
+    put(other, b"b" * 32)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
+    assert both() == ("b" * 32, ("b" * 32, str(other)))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "c" * 32)
+    assert both() == ("c" * 32, ("c" * 32, "RAY_AUTH_TOKEN"))
+    monkeypatch.undo()
+    ray_private.read_token_again()
+
+
+def test_the_largest_upload_is_that_of_the_dashboard() -> None:
+    from ray.dashboard import http_server_head
+
+    assert ray_private.largest_upload() == 100 * 2**20
+    assert "client_max_size=ray_constants.DASHBOARD_CLIENT_MAX_SIZE" in inspect.getsource(http_server_head)
 
 
 def test_sockets_are_in_a_session_folder_of_this_form(tmp_path: Path) -> None:

@@ -11,18 +11,23 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from pipeline import cli
-from pipeline.checks.working_dir import travelling_files, working_dir_finding
-from pipeline.errors import ConfigError, Interrupted
+from pipeline.checks.working_dir import ENTRY_BYTES, travelling_files, working_dir_finding
+from pipeline.errors import ConfigError, Interrupted, RunFailed
 from pipeline.submission import VERBS, connect_to, job_script
 from pipeline.submission import submit as send
 from tests.helpers.images import put
@@ -55,10 +60,45 @@ def test_this_project_is_small_enough_to_travel() -> None:
     assert not working_dir_finding(str(ROOT), files).remedy
 
 
+def test_what_travels_follows_rays_own_switches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / ".gitignore", b"secret.yaml\n")
+    put(tmp_path / "secret.yaml", b"123")
+    put(tmp_path / "venv" / "lib.so", b"123")
+    assert list(travelling_files(str(tmp_path))) == [".gitignore"]
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+    assert set(travelling_files(str(tmp_path))) == {".gitignore", "secret.yaml"}
+
+
 def test_a_folder_that_is_too_large_names_its_largest_files() -> None:
-    finding = working_dir_finding("here", {"video.mp4": 600 << 20, "small": 1 << 20})
-    assert re.search(r"has 601\.0 MiB to send with a job, and Ray sends 512 MiB at most", finding.found)
-    assert "video.mp4 (600 MiB)" in finding.remedy
+    finding = working_dir_finding("here", {"video.mp4": 60 << 20, "small": 1 << 20, "film.mp4": 40 << 20})
+    assert re.search(r"has 101\.0 MiB to send with a job, and a cluster takes 100 MiB at most", finding.found)
+    assert "video.mp4 (60 MiB), film.mp4 (40 MiB)" in finding.remedy
+    assert not working_dir_finding("here", {"video.mp4": 99 << 20}).remedy
+
+
+def test_the_size_is_that_of_the_archive_that_ray_sends(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    for number in range(50):
+        put(tmp_path / "here" / f"folder-{number}" / "a file with a long name", bytes(number))
+    create_package(str(tmp_path / "here"), tmp_path / "sent.zip", include_gitignore=True)
+    counted = sum(size + ENTRY_BYTES + 2 * len(name) for name, size in travelling_files(str(tmp_path / "here")).items())
+    folders = 50 * (ENTRY_BYTES + 2 * len("folder-00/"))
+    assert counted <= (tmp_path / "sent.zip").stat().st_size <= counted + folders + 100
+
+
+def test_code_that_would_not_travel_is_named(tmp_path: Path) -> None:
+    """Patterns that are not anchored hit folders of ours too; the job would run other code, without a word."""
+    for name in (".gitignore", "pipeline/cli.py", "pipeline/data/read.py", "pipeline/runs/train.py", "jobs/train.py"):
+        put(tmp_path / name, b"data/\nruns/\n")
+    finding = working_dir_finding(str(tmp_path), travelling_files(str(tmp_path)))
+    assert finding.found == "'pipeline/data/read.py' and 1 other files would not travel with a job"
+    assert "anchor its patterns, as in /data/ for data/" in finding.remedy
+    put(tmp_path / ".gitignore", b"/data/\n/runs/\n")
+    assert not working_dir_finding(str(tmp_path), travelling_files(str(tmp_path))).remedy
+
+
+sent_variables = list[dict[str, str]]()
 
 
 @pytest.fixture
@@ -67,16 +107,23 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     sent = list[str]()
 
     class Client:
-        def submit_job(self, entrypoint: str, runtime_env: object) -> str:
+        _server_ray_version = ray.__version__
+
+        def submit_job(self, entrypoint: str, runtime_env: dict[str, dict[str, str]]) -> str:
             sent.append(entrypoint)
+            sent_variables.append(runtime_env["env_vars"])
             return "raysubmit_1"
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "epoch 1/3\n"
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
     monkeypatch.setattr("pipeline.submission.connect_to", lambda address: Client())
     for name in (*(f"jobs/{verb.replace('-', '_')}.py" for verb in VERBS), "here.py", "mine.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("data: {path: s3://b/d}\nstorage: s3://b/runs\n")
     (tmp_path / ".gitignore").write_text("secret.txt\n")
-    for name in ("secret.txt", "lists/own.txt", "twice.txt"):
+    for name in ("secret.txt", "lists/own.txt", "twice.txt", "names.yaml"):
         put(tmp_path / name, b"cat\n" * (2 if name == "twice.txt" else 1))
 
     def run(*arguments: str) -> tuple[int, str, list[str]]:
@@ -126,8 +173,13 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["sweep-k", "runs/x"], "data='runs/x' is relative to a folder of this machine"),
         (["sweep-k", "/mnt/photos", "--out", "here"], "out='here' is relative"),
         (["sweep-k", "/mnt/photos", "--to", "many"], "--to"),
-        (["tran"], "'tran' is not a command that runs as a job; submit one of ingest, embed, train"),
-        (["doctor"], "'doctor' is not a command that runs as a job"),
+        (["tran"], "'tran' is not a command that runs as a job; submit one of doctor, ingest, embed"),
+        (["presets"], "'presets' is not a command that runs as a job; submit one of doctor, ingest"),
+        (["doctor"], "data.path='data/digits' is relative to a folder of this machine"),
+        (["report", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
+        (["export", "/runs/x", "--format", "onnx", "--out", "here"], "out='here' is relative"),
+        (["label", "/runs/x", "3=truck", "secret.txt"], "'secret.txt' would not travel"),
+        (["deliver", "runs/x"], "run='runs/x' is relative"),
     ],
 )
 def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: list[str], said: str) -> None:
@@ -152,6 +204,11 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
         ["ingest", "imagefolder:/mnt/imagenet/train", "/mnt/x", "--classes=s3://b/lists/own.txt"],
         ["evaluate", "s3://b/runs/x", "--data", "s3://b/d"],
         ["sweep-k", "s3://b/runs/x", "--from", "5", "--to", "50"],
+        ["doctor", "--set", "data.path=s3://b/d", "--set", "storage=/mnt/runs"],
+        ["report", "s3://b/runs/x"],
+        ["export", "s3://b/runs/x", "--format", "pt2"],
+        ["label", "s3://b/runs/x", "3=sports car", "names.yaml", "/mnt/names.yaml"],
+        ["deliver", "s3://b/runs/x", "--uri", "http://mlflow:5000"],
     ],
 )
 def test_what_works_anywhere_is_sent_as_it_was_typed(submit, arguments: list[str]) -> None:
@@ -161,12 +218,54 @@ def test_what_works_anywhere_is_sent_as_it_was_typed(submit, arguments: list[str
     assert [shlex.split(line) for line in sent] == [["python", script, *arguments[1:]]]
 
 
+def test_variables_travel_by_name_and_are_not_shown(
+    submit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hidden=1")
+    report = ["report", "/runs/x"]
+    given = ["--env", "MLFLOW_TRACKING_PASSWORD", "--env", "NCCL_DEBUG=INFO", "--env", "EMPTY="]
+    assert submit(*given, *report)[0] == 0
+    assert sent_variables.pop() == {
+        "PYTHONUNBUFFERED": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "MLFLOW_TRACKING_PASSWORD": "hidden=1",
+        "NCCL_DEBUG": "INFO",
+        "EMPTY": "",
+    }
+    sent = submit("--env", "ABSENT_HERE", *report)
+    assert sent[:2] == (
+        2,
+        "error: --env ABSENT_HERE: this environment has no such variable; export it, or give ABSENT_HERE=VALUE\n",
+    )
+    status, error, _ = submit("--env", "MY KEY=hidden", *report)
+    assert (status, "'MY KEY' is not the name of a variable" in error, "hidden" in error) == (2, True, False)
+
+
+def test_a_cluster_with_another_ray_is_refused(submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.submission.server_version", lambda client: "2.50.1")
+    status, error, sent = submit("report", "/runs/x")
+    assert (status, sent) == (2, [])
+    assert f"the cluster runs Ray 2.50.1, and this project needs Ray {ray.__version__}; install there" in error
+
+
+def test_a_connection_that_is_lost_says_that_the_job_continues(
+    submit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit("report", "/runs/x")
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(
+        RunFailed, match=r"connection to the cluster was lost \(Web.*1006\), and job raysubmit_1 continues"
+    ):
+        send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT), address="http://127.0.0.1:8265")
+    assert "epoch 1/3" in capsys.readouterr().out
+
+
 def test_help_of_a_job_is_that_of_its_command(submit) -> None:
     assert submit("ingest", "--help") == (0, "", [])
 
 
 def test_an_interrupted_follower_says_that_the_job_continues(submit, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def interrupted(*_: object) -> None:
+    def interrupted(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("pipeline.submission._follow", interrupted)
@@ -181,7 +280,7 @@ def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: 
     with pytest.raises(ConfigError, match=r"holds no jobs/train\.py; give the project's own folder"):
         job_script("train", str(tmp_path))
     with pytest.raises(
-        ConfigError, match=r"'tran' is not a command that runs as a job; submit one of ingest, embed, train"
+        ConfigError, match=r"'tran' is not a command that runs as a job; submit one of doctor, ingest, embed"
     ):
         job_script("tran", str(ROOT))
 
@@ -193,6 +292,67 @@ def test_a_dashboard_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"answers at RAY_API_SERVER_ADDRESS=http://127\.0\.0\.1:9"):
         connect_to(None)
+
+
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_an_address_on_the_line_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Ray's own client takes the environment's: the job would go to another cluster, without a word."""
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    with a_dashboard() as asked, a_dashboard() as other:
+        monkeypatch.setenv(name, other.url)
+        connect_to(asked.url)
+        assert (asked.requests > 0, other.requests) == (True, 0)
+        assert os.environ[name] == other.url
+        connect_to(None)
+        assert other.requests > 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "auto:1", "ray://127.0.0.1:1"])
+def test_an_address_that_is_no_url_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"at {address} \(it is not the URL of one\); give .* http://127"):
+        connect_to(address)
+
+
+def test_a_token_that_is_refused_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    with (
+        a_dashboard(status=401) as guarded,
+        pytest.raises(ConfigError, match="wants its token; set RAY_AUTH_MODE=token"),
+    ):
+        connect_to(guarded.url)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    with (
+        a_dashboard(status=403) as guarded,
+        pytest.raises(ConfigError, match="refuses the token of RAY_AUTH_TOKEN; set"),
+    ):
+        connect_to(guarded.url)
+
+
+@contextmanager
+def a_dashboard(status: int = 200) -> Iterator[Any]:
+    """A web server that answers as a dashboard's does when it is asked for its version, and counts that."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            server.requests += 1
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ray_version": ray.__version__}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.url = 0, f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_dashboard_that_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

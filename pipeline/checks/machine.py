@@ -11,11 +11,10 @@ from pathlib import Path
 
 from pipeline.checks.finding import Finding
 from pipeline.errors import first_line
-from pipeline.ray_private import auth_token_file, session_socket
+from pipeline.ray_private import session_socket
 
 # Modules of these names are never imported by a library; `pipeline` may well be in the working folder too.
 HARMLESS = {"test", "tests", "example", "examples", "pipeline"}
-TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # longest path of a Unix socket
 SHARED_MEMORY = "/dev/shm"
 
@@ -24,7 +23,7 @@ def machine_findings(*, starts_cluster: bool) -> list[Finding]:
     """Findings about this machine; with `starts_cluster` also what only a cluster that is started here needs."""
     findings = list(shadowing_modules([os.getcwd(), os.path.dirname(os.path.realpath(sys.argv[0]))]))
     if starts_cluster:
-        findings += [_home(), _temporary_folder(ray_temporary_folder()), *_shared_memory(SHARED_MEMORY)]
+        findings += [_temporary_folder(ray_temporary_folder()), *_shared_memory(SHARED_MEMORY)]
     return findings
 
 
@@ -57,25 +56,13 @@ def _is_module(name: str, folders: list[str]) -> bool:
     return spec is not None and spec.has_location
 
 
-def _home() -> Finding:
-    """Ray writes an access token into the home folder when it starts a cluster."""
-    token = auth_token_file()
-    if any(os.environ.get(name) for name in TOKEN_VARIABLES) or os.access(token, os.R_OK):
-        return Finding("home folder", str(token.parent.parent))
-    remedy = "set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a secret of 32 hexadecimal digits or more"
-    return _writable("home folder", str(token.parent), remedy)
-
-
 def _temporary_folder(base: str) -> Finding:
-    remedy = "set RAY_TMPDIR to a short path that can be written, such as /tmp"
+    what, remedy = "temporary folder", "set RAY_TMPDIR to a short path that can be written, such as /tmp"
     longest = session_socket(os.path.abspath(base), os.getpid())
     if (over := len(os.fsencode(longest)) - SOCKET_BYTES) > 0:
         found = f"{base} is {over} bytes too long, because Ray's sockets have {SOCKET_BYTES} for their whole path"
-        return Finding("temporary folder", found, remedy)
-    return _writable("temporary folder", f"{base}/ray", remedy)
-
-
-def _writable(what: str, folder: str, remedy: str) -> Finding:
+        return Finding(what, found, remedy)
+    folder = f"{base}/ray"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
