@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import urllib.error
@@ -24,12 +25,14 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from mlflow import MlflowClient
 
 from pipeline import cli
 from pipeline.checks.working_dir import ENTRY_BYTES, travelling_files, working_dir_finding
 from pipeline.errors import ConfigError, Interrupted, RunFailed
 from pipeline.submission import VERBS, connect_to, job_script
 from pipeline.submission import submit as send
+from pipeline.training.checkpoint import newest_in
 from tests.helpers.images import put
 from tests.helpers.runs import end, family, options, settings
 
@@ -430,22 +433,78 @@ def test_a_job_that_fails_gives_its_status_and_reason(dashboard: str, tmp_path: 
     assert "is FAILED" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_job_can_be_left_alone_and_stopped(dashboard: str, tmp_path: Path) -> None:
-    mine = options(settings(tmp_path, "name=long", "optim.epochs=500"))
-    done = digpro("submit", "--address", dashboard, "--detach", "train", *mine)
+def wait_for(text: str, command: str, job: str, dashboard: str, seconds: float = 180) -> None:
+    """Wait until `ray job status` or `ray job logs` shows a text of a job."""
+    asked = [str(Path(sys.executable).with_name("ray")), "job", command, job, "--address", dashboard]
+    deadline, shown = time.monotonic() + seconds, ""
+    while text not in shown:
+        assert time.monotonic() < deadline, shown
+        shown = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+
+
+def detached(dashboard: str, *arguments: str) -> str:
+    """The id of a job that is left alone."""
+    done = digpro("submit", "--address", dashboard, "--detach", *arguments)
     assert done.returncode == 0, done.stderr
-    job = done.stdout.split()[1].rstrip(":")
+    return done.stdout.split()[1].rstrip(":")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_leaves_a_checkpoint_and_its_status(dashboard: str, tmp_path: Path) -> None:
+    rare = ["checkpoint.every_epochs=500", "checkpoint.every_steps=null"]
+    mine = options(settings(tmp_path, "name=long", "optim.epochs=500", *rare))
+    job = detached(dashboard, "train", *mine)
+    wait_for("epoch   1/500", "logs", job, dashboard)
+    assert newest_in(f"{tmp_path}/runs/long") is None
     assert digpro("stop", job, "--address", dashboard).returncode == 0
-    ray = str(Path(sys.executable).with_name("ray"))
-    deadline, status = time.monotonic() + 60, ""
-    while "was stopped" not in status:
-        assert time.monotonic() < deadline, status
-        asked = [ray, "job", "status", job, "--address", dashboard]
-        status = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    wait_for("was stopped", "status", job, dashboard)
+    assert newest_in(f"{tmp_path}/runs/long") is not None
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("digpro").experiment_id])
+    assert run.info.status == "KILLED"
     refused = digpro("stop", "nonsense", "--address", dashboard)
     assert refused.returncode == 2
     assert "job 'nonsense' cannot be stopped" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_has_the_time_to_end(dashboard: str, tmp_path: Path) -> None:
+    """Ray would kill it after 3 seconds."""
+    script = """
+        import pathlib, signal, sys, time
+        def end(*_):
+            time.sleep(8)
+            pathlib.Path(sys.argv[1]).touch()
+            sys.exit(1)
+        signal.signal(signal.SIGTERM, end)
+        print("ready", flush=True)
+        time.sleep(300)
+    """
+    put(tmp_path / "jobs" / "report.py", textwrap.dedent(script).encode())
+    job = detached(dashboard, "--working-dir", str(tmp_path), "report", f"{tmp_path}/ended")
+    wait_for("ready", "logs", job, dashboard)
+    assert digpro("stop", job, "--address", dashboard).returncode == 0
+    wait_for("was stopped", "status", job, dashboard)
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.slow
+def test_a_variable_reaches_the_job(dashboard: str, tmp_path: Path) -> None:
+    script = "import os, ray; ray.init(); print(ray.get(ray.remote(lambda: os.environ['OF_MINE']).remote()) == 'a b')"
+    put(tmp_path / "jobs" / "report.py", script.encode())
+    done = digpro(
+        "submit", "--address", dashboard, "--working-dir", str(tmp_path), "--env", "OF_MINE=a b", "report", "/x"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "True" in done.stdout.splitlines()
+    assert "a b" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_doctor_looks_at_the_cluster(dashboard: str, tmp_path: Path) -> None:
+    mine = options(settings(tmp_path))
+    done = digpro("submit", "--address", dashboard, "doctor", *mine)
+    assert "ok    versions on 127.0.0.1" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
