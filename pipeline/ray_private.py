@@ -92,7 +92,7 @@ def auth_token() -> tuple[str, str]:
 
 def read_token_again() -> None:
     """Let Ray, which reads the token once in a process, read the one that is there now."""
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
     AuthenticationTokenLoader.instance().reset_cache()
 

@@ -159,11 +159,15 @@ def test_a_cluster_answers_the_question_of_ray_answers() -> None:
     connect()
     try:
         address = ray.get_runtime_context().gcs_address
-        assert ray_private.ray_answers(address, client_server=False, seconds=5)
+        token = ray_private.auth_token()[0]
+        assert ray_private.ray_answers(address, client_server=False, seconds=5, token=token)
+        for wrong in ("", "f" * 32):
+            with pytest.raises(PermissionError):
+                ray_private.ray_answers(address, client_server=False, seconds=5, token=wrong)
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
         assert (
             ray_private.session_socket(str(session.parents[1]), os.getpid()).count("/") == str(session).count("/") + 2
         )
     finally:
         ray.shutdown()
-    assert not ray_private.ray_answers(address, client_server=False, seconds=5)
+    assert not ray_private.ray_answers(address, client_server=False, seconds=5, token=token)
