@@ -34,6 +34,7 @@ from pipeline.storage import Folder, absolute, check_writable, filesystem
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
 from pipeline.tracking.spool import Spool
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
+from pipeline.training.failure import keep_failure
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
 from pipeline.training.monitors import monitor_warnings
@@ -146,7 +147,8 @@ def fit_with_progress(job: Job, echo: Echo) -> None:
     except (TrainingFailedError, ray.exceptions.RayError) as error:  # the latter where Ray's controller is gone
         with contextlib.suppress(OSError):  # a full disk must not hide what happened
             end_run(job.tracking, spool_path(job.folder), "FAILED")
-        raise RunFailed(f"run {job.folder.name} failed: {failure_reason(error)}") from error
+        details = keep_failure(job.folder, error)
+        raise RunFailed(f"run {job.folder.name} failed: {failure_reason(error)}{details}") from error
 
 
 def save_last_checkpoint(job: Job, echo: Echo) -> None:
