@@ -160,9 +160,10 @@ def largest_upload() -> int:
     return int(DASHBOARD_CLIENT_MAX_SIZE)
 
 
-def server_version(client: Any) -> str:
-    """Ray's version on the cluster of a JobSubmissionClient, whose own `get_version` is that of the interface."""
-    return str(client._server_ray_version)
+def cluster_versions(client: Any) -> tuple[str, str]:
+    """Versions of Ray and of Python on the cluster of a JobSubmissionClient, whose `get_version` is the interface's."""
+    data = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
+    return data["rayVersion"], data["pythonVersion"]
 
 
 def record_error() -> type[Exception]:

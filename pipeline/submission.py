@@ -19,7 +19,7 @@ from pipeline.config.loading import load_config
 from pipeline.data.class_lists import class_list_names, load_class_list
 from pipeline.errors import ConfigError, RunFailed, first_line
 from pipeline.interrupts import interruptible
-from pipeline.ray_private import auth_token, server_version
+from pipeline.ray_private import auth_token, cluster_versions
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -32,6 +32,7 @@ VERBS = (
 ADDRESS_VARIABLES = (DASHBOARD, "RAY_ADDRESS")
 # Of every job. Ray kills a job 3 s after it is told to stop; a last checkpoint and its record take longer.
 JOB_VARIABLES = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+PYTHON = "3.11"  # the oldest that pyproject.toml allows
 ANSWER_SECONDS = 10
 EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps behind the kind of a source
 
@@ -82,7 +83,7 @@ def submit(
     check_parameters(parameters, places, folder, files)
     variables = JOB_VARIABLES | read_variables(env)
     client = connect_to(address)
-    check_version(client)
+    check_versions(client)
     entrypoint = shlex.join(["python", script, *arguments])
     job = _send(client, entrypoint, {"working_dir": folder, "excludes": EXCLUDES, "env_vars": variables})
     there = f" --address {address}" if address else ""
@@ -218,15 +219,23 @@ def _check_answers(address: str, *, by_url: bool) -> None:
         raise ConnectionError(type(error).__name__) from None
 
 
-def check_version(client: JobSubmissionClient) -> None:
-    """ConfigError when the cluster runs another minor version of Ray than ours, which this code is written for."""
+def check_versions(client: JobSubmissionClient) -> None:
+    """ConfigError when this code would not run on the cluster, which has another minor version of Ray or an old Python.
+
+    Nothing is pickled here for a job, so that Python need not be the same.
+    """
     from ray import __version__ as ours
 
-    theirs = server_version(client)
-    if theirs.split(".")[:2] != ours.split(".")[:2]:
+    ray, python = cluster_versions(client)
+    if _minor(ray) != _minor(ours) or _minor(python) < _minor(PYTHON):
         raise ConfigError(
-            f"the cluster runs Ray {theirs}, and this project needs Ray {ours}; install there what constraints.txt has"
+            f"the cluster runs Ray {ray} on Python {python}, and this project needs Ray {ours} on Python {PYTHON} or "
+            "newer; install there what constraints.txt has"
         )
+
+
+def _minor(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2]]
 
 
 def _send(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, Any]) -> str:

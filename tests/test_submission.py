@@ -30,7 +30,7 @@ from mlflow import MlflowClient
 from pipeline import cli
 from pipeline.checks.working_dir import ENTRY_BYTES, travelling_files, working_dir_finding
 from pipeline.errors import ConfigError, Interrupted, RunFailed
-from pipeline.submission import VERBS, connect_to, job_script
+from pipeline.submission import PYTHON, VERBS, connect_to, job_script
 from pipeline.submission import submit as send
 from pipeline.training.checkpoint import newest_in
 from tests.helpers.images import put
@@ -110,8 +110,6 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     sent = list[str]()
 
     class Client:
-        _server_ray_version = ray.__version__
-
         def submit_job(self, entrypoint: str, runtime_env: dict[str, dict[str, str]]) -> str:
             sent.append(entrypoint)
             sent_variables.append(runtime_env["env_vars"])
@@ -122,6 +120,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
     monkeypatch.setattr("pipeline.submission.connect_to", lambda address: Client())
+    monkeypatch.setattr("pipeline.submission.cluster_versions", lambda client: (ray.__version__, "3.12.1"))
     for name in (*(f"jobs/{verb.replace('-', '_')}.py" for verb in VERBS), "here.py", "mine.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("data: {path: s3://b/d}\nstorage: s3://b/runs\n")
@@ -244,11 +243,15 @@ def test_variables_travel_by_name_and_are_not_shown(
     assert (status, "'MY KEY' is not the name of a variable" in error, "hidden" in error) == (2, True, False)
 
 
-def test_a_cluster_with_another_ray_is_refused(submit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.submission.server_version", lambda client: "2.50.1")
+@pytest.mark.parametrize("versions", [("2.50.1", "3.11.4"), (ray.__version__, "3.10.14")])
+def test_a_cluster_of_other_versions_is_refused(
+    submit, monkeypatch: pytest.MonkeyPatch, versions: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("pipeline.submission.cluster_versions", lambda client: versions)
     status, error, sent = submit("report", "/runs/x")
     assert (status, sent) == (2, [])
-    assert f"the cluster runs Ray 2.50.1, and this project needs Ray {ray.__version__}; install there" in error
+    assert f"the cluster runs Ray {versions[0]} on Python {versions[1]}, and this project needs Ray" in error
+    assert f'requires-python = ">={PYTHON}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_connection_that_is_lost_says_that_the_job_continues(
