@@ -162,7 +162,10 @@ def largest_upload() -> int:
 
 def cluster_versions(client: Any) -> tuple[str, str]:
     """Versions of Ray and of Python on the cluster of a JobSubmissionClient, whose `get_version` is the interface's."""
-    data = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
+    answer = client._do_request("GET", "/api/v0/cluster_metadata")
+    if answer.status_code != 200:  # an old Ray
+        return client._server_ray_version, "unknown"
+    data = answer.json()["data"]
     return data["rayVersion"], data["pythonVersion"]
 
 

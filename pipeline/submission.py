@@ -173,6 +173,11 @@ def read_variables(given: Iterable[str]) -> dict[str, str]:
         if not equals and name not in os.environ:
             raise ConfigError(f"--env {name}: this environment has no such variable; export it, or give {name}=VALUE")
         variables[name] = value if equals else os.environ[name]
+        if re.search(r"\$[\w{]", variables[name]):
+            raise ConfigError(
+                f"--env {name}: Ray would put another variable where its value has a name after $; choose a value "
+                "without, or set the variable where nodes start Ray"
+            )
     return variables
 
 

@@ -239,6 +239,10 @@ def test_variables_travel_by_name_and_are_not_shown(
         2,
         "error: --env ABSENT_HERE: this environment has no such variable; export it, or give ABSENT_HERE=VALUE\n",
     )
+    monkeypatch.setenv("SECRET", "hidden$HOME")
+    status, error, _ = submit("--env", "SECRET", *report)
+    assert (status, "--env SECRET: Ray would put another variable" in error, "hidden" in error) == (2, True, False)
+    assert submit("--env", "SECRET=a$", *report)[0] == 0
     status, error, _ = submit("--env", "MY KEY=hidden", *report)
     assert (status, "'MY KEY' is not the name of a variable" in error, "hidden" in error) == (2, True, False)
 
