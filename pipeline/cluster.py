@@ -105,9 +105,8 @@ def own_cluster() -> Iterator[dict[str, Any]]:
     not. Without the variable it looks for any cluster of the machine and fails where there are several: the CPUs of a
     trial that was stopped would stay reserved for ever. Ray's processes inherit it; ours need not keep it.
 
-    Its token is a new one, in the environment of its processes alone. Ray would keep one in ~/.ray/auth_token, where
-    everybody can read it, and with which every cluster that is started later on the machine would differ from those of
-    other machines.
+    Its token is a new one, in the environment of its processes alone. Ray would keep one in ~/.ray/auth_token, readable
+    by everybody, and a later `ray start` would use it and refuse all nodes that do not have the file.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

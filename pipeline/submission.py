@@ -188,8 +188,9 @@ def connect_to(address: str | None) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for module in ("ray._private.runtime_env", "ray._private.authentication", "ray.dashboard.modules"):
-        logging.getLogger(module).setLevel(logging.ERROR)  # each upload and each closed socket would be a line
+    modules = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk")  # which set their own levels
+    for module in ("_private.runtime_env", "_private.authentication", *modules):
+        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)  # each upload and closed socket would be a line
     named = next((name for name in ADDRESS_VARIABLES if name in os.environ), None)
     where = address or (f"{named}={os.environ[named]}" if named else "this machine's default address")
     # Ray's client takes the variables before what it is given
