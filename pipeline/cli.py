@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -435,8 +434,7 @@ def label(
     """
     from pipeline.runs.names import set_names
 
-    for cluster, name in set_names(run, names).items():
-        echo(f"{cluster:>4}  {name}")
+    set_names(run, names, echo)
 
 
 @app.command()
@@ -647,12 +645,13 @@ def _print_places(summary: dict[str, Any]) -> None:
 
 
 def _print_assignment(summary: dict[str, Any]) -> None:
+    from pipeline.runs.assign import group_sizes
+
     echo(f"{summary['images']:,} images assigned, {summary['bad']:,} bad, {summary['left_out']:,} left out by rule")
-    images = Counter[str]()
-    for cluster in summary["clusters"]:
-        images[cluster["name"]] += cluster["images"]
-    largest = ", ".join(f"{name}: {number:,}" for name, number in images.most_common(SHOWN_CLUSTERS))
-    more = f", and {len(images) - SHOWN_CLUSTERS} more" if len(images) > SHOWN_CLUSTERS else ""
+    sizes = group_sizes(summary)
+    shown = [(f"cluster {key}" if isinstance(key, int) else key, n) for key, n in sizes.most_common(SHOWN_CLUSTERS)]
+    largest = ", ".join(f"{name}: {images:,}" for name, images in shown)
+    more = f", and {len(sizes) - SHOWN_CLUSTERS} more" if len(sizes) > SHOWN_CLUSTERS else ""
     echo(f"clusters by size: {largest}{more}")
     echo("drift against the training: " + "  ".join(f"{name} {value:+.3f}" for name, value in summary["drift"].items()))
     _print_result(summary)

@@ -160,6 +160,30 @@ def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray
     )
 
 
+def with_names(table: pa.Table, card: ModelCard) -> pa.Table:
+    """The rows with the names that the clusters have now; without the column where none has a name."""
+    if "name" in table.column_names:
+        table = table.drop_columns("name")
+    if not card.names:
+        return table
+    names = pa.array([card.name(number) for number in table.column("cluster").to_pylist()], pa.string())
+    return table.add_column(table.column_names.index("outlier") + 1, "name", names)
+
+
+def rename_clusters(out: Folder, card: ModelCard) -> None:
+    """Write the names that clusters have now into all parts; each is the old one or the new one after a kill."""
+    folder = out.subfolder(PARTS)
+    for part in (name for name in folder.names("part-") if name.endswith(".parquet")):
+        path = f"{folder.root}/{part}"
+        with folder.files.open_input_file(path) as handle:
+            file = pq.ParquetFile(handle)
+            schema = with_names(file.schema_arrow.empty_table(), card).schema
+            with pq.ParquetWriter(f"{path}.tmp", schema, filesystem=folder.files) as writer:
+                for group in range(file.num_row_groups):
+                    writer.write_table(with_names(file.read_row_group(group), card))
+        folder.files.move(f"{path}.tmp", path)
+
+
 class Assigner:
     """A Ray Data actor that holds the model, and writes the part of a piece.
 
@@ -236,13 +260,11 @@ class Assigner:
             **{name: table.column(name) for name in Prediction._fields},
             "outlier": pa.array(score),
         }
-        if card.names:
-            columns["name"] = pa.array([card.name(number) for number in cluster.tolist()])
         if self.assignment.features:
             columns["feature"] = table.column("feature")
         if self.assignment.classes:
             columns["label"] = pa.array([row.label for row in rows], pa.int64())
-        return pa.table(columns)
+        return with_names(pa.table(columns), card)
 
 
 def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:

@@ -26,7 +26,8 @@ class ModelCard(BaseModel):
         How files of more than 8 bits, several bands or transparency become pixels.
     clusters : TrainingClusters
     names : dict of int to str
-        Names that people gave to clusters; two clusters of one name count as one.
+        Names that people gave to clusters; two clusters of one name count as one. A cluster without a name is never
+        one with another.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +39,6 @@ class ModelCard(BaseModel):
     clusters: TrainingClusters
     names: dict[int, str] = {}
 
-    def name(self, cluster: int) -> str:
-        """The cluster's name; its number where it has none."""
-        return self.names.get(cluster, str(cluster))
+    def name(self, cluster: int) -> str | None:
+        """The cluster's name; None where nobody named it."""
+        return self.names.get(cluster)

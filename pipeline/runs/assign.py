@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import MANIFEST, Quarantined, validate_shards
 from pipeline.data.sources import open_source
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.assign import PARTS, Assignment, PartReport, assign
+from pipeline.inference.assign import PARTS, Assignment, PartReport, assign, rename_clusters
 from pipeline.inference.card import CARD, ModelCard
 from pipeline.inference.pieces import RAW_PIECE_IMAGES, Pieces, raw_pieces, shard_pieces
 from pipeline.inference.predict import TrainingClusters
@@ -69,7 +70,8 @@ def assign_images(
     pieces = open_pieces(source, model.card.pixels)
     target = Folder(absolute(out)).make()
     with hold(target):
-        if (summary := _claim(target, model, pieces, features=features, classes=classes)) is not None:
+        _claim(target, model, pieces, features=features, classes=classes, echo=echo)
+        if (summary := target.read(SUMMARY)) is not None:
             echo(f"{target.path} has the assignments of these images already")
             return summary
         connect()
@@ -91,24 +93,31 @@ def open_pieces(source: str, pixels: PixelOptions) -> Pieces:
     return raw_pieces(open_source(source, RAW_PIECE_IMAGES), pixels)
 
 
-def _claim(
-    target: Folder, model: TrainedModel, pieces: Pieces, *, features: bool, classes: bool
-) -> dict[str, Any] | None:
-    """Note in the folder what it is for. The summary when the same command has ended there; ConfigError for others."""
-    card = hashlib.sha256(model.card.model_dump_json().encode()).hexdigest()
+def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: bool, classes: bool, echo: Echo) -> None:
+    """Note in the folder what it is for; ConfigError when it is for something else.
+
+    Names are no part of that: where they have changed, they are put into what is there.
+    """
+    unnamed = model.card.model_copy(update={"names": {}})
+    card = hashlib.sha256(unnamed.model_dump_json().encode()).hexdigest()
+    names = {str(cluster): name for cluster, name in model.card.names.items()}
     work = {
         "model": f"{model.card.run}, weights {model.weights[:8]}, {CARD} {card[:8]}",
         "images": f"digest {pieces.stamp[:16]}",
         "columns": " ".join(name for name, wanted in (("feature", features), ("label", classes)) if wanted),
     }
     before = target.read(WORK)
+    named = {} if before is None else before.pop("names", {})
     if before is None and (others := [name for name in target.names() if name != LEASE]):
         raise ConfigError(f"{target.path} holds other files ({others[0]!r}, ...); choose a new folder")
     if before is not None and before != work:
         changed = [f"{key} {before[key]!r}, now {value!r}" for key, value in work.items() if before[key] != value]
         raise ConfigError(f"{target.path} is for something else: {'; '.join(changed)}; choose another, or delete it")
-    target.write(WORK, work)
-    return target.read(SUMMARY)
+    if before is not None and named != names:
+        echo(f"{target.path} has other names of clusters; they are replaced")
+        target.delete(SUMMARY)  # which has names and, of an evaluation, scores that depend on them
+        rename_clusters(target, model.card)
+    target.write(WORK, work | {"names": names})
 
 
 def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) -> PartReport:
@@ -127,6 +136,19 @@ def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) 
 
 def _lines(entries: list[Quarantined]) -> bytes:
     return "".join(f"{entry.model_dump_json()}\n" for entry in entries).encode()
+
+
+def group_key(cluster: dict[str, Any]) -> str | int:
+    """What a cluster of a summary is counted as: its name, or its number where it has none."""
+    return cluster["cluster"] if cluster["name"] is None else str(cluster["name"])
+
+
+def group_sizes(summary: dict[str, Any]) -> Counter[str | int]:
+    """Images of each group of a summary: clusters of one name are one."""
+    sizes = Counter[str | int]()
+    for cluster in summary["clusters"]:
+        sizes[group_key(cluster)] += cluster["images"]
+    return sizes
 
 
 def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder) -> dict[str, Any]:

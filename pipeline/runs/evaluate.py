@@ -17,7 +17,7 @@ from pipeline.clustering.scores import contingency_scores
 from pipeline.errors import ConfigError
 from pipeline.inference.assign import PARTS
 from pipeline.progress import Echo
-from pipeline.runs.assign import assign_images
+from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.models import model_uri
 from pipeline.storage import Folder, absolute
@@ -56,10 +56,8 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
     source = data or read_started_run(Folder(absolute(run)))[0].data.path
     target = Folder(absolute(out or f"{run.rstrip('/')}/evaluation"))
     summary = assign_images(run, source, target.path, classes=True, echo=echo)
-    sizes = Counter[str]()
-    for cluster in summary["clusters"]:
-        sizes[cluster["name"]] += cluster["images"]
-    table = contingency(count_assignments(target), [cluster["name"] for cluster in summary["clusters"]])
+    sizes = group_sizes(summary)
+    table = contingency(count_assignments(target), [group_key(cluster) for cluster in summary["clusters"]])
     summary |= {
         "scores": contingency_scores(table) if table.nnz else {},
         "health": size_metrics(torch.tensor(list(sizes.values()))),
@@ -89,9 +87,9 @@ def _count_part(folder: Folder, name: str) -> dict[tuple[int, int], int]:
     return {(int(label), int(cluster)): int(n) for (label, cluster), n in zip(unique.T, counts, strict=True)}
 
 
-def contingency(counts: Counter[tuple[int, int]], names: Sequence[str]) -> csr_array:
-    """Images with a known class as a table (classes, clusters), where clusters of one name (K,) are one."""
-    groups = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    known = [(label, groups[names[cluster]], found) for (label, cluster), found in counts.items() if label != UNKNOWN]
+def contingency(counts: Counter[tuple[int, int]], keys: Sequence[str | int]) -> csr_array:
+    """Images with a known class as a table (classes, groups), where clusters of one key (K,) are a group."""
+    groups = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    known = [(label, groups[keys[cluster]], found) for (label, cluster), found in counts.items() if label != UNKNOWN]
     labels, columns, images = np.array(known, np.int64).reshape(-1, 3).T
     return csr_array((images, (labels, columns)), shape=(labels.max(initial=-1) + 1, len(groups)))

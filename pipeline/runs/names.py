@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import TRAINING_CLUSTERS
+from pipeline.progress import Echo
 from pipeline.storage import Folder, absolute, filesystem
 
 NAMES = "names.yaml"
+FILE_SUFFIXES = (".yaml", ".yml", ".json")
+_NUMBER = re.compile(r"[0-9]+")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+_NO_NAME = ("", "~", "null")  # of YAML, where they are not in quotes
 
 
 def read_names(run: Folder) -> dict[int, str]:
@@ -18,7 +25,7 @@ def read_names(run: Folder) -> dict[int, str]:
     return _parse_file(f"{run.path}/{NAMES}") if NAMES in run.names(NAMES) else {}
 
 
-def set_names(run: str, given: Sequence[str]) -> dict[int, str]:
+def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, str]:
     """Name clusters of a finished run, beside the names they have; returns the names of all that have one.
 
     Parameters
@@ -27,11 +34,14 @@ def set_names(run: str, given: Sequence[str]) -> dict[int, str]:
         Folder of the run.
     given : sequence of str
         ``CLUSTER=NAME``, where an empty name takes the name away, or YAML files of ``cluster: name``.
+    echo : callable
+        Takes a line for each name, for each that is taken away, and for clusters that are merged.
 
     Raises
     ------
     ConfigError
-        For a cluster that does not exist, a malformed argument or file, or a run that is not finished.
+        For a cluster that does not exist or is named twice, a malformed argument or file, or a run that is not
+        finished.
     """
     folder = Folder(absolute(run))
     clusters = folder.read(TRAINING_CLUSTERS)
@@ -39,36 +49,114 @@ def set_names(run: str, given: Sequence[str]) -> dict[int, str]:
         raise ConfigError(
             f"{folder.path} holds no finished run; give the folder that has the {TRAINING_CLUSTERS} of one"
         )
-    names = read_names(folder)
-    for argument in given:
-        names |= _parse_pair(argument) if "=" in argument else _parse_file(argument)
+    changes = _read_arguments(given)
     count = len(clusters["sizes"])
-    if unknown := [cluster for cluster in names if not 0 <= cluster < count]:
+    if unknown := [cluster for cluster in changes if cluster >= count]:
         raise ConfigError(f"cluster {unknown[0]} does not exist; {folder.name} has the clusters 0 to {count - 1}")
-    names = {cluster: names[cluster] for cluster in sorted(names) if names[cluster]}
-    data = yaml.safe_dump(names, allow_unicode=True, sort_keys=False).encode()
+    before = read_names(folder)
+    names = {cluster: name for cluster, name in sorted((before | changes).items()) if name}
+    data = yaml.safe_dump(names, allow_unicode=True, sort_keys=False, width=float("inf")).encode()
     folder.write_bytes(NAMES, data)
+    for line in _describe(names, before):
+        echo(line)
     return names
+
+
+def _describe(names: Mapping[int, str], before: Mapping[int, str]) -> Iterator[str]:
+    for cluster, name in names.items():
+        yield f"{cluster:>4}  {name}"
+    for cluster in sorted(before.keys() - names.keys()):
+        yield f"{cluster:>4}  has no name any more; it was {before[cluster]}"
+    by_name: dict[str, list[int]] = {}
+    for cluster, name in names.items():
+        by_name.setdefault(name, []).append(cluster)
+    for name, clusters in by_name.items():
+        if len(clusters) > 1:
+            yield f"clusters {', '.join(map(str, clusters))} are named {name} and count as one"
+
+
+def _read_arguments(given: Sequence[str]) -> dict[int, str]:
+    """The names of all arguments together; an empty one takes the name away."""
+    names: dict[int, str] = {}
+    for argument in given:
+        found = _parse_file(argument) if _is_file(argument) else _parse_pair(argument)
+        if twice := sorted(names.keys() & found.keys()):
+            first, second = names[twice[0]], found[twice[0]]
+            raise ConfigError(f"cluster {twice[0]} is named twice, {first!r} and {second!r}; name it once")
+        names |= found
+    return names
+
+
+def _is_file(argument: str) -> bool:
+    """Whether an argument is a file of names; its path may hold a `=`."""
+    number, equals, _ = argument.partition("=")
+    if not equals:
+        return True
+    if _NUMBER.fullmatch(number.strip()):
+        return argument.endswith(FILE_SUFFIXES) and os.path.exists(argument)
+    return "/" in argument or argument.endswith(FILE_SUFFIXES)
 
 
 def _parse_pair(argument: str) -> dict[int, str]:
     cluster, _, name = argument.partition("=")
-    if not cluster.strip().isdecimal():
+    if not _NUMBER.fullmatch(cluster.strip()):
         raise ConfigError(f"{argument!r} names no cluster; give its number, as in 3=truck, or a YAML file")
-    return {int(cluster): name.strip()}
+    return {int(cluster): _checked(name, f"{argument!r}")}
+
+
+def _checked(name: str, where: str) -> str:
+    """A name without the spaces around it; ConfigError where it is more than one line of text."""
+    name = name.strip()
+    if _CONTROL.search(name):
+        raise ConfigError(f"{where}: the name {name!r} has line breaks or control characters; give one line of text")
+    return name
 
 
 def _parse_file(path: str) -> dict[int, str]:
+    """Names by cluster, each the text that stands there: YAML would make False of `no`, and 7 of 007."""
     files, inner = filesystem(path)
     try:
         with files.open_input_file(inner) as file:
-            values = yaml.safe_load(file.read())
+            top = yaml.compose(file.read(), Loader=yaml.BaseLoader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error}); give CLUSTER=NAME, or a YAML file of such lines") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML ({first_line(error)}); write lines such as `3: truck`") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {values!r}; write lines such as `3: truck`")
-    if wrong := [key for key in values if not isinstance(key, int) or isinstance(key, bool)]:
-        raise ConfigError(f"{path} names {wrong[0]!r}, which is no number of a cluster; write lines such as `3: truck`")
-    return {cluster: str(name or "").strip() for cluster, name in values.items()}
+        raise ConfigError(f"{path} is not YAML ({_in_one_line(error)}); write lines such as `3: truck`") from None
+    if not isinstance(top, yaml.MappingNode):
+        found = "nothing" if top is None else f"{_shown(top)} in line {top.start_mark.line + 1}"
+        raise ConfigError(f"{path} holds {found}; write lines such as `3: truck`")
+    return _parse_pairs(top, path)
+
+
+def _parse_pairs(top: yaml.MappingNode, path: str) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for key, value in top.value:
+        where = f"{path}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode) or not _NUMBER.fullmatch(key.value):
+            raise ConfigError(f"{where}: {_shown(key)} is no number of a cluster; write lines such as `3: truck`")
+        if int(key.value) in names:
+            raise ConfigError(f"{where}: cluster {int(key.value)} is named a second time; name it once")
+        names[int(key.value)] = _name(value, where)
+    return names
+
+
+def _name(node: yaml.Node, where: str) -> str:
+    """The text of a name; empty where there is none."""
+    if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):  # a `!` begins a tag of YAML
+        raise ConfigError(f"{where}: {_shown(node)} is no name; write a text, in quotes where it has signs of YAML")
+    if node.style is None and node.value in _NO_NAME:
+        return ""
+    return _checked(node.value, where)
+
+
+def _shown(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+    return repr(node.value) if node.tag.endswith(":str") else repr(f"{node.tag} {node.value}".strip())
+
+
+def _in_one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return first_line(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None) or first_line(error)}"

@@ -34,7 +34,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     """A table with a column `image`, a list, or an array (N, H, W, 3) of images, to a table with a row for each.
 
     An image is the bytes of a file of any format that `digpro ingest` takes, these bytes in base64, or RGB pixels uint8
-    (H, W, 3). A row has `cluster`, `name` (the cluster's number where nobody named it), `similarity`, `runner_up`,
+    (H, W, 3). A row has `cluster`, `name` (None where nobody named the cluster), `similarity`, `runner_up`,
     `margin` and `outlier`, as `digpro assign` has them.
     """
 

@@ -20,7 +20,7 @@ from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LeftOut, Quarantined, read_manifest
 from pipeline.data.sources import open_source
 from pipeline.inference import assign as module
-from pipeline.inference.assign import PARTS, REPORTS, Assigner, Assignment, PartReport
+from pipeline.inference.assign import PARTS, REPORTS, Assigner, Assignment, PartReport, rename_clusters
 from pipeline.inference.pieces import Encoded, Pieces, raw_pieces, shard_pieces
 from pipeline.inference.predict import predict
 from pipeline.storage import Folder
@@ -63,13 +63,25 @@ def test_rows_are_what_the_model_says_of_each_image(tmp_path: Path) -> None:
     assert table.column("label").to_pylist() == [row.label for row in rows]
     assert table.column("cluster").to_pylist() == expected.cluster.tolist()
     assert table.column("runner_up").to_pylist() == expected.runner_up.tolist()
-    assert table.column("name").to_pylist() == ["one" if c == 1 else str(c) for c in expected.cluster.tolist()]
+    assert table.column("name").to_pylist() == ["one" if c == 1 else None for c in expected.cluster.tolist()]
     np.testing.assert_allclose(table.column("similarity").to_numpy(), expected.similarity, atol=1e-5)
     np.testing.assert_allclose(table.column("margin").to_numpy(), expected.margin, atol=1e-5)
     np.testing.assert_allclose(table.column("outlier").to_numpy(), (0.5 - expected.similarity) / 0.5, atol=1e-5)
     np.testing.assert_allclose(np.array(table.column("feature").to_pylist()), features, atol=1e-3)
     assert report.images == sum(report.sizes) == 11
     assert report.similarity == pytest.approx(float(expected.similarity.sum()), abs=1e-4)
+
+
+def test_names_can_change_without_the_model(tmp_path: Path) -> None:
+    _, before = assigned(partial(list, images(11)), tmp_path, features=True, classes=True)
+    cluster = before.column("cluster").to_pylist()
+    for names in ({1: "one"}, {0: "zero", 1: "two"}, {}):
+        rename_clusters(Folder(str(tmp_path)), card(names))
+        (part,) = (tmp_path / PARTS).iterdir()
+        table = pq.read_table(part)
+        expected = [names.get(number) for number in cluster]
+        assert not names or table.column("name").to_pylist() == expected
+        assert (table.drop_columns("name") if names else table) == before
 
 
 def test_bad_images_are_listed_and_cost_no_others(tmp_path: Path) -> None:

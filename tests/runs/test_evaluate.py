@@ -15,9 +15,10 @@ import ray
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import evaluate as module
-from pipeline.runs.assign import assign_images
+from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.evaluate import contingency, count_assignments, evaluate
 from pipeline.runs.models import TrainedModel
+from pipeline.runs.names import set_names
 from pipeline.storage import Folder
 from tests.helpers.manifests import manifest
 from tests.helpers.models import card, cluster_model
@@ -84,12 +85,22 @@ def test_a_finished_run_gives_its_scores_again(tmp_path: Path, monkeypatch: pyte
         trained = train(load_config("digits", [*places, *small]), echo=lambda line: None)
         found = evaluate(trained["folder"])
         again = evaluate(trained["folder"], echo=lines.append)
+        set_names(trained["folder"], ["0=9", "1=one"])
+        labelled = evaluate(trained["folder"], echo=lines.append)
+        names = pq.read_table(labelled["outputs"]["assignments"], columns=["cluster", "name"]).to_pydict()
+        set_names(trained["folder"], ["0=", "1="])
         monkeypatch.setenv("MLFLOW_TRACKING_URI", trained["mlflow"]["uri"])
         logged = assign_images(trained["mlflow"]["run_id"], str(tmp_path / "data"), str(tmp_path / "logged"))
     finally:
         ray.shutdown()
     assert again == found
-    assert lines == [f"{trained['folder']}/evaluation has the assignments of these images already"]
+    assert lines == [
+        f"{trained['folder']}/evaluation has the assignments of these images already",
+        f"{trained['folder']}/evaluation has other names of clusters; they are replaced",
+    ]
+    assert labelled["scores"] == found["scores"]
+    assert [cluster["name"] for cluster in labelled["clusters"]] == ["9", "one", *[None] * 8]
+    assert names["name"] == [{0: "9", 1: "one"}.get(cluster) for cluster in names["cluster"]]
     assert found["scores"] == pytest.approx(trained["scores"])
     assert found["images"] == 1797
     assert found["health"]["cluster_largest"] == trained["last_epoch"]["cluster_largest"]
@@ -117,7 +128,16 @@ def test_assignments_are_counted_part_by_part(tmp_path: Path, monkeypatch: pytes
     assert found == {(1, 0): 2, (1, 2): 2, (-1, 0): 1, (0, 0): 1}
 
 
+def test_a_name_that_is_a_number_merges_nothing_with_the_cluster_of_that_number() -> None:
+    named = [(0, "2"), (1, "cat"), (2, None), (3, "cat")]
+    clusters = [{"cluster": number, "name": name, "images": 10 + number} for number, name in named]
+    assert group_sizes({"clusters": clusters}) == {"2": 10, "cat": 24, 2: 12}
+    counts = Counter({(4, 0): 3, (4, 2): 1, (9, 1): 5, (9, 3): 1})
+    table = contingency(counts, [group_key(cluster) for cluster in clusters])
+    np.testing.assert_array_equal(table, [[3, 0, 1], [0, 6, 0]])
+
+
 def test_counts_become_a_table_of_the_classes_that_are_known() -> None:
     counts = Counter({(4, 0): 3, (4, 2): 1, (9, 2): 5, (-1, 1): 7})
-    np.testing.assert_array_equal(contingency(counts, ["0", "1", "2"]), [[3, 0, 1], [0, 0, 5]])
+    np.testing.assert_array_equal(contingency(counts, [0, 1, 2]), [[3, 0, 1], [0, 0, 5]])
     np.testing.assert_array_equal(contingency(counts, ["cat", "dog", "cat"]), [[4, 0], [5, 0]])

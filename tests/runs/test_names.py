@@ -32,9 +32,13 @@ def test_names_are_added_changed_and_taken_away(run: str, tmp_path: Path) -> Non
         ("3=truck", r"cluster 3 does not exist; run has the clusters 0 to 2"),
         ("car=truck", r"'car=truck' names no cluster; give its number"),
         ("absent.yaml", r"absent\.yaml cannot be read"),
-        ("list.yaml", r"list\.yaml holds \['truck'\]; write lines such as `3: truck`"),
-        ("words.yaml", r"words\.yaml names 'two', which is no number of a cluster"),
-        ("broken.yaml", r"broken\.yaml is not YAML"),
+        ("list.yaml", r"list\.yaml holds a list in line 1; write lines such as `3: truck`"),
+        ("words.yaml", r"words\.yaml, line 1: 'two' is no number of a cluster"),
+        ("broken.yaml", r"broken\.yaml is not YAML \(line 1: "),
+        ("empty.yaml", r"empty\.yaml holds nothing; write lines"),
+        ("1=two\nlines", r"the name 'two\\nlines' has line breaks"),
+        ("1=truck", r"cluster 1 is named twice, 'ship' and 'truck'; name it once"),
+        ("runs/lr=0.1/absent", r"runs/lr=0\.1/absent cannot be read"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_nothing_is_kept(
@@ -44,9 +48,73 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_kept(
     Path("list.yaml").write_text("- truck")
     Path("words.yaml").write_text("two: truck")
     Path("broken.yaml").write_text("a: [")
+    Path("empty.yaml").write_text("# nothing yet")
     with pytest.raises(ConfigError, match=message):
         set_names(run, ["1=ship", argument])
     assert read_names(Folder(run)) == {}
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        *[(text, text) for text in ("no", "off", "yes", "false", "0", "007", "1_0", "12:30", "1e3", ".5", "0x10")],
+        *[(text, text) for text in ("2024-05-01", "Null", "C#", "=", "-1", "a:b", "größer", "a  b")],
+        *[('"null"', "null"), ("'~'", "~"), ('"no"', "no"), ("!!str no", "no"), (">-\n  a\n  b", "a b")],
+        *[(text, None) for text in ("", "~", "null", '""', "  # a comment")],
+    ],
+)
+def test_a_name_in_a_file_is_the_text_that_stands_there(run: str, tmp_path: Path, written: str, name: str) -> None:
+    (tmp_path / "names.yaml").write_text(f"0: {written}\n1: x\n")
+    set_names(run, ["0=before"])
+    expected = {0: name, 1: "x"} if name is not None else {1: "x"}
+    assert set_names(run, [str(tmp_path / "names.yaml")]) == expected
+    assert read_names(Folder(run)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("0: a\n1: [b, c]", r"line 2: a list is no name"),
+        ("0: a\n1: {b: c}", r"line 2: a mapping is no name"),
+        ("0: a\n1: !wow", r"line 2: '!wow' is no name; write a text, in quotes"),
+        ("0: a\n1: !!int 7", r"line 2: 'tag:yaml.org,2002:int 7' is no name"),
+        ("0: a\n1: |\n  b\n  c", r"line 2: the name 'b\\nc' has line breaks"),
+        ("0: a\n1: b\n0: c", r"line 3: cluster 0 is named a second time"),
+        ("0: a\n00: c", r"line 2: cluster 0 is named a second time"),
+        ("0: a\nyes: b", r"line 2: 'yes' is no number of a cluster"),
+        *[(f"0: a\n{key}: b", "line 2: .* is no number of a cluster") for key in ("1.0", "-1", "0x1", "1_0", "[1]")],
+        ("0: a\n<<: {1: b}", r"line 2: '<<' is no number"),
+        ("0: a\n1: *b", r"not YAML \(line 2: found undefined alias"),
+        ("0: a\n---\n1: b", r"not YAML \(line 2: but found another document"),
+        ("0:a\n1:b", r"holds '0:a 1:b' in line 1"),
+    ],
+)
+def test_what_is_not_a_name_is_refused_with_its_line(run: str, tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "names.yaml").write_text(lines)
+    with pytest.raises(ConfigError, match=message):
+        set_names(run, [str(tmp_path / "names.yaml")])
+    assert read_names(Folder(run)) == {}
+
+
+def test_what_is_merged_and_what_is_taken_away_is_said(run: str) -> None:
+    lines = list[str]()
+    set_names(run, ["0=truck", "1=2"])
+    set_names(run, ["1=", "2=truck"], lines.append)
+    assert lines == [
+        "   0  truck",
+        "   2  truck",
+        "   1  has no name any more; it was 2",
+        "clusters 0, 2 are named truck and count as one",
+    ]
+
+
+def test_a_path_may_hold_an_equals_sign(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("lr=0.1/merge.yaml", "k=7.yaml", "7=best.yaml"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text("1: ship")
+        assert set_names(run, ["1=", "2=a=b"]) == {2: "a=b"}
+        assert set_names(run, [path]) == {1: "ship", 2: "a=b"}
 
 
 def test_a_run_that_is_not_finished_has_no_clusters_to_name(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ function drawNames(pen) {
   for (const [n, [x, y]] of clusterMiddles()) {
     const place = toScreen(x, y);
     const cluster = clusterOf.get(n);
-    const text = cluster && cluster.name ? cluster.name : String(n);
+    const text = cluster && cluster.name ? cluster.name : `cluster ${n}`;
     pen.strokeText(text, ...place);
     pen.fillText(text, ...place);
   }
