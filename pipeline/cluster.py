@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ def connect() -> None:
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     own: AbstractContextManager[dict[str, Any]] = contextlib.nullcontext({}) if address else own_cluster()
+    began = time.monotonic()
     try:
         with signal_handlers_kept(), own as options:
             if address and _is_searched_for():
@@ -82,15 +84,16 @@ def connect() -> None:
         shorten_errors(was_interrupted)
     except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
         raise Interrupted(int(end.code or 15), RUN_AGAIN) from None
-    except Exception as error:  # a node that starts too slowly is a plain Exception
-        raise ConfigError(_connection_fault(address, " ".join(str(error).split()) or type(error).__name__)) from error
+    except Exception as error:  # a plain one where Ray's own processes do not start in time
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(_connection_fault(address, reason, time.monotonic() - began)) from error
 
 
-def _connection_fault(address: str | None, reason: str) -> str:
+def _connection_fault(address: str | None, reason: str, seconds: float) -> str:
     """What went wrong and what to do, in one line."""
     if not address:
-        remedy = "if it is busy, run the command again later, else run `digpro doctor`"
-        return f"Ray cannot be started on this machine ({reason}); {remedy}"
+        remedy = "if other programs keep it busy, run the command again later, else run `digpro doctor`"
+        return f"Ray did not start on this machine within {seconds:.0f} s ({reason}); {remedy}"
     if "Version mismatch" in reason:
         remedy = "install the same here and there (constraints.txt has the versions)"
         return f"the Ray cluster at {address} has other versions ({reason}); {remedy}"

@@ -117,9 +117,9 @@ def test_a_cluster_of_this_machine_gets_the_token_that_is_there(guarded: str, mo
     [
         (
             Exception("The current node timed out during startup. Some\n died."),
-            r"startup\. Some died\.\); if it is busy",
+            r"within \d+ s \(The current node timed out during startup\. Some died\.\); if other programs keep it busy",
         ),
-        (TimeoutError(), r"Ray cannot be started on this machine \(TimeoutError\)"),
+        (TimeoutError(), r"Ray did not start on this machine within 0 s \(TimeoutError\).*run `digpro doctor`"),
     ],
 )
 def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
