@@ -68,6 +68,22 @@ def stored_bytes(data: bytes, options: PixelOptions) -> bytes:
     return data if picture.as_stored else png(picture.image)
 
 
+def shown(image: Image.Image, options: PixelOptions) -> Image.Image:
+    """The pixels, of mode RGB, of an image that Pillow has opened, as those of its file are read.
+
+    Raises
+    ------
+    Unreadable
+        Saying what the image is, and what would help.
+    """
+    name = image.format or "Pillow image"
+    _check_frames(name, image)
+    if image.mode in DEEP_MODES or any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        raise Unreadable(f"{name} of more than 8 bits (mode {image.mode}); send the bytes of its file")
+    opened = _picture(name, image, options)
+    return opened.image if isinstance(opened, Picture) else render(opened, options)
+
+
 def png(image: Image.Image) -> bytes:
     """The image as PNG."""
     buffer = io.BytesIO()
@@ -130,10 +146,14 @@ def _pillow_image(name: str, data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise Unreadable(f"{name} that is a decompression bomb: more than twice the pixels safe to decode") from None
     check_size(name, image.width, image.height)
+    _check_frames(name, image)
+    return image
+
+
+def _check_frames(name: str, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in FIRST_OF_MANY:
         raise Unreadable(f"{name} of {frames} frames; save each as a file")
-    return image
 
 
 def _prepare_plugin(name: str) -> None:

@@ -1,9 +1,17 @@
-"""The MLflow model of a run: the served model, its bundle, and a copy of the modules of ours that it needs."""
+"""The MLflow model of a run: the served model, its bundle, and a copy of the modules of ours that it needs.
+
+The copy is a package whose name is nobody else's: a program may have a `pipeline` of its own, or models of two
+versions.
+"""
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +24,7 @@ from pipeline.serving.bundle import write_bundle
 
 BUNDLE = "bundle"
 SERVED = "pipeline.serving.served"
+PACKAGE = re.compile(r"\bpipeline(?=[./])")
 MODULES = (
     "pipeline",
     "pipeline.errors",
@@ -25,6 +34,7 @@ MODULES = (
     *(f"pipeline.inference.{name}" for name in ("card", "predict")),
     "pipeline.serving",
     "pipeline.serving.bundle",
+    "pipeline.serving.items",
 )
 """What `SERVED` imports of ours, directly or not."""
 REQUIREMENTS = (
@@ -43,31 +53,54 @@ def save_mlflow_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     from mlflow.types import ColSpec, Schema
 
     with TemporaryDirectory() as local:
-        bundle, code = Path(local, BUNDLE), Path(local, "pipeline")
+        bundle = Path(local, BUNDLE)
         bundle.mkdir()
         write_bundle(bundle, model, card)
-        _copy_modules(code.parent)
+        code, served = _copy_modules(Path(local))
         columns = {"cluster": "long", "name": "string", "similarity": "float", "runner_up": "long"}
         columns |= {"margin": "float", "outlier": "float"}
-        with warnings.catch_warnings(action="ignore"):  # it wants an example of the input, which may be of many kinds
+        with (
+            _importable(code),
+            warnings.catch_warnings(action="ignore"),
+        ):  # it wants an example of the input, which may be of many kinds
             mlflow.pyfunc.save_model(
                 folder,
-                python_model=_file(SERVED),
+                python_model=str(served),
                 artifacts={BUNDLE: str(bundle)},
                 code_paths=[str(code)],
-                signature=ModelSignature(outputs=Schema([ColSpec(kind, name) for name, kind in columns.items()])),
+                signature=ModelSignature(
+                    outputs=Schema([ColSpec(kind, name, name != "name") for name, kind in columns.items()])
+                ),
                 pip_requirements=[f"{name}=={version_of(name)}" for name in REQUIREMENTS],
             )
 
 
-def _copy_modules(folder: Path) -> None:
-    """Copy `MODULES` into a folder, with the folders that they lie in."""
+def _copy_modules(folder: Path) -> tuple[Path, Path]:
+    """Copies in a folder of `MODULES`, as a package of a new name, and of `SERVED`, which MLflow runs by its path.
+
+    The name holds a digest of the code: two models of one version share it, those of two versions do not.
+    """
     top = Path(_file("pipeline")).parents[1]
-    for name in MODULES:
-        source = Path(_file(name))
-        target = folder / source.relative_to(top)
+    sources = [Path(_file(name)) for name in (*MODULES, SERVED)]
+    texts = [source.read_text(encoding="utf-8") for source in sources]
+    package = f"digpro_served_{hashlib.sha256(''.join(texts).encode()).hexdigest()[:12]}"
+    for source, text in zip(sources, texts, strict=True):
+        target = folder / PACKAGE.sub(package, source.relative_to(top).as_posix())
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_text(PACKAGE.sub(package, text), encoding="utf-8")
+    return folder / package, target.rename(folder / target.name)
+
+
+@contextmanager
+def _importable(package: Path) -> Iterator[None]:
+    """Inside, a package can be imported, as MLflow does when it saves the model; after that nothing is left of it."""
+    sys.path.insert(0, str(package.parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(package.parent))
+        for name in [name for name in sys.modules if name.split(".")[0] == package.name]:
+            del sys.modules[name]
 
 
 def _file(module: str) -> str:

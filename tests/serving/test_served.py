@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,6 @@ from pipeline.inference.predict import predict
 from pipeline.serving.mlflow_model import save_mlflow_model
 from tests.helpers.models import card, cluster_model
 from tests.helpers.pictures import quadrants, saved
-
-FORBIDDEN = ("ray", *(f"pipeline.{room}" for room in ("training", "method", "tracking", "config", "runs", "features")))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_every_form_of_an_image_has_the_answer_of_the_model(served: Any, model: 
         assert row["cluster"] == int(answer.cluster)
         assert row["similarity"] == pytest.approx(float(answer.similarity), abs=1e-5)
         assert row["runner_up"] == int(answer.runner_up)
-        assert row["name"] == ("red & blue" if row["cluster"] in (0, 2) else str(row["cluster"]))
+        assert row["name"] == ("red & blue" if row["cluster"] in (0, 2) else None)
         assert np.isfinite(row["outlier"])
 
 
@@ -106,21 +105,36 @@ def test_what_is_no_image_is_named(served: Any) -> None:
         served.predict(pd.DataFrame({"picture": [good]}))
 
 
-def test_it_loads_without_ray_and_without_our_training_code(folder: Path, served: Any) -> None:
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_a_program_with_a_pipeline_of_its_own_keeps_it(folder: Path, served: Any, tmp_path: Path, first: str) -> None:
+    """Neither Ray nor our package is loaded; and none of our modules has a name that others use."""
+    (tmp_path / "pipeline.py").write_text("owner = 'theirs'")
+    (tmp_path / "served.py").write_text("owner = 'theirs'")
+    steps = [f"model = mlflow.pyfunc.load_model({str(folder)!r})", "import pipeline, served"]
     picture = base64.b64encode(pictures()[1]).decode()
-    script = f"""
-import json, sys
-sys.modules.update(dict.fromkeys({FORBIDDEN}))
-import mlflow.pyfunc
-model = mlflow.pyfunc.load_model({str(folder)!r})
-import pipeline
-print(json.dumps([pipeline.__file__, model.predict([{picture!r}]).to_dict("records")]))
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, text=True, check=False)
+    script = [
+        "import json, sys",
+        "sys.modules['ray'] = None",
+        "import mlflow.pyfunc",
+        *(steps if first == "ours" else reversed(steps)),
+        f"rows = model.predict([{picture!r}]).to_dict('records')",
+        "ours = [name for name in sys.modules if name.startswith('pipeline.')]",
+        "print(json.dumps([pipeline.owner, served.owner, ours, rows]))",
+    ]
+    command = [sys.executable, "-c", "\n".join(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    code, rows = json.loads(done.stdout.splitlines()[-1])
-    assert code.startswith(str(folder))
+    owner, other, ours, rows = json.loads(done.stdout.splitlines()[-1])
+    assert (owner, other, ours) == ("theirs", "theirs", [])
     assert rows[0]["similarity"] == pytest.approx(served.predict([picture])["similarity"][0])
+
+
+def test_the_copy_has_a_name_of_its_own_and_nothing_of_it_stays(folder: Path) -> None:
+    (package,) = (path.name for path in (folder / "code").iterdir() if path.name != "__pycache__")
+    assert re.fullmatch(r"digpro_served_[0-9a-f]{12}", package)
+    for file in folder.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) pipeline\b", file.read_text(), re.MULTILINE), file
+    assert not [place for place in sys.path if (Path(place) / package).exists() and not place.startswith(str(folder))]
 
 
 def test_no_pickle_is_in_it(folder: Path) -> None:
