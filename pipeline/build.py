@@ -20,11 +20,13 @@ from pipeline.config.models import MethodConfig, RunConfig
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.shards import Manifest
 from pipeline.data.views import TwoViews
+from pipeline.errors import ConfigError
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import Standardize, build_encoder, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
+from pipeline.progress import Echo
 
 REFERENCE_LEAD_MOMENTUM, REFERENCE_EMPTY_LOGIT = 0.99, -10.0  # fixed in the reference code
 DEFAULT_SIZE = 32  # pixels, of the reference's views
@@ -39,14 +41,19 @@ def settle_images(config: RunConfig) -> RunConfig:
     Raises
     ------
     ConfigError
-        When the backbone is unknown, or its library is not installed.
+        When the backbone is unknown, wants images of a kind that is not made here, or its library is not installed.
     """
     name, data, views = config.model.encoder, config.data, config.views
     own = library_input(name, config.model.weights) if is_library_name(name) else None
     size = views.size or (own.size if own else DEFAULT_SIZE)
     settled: dict[str, Any] = {"image_size": DEFAULT_SIZE, "fit": "stretch", "interpolation": "bilinear"}
     if own is not None:
-        settled = {"image_size": round(size / own.crop), "fit": "crop", "interpolation": own.interpolation}
+        if own.unsupported and None in (data.image_size, data.fit, data.interpolation, views.size):
+            raise ConfigError(
+                f"model.encoder={name}: {own.unsupported}, which is not done here; choose another network, or say how "
+                "to prepare images instead: set views.size, data.image_size, data.fit and data.interpolation"
+            )
+        settled = {"image_size": round(size / own.crop), "fit": own.fit, "interpolation": own.interpolation}
         settled |= {"mean": own.mean, "std": own.std}
     missing = {key: value for key, value in settled.items() if getattr(data, key) is None}
     return config.model_copy(
@@ -54,14 +61,17 @@ def settle_images(config: RunConfig) -> RunConfig:
     )
 
 
-def open_encoder(config: RunConfig) -> tuple[nn.Module, int]:
-    """The encoder with its weights, and the size of its features."""
+def open_encoder(config: RunConfig, echo: Echo | None = None) -> tuple[nn.Module, int]:
+    """The encoder with its weights, and the size of its features; says which part of a file the weights are."""
     torch.manual_seed(config.seed)
     s, size = config.model, config.views.size
     if not is_library_name(s.encoder):
         return build_encoder(s.encoder, small_stem=s.small_stem)
     assert size is not None
-    module = without_dropout(open_backbone(s.encoder, s.weights, size=size, partial=s.partial_weights).module)
+    backbone = open_backbone(s.encoder, s.weights, size=size, partial=s.partial_weights, prefix=s.weights_prefix)
+    if backbone.prefix and echo is not None:
+        echo(f"model.weights={s.weights}: the network's names begin with {backbone.prefix} there")
+    module = without_dropout(backbone.module)
     return module, feature_size(module, size, s.encoder)
 
 

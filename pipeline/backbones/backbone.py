@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 
 Interpolation = Literal["bilinear", "bicubic"]
 DROPOUT_RATES = {
@@ -23,7 +23,8 @@ Channels = tuple[float, float, float]
 class ImageInput:
     """How a network's images are prepared, as whoever trained it says.
 
-    The shorter side is resized to `size / crop`, and the square of `size` pixels in the middle is taken.
+    With the fit "crop" the shorter side is resized to `size / crop`, and the square of `size` pixels in the middle is
+    taken; with "stretch" the image is resized to the square.
 
     Attributes
     ----------
@@ -34,6 +35,9 @@ class ImageInput:
     interpolation : "bilinear" or "bicubic"
     crop : float
         Side of the square over the shorter side of the image, at most 1.
+    fit : "crop" or "stretch"
+    unsupported : str
+        What of its own preparation is not done here, in words; empty where all is.
     """
 
     size: int
@@ -41,14 +45,20 @@ class ImageInput:
     std: Channels
     interpolation: Interpolation = "bilinear"
     crop: float = 1.0
+    fit: Literal["crop", "stretch"] = "crop"
+    unsupported: str = ""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network (B, 3, H, W) -> (B, F), and the images that it expects; None where it has no opinion."""
+    """A network (B, 3, H, W) -> (B, F), and the images that it expects; None where it has no opinion.
+
+    `prefix` is what the names of its weights begin with in their file.
+    """
 
     module: nn.Module
     input: ImageInput | None = None
+    prefix: str = ""
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
@@ -60,6 +70,20 @@ def without_dropout(module: nn.Module) -> nn.Module:
         for name in DROPOUT_RATES.get(type(child).__name__, ()):
             setattr(child, name, 0.0)
     return module
+
+
+def _other_input(module: nn.Module) -> str:
+    """Why a network takes no float32 images of 3 channels, where its layers say it."""
+    dtypes = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
+    if others := sorted(dtypes - {"float32"}):
+        return f"has weights of {', '.join(others)}, and images come in float32; return network.float()"
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is not None and first.in_channels != 3:
+        return (
+            f"takes images of {first.in_channels} channels, and they have 3 (gray ones too); give it a first layer "
+            "that takes 3"
+        )
+    return ""
 
 
 def feature_size(module: nn.Module, size: int, name: str) -> int:
@@ -74,10 +98,11 @@ def feature_size(module: nn.Module, size: int, name: str) -> int:
     try:
         with torch.no_grad():
             features = module.eval()(torch.zeros(2, 3, size, size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"model.encoder={name} cannot take images of {size} pixels ({error}); set views.size to what it takes"
-        ) from error
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = _other_input(module) or (
+            f"cannot take images of {size} pixels ({first_line(error)}); set views.size to what it takes"
+        )
+        raise ConfigError(f"model.encoder={name} {reason}") from error
     finally:
         module.train(was_training)
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:

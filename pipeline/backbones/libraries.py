@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import math
+import os
+import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.backbones.backbone import Backbone, ImageInput
+from pipeline.backbones.backbone import Backbone, ImageInput, Interpolation
 from pipeline.backbones.names import DEFAULT, split_name
-from pipeline.backbones.weights import check_names, load_state, read_state
+from pipeline.backbones.weights import check_names, choose_state, load_state, read_tensors
 from pipeline.errors import ConfigError, did_you_mean, first_line, how_to_install
 
 
-def open_backbone(name: str, weights: str | None, *, size: int | None = None, partial: bool = False) -> Backbone:
+def open_backbone(
+    name: str, weights: str | None, *, size: int | None = None, partial: bool = False, prefix: str | None = None
+) -> Backbone:
     """A network without its classifier, with weights.
 
     Parameters
@@ -29,6 +35,8 @@ def open_backbone(name: str, weights: str | None, *, size: int | None = None, pa
         Side of the images in pixels, for transformers of timm, which are built for one size.
     partial : bool
         Accept a state dict with missing or unexpected names.
+    prefix : str, optional
+        What the network's names begin with in the state dict; found where it is absent.
 
     Raises
     ------
@@ -37,23 +45,23 @@ def open_backbone(name: str, weights: str | None, *, size: int | None = None, pa
     """
     library, inner = split_name(name)
     if library == "torchvision":
-        return _torchvision(inner, weights, partial)
+        return _torchvision(inner, weights, partial, prefix)
     if library == "timm":
-        return _timm(inner, weights, size, partial)
-    return _python(inner, weights, partial)
+        return _timm(inner, weights, size, partial, prefix)
+    return _python(inner, weights, partial, prefix)
 
 
 def library_input(name: str, weights: str | None) -> ImageInput | None:
     """The images that a network of a library expects, without its weights; None where it is untrained."""
     library, inner = split_name(name)
     if library == "python":
-        return _python(inner, None, partial=False).input
+        return _python(inner, None).input
     if weights is None:
         return None
     return _torchvision_input(inner) if library == "torchvision" else _timm_input(_import_timm(), inner)
 
 
-def _torchvision(name: str, weights: str | None, partial: bool) -> Backbone:
+def _torchvision(name: str, weights: str | None, partial: bool, prefix: str | None) -> Backbone:
     expected = _torchvision_input(name)
     try:
         module = torchvision.models.get_model(name, weights="DEFAULT" if weights == DEFAULT else None)
@@ -62,9 +70,16 @@ def _torchvision(name: str, weights: str | None, partial: bool) -> Backbone:
         raise ConfigError(_no_download(f"torchvision:{name}", error, url)) from None
     head = _last_linear(module, name)
     module.set_submodule(head, nn.Identity())
+    begin = ""
     if weights not in (None, DEFAULT):
-        load_state(module, _without(read_state(weights), head), weights, partial=partial)
-    return Backbone(module, None if weights is None else expected)
+        state, begin = _read_state(weights, module, partial, prefix)
+        load_state(module, _without(state, head), weights, partial=partial)
+    return Backbone(module, None if weights is None else expected, begin)
+
+
+def _read_state(path: str, module: nn.Module, partial: bool, prefix: str | None) -> tuple[dict[str, Tensor], str]:
+    """What a file has of a network, and what its names begin with there."""
+    return choose_state(read_tensors(path), module.state_dict(), path, prefix=prefix, partial=partial)
 
 
 def _torchvision_input(name: str) -> ImageInput:
@@ -97,19 +112,21 @@ def _import_timm() -> Any:
         raise ConfigError(f"model.encoder=timm:... needs the library timm; {how_to_install('timm')}") from None
 
 
-def _timm(name: str, weights: str | None, size: int | None, partial: bool) -> Backbone:
+def _timm(name: str, weights: str | None, size: int | None, partial: bool, prefix: str | None) -> Backbone:
     timm = _import_timm()
     expected = _timm_input(timm, name)
-    sized = {} if size in (None, expected.size) else {"img_size": size}
+    built_for = _timm_config(timm, name).input_size[1:]
+    sized = {} if size is None or built_for == (size, size) else {"img_size": size}
     if weights in (None, DEFAULT):
         return Backbone(_create_timm(timm, name, sized, pretrained=weights == DEFAULT), expected if weights else None)
-    module, state = _create_timm(timm, name, {}), read_state(weights)
+    module = _create_timm(timm, name, {})
+    state, begin = _read_state(weights, module, partial, prefix)
     heads: Any = timm.get_pretrained_cfg(name).classifier or ()
     state = _without(state, *([heads] if isinstance(heads, str) else heads))
     check_names(module.state_dict(), state, weights, partial=partial)
     # timm resamples a transformer's position embedding where the images have another size
     overlay = {"state_dict": state, "num_classes": 0}
-    return Backbone(_create_timm(timm, name, sized, pretrained=True, pretrained_cfg_overlay=overlay), expected)
+    return Backbone(_create_timm(timm, name, sized, pretrained=True, pretrained_cfg_overlay=overlay), expected, begin)
 
 
 def _create_timm(timm: Any, name: str, sized: dict[str, Any], **options: Any) -> nn.Module:
@@ -122,15 +139,51 @@ def _create_timm(timm: Any, name: str, sized: dict[str, Any], **options: Any) ->
         raise ConfigError(_no_download(f"timm:{name}", error, f"model.safetensors of {repository}")) from None
 
 
-def _timm_input(timm: Any, name: str) -> ImageInput:
-    config = timm.get_pretrained_cfg(name)
+def _timm_config(timm: Any, name: str) -> Any:
+    """What timm knows of a network and of the weights that its tag names."""
+    if "/" in name or name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        known = did_you_mean(name.rpartition("/")[2], timm.list_pretrained())
+        raise ConfigError(
+            f"model.encoder=timm:{name} is a repository or folder; give the network's name{known}, and as "
+            "model.weights the path of the file, or hf://OWNER/REPOSITORY/model.safetensors"
+        )
+    network, _, tag = name.partition(".")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the tag
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{network}.*")]
+        raise ConfigError(
+            f"model.encoder=timm:{name} has the tag {tag!r}, which timm {timm.__version__} does not know"
+            f"{did_you_mean(tag, tags)} (known: {', '.join(tags) or 'none'})"
+        ) from None
     if config is None:
-        hint = did_you_mean(name.partition(".")[0], timm.list_models())
+        hint = did_you_mean(network, timm.list_models())
         raise ConfigError(f"model.encoder=timm:{name} is unknown to timm {timm.__version__}{hint}")
-    return ImageInput(config.input_size[-1], config.mean, config.std, config.interpolation, config.crop_pct)
+    return config
 
 
-def _python(name: str, weights: str | None, partial: bool) -> Backbone:
+def _timm_input(timm: Any, name: str) -> ImageInput:
+    config = _timm_config(timm, name)
+    (_, height, width), crop = config.input_size, config.crop_pct
+    stretch = config.crop_mode == "squash"
+    unsupported = [
+        *([f"images of {width} x {height} pixels"] if height != width else []),
+        *([f"crop_mode={config.crop_mode}"] if config.crop_mode not in ("center", "squash") else []),
+        *([f"crop_pct={crop:g}"] if crop > 1 or (stretch and crop < 1) else []),
+        *([f"interpolation={config.interpolation}"] if config.interpolation not in get_args(Interpolation) else []),
+    ]
+    return ImageInput(
+        size=width,
+        mean=config.mean,
+        std=config.std,
+        interpolation=config.interpolation,
+        crop=width / math.floor(width / crop),  # timm rounds the resized side down
+        fit="stretch" if stretch else "crop",
+        unsupported=f"{name} of timm was trained with {' and '.join(unsupported)}" if unsupported else "",
+    )
+
+
+def _python(name: str, weights: str | None, partial: bool = False, prefix: str | None = None) -> Backbone:
     if weights == DEFAULT:
         raise ConfigError(
             f"model.weights=default does not go with model.encoder=python:{name}, whose function gives the weights; "
@@ -140,22 +193,37 @@ def _python(name: str, weights: str | None, partial: bool) -> Backbone:
     backbone = made if isinstance(made, Backbone) else Backbone(made)
     if not isinstance(backbone.module, nn.Module):
         raise ConfigError(f"model.encoder=python:{name} returned {type(made).__name__}; return a torch.nn.Module")
-    if weights is not None:
-        load_state(backbone.module, read_state(weights), weights, partial=partial)
-    return backbone
+    if weights is None:
+        return backbone
+    state, begin = _read_state(weights, backbone.module, partial, prefix)
+    load_state(backbone.module, state, weights, partial=partial)
+    return replace(backbone, prefix=begin)
 
 
 def _call(name: str) -> Any:
-    """What the function that MODULE:FUNCTION names returns."""
+    """What the function that MODULE:FUNCTION names returns; the module may lie in the working folder.
+
+    That folder comes last, so that no file in it hides an installed module. Ray puts it on the path of its workers, and
+    a submitted job runs in a copy of it.
+    """
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         made = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # of whatever the module does when it is imported
         raise ConfigError(
-            f"model.encoder=python:{name} cannot be imported ({first_line(error)}); give MODULE:FUNCTION, importable "
-            "on every node"
+            f"model.encoder=python:{name} cannot be imported ({type(error).__name__}: {first_line(error)}); give "
+            "MODULE:FUNCTION, importable on every node: put MODULE.py into the working folder, or its folder into "
+            "PYTHONPATH"
         ) from error
-    return made()
+    try:
+        return made()
+    except Exception as error:
+        raise ConfigError(
+            f"model.encoder=python:{name} raised {type(error).__name__}: {first_line(error)}; the function has to "
+            "return the network, and is called without arguments"
+        ) from error
 
 
 def _no_download(encoder: str, error: OSError, file: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.backbones.names import LIBRARIES, OWN, is_library_name
+from pipeline.backbones.names import DEFAULT, LIBRARIES, OWN, is_library_name
 from pipeline.errors import did_you_mean
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -169,6 +169,9 @@ class ModelConfig(Section):
     )
     weights: Later[str | None] = Field(
         None, description="of a library's network: null untrained, default the library's own, or a state dict's path"
+    )
+    weights_prefix: Later[str | None] = Field(
+        None, description="what the network's names begin with in the state dict, as teacher; null: found"
     )
     partial_weights: Later[bool] = Field(False, description="accept a state dict with missing or unexpected names")
     freeze: Later[bool] = Field(
@@ -461,6 +464,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"model.weights is {model.weights}, and model.encoder={model.encoder} takes none; choose an encoder "
                 "of a library, such as torchvision:resnet18"
+            )
+        if model.weights_prefix is not None and model.weights in (None, DEFAULT):
+            raise ValueError(
+                f"model.weights_prefix is {model.weights_prefix}, and model.weights is {model.weights}; set it to the "
+                "path of a state dict, or leave the prefix out"
             )
         if model.freeze and model.weights is None and not model.encoder.startswith("python:"):
             raise ValueError(

@@ -73,8 +73,8 @@ class Preprocess(nn.Module):
         return self.normalize(pixels)
 
     def _middle(self, images: Tensor) -> Tensor:
-        """The square in the middle of images (B, H, W, 3); all of those that are no larger."""
-        top, left = (max(0, side - self.size) // 2 for side in images.shape[1:3])
+        """The square in the middle of images (B, H, W, 3), rounded as torchvision does; all of those no larger."""
+        top, left = (round(max(0, side - self.size) / 2) for side in images.shape[1:3])
         return images[:, top : top + self.size, left : left + self.size]
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -98,7 +98,8 @@ def decides_features(setting: str) -> bool:
     section, _, name = setting.partition(".")
     if section in ("data", "views"):
         return name != "neighbours"
-    return setting in ("model.encoder", "model.weights", "model.partial_weights", "model.freeze", "optim.precision")
+    own = ("model.encoder", "model.weights", "model.weights_prefix", "model.partial_weights", "model.freeze")
+    return setting in (*own, "optim.precision")
 
 
 def read_cache(folder: Folder) -> FeatureCache | None:

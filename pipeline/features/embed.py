@@ -91,7 +91,7 @@ def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Fo
     RunFailed
         When Ray cannot carry it out; the same call continues.
     """
-    module, size = open_encoder(config)
+    module, size = open_encoder(config, echo)
     config = settle_precision(config)
     key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
     folder = cache_folder(config, key)

@@ -12,7 +12,7 @@ import ray
 from ray.train import TrainingFailedError
 
 from pipeline.backbones.names import DEFAULT
-from pipeline.build import settle_images
+from pipeline.build import open_encoder, settle_images
 from pipeline.checks.nodes import check_nodes
 from pipeline.checks.settings import check_settings
 from pipeline.cluster import connect
@@ -106,6 +106,8 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     echo(f"run {config.name}: {manifest.num_images:,} images, {plan.mode} ({plan.mode_reason})")
     for warning in monitor_warnings(config, has_classes=has_labels(config.data.path)):
         echo(f"warning: {warning}")
+    if not config.model.freeze and config.model.weights not in (None, DEFAULT):
+        open_encoder(config, echo)  # here, for what is wrong with the file would otherwise cost the start of workers
     tracking = open_run(config, folder)
     record_start(folder, manifest)
     connect()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from torch import nn
 from pipeline.backbones.backbone import feature_size, without_dropout
 from pipeline.backbones.libraries import library_input, open_backbone
 from pipeline.backbones.weights import digest
+from pipeline.build import settle_images
+from pipeline.config.loading import load_config
 from pipeline.data.decode import decode
 from pipeline.data.pixels import png
 from pipeline.data.preprocess import Preprocess
@@ -98,6 +104,66 @@ def test_names_that_do_not_fit_are_named_and_refused_unless_allowed(tmp_path: Pa
     open_backbone("torchvision:resnet18", path, partial=True)
 
 
+def nested(names: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The values under nested keys."""
+    for key in reversed(keys):
+        names = {key: names}
+    return names
+
+
+RESNET = torchvision.models.resnet18().state_dict()
+PREFIXES = ("module.", "_orig_mod.", "encoder_q.", "base_encoder.", "backbone.", "module.encoder_q.", "net._orig_mod.")
+CONTAINERS = [
+    ("teacher",),
+    ("model_ema",),
+    ("net",),
+    ("model",),
+    ("state_dict",),
+    ("ema", "module"),
+    ("student", "net"),
+]
+
+
+@pytest.mark.parametrize("begin", PREFIXES)
+@pytest.mark.parametrize("keys", [(), *CONTAINERS])
+def test_one_prefix_that_explains_all_names_is_taken(tmp_path: Path, begin: str, keys: tuple[str, ...]) -> None:
+    state = {f"{begin}{name}": value for name, value in RESNET.items()}
+    others = {"queue": torch.zeros(2, 3), "epoch": 7, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
+    torch.save(nested(state, *keys) | others, tmp_path / "w.pth")
+    backbone = open_backbone("torchvision:resnet18", str(tmp_path / "w.pth"))
+    assert backbone.prefix == "".join(f"{key}." for key in keys) + begin
+    assert backbone.module.state_dict()["layer1.0.conv1.weight"].equal(RESNET["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_within_the_names_are_taken_off(tmp_path: Path, wrapper: str) -> None:
+    state = {name.replace("layer1.", f"layer1.{wrapper}."): value for name, value in RESNET.items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    backbone = open_backbone("torchvision:resnet18", str(tmp_path / "w.safetensors"))
+    assert backbone.module.state_dict()["layer1.0.conv1.weight"].equal(RESNET["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(("one", "two"), [("teacher", "student"), ("model", "model_ema"), ("encoder_q", "encoder_k")])
+def test_several_networks_in_a_file_need_a_prefix(tmp_path: Path, one: str, two: str) -> None:
+    path, other = str(tmp_path / "w.pth"), {name: value + 1 for name, value in RESNET.items()}
+    torch.save({one: RESNET, two: {f"backbone.{name}": value for name, value in other.items()}}, path)
+    found = ", ".join(sorted([rf"{one}\.", rf"{two}\.backbone\."]))
+    with pytest.raises(ConfigError, match=rf"has several networks that fit: .* {found}; set model\.weights_prefix"):
+        open_backbone("torchvision:resnet18", path)
+    for prefix, expected in ((one, RESNET), (f"{two}.backbone", other), ("backbone.", other), (f"{one}.", RESNET)):
+        backbone = open_backbone("torchvision:resnet18", path, prefix=prefix)
+        assert backbone.module.state_dict()["bn1.bias"].equal(expected["bn1.bias"])
+    with pytest.raises(ConfigError, match=r"weights_prefix=tutor is that of no networks .*; it has networks under"):
+        open_backbone("torchvision:resnet18", path, prefix="tutor")
+
+
+def test_a_plain_state_dict_is_taken_before_any_other(tmp_path: Path) -> None:
+    torch.save(dict(RESNET) | {"ema": RESNET}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"unexpected: ema\."):  # and it is not silently incomplete
+        open_backbone("torchvision:resnet18", str(tmp_path / "w.pth"))
+    assert open_backbone("torchvision:resnet18", str(tmp_path / "w.pth"), partial=True).prefix == ""
+
+
 @pytest.mark.parametrize("partial", [True, False])
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_another_network_and_other_shapes_are_always_refused(tmp_path: Path, partial: bool, library: str) -> None:
@@ -115,6 +181,69 @@ def test_a_file_that_holds_no_state_dict_is_named(tmp_path: Path, file: str, con
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ConfigError, match=f"model.weights={tmp_path}/{file} cannot be read"):
         open_backbone("torchvision:resnet18", str(tmp_path / file))
+
+
+def a_torch_file(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def a_program() -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer)
+    return buffer.getvalue()
+
+
+NOT_WEIGHTS = {
+    "page.pth": (b"<!DOCTYPE html><html>404</html>", "an HTML or XML page, perhaps the error page of a download"),
+    "page.safetensors": (b"<html>404</html>", "an HTML or XML page"),
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+    "keras.h5": (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
+    "packed.pth.gz": (b"\x1f\x8b" + bytes(64), "compressed by gzip"),
+    "empty.pth": (b"", "empty"),
+    "text.pth": (b"no weights", "no file of torch or safetensors"),
+    "cut.pth": (a_torch_file(RESNET)[:5000], "a file of torch, damaged or cut short"),
+    "cut.safetensors": (safetensors.torch.save(dict(RESNET))[:5000], "safetensors, damaged or cut short"),
+    "objects.pth": (
+        a_torch_file({"state_dict": RESNET, "args": argparse.Namespace(lr=1)}),
+        r"a pickle with other objects than tensors \(argparse\.Namespace\)",
+    ),
+    "network.pth": (a_torch_file(nn.Linear(2, 2)), r"a pickle with other objects .*torch\.nn\.modules\.linear\.Linear"),
+    "script.pt": (a_program(), "a TorchScript program"),
+}
+
+
+@pytest.mark.parametrize("file", NOT_WEIGHTS)
+def test_a_file_that_is_something_else_is_described_and_no_code_is_advised(tmp_path: Path, file: str) -> None:
+    content, words = NOT_WEIGHTS[file]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"model\.weights=\S+{file} cannot be read: it is {words}") as refused:
+        open_backbone("torchvision:resnet18", str(tmp_path / file))
+    assert "weights_only" not in str(refused.value)
+    assert "torch.save(model.state_dict(), FILE)" in str(refused.value)
+    assert not re.search(r"[\x00-\x1f]", str(refused.value))
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.bin", "w"])
+def test_the_content_decides_what_a_file_of_weights_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(safetensors.torch.save(dict(RESNET)))
+    assert open_backbone("torchvision:resnet18", str(tmp_path / name)).prefix == ""
+    (tmp_path / "w.safetensors").write_bytes(a_torch_file(RESNET))
+    assert open_backbone("torchvision:resnet18", str(tmp_path / "w.safetensors")).prefix == ""
+
+
+def test_an_object_store_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(Exception):
+        """As of a library for HTTP: no OSError."""
+
+    def fail(_: str) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("pipeline.backbones.weights.filesystem", fail)
+    with pytest.raises(ConfigError, match=r"model\.weights=hf://a/b/w\.safetensors cannot be read \(.*not known\)"):
+        open_backbone("torchvision:resnet18", "hf://a/b/w.safetensors")
 
 
 def test_weights_run_no_code(tmp_path: Path) -> None:
@@ -139,6 +268,14 @@ def test_a_whole_module_instead_of_its_state_is_refused(tmp_path: Path) -> None:
     [
         ("torchvision:resnet81", r"unknown to torchvision; did you mean 'resnet18'\?"),
         ("timm:resnet1x", r"unknown to timm .*; did you mean 'resnet"),
+        ("timm:resnet18.a1_in2k", r"has the tag 'a1_in2k', .*; did you mean 'a1_in1k'\? \(known: .*fb_ssl"),
+        (
+            "timm:hf-hub:timm/resnet18.a1_in1k",
+            r"is a repository or folder; give .*; did you mean 'resnet18\.a1_in1k'\?",
+        ),
+        ("timm:hf_hub:me/mine", r"is a repository or folder; .* hf://OWNER/REPOSITORY/model\.safetensors"),
+        ("timm:hf://timm/resnet18", r"is a repository or folder"),
+        ("timm:local-dir:/mine", r"is a repository or folder"),
         ("python:tests.nowhere:make", "cannot be imported .* importable on every node"),
         ("python:tests.helpers.backbones:nothing", "cannot be imported"),
         (f"{HERE}:not_a_module", "returned int; return a torch.nn.Module"),
@@ -175,6 +312,44 @@ def test_a_function_may_return_a_module_or_a_backbone() -> None:
     assert backbone.input.size == 16
     with pytest.raises(ConfigError, match="whose function gives the weights"):
         open_backbone(f"{HERE}:network", "default")
+
+
+def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    for name, body in (
+        ("mynet", "from torch import nn\ndef plain():\n    return nn.Conv2d(3, 4, 3)\ndef one(a):\n    return a"),
+        ("mybroken", "import nowhere_at_all"),
+        ("mytypo", "def plain(:"),
+    ):
+        (tmp_path / f"{name}.py").write_text(body)
+    with pytest.raises(ConfigError, match=r"python:mynet:plain cannot be imported \(ModuleNotFoundError: .*PYTHONPATH"):
+        open_backbone("python:mynet:plain", None)
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_backbone("python:mynet:plain", None).module, nn.Conv2d)
+    for name, message in (
+        ("mynet:one", r"raised TypeError: one\(\) missing .* is called without arguments"),
+        ("mybroken:plain", r"cannot be imported \(ModuleNotFoundError: No module named 'nowhere_at_all'\)"),
+        ("mytypo:plain", r"cannot be imported \(SyntaxError: "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_backbone(f"python:{name}", None)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv2d(3, 4, 3).half(), r"has weights of float16, and images come in float32; return network\.float\(\)"),
+        (nn.Conv2d(3, 4, 3).bfloat16(), r"has weights of bfloat16"),
+        (nn.Conv2d(3, 4, 3).double(), r"has weights of float64"),
+        (nn.Conv2d(1, 4, 3), r"takes images of 1 channels, and they have 3"),
+        (nn.Sequential(nn.Identity(), nn.Conv2d(13, 4, 3)), r"takes images of 13 channels"),
+        (nn.Conv2d(3, 4, 99), r"cannot take images of 16 pixels .* set views\.size"),
+    ],
+)
+def test_the_reason_why_a_network_takes_no_images_is_said(module: nn.Module, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        feature_size(module, 16, "python:mine:net")
+    assert "\n" not in str(refused.value)
 
 
 def test_what_is_no_vector_is_refused() -> None:
@@ -221,6 +396,59 @@ def test_images_are_prepared_as_the_library_does(name: str, width: int, height: 
     expected = transform(torch.from_numpy(np.array(smooth)).permute(2, 0, 1))
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 2.5 / 255 / min(own.std)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (97, 531), (224, 224)])
+@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_base_patch16_siglip_224.webli", "vit_tiny_patch16_224"])
+def test_images_are_prepared_as_timm_does(name: str, width: int, height: int) -> None:
+    """Cropped or squashed, with the side that timm rounds down; up to the rounding of pixels to 8 bits."""
+    import timm
+
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / 15 + phase) * np.cos(columns / (17 + phase)) for phase in range(3)]
+    image = Image.fromarray((127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8))
+    settings = [f"model.encoder=timm:{name}", "model.weights=default", "method.num_clusters=2"]
+    data = settle_images(load_config("photos", settings)).data
+    assert data.mean is not None
+    assert data.std is not None
+    known = timm.get_pretrained_cfg(name)
+    block = decode(png(image), **data.decoding).permute(1, 2, 0)[None]
+    found = Preprocess(known.input_size[1], data.mean, data.std, crop=data.fit == "crop")(block)[0]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=known.to_dict()))
+    expected = transform(image)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 2.5 / 255 / min(data.std)
+
+
+def test_what_timm_prepares_in_another_way_is_obeyed_or_refused() -> None:
+    """All of its pretrained networks."""
+    import timm
+
+    refused = dict[str, str]()
+    for name in timm.list_pretrained():
+        own, known = library_input(f"timm:{name}", "default"), timm.get_pretrained_cfg(name)
+        assert own is not None
+        if own.unsupported:
+            refused[name] = own.unsupported
+            continue
+        assert known.input_size == (3, own.size, own.size)
+        assert round(own.size / own.crop) == int(own.size / known.crop_pct)
+        assert own.fit == {"center": "crop", "squash": "stretch"}[known.crop_mode]
+        assert own.fit == "crop" or known.crop_pct == 1
+    assert len(refused) < 40
+    for words in ("crop_mode=border", "crop_pct=1.15", "images of 768 x 1024 pixels", "crop_pct=0.95"):
+        assert any(words in reason for reason in refused.values()), words
+
+
+def test_a_preparation_that_is_not_done_is_refused_until_another_is_chosen() -> None:
+    import timm
+
+    border = next(name for name in timm.list_pretrained() if timm.get_pretrained_cfg(name).crop_mode == "border")
+    settings = [f"model.encoder=timm:{border}", "model.weights=default", "method.num_clusters=2"]
+    with pytest.raises(ConfigError, match=r"was trained with crop_mode=border, which is not done here; .* data\.fit"):
+        settle_images(load_config("photos", settings))
+    own = ["views.size=224", "data.image_size=224", "data.fit=crop", "data.interpolation=bicubic"]
+    assert settle_images(load_config("photos", [*settings, *own])).data.fit == "crop"
 
 
 def test_efficientnet_lite_works_without_a_network() -> None:
