@@ -18,6 +18,7 @@ from pipeline.data.shards import SUMMARY
 from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.interrupts import interruptible
 from pipeline.provenance import versions
+from pipeline.storage import join, storage_fault
 from pipeline.submission import VERBS
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
@@ -164,7 +165,7 @@ def ingest(
         echo(f"warning: {manifest.counts}", error=True)
     elif manifest.counts:
         echo(f"classes:     {manifest.counts}")
-    echo(f"summary:     {out}/{SUMMARY}")
+    echo(f"summary:     {join(out, SUMMARY)}")
 
 
 @app.command()
@@ -486,7 +487,7 @@ def sweep_k(
 
     numbers = range(first, last + 1)
     if is_run(data):
-        summary = sweep(of_run(data), numbers, out or f"{data}/sweep-k", echo)
+        summary = sweep(of_run(data), numbers, out or join(data, "sweep-k"), echo)
     elif out is None:
         raise ConfigError(f"{data} is no run's folder; for shards give --out, where the results go")
     else:
@@ -690,6 +691,11 @@ def main(verb: str | None = None) -> None:
     except UserError as error:
         echo(f"error: {error}", error=True)
         raise SystemExit(error.exit_status) from None
+    except OSError as error:
+        if (fault := storage_fault(error)) is None:
+            raise
+        echo(f"error: {fault}", error=True)
+        raise SystemExit(UserError.exit_status) from None
     except Interrupted as end:
         echo(str(end), error=True)
         raise SystemExit(end.exit_status) from None

@@ -16,7 +16,7 @@ from pipeline.checks.finding import Finding
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.provenance import versions
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, join
 
 SAME_EVERYWHERE = ("python", "ray", "torch", "torchvision", "pyarrow", "mlflow")
 NODE_SECONDS = 120  # a node that has not answered by then will not answer a training run either
@@ -57,7 +57,7 @@ def probe_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, 
     Every node reads a file that the driver wrote, and writes one that the driver reads: separate folders of the same
     name on each machine do not pass for a shared one.
     """
-    probes = f"{config.storage}/.probe-{uuid.uuid4().hex}"
+    probes = join(config.storage, f".probe-{uuid.uuid4().hex}")
     files, root = filesystem(probes)
     files.create_dir(root, recursive=True)
     _write_probe(probes, "driver")

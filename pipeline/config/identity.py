@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.loading import get_setting, settings_table
 from pipeline.config.models import CIRCUMSTANCE, ENVIRONMENT, LATER, NAME_BYTES, RunConfig
+from pipeline.storage import Place
 
 
 def circumstances() -> list[str]:
@@ -35,7 +36,7 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
 
 def fingerprint(config: RunConfig) -> str:
     """Eight characters that change with every setting that decides the result, and with the data folder's name."""
-    folder = config.data.path.rstrip("/").rpartition("/")[2]  # not where it lies: moving it changes nothing
+    folder = Place.parse(config.data.path).name  # not where it lies: moving it changes nothing
     settings = {key: value for key, value in result_settings(config).items() if not _is_later_default(key, value)}
     values = {"images": folder, **settings}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

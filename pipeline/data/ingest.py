@@ -47,7 +47,7 @@ from pipeline.data.value_range import measure_range
 from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
-from pipeline.storage import Folder, absolute, filesystem, write_atomically
+from pipeline.storage import Folder, absolute, check_readable, filesystem, join, probe, remedy_for, write_atomically
 
 INGEST_VERSION = 4  # part of the identity of unfinished work: raise it when parts are written differently
 REASONS = 20  # of the most frequent in the summary
@@ -95,6 +95,7 @@ def ingest(
     """
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard is {rows_per_shard}; give 1 or more")
+    check_readable(out, "FOLDER")
     started = time.monotonic()
     opened = open_source(source, rows_per_shard, Columns(image_column, label_column), classes)
     fs, root = filesystem(out)
@@ -177,7 +178,8 @@ def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
     try:
         return sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
     except OSError as error:
-        raise DataError(f"cannot write to {out}: {error}; choose a folder that can be listed and written") from error
+        remedy = remedy_for(error, "choose a folder that can be listed and written")
+        raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
 
 
 def _open_work(
@@ -189,12 +191,13 @@ def _open_work(
     work = f"{root}/{WORK_FOLDER}/{key}"
     try:
         fs.create_dir(work)
-        write_atomically(fs, f"{work}/probe", b"")
+        probe(fs, work)
         for info in fs.get_file_info(pafs.FileSelector(f"{root}/{WORK_FOLDER}")):
             if info.base_name != key:
                 fs.delete_dir(info.path)
     except OSError as error:
-        raise DataError(f"cannot write to {out}: {error}; choose a folder that can be written") from error
+        remedy = remedy_for(error, "choose a folder that can be written")
+        raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
     return work
 
 
@@ -263,9 +266,9 @@ def _assemble(
 def _first(quarantined: list[Quarantined], left_out: list[LeftOut], out: str) -> str:
     """Where the reasons are, and the first of them."""
     if quarantined:
-        return f"see {out}/{QUARANTINE}, which starts with {quarantined[0].path}: {quarantined[0].reason}"
+        return f"see {join(out, QUARANTINE)}, which starts with {quarantined[0].path}: {quarantined[0].reason}"
     first = f", which starts with {left_out[0].path}: {left_out[0].rule}" if left_out else ""
-    return f"see {out}/{LEFT_OUT}{first}"
+    return f"see {join(out, LEFT_OUT)}{first}"
 
 
 def _write_summary(
@@ -278,7 +281,6 @@ def _write_summary(
 ) -> None:
     """Write ``summary.json``: what was done, in numbers, and where it lies. `seconds` are those of the last call."""
     fs, root = filesystem(out)
-    folder = absolute(out).rstrip("/")
     balance = manifest.balance
     assert balance is not None  # None in manifests of earlier versions only
     outputs = {"manifest": MANIFEST, "quarantine": QUARANTINE, "left_out": LEFT_OUT}
@@ -302,7 +304,7 @@ def _write_summary(
         },
         "seconds": round(seconds, 3),
         "versions": {name: version_of(name) for name in PACKAGES},
-        "outputs": {name: f"{folder}/{file}" for name, file in outputs.items()},
+        "outputs": {name: join(absolute(out), file) for name, file in outputs.items()},
     }
     write_atomically(fs, f"{root}/{SUMMARY}", json.dumps(summary, indent=1).encode())
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.data.footers import column_statistics, group_rows
 from pipeline.data.shards import Manifest, Shard, open_labels, read_manifest
 from pipeline.errors import DataError
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, join, remedy_for
 
 
 def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any] | None:
@@ -109,7 +109,7 @@ def with_groups(folder: str, manifest: Manifest) -> Manifest:
             groups = group_rows(file)
         if sum(groups) != shard.rows:
             found = f"has {sum(groups)} rows but the manifest says {shard.rows}"
-            raise DataError(f"{folder}/{shard.file} {found}; delete the folder and ingest the source again")
+            raise DataError(f"{join(folder, shard.file)} {found}; delete the folder and ingest the source again")
         return shard.model_copy(update={"groups": groups})
 
     if all(shard.groups for shard in manifest.shards):
@@ -232,4 +232,5 @@ def shard_errors(folder: str, shard: Shard) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{folder}/{shard.file} cannot be read: {error}; ingest the source again") from error
+        remedy = remedy_for(error, "ingest the source again")
+        raise DataError(f"{join(folder, shard.file)} cannot be read: {error}; {remedy}") from error

@@ -25,7 +25,7 @@ from pipeline.data.counts import CountCheck
 from pipeline.data.footers import column_statistics, group_rows, is_range
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.errors import DataError
-from pipeline.storage import filesystem, write_atomically
+from pipeline.storage import Place, filesystem, join, raise_storage_fault, remedy_for, write_atomically
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -215,7 +215,8 @@ def read_manifest(folder: str) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(_why_no_manifest(fs, root, folder)) from None
     except OSError as error:
-        raise DataError(f"cannot read {folder}/{MANIFEST}: {error}") from error
+        remedy = remedy_for(error, "make it readable")
+        raise DataError(f"cannot read {join(folder, MANIFEST)}: {error}; {remedy}") from error
     return _parse_manifest(raw, folder)
 
 
@@ -223,14 +224,19 @@ def _why_no_manifest(fs: pafs.FileSystem, root: str, folder: str) -> str:
     if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
         return f"{folder} holds an unfinished ingest; run the same `digpro ingest` again to resume it"
     if fs.get_file_info(root).type == pafs.FileType.File:
-        shards = shlex.quote(f"{posixpath.splitext(folder)[0]}-shards")
+        shards = _beside(folder, posixpath.splitext(Place.parse(folder).name)[0])
         what = f"{folder} is a file and not a folder of shards"
     elif fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
-        shards = shlex.quote(f"{folder.rstrip('/')}-shards")
+        shards = _beside(folder, Place.parse(folder).name)
         what = f"{folder} holds no {MANIFEST} but other files; images must be ingested before they are used"
     else:
         return f"{folder} holds no {MANIFEST}; fill it with `digpro ingest SOURCE {shlex.quote(folder)}`"
-    return f"{what}: run `digpro ingest {shlex.quote(folder.rstrip('/'))} {shards}`, then set data.path={shards}"
+    return f"{what}: run `digpro ingest {shlex.quote(str(Place.parse(folder)))} {shards}`, then set data.path={shards}"
+
+
+def _beside(folder: str, name: str) -> str:
+    """A folder for the shards of what lies at `folder`, for the command line."""
+    return shlex.quote(str(Place.parse(folder).parent / f"{name}-shards"))
 
 
 def _parse_manifest(raw: bytes, folder: str) -> Manifest:
@@ -238,13 +244,13 @@ def _parse_manifest(raw: bytes, folder: str) -> Manifest:
     try:
         version = json.loads(raw)["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}/{MANIFEST} is damaged ({error!r}); {remedy}") from None
+        raise DataError(f"{join(folder, MANIFEST)} is damaged ({error!r}); {remedy}") from None
     if version != SCHEMA_VERSION:
-        raise DataError(f"{folder}/{MANIFEST} has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
+        raise DataError(f"{join(folder, MANIFEST)} has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
-        raise DataError(f"{folder}/{MANIFEST} is damaged ({error}); {remedy}") from None
+        raise DataError(f"{join(folder, MANIFEST)} is damaged ({error}); {remedy}") from None
 
 
 def validate_shards(folder: str) -> Manifest:
@@ -265,7 +271,7 @@ def validate_shards(folder: str) -> Manifest:
         problems = pool.map(lambda shard: _shard_problem(fs, f"{root}/{shard.file}", shard), manifest.shards)
         for shard, problem in zip(manifest.shards, problems, strict=True):
             if problem:
-                raise DataError(f"{folder}/{shard.file}: {problem}; delete the folder and ingest the source again")
+                raise DataError(f"{join(folder, shard.file)}: {problem}; delete the folder and ingest the source again")
     if manifest.labelled:
         with open_labels(folder, manifest):  # which checks them
             pass
@@ -275,13 +281,13 @@ def validate_shards(folder: str) -> Manifest:
 def _check_totals(manifest: Manifest, folder: str) -> None:
     if manifest.num_images == 0:
         raise DataError(f"{folder} holds zero images; ingest a source that has some")
-    expected = 0
+    expected, file = 0, join(folder, MANIFEST)
     for shard in manifest.shards:
         if shard.first_index != expected:
-            raise DataError(f"{folder}/{MANIFEST}: {shard.file} starts at index {shard.first_index}, not {expected}")
+            raise DataError(f"{file}: {shard.file} starts at index {shard.first_index}, not {expected}")
         expected += shard.rows
     if expected != manifest.num_images:
-        raise DataError(f"{folder}/{MANIFEST}: num_images is {manifest.num_images} but the shards sum to {expected}")
+        raise DataError(f"{file}: num_images is {manifest.num_images} but the shards sum to {expected}")
 
 
 def _shard_problem(fs: pafs.FileSystem, path: str, shard: Shard) -> str | None:
@@ -292,6 +298,7 @@ def _shard_problem(fs: pafs.FileSystem, path: str, shard: Shard) -> str | None:
         with fs.open_input_file(path) as file:
             problem = _content_problem(pq.ParquetFile(file, page_checksum_verification=True), shard)
     except (pa.ArrowException, OSError) as error:
+        raise_storage_fault(error)
         return f"unreadable, {info.size} of {shard.bytes} bytes are there ({error})"
     if not problem and info.size != shard.bytes:
         return f"has {info.size} bytes but the manifest says {shard.bytes}"
@@ -353,10 +360,12 @@ def open_labels(folder: str, manifest: Manifest) -> Iterator[pq.ParquetFile]:
         with fs.open_input_file(f"{root}/{LABELS}") as handle:
             file = pq.ParquetFile(handle, page_checksum_verification=True)
             if not file.schema_arrow.equals(LABELS_SCHEMA):
-                raise DataError(f"{folder}/{LABELS} has the columns {file.schema_arrow.names}, not label; {remedy}")
+                found = f"the columns {file.schema_arrow.names}, not label"
+                raise DataError(f"{join(folder, LABELS)} has {found}; {remedy}")
             if file.metadata.num_rows != manifest.num_images:
                 found = f"{file.metadata.num_rows} rows but the manifest says {manifest.num_images}"
-                raise DataError(f"{folder}/{LABELS} has {found}; {remedy}")
+                raise DataError(f"{join(folder, LABELS)} has {found}; {remedy}")
             yield file
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{folder}/{LABELS} cannot be read: {error}; {remedy}") from error
+        remedy = remedy_for(error, remedy)
+        raise DataError(f"{join(folder, LABELS)} cannot be read: {error}; {remedy}") from error

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import RunFailed, UserError, first_line, user_error_in
 from pipeline.memory import memory_shortage
+from pipeline.storage import raise_storage_fault, storage_fault
 
 TASKS_PER_CPU = 4  # those that wait keep CPUs busy, and make an autoscaler add nodes
 
@@ -54,7 +55,8 @@ def own_error(error: RayError, what: str, place: str) -> UserError:
     `place` is the folder that keeps what is done, so that the same command continues.
     """
     kept = f"what is in {place} is kept, and the same command continues"
-    return user_error_in(error) or RunFailed(f"{what} ({memory_shortage(error) or first_line(error)}); {kept}")
+    why = memory_shortage(error) or storage_fault(error) or first_line(error)
+    return user_error_in(error) or RunFailed(f"{what} ({why}); {kept}")
 
 
 def _result(reference: Any) -> Any:
@@ -63,4 +65,5 @@ def _result(reference: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
+        raise_storage_fault(error)
         raise

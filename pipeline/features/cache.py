@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import DataError
-from pipeline.storage import Folder
+from pipeline.storage import Folder, remedy_for
 
 CACHE, WORK, BACKBONE = "cache.json", "work.json", "backbone.safetensors"
 KEY_VERSION = 1  # raise it when the same key would give other features
@@ -117,7 +117,7 @@ def read_cache(folder: Folder) -> FeatureCache | None:
         return FeatureCache.model_validate(values)
     except ValidationError as error:
         raise DataError(
-            f"{folder.path}/{CACHE} is damaged or of another version ({error.errors()[0]['msg']}); delete the folder, "
+            f"{folder.file(CACHE)} is damaged or of another version ({error.errors()[0]['msg']}); delete the folder, "
             "the features are made again"
         ) from None
 
@@ -163,12 +163,12 @@ def read_part(folder: Folder, part: Part, cache: FeatureCache) -> Half:
         index, view = table.column("index").to_numpy(), table.column("view").to_numpy()
         flat = table.column("feature").combine_chunks().flatten().to_numpy()
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise DataError(f"{folder.path}/{part.file} cannot be read ({error}); {remedy}") from error
+        raise DataError(f"{folder.file(part.file)} cannot be read ({error}); {remedy_for(error, remedy)}") from error
     expected = np.arange(part.first_index, part.first_index + part.rows)
     if not np.array_equal(index, np.repeat(expected, cache.views)) or not np.array_equal(
         view, np.tile(np.arange(cache.views), part.rows)
     ):
-        raise DataError(f"{folder.path}/{part.file} has other images or views than {CACHE} says; {remedy}")
+        raise DataError(f"{folder.file(part.file)} has other images or views than {CACHE} says; {remedy}")
     return flat.reshape(part.rows, cache.views, cache.feature_size)
 
 

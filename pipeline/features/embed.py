@@ -52,7 +52,7 @@ from pipeline.features.neighbours import ensure_neighbours
 from pipeline.lease import hold
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.progress import Echo, Progress
-from pipeline.storage import Folder
+from pipeline.storage import Folder, Place
 
 Row = dict[str, Any]
 PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
@@ -75,8 +75,8 @@ def settle_precision(config: RunConfig) -> RunConfig:
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
     """Where the features of a key are kept: the name of the data folder says what they are of."""
-    name = config.data.path.rstrip("/").rpartition("/")[2]
-    return Folder(f"{config.data.features}/{name}-{key.digest}")
+    assert config.data.features is not None
+    return Folder(config.data.features).subfolder(f"{Place.parse(config.data.path).name}-{key.digest}")
 
 
 def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Folder, FeatureCache]:
@@ -100,6 +100,7 @@ def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Fo
         echo(f"features: {folder.path} has them already")
     else:
         with hold(folder.make()):
+            folder.delete_unfinished()
             cache = _complete(config, manifest, folder, claim(folder, key, module, config, manifest, size), echo)
     if config.views.neighbours:
         ensure_neighbours(folder, cache, config.views.neighbours)

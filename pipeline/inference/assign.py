@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ from pipeline.inference.embedding import prediction_table
 from pipeline.inference.pieces import Encoded, Piece, Pieces
 from pipeline.inference.predict import OUTLIER, Prediction, predict
 from pipeline.progress import Progress
-from pipeline.storage import Folder
+from pipeline.storage import Folder, whole_file
 
 PARTS, REPORTS = "assignments.parquet", "reports"
 """Folders of the output: the parts, which Parquet readers take as one table, and a report of each."""
@@ -119,8 +119,9 @@ def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) 
     DataError, RunFailed
         When images cannot be read, or Ray cannot carry it out; the same call continues.
     """
-    reports = Folder(assignment.out).subfolder(REPORTS).make()
-    Folder(assignment.out).subfolder(PARTS).make()
+    parts, reports = (Folder(assignment.out).subfolder(name).make() for name in (PARTS, REPORTS))
+    for folder in (parts, reports):
+        folder.delete_unfinished()
     there = set(reports.names("part-"))
     missing = [number for number in range(len(pieces.pieces)) if f"{_name(number)}.json" not in there]
     if missing:
@@ -218,17 +219,16 @@ class Assigner:
     def _part(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
         """A part that appears whole or not at all; no file where there is no image."""
         folder, writer = self.out.subfolder(PARTS), None
-        path = f"{folder.root}/{name}"
 
         def write(table: pa.Table) -> None:
             nonlocal writer
-            writer = writer or pq.ParquetWriter(f"{path}.tmp", table.schema, filesystem=folder.files)
+            if writer is None:
+                path = opened.enter_context(whole_file(folder.files, f"{folder.root}/{name}"))
+                writer = opened.enter_context(pq.ParquetWriter(path, table.schema, filesystem=folder.files))
             writer.write_table(table)
 
-        yield write
-        if writer is not None:
-            writer.close()
-            folder.files.move(f"{path}.tmp", path)
+        with ExitStack() as opened:
+            yield write
 
     def _tables(self, piece: Piece, report: PartReport) -> Iterator[pa.Table]:
         """The rows of the piece, a batch at a time; what is no row is counted in the report."""

@@ -21,7 +21,7 @@ from pipeline.collectives import RowRange, rank, world_size
 from pipeline.errors import DataError
 from pipeline.inference.predict import Prediction, predict
 from pipeline.method.losses import unit
-from pipeline.storage import Folder
+from pipeline.storage import Folder, remedy_for
 
 FEATURES = "features"  # folder of the parts, in a run's folder
 GROUP_ROWS = 8192
@@ -127,14 +127,14 @@ def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[
             index = table.column("index").to_numpy()
             if not np.array_equal(index, np.arange(done, done + len(index))):
                 raise DataError(
-                    f"{run.path}/{FEATURES} has index {index[0]} to {index[-1]} where {done} should follow; {_REMEDY}"
+                    f"{run.file(FEATURES)} has index {index[0]} to {index[-1]} where {done} should follow; {_REMEDY}"
                 )
             done += len(index)
             yield table
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{run.path}/{FEATURES} cannot be read ({error}); {_REMEDY}") from error
+        raise DataError(f"{run.file(FEATURES)} cannot be read ({error}); {remedy_for(error, _REMEDY)}") from error
     if done != total:
-        raise DataError(f"{run.path}/{FEATURES} has {done:,} features, not one for each of {total:,} images; {_REMEDY}")
+        raise DataError(f"{run.file(FEATURES)} has {done:,} features, not one for each of {total:,} images; {_REMEDY}")
 
 
 def _row_groups(run: Folder, columns: list[str]) -> Iterator[pa.Table]:
@@ -164,10 +164,10 @@ def read_features(run: Folder, count: int | None = None, first: int = 0) -> Tens
             wanted &= pads.field("index") < first + count
         table = embedding(run).filter(wanted).to_table(columns=["index", "feature"])
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{run.path}/{FEATURES} cannot be read ({error}); {_REMEDY}") from error
+        raise DataError(f"{run.file(FEATURES)} cannot be read ({error}); {remedy_for(error, _REMEDY)}") from error
     index = table.column("index").to_numpy()
     order = np.argsort(index)
     if not np.array_equal(index[order], np.arange(first, first + (len(index) if count is None else count))):
-        raise DataError(f"{run.path}/{FEATURES} has {len(index):,} features, not one for each image; {_REMEDY}")
+        raise DataError(f"{run.file(FEATURES)} has {len(index):,} features, not one for each image; {_REMEDY}")
     flat = table.column("feature").combine_chunks().flatten().to_numpy()
     return unit(torch.from_numpy(flat.reshape(len(index), -1)[order]).float())

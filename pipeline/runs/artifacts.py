@@ -108,7 +108,7 @@ def log_file(folder: Folder, name: str, local: Path, writer: RunWriter) -> None:
     size = folder.files.get_file_info(place).size
     if size > MLFLOW_BYTES:
         copy = local / f"{name}.json"
-        copy.write_text(json.dumps({"file": f"{folder.path}/{name}", "bytes": size}, indent=1))
+        copy.write_text(json.dumps({"file": folder.file(name), "bytes": size}, indent=1))
     elif not copy.exists():
         with folder.files.open_input_stream(place) as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
@@ -214,7 +214,7 @@ def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tr
         "seconds": totals,
         "images_per_second": float(np.median(rates)),
         "mlflow": {"uri": tracking.public_uri, "run_id": tracking.run_id},
-        "outputs": {name: f"{folder.path}/{file}" for name, file in files.items()} | tracking.output,
+        "outputs": {name: folder.file(file) for name, file in files.items()} | tracking.output,
         "config": job.config.model_dump(mode="json"),
         **cluster_facts(),
     }

@@ -24,7 +24,7 @@ from pipeline.lease import LEASE, hold
 from pipeline.progress import Echo
 from pipeline.runs.identity import SUMMARY
 from pipeline.runs.models import TrainedModel, open_model
-from pipeline.storage import Folder, absolute, filesystem
+from pipeline.storage import Folder, absolute, check_writable, filesystem
 
 WORK, BAD = "work.json", "bad.jsonl"
 _KIND = re.compile(r"\w+:(?!//)")  # of a source, before its path
@@ -68,7 +68,8 @@ def assign_images(
     """
     model = open_model(run)
     pieces = open_pieces(source, model.card.pixels)
-    target = Folder(absolute(out)).make()
+    target = Folder(absolute(out))
+    check_writable(target.path, "FOLDER")
     with hold(target):
         _claim(target, model, pieces, features=features, classes=classes, echo=echo)
         if (summary := target.read(SUMMARY)) is not None:
@@ -130,7 +131,7 @@ def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) 
             stream.write(_lines(report.bad))
             total = total.plus(report)
     if total.images == 0:
-        raise DataError(f"{pieces.name} has no readable image; see {target.path}/{BAD}")
+        raise DataError(f"{pieces.name} has no readable image; see {target.file(BAD)}")
     return total
 
 
@@ -164,7 +165,7 @@ def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder
         "left_out": total.left_out,
         "clusters": sizes,
         "drift": drift(card.clusters, total),
-        "outputs": {name: f"{target.path}/{file}" for name, file in outputs.items()},
+        "outputs": {name: target.file(file) for name, file in outputs.items()},
         **cluster_facts(),
     }
 

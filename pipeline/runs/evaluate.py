@@ -20,7 +20,7 @@ from pipeline.progress import Echo
 from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.models import model_uri
-from pipeline.storage import Folder, absolute
+from pipeline.storage import Folder, absolute, join
 from pipeline.training.health import size_metrics
 
 PARTS_AT_ONCE = 64  # whose counts may wait to be added up
@@ -54,7 +54,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
     if model_uri(run) is not None and (data is None or out is None):
         raise ConfigError(f"{run} is a model of MLflow and not a folder; give --data and --out")
     source = data or read_started_run(Folder(absolute(run)))[0].data.path
-    target = Folder(absolute(out or f"{run.rstrip('/')}/evaluation"))
+    target = Folder(absolute(out or join(run, "evaluation")))
     summary = assign_images(run, source, target.path, classes=True, echo=echo)
     sizes = group_sizes(summary)
     table = contingency(count_assignments(target), [group_key(cluster) for cluster in summary["clusters"]])

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from pipeline.inference.card import CARD
 from pipeline.runs.models import open_model
 from pipeline.serving.export import export_model
-from pipeline.storage import Folder, absolute
+from pipeline.storage import Folder, absolute, check_writable, join
 
 
 def export(run: str, format_name: str, out: str | None = None) -> dict[str, str]:
@@ -31,10 +31,12 @@ def export(run: str, format_name: str, out: str | None = None) -> dict[str, str]
         When onnxruntime does not compute what torch does.
     """
     model = open_model(run)
-    place = f"{model.place}/export" if isinstance(model.place, str) else "export"
-    target = Folder(absolute(out or place)).make()
+    place = join(model.place, "export") if isinstance(model.place, str) else "export"
+    target = Folder(absolute(out or place))
+    check_writable(target.path, "--out")
+    target.make()
     with TemporaryDirectory() as local:
         file = export_model(format_name, Path(local), model.module, model.card)
         for name in (file.name, CARD):
             target.write_bytes(name, Path(local, name).read_bytes())
-    return {"model": f"{target.path}/{file.name}", "card": f"{target.path}/{CARD}"}
+    return {"model": target.file(file.name), "card": target.file(CARD)}

@@ -19,7 +19,7 @@ IDENTITY, SUMMARY = "run.json", "summary.json"
 def run_folder(config: RunConfig) -> Folder:
     """The folder of a named configuration."""
     assert config.name is not None
-    return Folder(f"{config.storage}/{config.name}")
+    return Folder(config.storage).subfolder(config.name)
 
 
 def claim_folder(config: RunConfig) -> Folder:
@@ -86,7 +86,7 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
     identity = folder.read(IDENTITY)
     if identity is None or not _is_started(identity):
         raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
-    origin = f"{folder.path}/{IDENTITY}"
+    origin = folder.file(IDENTITY)
     return settle_images(parse_saved(identity["config"], origin)), Manifest.model_validate(identity["manifest"])
 
 
@@ -96,7 +96,7 @@ def _is_started(identity: dict[str, Any]) -> bool:
 
 def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
     """What differs between the settings that a run was started with and those of now."""
-    started = parse_saved(identity["config"], f"{folder.path}/{IDENTITY}")
+    started = parse_saved(identity["config"], folder.file(IDENTITY))
     before, now = (result_settings(settle_images(settings)) for settings in (started, config))
     return [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]
 

@@ -22,7 +22,7 @@ _NO_NAME = ("", "~", "null")  # of YAML, where they are not in quotes
 
 def read_names(run: Folder) -> dict[int, str]:
     """Names by the number of the cluster; ConfigError when the file is damaged."""
-    return _parse_file(f"{run.path}/{NAMES}") if NAMES in run.names(NAMES) else {}
+    return _parse_file(run.file(NAMES)) if NAMES in run.names(NAMES) else {}
 
 
 def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, str]:

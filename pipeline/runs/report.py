@@ -26,7 +26,7 @@ from pipeline.report.embedding import embed, embedding_table
 from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.names import read_names
-from pipeline.storage import Folder, absolute, filesystem
+from pipeline.storage import Folder, absolute, filesystem, remedy_for
 from pipeline.training.checkpoint import newest_in
 
 ASSIGNMENTS = "assignments.parquet"
@@ -70,7 +70,7 @@ def report(run: str) -> dict[str, str]:
         for file in files:
             with folder.open_output(file.name) as stream:
                 stream.write(file.read_bytes())
-    return {file.stem: f"{folder.path}/{file.name}" for file in files}
+    return {file.stem: folder.file(file.name) for file in files}
 
 
 def write_report(
@@ -152,13 +152,13 @@ def _blocks(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
             there = file.schema_arrow.names
             if missing := [name for name in COLUMNS if name not in there]:
                 raise ConfigError(
-                    f"{folder.path}/{ASSIGNMENTS} has no column {missing[0]!r}: an earlier version wrote it; {REMEDY}"
+                    f"{folder.file(ASSIGNMENTS)} has no column {missing[0]!r}: an earlier version wrote it; {REMEDY}"
                 )
             wanted = [*columns, *(["label"] if "label" in there else [])]
             for batch in file.iter_batches(BLOCK_ROWS, columns=wanted):
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{folder.path}/{ASSIGNMENTS} cannot be read ({error}); {REMEDY}") from error
+        raise DataError(f"{folder.file(ASSIGNMENTS)} cannot be read ({error}); {remedy_for(error, REMEDY)}") from error
 
 
 def _as_assignments(table: pa.Table) -> Assignments:

@@ -283,7 +283,7 @@ def conclude(
         "picks": picks,
         "recommendation": {**found._asdict(), "sentence": sentence},
         "seconds": round(seconds, 1),
-        "outputs": {name: f"{folder.path}/{file}" for name, file in outputs.items()},
+        "outputs": {name: folder.file(file) for name, file in outputs.items()},
         "versions": versions(),
     }
     folder.write(SWEEP, summary)

@@ -30,7 +30,7 @@ from pipeline.lease import hold
 from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
-from pipeline.storage import Folder, absolute, check_writable, filesystem
+from pipeline.storage import Folder, absolute, check_readable, check_writable, filesystem, join
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
 from pipeline.tracking.spool import Spool
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
@@ -69,10 +69,12 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
     """
     config = resolve(config, label)
     check_writable(config.storage)
+    check_readable(config.data.path, "data.path")
     manifest = load_or_ingest(config, echo)
     plan = check_settings(config, manifest)
     with hold(run_folder(config).make()):
         folder = claim_folder(config)
+        folder.delete_unfinished()
         if (summary := folder.read(SUMMARY)) is not None:
             echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
             deliver_waiting(folder, config.tracking.uri, echo)
@@ -182,7 +184,7 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
     settled, storage = settle_images(config), absolute(config.storage)
     places = {
         "path": absolute(config.data.path),
-        "features": absolute(config.data.features) if config.data.features else f"{storage}/features",
+        "features": absolute(config.data.features) if config.data.features else join(storage, "features"),
     }
     weights = config.model.weights
     if weights not in (None, DEFAULT):

@@ -126,7 +126,7 @@ def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
         ref = RunRef(**values)
     except TypeError as error:
         remedy = f"delete it, and the run is recorded anew (known: {', '.join(RunRef.__dataclass_fields__)})"
-        raise ConfigError(f"{folder.path}/{RECORD} is damaged ({error}); {remedy}") from None
+        raise ConfigError(f"{folder.file(RECORD)} is damaged ({error}); {remedy}") from None
     if uri is not None:
         return replace(ref, uri=tracking_uri(uri, folder.path))
     return replace(ref, uri=_with_password(ref.uri)) if HIDDEN in ref.uri else ref

@@ -216,13 +216,13 @@ def registered_checkpoints(folder: Folder) -> list[Checkpoint]:
     if RAY_RECORD not in left:
         if len(left) < 2:  # a kill can leave the first checkpoint before it is registered
             return []
-        raise CheckpointError(f"{folder.path}/{RAY_RECORD} is missing, and {left[-1]} cannot be used; {RESTORE}")
+        raise CheckpointError(f"{folder.file(RAY_RECORD)} is missing, and {left[-1]} cannot be used; {RESTORE}")
     try:
         result = Result.from_path(folder.root, storage_filesystem=folder.files)
     except (RuntimeError, record_error()) as error:
         gone = "" if len(left) > 1 else "; no checkpoint is left"
         reason = first_line(error).split("(")[0].strip()
-        raise CheckpointError(f"{folder.path}/{RAY_RECORD} cannot be used: {reason}{gone}; {RESTORE}") from None
+        raise CheckpointError(f"{folder.file(RAY_RECORD)} cannot be used: {reason}{gone}; {RESTORE}") from None
     return [checkpoint for checkpoint, _ in reversed(result.best_checkpoints or [])]
 
 

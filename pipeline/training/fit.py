@@ -24,6 +24,7 @@ from pipeline.cluster import on_driver_node
 from pipeline.errors import first_line
 from pipeline.memory import memory_shortage
 from pipeline.ray_private import leave_signals_alone
+from pipeline.storage import storage_fault
 from pipeline.training.job import Job
 from pipeline.training.progress import Board
 from pipeline.training.rollback import HALT, as_rolled_back, roll_back
@@ -122,6 +123,6 @@ def failure_reason(error: Exception) -> str:
 
 
 def _shortage(cause: BaseException) -> str | None:
-    """How memory ran out, and the remedy; None where it did not."""
+    """How memory ran out, or a store or disk failed, and the remedy; None for any other cause."""
     shortage = memory_shortage(cause)
-    return f"{shortage}. {LESS_MEMORY}" if shortage else None
+    return f"{shortage}. {LESS_MEMORY}" if shortage else storage_fault(cause)

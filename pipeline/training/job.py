@@ -47,7 +47,8 @@ class Job:
     @property
     def folder(self) -> Folder:
         """The run's folder."""
-        return Folder(f"{self.config.storage}/{self.config.name}")
+        assert self.config.name is not None
+        return Folder(self.config.storage).subfolder(self.config.name)
 
     @property
     def alarm_facts(self) -> Facts:

@@ -140,9 +140,9 @@ def summarise(
     model: str | None,
 ) -> dict[str, Any]:
     """The best trial (whose own summary is `run`), all trials, the epochs that they took, and where things are."""
-    outputs = {"summary": f"{folder.path}/{SUMMARY}", "page": f"{folder.path}/{PAGE}"}
+    outputs = {"summary": folder.file(SUMMARY), "page": folder.file(PAGE)}
     if run is not None:
-        outputs |= {"preset": f"{folder.path}/{PRESET}", "best run": run["folder"]}
+        outputs |= {"preset": folder.file(PRESET), "best run": run["folder"]}
     return {
         "search": folder.name,
         "folder": folder.path,

@@ -140,7 +140,7 @@ def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: E
         space=plan.space,
         manifest=plan.manifest,
         features=features_of(plan, echo),
-        trials_path=f"{folder.path}/{TRIALS}",
+        trials_path=folder.file(TRIALS),
         parent_run=parent.run_id,
         label=plan.label,
     )

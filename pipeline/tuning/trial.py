@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_
 from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import has_estep
 from pipeline.runs.identity import claim_folder, record_start
-from pipeline.storage import Folder
+from pipeline.storage import Folder, join
 from pipeline.tracking import RunRef, open_run, save_ref
 from pipeline.training.fit import failure_reason, fit, new_board, worker_errors
 from pipeline.training.job import Job
@@ -70,7 +70,7 @@ class SearchJob:
 
     def folder(self, trial: str) -> Folder:
         """Folder of a trial, by its id; its first run has the same one."""
-        return Folder(f"{self.trials_path}/{trial}")
+        return Folder(self.trials_path).subfolder(trial)
 
 
 def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
@@ -198,7 +198,7 @@ def received_metrics(board: Any, run: Future[Result], folder: str) -> Iterator[M
     while True:
         ended = run.done()
         for item in ray.get(board.take.remote()):
-            newest = f"{folder}/{item['checkpoint']}" if item["checkpoint"] else newest
+            newest = join(folder, item["checkpoint"]) if item["checkpoint"] else newest
             yield item["metrics"] | {CHECKPOINT: newest}
         if ended:
             return

@@ -15,6 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.errors import first_line
 from pipeline.report.search_page import ShownTrial
+from pipeline.storage import Place
 from pipeline.tuning.schedulers import START_FROM
 from pipeline.tuning.space import SCORES, SearchPoint, Space, format_point
 from pipeline.tuning.trial import point_of, run_name
@@ -143,7 +144,7 @@ class Trials(Callback):
         """A trial's actor is there: it is new, has taken over, failed before, or belongs to a resumed search."""
         self.on_step_begin(iteration, trials)  # one that was made in this very step
         if source := trial.config.get(START_FROM):
-            owner = source.rpartition("/")[0].rpartition("/")[2].partition("-")[0]
+            owner = Place.parse(source).parent.name.partition("-")[0]
             verb = f"takes over from trial {self.numbers.get(owner, '?')}"
         else:
             verb = "resumes" if self.histories[trial.trial_id] else "starts again" if trial.num_failures else "starts"

@@ -61,6 +61,9 @@ def test_a_failed_write_keeps_the_old_manifest(folder: Path, monkeypatch: pytest
     local = filesystem(str(folder))[0]
 
     class FullDisk:
+        def delete_file(self, path: str) -> None:
+            Path(path).unlink()
+
         def open_output_stream(self, path: str) -> object:
             Path(path).write_bytes(b"{")
             raise OSError("No space left on device")

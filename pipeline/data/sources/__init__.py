@@ -26,6 +26,7 @@ from pipeline.data.sources.selection import select_classes
 from pipeline.data.sources.torchvision_sets import open_torchvision
 from pipeline.data.sources.webdataset import open_webdataset
 from pipeline.errors import DataError, did_you_mean
+from pipeline.storage import remedy_for
 
 __all__ = ["Columns", "Part", "Row", "Seen", "Source", "open_source"]
 
@@ -61,7 +62,8 @@ def open_source(source: str, rows_per_part: int, columns: Columns = DETECT, clas
     except UnicodeError as error:
         raise DataError(f"{source!r} holds a name that is not UTF-8: {error}; rename it") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot list the source {source!r}: {error}; make it readable, or give another") from error
+        remedy = remedy_for(error, "make it readable, or give another")
+        raise DataError(f"cannot list the source {source!r}: {error}; {remedy}") from error
     if not opened.parts and not opened.quarantined:
         raise DataError(f"{source!r}, read as {kind}, holds no images{_what_else(opened)}")
     opened = replace(opened, name=printable(source), classes=classes.name if classes else "")

@@ -30,7 +30,7 @@ from pipeline.data.sources.base import (
 from pipeline.data.sources.listing import File, list_files, open_file, printable
 from pipeline.data.sources.selection import refuse_lacking
 from pipeline.errors import DataError
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, raise_storage_fault
 
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}
 ALL_IMAGES = "images"  # the folder of a split that holds images of all classes; it names none
@@ -94,6 +94,7 @@ def _rows(fs: pafs.FileSystem, files: _Files) -> Iterator[Row | Quarantined | Le
             with open_file(fs, posixpath.join(files.root, name)) as file:
                 content = read_image(file, name)
         except OSError as error:
+            raise_storage_fault(error)
             yield Quarantined(path=shown, reason=f"cannot be read: {error.strerror or error}")
             continue
         if isinstance(content, str):
@@ -164,5 +165,6 @@ def _is_image(fs: pafs.FileSystem, file: File) -> bool:
     try:
         with open_file(fs, file.path) as handle:
             return image_format(handle.read(HEAD_BYTES)) is not None
-    except OSError:
+    except OSError as error:
+        raise_storage_fault(error)
         return False  # quarantined when it is read

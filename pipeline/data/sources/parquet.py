@@ -17,7 +17,7 @@ from pipeline.data.shards import Quarantined
 from pipeline.data.sources.base import UNKNOWN_LABEL, Row, Source, named_classes, pack, stamp
 from pipeline.data.sources.listing import File, list_files, open_file, printable
 from pipeline.errors import DataError, did_you_mean
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, raise_storage_fault
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
@@ -70,6 +70,7 @@ def _rows(fs: pafs.FileSystem, spans: tuple[tuple[Table, int, int], ...]) -> Ite
         try:
             file = pq.ParquetFile(open_file(fs, table.path))
         except (OSError, pa.ArrowException) as error:
+            raise_storage_fault(error)
             yield _lost_rows(table.name, start, stop, error)
             continue
         with file:
@@ -100,6 +101,7 @@ def _group_rows(
                 yield _row(f"{table.name} row {row}", value, number)
                 row += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise_storage_fault(error)
         problem = str(error)
     if row < stop:
         yield _lost_rows(table.name, row, stop, problem)
@@ -132,6 +134,7 @@ def _open_table(fs: pafs.FileSystem, file: File, wanted: Columns) -> Table | Qua
             metadata = pq.read_metadata(handle)
             schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
+        raise_storage_fault(error)
         return Quarantined(path=name, reason=f"not a readable Parquet file, perhaps cut short: {error}")
     features = _features(metadata, file.path)
     columns = Columns(_image_column(schema, features, wanted, file.path), _label_column(schema, features, wanted, name))

@@ -17,6 +17,7 @@ from pipeline.data.shards import LeftOut, Quarantined
 from pipeline.data.sources.base import Seen, has_image_suffix, read_image
 from pipeline.data.sources.listing import open_file, printable, rule_by_name
 from pipeline.errors import first_line
+from pipeline.storage import raise_storage_fault
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 LABEL_SUFFIXES = (".cls", ".json")
@@ -91,6 +92,7 @@ def read_members(fs: pafs.FileSystem, path: str, tar: str) -> Iterator[Member | 
                 reason = f"no end-of-archive mark after {last}: perhaps cut short there, and what followed is lost"
                 yield Quarantined(path=tar, reason=reason, rows=0)
     except DAMAGE as error:
+        raise_storage_fault(error)
         if last:
             reason = f"broken after {last} ({first_line(error)}); what follows is lost"
             yield Quarantined(path=tar, reason=reason, rows=0)

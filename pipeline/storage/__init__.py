@@ -1,0 +1,22 @@
+"""Local folders and filesystem URIs as one thing: where they are, reading them, and writing whole files."""
+
+from pipeline.storage.faults import raise_storage_fault, remedy_for, storage_fault
+from pipeline.storage.filesystems import filesystem
+from pipeline.storage.folder import Folder, check_readable, check_writable, probe, whole_file, write_atomically
+from pipeline.storage.place import Place, absolute, join
+
+__all__ = [
+    "Folder",
+    "Place",
+    "absolute",
+    "check_readable",
+    "check_writable",
+    "filesystem",
+    "join",
+    "probe",
+    "raise_storage_fault",
+    "remedy_for",
+    "storage_fault",
+    "whole_file",
+    "write_atomically",
+]

@@ -1,0 +1,55 @@
+"""What a store refuses, and what to do about it: one line each, for errors that are not the fault of a file."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from pipeline.errors import RunFailed, first_line
+
+AGAIN = "then give the same command again, which continues"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+FAULTS = {
+    # HEAD has no body to say why: an expired token is a bare status 400 there
+    r"ExpiredToken|EXPIRED|TokenRefreshRequired|HTTP status 400\) during Head": (
+        "the credentials have expired: renew them on every node (AWS_SESSION_TOKEN, `aws sso login`, or a role of the "
+        f"machine, which renews them by itself), {AGAIN}"
+    ),
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]": (
+        "the credentials are not accepted there: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or let "
+        f"them read and write this place, {AGAIN}"
+    ),
+    r"SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION|"
+    r"HTTP status (429|5\d\d)": (
+        "S3 was asked again and again (AWS_MAX_ATTEMPTS says how often): check its address (endpoint_override or "
+        f"AWS_ENDPOINT_URL), the network and its load, {AGAIN}"
+    ),
+}
+
+
+def storage_fault(error: BaseException) -> str | None:
+    """What the store of a file or a full disk did not do, and the remedy, in a line; None for any other error."""
+    found = _diagnose(error)
+    return "; ".join(found) if found else None
+
+
+def remedy_for(error: BaseException, otherwise: str) -> str:
+    """The store's own remedy; this one where the error is not the store's."""
+    found = _diagnose(error)
+    return found[1] if found else otherwise
+
+
+def raise_storage_fault(error: BaseException) -> None:
+    """RunFailed where an error is the store's; nothing where it is that of a file, which must not cost others."""
+    if fault := storage_fault(error):
+        raise RunFailed(fault) from error
+
+
+def _diagnose(error: BaseException) -> tuple[str, str] | None:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return first_line(error), f"free some space or raise the quota, {AGAIN}"
+    for line in str(error).splitlines():  # one that Ray wrapped has a traceback before it
+        for fault, remedy in FAULTS.items():
+            if "AWS Error" in line and re.search(fault, line):
+                return line.strip(), remedy
+    return None

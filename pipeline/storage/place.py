@@ -1,0 +1,105 @@
+"""The address of a folder or file: a local path, or a URI whose options stay behind its path."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl, quote, unquote
+
+from pipeline.errors import DataError
+
+SEPARATOR = "://"
+WITH_PORT = ("hdfs", "viewfs")  # schemes in whose URIs a colon stands before a port
+SECRET_OPTIONS = ("client_secret", "sig", "access_key", "secret_key", "session_token")
+KEPT = "/!$&'()*+,;=:@~"  # besides letters, digits and -._, characters that a URI's path may have unquoted
+
+
+@dataclass(frozen=True)
+class Place:
+    """A local path or a URI, whose parts are joined to its path: ``s3://bucket/runs?region=x`` / ``"digits"``.
+
+    In a URI ``%20`` is a space, ``%23`` a ``#``, ``%3F`` a ``?`` and ``%25`` a ``%``, everywhere in this project.
+
+    Attributes
+    ----------
+    scheme : str
+        Empty for a local path.
+    path : str
+        Without quotes and without a slash at its end; that of an object store begins with the bucket.
+    options : str
+        What stands behind the ``?``.
+    """
+
+    scheme: str
+    path: str
+    options: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """The place that a text names.
+
+        Raises
+        ------
+        DataError
+            For an empty text, and a URI that holds a secret, or characters that could mean two things.
+        """
+        if not text:
+            raise DataError("the path is empty; give a folder, a file or a URI")
+        if SEPARATOR not in text:
+            return cls("", text.rstrip("/") or "/")
+        scheme, _, rest = text.partition(SEPARATOR)
+        path, _, options = rest.partition("?")
+        _refuse_secrets(scheme, path, options)
+        if "#" in rest or re.search("%(?![0-9A-Fa-f]{2})", path):
+            raise DataError(f"{text} has a character with two meanings; write %23 for #, %3F for ? and %25 for %")
+        return cls(scheme, re.sub("//+", "/", unquote(path, errors="surrogateescape")).rstrip("/") or "/", options)
+
+    def __str__(self) -> str:
+        if not self.scheme:
+            return self.path
+        options = f"?{self.options}" if self.options else ""
+        return f"{self.scheme}{SEPARATOR}{quote(self.path, safe=KEPT, errors='surrogateescape')}{options}"
+
+    def __truediv__(self, name: str) -> Place:
+        return replace(self, path=f"{self.path.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Place:
+        """The folder above."""
+        return replace(self, path=self.path.rpartition("/")[0])
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The options by name."""
+        return dict(parse_qsl(self.options, keep_blank_values=True))
+
+
+def _refuse_secrets(scheme: str, path: str, options: str) -> None:
+    """DataError, which does not repeat it, for a URI with a password or key: URIs are kept with runs and shown."""
+    authority = path.partition("/")[0]
+    has_port = scheme in WITH_PORT and re.fullmatch(r"[^:@]+:\d+", authority)
+    if (":" in authority and not has_port) or any(name in SECRET_OPTIONS for name, _ in parse_qsl(options)):
+        raise DataError(
+            f"a {scheme}{SEPARATOR} URI holds a key or password, and URIs are kept with runs and shown; give it by the "
+            "environment instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3), on every node"
+        )
+
+
+def join(place: str, *names: str) -> str:
+    """The path or URI of what lies below a folder; options of a URI stay at its end."""
+    found = Place.parse(place)
+    for name in names:
+        found /= name
+    return str(found)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in every process: local ones from the root, URIs in their normal form."""
+    place = Place.parse(path)
+    return str(place) if place.scheme else os.path.abspath(os.path.expanduser(path))
