@@ -50,3 +50,31 @@ def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"storage='.*file/runs' cannot be written \(.*\); set storage to"):
         check_writable(str(tmp_path / "file" / "runs"))
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_writers_that_meet_do_not_mix(tmp_path: Path) -> None:
+    """Parallel trials, for one, write the neighbours of one cache; the last one that ends wins."""
+    folder = Folder(str(tmp_path))
+    with folder.open_output("x") as first, folder.open_output("x") as second:
+        first.write(b"a" * 9)
+        second.write(b"b" * 5)
+        first.write(b"a" * 9)
+    assert (tmp_path / "x").read_bytes() == b"a" * 18
+    assert folder.names() == ["x"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("x", b"old")
+    with pytest.raises(TypeError), folder.open_output("x") as stream:
+        stream.write("half of a")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
+
+
+def test_what_a_killed_writer_left_is_passed_over_and_deleted(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("part-0.json", {})
+    (tmp_path / ".unfinished-0123-part-1.json").write_text("half of")
+    assert folder.names() == ["part-0.json"]
+    folder.delete_unfinished()
+    assert [path.name for path in tmp_path.iterdir()] == ["part-0.json"]

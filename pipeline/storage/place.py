@@ -62,7 +62,7 @@ class Place:
         return f"{self.scheme}{SEPARATOR}{quote(self.path, safe=KEPT, errors='surrogateescape')}{options}"
 
     def __truediv__(self, name: str) -> Place:
-        return replace(self, path=f"{self.path.rstrip('/')}/{name}")
+        return replace(self, path=f"{self.path.rstrip('/')}/{name}" if self.path else name)
 
     @property
     def name(self) -> str:
@@ -72,7 +72,8 @@ class Place:
     @property
     def parent(self) -> Place:
         """The folder above."""
-        return replace(self, path=self.path.rpartition("/")[0])
+        above, slash, _ = self.path.rpartition("/")
+        return replace(self, path=above or slash)
 
     @property
     def values(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ class S3Server(AbstractContextManager["S3Server"]):
     """moto's server with an empty bucket, and a fault that can be set and taken away at any time."""
 
     def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
         self.fault: Fault | None = None
         self.requests = 0
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -53,10 +55,15 @@ class S3Server(AbstractContextManager["S3Server"]):
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
         return boto3.client("s3", endpoint_url=f"http://{self.endpoint}", region_name="us-east-1", **keys)
 
-    def keys(self, prefix: str = "") -> set[str]:
+    def objects(self, prefix: str = "") -> set[str]:
         """Keys of the objects in the bucket."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return {item["Key"] for page in pages for item in page.get("Contents", [])}
+
+    def empty(self) -> None:
+        """Delete all objects of the bucket."""
+        for key in self.objects():
+            self.client().delete_object(Bucket=BUCKET, Key=key)
 
     def uri(self, path: str = "") -> str:
         """A URI as users of MinIO, Ceph or R2 write it."""
