@@ -20,6 +20,7 @@ from pipeline.data.class_lists import class_list_names, load_class_list
 from pipeline.errors import ConfigError, RunFailed, first_line
 from pipeline.interrupts import interruptible
 from pipeline.ray_private import auth_token, cluster_versions
+from pipeline.storage import refuse_secrets
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -134,9 +135,10 @@ def check_parameters(
             places = {**places, "data.path": config.data.path, "storage": config.storage}
         if config.model.weights not in (None, DEFAULT):
             places = {**places, "model.weights": config.model.weights}
-    if (classes := parameters.get("classes")) is not None:
+    if isinstance(classes := parameters.get("classes"), str):  # a flag of `assign`
         _check_class_list(classes, folder, files)
     for name, place in places.items():
+        refuse_secrets(place)
         if not EVERYWHERE.match(place):
             raise ConfigError(
                 f"{name}={place!r} is relative to a folder of this machine; on the cluster give a URI such as "

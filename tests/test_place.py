@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.storage import Place, absolute, join
+from pipeline.storage import Place, absolute, join, redacted, refuse_secrets
 
 MINIO = "endpoint_override=http://minio:9000&region=us-east-1"
 
@@ -71,3 +71,15 @@ def test_characters_with_two_meanings_are_refused(place: str) -> None:
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(DataError, match="the path is empty"):
         absolute("")
+
+
+@pytest.mark.parametrize("given", ["imagefolder:s3://KEY:SECRET@bucket/x", "webdataset:s3://KEY:SEC/RET@b/{0..9}.tar"])
+def test_a_source_holds_no_secret_either(given: str) -> None:
+    with pytest.raises(DataError, match="holds a key or password"):
+        refuse_secrets(given)
+    refuse_secrets(f"imagefolder:s3://bucket/x?{MINIO}")
+
+
+def test_user_and_password_are_shown_of_no_uri() -> None:
+    assert redacted("http://me:secret@mlflow:5000/x") == "http://***@mlflow:5000/x"
+    assert redacted("sqlite:///me@here/mlflow.db") == "sqlite:///me@here/mlflow.db"

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.models import RunConfig, Section
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.storage import refuse_secrets
 
 SHOWN = 80  # characters of a bad value that a message repeats
 REMOVED_FROM_DATA = ("shuffle_buffer", "prefetch_batches")  # of a stream whose order depended on the workers
@@ -49,11 +50,24 @@ def load_config(source: str | Path = "digits", overrides: list[str] | None = Non
 
 def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
     """Validate plain values; ConfigError lists every fault with its dotted key."""
+    _refuse_secrets(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         faults = "\n".join(f"  {fault}" for fault in _explain(error))
         raise ConfigError(f"configuration {origin!r} cannot be used:\n{faults}") from None
+
+
+def _refuse_secrets(value: Any, *keys: str) -> None:
+    """ConfigError for a URI with a secret, before another message repeats it; that of MLflow may have a password."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            _refuse_secrets(below, *keys, str(name))
+    elif isinstance(value, str) and keys != ("tracking", "uri"):
+        try:
+            refuse_secrets(value)
+        except DataError as error:
+            raise ConfigError(f"{'.'.join(keys)}: {error}") from None
 
 
 def parse_saved(values: dict[str, Any], origin: str) -> RunConfig:
@@ -71,6 +85,7 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any], origin: str) ->
         When the result is not a configuration; `origin` says in the message where the values come from.
     """
     values = config.model_dump(mode="json")
+    values["tracking"]["uri"] = config.tracking.uri  # with its password
     for key, value in changes.items():
         set_setting(values, key, value)
     return parse_config(values, origin)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from pipeline.backbones.names import DEFAULT, LIBRARIES, OWN, is_library_name
 from pipeline.errors import did_you_mean
+from pipeline.storage import redacted
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[float, Field(ge=0, le=1)]
@@ -432,6 +433,11 @@ class TrackingConfig(Section):
         "digpro", min_length=1, description="MLflow experiment that the run appears in"
     )
     system_metrics: Environment[bool] = Field(True, description="also record CPU, memory and GPU use")
+
+    @field_serializer("uri", when_used="json")
+    def _without_password(self, uri: str | None) -> str | None:
+        """What is kept with a run, and what is shown, has no password."""
+        return redacted(uri) if uri else uri
 
 
 class RunConfig(Section):

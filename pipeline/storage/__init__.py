@@ -3,9 +3,10 @@
 from pipeline.storage.faults import raise_storage_fault, remedy_for, storage_fault
 from pipeline.storage.filesystems import filesystem
 from pipeline.storage.folder import Folder, check_readable, check_writable, probe, whole_file, write_atomically
-from pipeline.storage.place import Place, absolute, join
+from pipeline.storage.place import HIDDEN, Place, absolute, join, redacted, refuse_secrets
 
 __all__ = [
+    "HIDDEN",
     "Folder",
     "Place",
     "absolute",
@@ -15,6 +16,8 @@ __all__ = [
     "join",
     "probe",
     "raise_storage_fault",
+    "redacted",
+    "refuse_secrets",
     "remedy_for",
     "storage_fault",
     "whole_file",

@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 SEPARATOR = "://"
 WITH_PORT = ("hdfs", "viewfs")  # schemes in whose URIs a colon stands before a port
 SECRET_OPTIONS = ("client_secret", "sig", "access_key", "secret_key", "session_token")
+HIDDEN = "//***@"  # in the place of a user and password
 KEPT = "/!$&'()*+,;=:@~"  # besides letters, digits and -._, characters that a URI's path may have unquoted
 
 
@@ -87,9 +88,20 @@ def _refuse_secrets(scheme: str, path: str, options: str) -> None:
     has_port = scheme in WITH_PORT and re.fullmatch(r"[^:@]+:\d+", authority)
     if (":" in authority and not has_port) or any(name in SECRET_OPTIONS for name, _ in parse_qsl(options)):
         raise DataError(
-            f"a {scheme}{SEPARATOR} URI holds a key or password, and URIs are kept with runs and shown; give it by the "
+            f"a URI of {scheme}{SEPARATOR} holds a key or password, and URIs are kept and shown; give it by the "
             "environment instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3), on every node"
         )
+
+
+def refuse_secrets(text: str) -> None:
+    """DataError where the URI in a text, such as ``imagefolder:s3://KEY:SECRET@bucket``, holds a secret."""
+    if found := re.search(r"(\w+)://([^?]*)\??(.*)", text, re.DOTALL):
+        _refuse_secrets(*found.groups())
+
+
+def redacted(text: str) -> str:
+    """`text` without the user and password of any URI in it."""
+    return re.sub(r"(?<!/)//[^/\s]*@", HIDDEN, text)
 
 
 def join(place: str, *names: str) -> str:

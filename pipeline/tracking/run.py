@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.provenance import git_commit, hardware, versions
-from pipeline.storage import Folder
+from pipeline.storage import HIDDEN, Folder, redacted
 from pipeline.tracking.diagnosis import WAY_OUT, check_artifacts, check_store, is_unreachable, refusal, summary_of
-from pipeline.tracking.store import ENVIRONMENT, HIDDEN, client_for, database_path, local_path, redacted, tracking_uri
+from pipeline.tracking.store import ENVIRONMENT, client_for, database_path, local_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

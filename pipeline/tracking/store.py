@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -12,13 +11,12 @@ from urllib.request import url2pathname
 import pyarrow.fs as pafs
 
 from pipeline.errors import ConfigError
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
-HIDDEN = "//***@"  # in the place of a user and password
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _EXAMPLES = "give a server (http://host:port) or a database (sqlite:////folder/mlflow.db)"
@@ -88,11 +86,6 @@ def client_for(uri: str) -> MlflowClient:
 
         utils.MAX_RETRY_COUNT = 1  # ten tries of a database take 100 s, inside the training loop; the spool tries again
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def redacted(text: str) -> str:
-    """`text` without the user and password of any URI in it."""
-    return re.sub(r"//[^/\s]*@", HIDDEN, text)
 
 
 def _folder_for_database(storage_dir: str) -> Path:

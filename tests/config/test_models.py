@@ -418,3 +418,10 @@ def test_workers_that_are_neither_are_refused(value: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("digits", [f"resources.workers={value}"])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["storage", "data.path", "data.features", "data.source", "model.weights"])
+def test_a_uri_with_a_secret_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: a URI of s3:// holds a key or password") as raised:
+        load_config("digits", [f"{key}=s3://KEY:SEC/RET@bucket/x"])
+    assert "RET" not in str(raised.value).replace("AWS_SECRET_ACCESS_KEY", "")

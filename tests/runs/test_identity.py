@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.loading import load_config
+from pipeline.config.identity import fingerprint
+from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.identity import IDENTITY, claim_folder, record_start, was_started
@@ -116,3 +117,17 @@ def test_checkpoints_without_identity_belong_to_nobody(tmp_path: Path) -> None:
     Path(folder.root, IDENTITY).unlink()
     with pytest.raises(ConfigError, match=r"holds checkpoint_2026-01-01 and no run\.json, .*another name"):
         claim_folder(config(tmp_path))
+
+
+def test_a_password_is_not_kept_with_the_run(tmp_path: Path) -> None:
+    images(tmp_path / "data")
+    chosen = config(tmp_path, "tracking.uri=http://me:secret@mlflow:5000")
+    folder = start(chosen)
+    assert "secret" not in Path(folder.root, IDENTITY).read_text()
+    assert with_settings(chosen, {"optim.lr": 0.2}, "a trial").tracking.uri == "http://me:secret@mlflow:5000"
+
+
+@pytest.mark.parametrize("options", ["", "?endpoint_override=http://minio:9000&region=x"])
+def test_a_moved_data_folder_has_the_same_name(tmp_path: Path, options: str) -> None:
+    remote = config(tmp_path, f"data.path=s3://bucket/deep/data{options}")
+    assert fingerprint(remote) == fingerprint(config(tmp_path))
