@@ -23,7 +23,7 @@ def make_cache(config: RunConfig, echo: Callable[[str], None] = print) -> tuple[
     """
     config = resolve(config, "embed")
     assert config.data.features is not None
-    check_writable(config.data.features)
+    check_writable(config.data.features, "data.features")
     manifest = validate_shards(config.data.path)
     connect()
     return embed(config, manifest, echo)

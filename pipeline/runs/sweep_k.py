@@ -186,7 +186,7 @@ def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print
         When there are too few numbers, or too many clusters for the images; and when `out` cannot be written.
     """
     check_numbers(numbers, len(subject.features))
-    check_writable(out)
+    check_writable(out, "--out")
     connect()
     with hold(folder := Folder(absolute(out)).make()):
         started = time.monotonic()

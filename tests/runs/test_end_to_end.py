@@ -10,42 +10,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.runs.evaluate import evaluate
 from pipeline.runs.train import train
 from tests.helpers.runs import EPOCHS, end, family, outcome, settings, start, train_workers
+from tests.helpers.s3 import KEYS, S3Server, for_seconds, throttle
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def bucket() -> Iterator[str]:
-    """URI of a bucket on an S3 server of our own; it is there before Ray starts, so that every process knows it."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+def store() -> Iterator[S3Server]:
+    """An S3 server of our own; its keys are there before Ray starts, so that every process knows them."""
+    with pytest.MonkeyPatch.context() as patch, S3Server() as server:
+        for name, value in KEYS.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="digpro")
-        yield "s3://digpro"
+        yield server
         ray.shutdown()
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -132,30 +120,36 @@ def test_killing_a_worker_in_mid_epoch_changes_nothing(folder: Path, whole: dict
     assert outcome(summary["folder"]) == outcome(whole["folder"])
 
 
-def test_runs_live_in_a_bucket_too(folder: Path, whole: dict[str, Any], bucket: str) -> None:
-    """Images, checkpoints and results in S3; a worker is killed once there is something to go on from."""
+def test_runs_live_in_a_bucket_too(folder: Path, whole: dict[str, Any], store: S3Server) -> None:
+    """Images, checkpoints and results in S3, by URIs with options.
+
+    Once there is something to resume from, a worker is killed, and the store throttles those who resume.
+    """
     said: list[str] = []
-    checkpoints = boto3.resource("s3").Bucket("digpro").objects.filter(Prefix="runs/afar/checkpoint_")
 
     def kill_when_saved() -> None:
         for _ in range(2000):
-            if len({item.key.split("/")[2] for item in checkpoints}) >= 2:
+            if len({key.split("/")[2] for key in store.objects("runs/afar/checkpoint_")}) >= 2:
                 time.sleep(0.5)
+                store.fault = for_seconds(5, throttle)
                 return kill_a_worker()
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill_when_saved)
     thread.start()
-    places = [f"storage={bucket}/runs", f"data.path={bucket}/digits", f"tracking.uri=sqlite:///{folder}/afar.db"]
-    summary = run(folder, "name=afar", *places, echo=said.append)
+    places = [f"storage={store.uri('/runs/')}", f"data.path={store.uri('/digits')}"]
+    summary = run(folder, "name=afar", *places, f"tracking.uri=sqlite:///{folder}/afar.db", echo=said.append)
     thread.join()
     assert any(line.startswith("resumed after epoch") for line in said)
     assert outcome(summary["folder"]) == outcome(whole["folder"])
-    evaluated = evaluate(f"{bucket}/runs/afar")
+    assert summary["folder"] == store.uri("/runs/afar")
+    evaluated = evaluate(summary["folder"], store.uri("/digits"), store.uri("/assigned/"))
     assert evaluated["scores"]["acc"] == pytest.approx(summary["scores"]["acc"], abs=0.01)
-    keys = {item.key for item in boto3.resource("s3").Bucket("digpro").objects.filter(Prefix="runs/afar/")}
-    assert {"runs/afar/summary.json", "runs/afar/clusters.png", "runs/afar/evaluation/summary.json"} <= keys
-    assert not [key for key in keys if ".probe-" in key]
+    assert evaluated["outputs"]["summary"] == store.uri("/assigned/summary.json")
+    keys = store.objects()
+    assert {"runs/afar/summary.json", "runs/afar/clusters.png", "assigned/summary.json"} <= keys
+    assert {key.split("/")[0] for key in keys} == {"runs", "digits", "assigned"}
+    assert not [key for key in keys if ".probe-" in key or ".unfinished-" in key]
 
 
 @pytest.mark.usefixtures("without_artifacts")

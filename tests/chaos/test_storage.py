@@ -1,0 +1,81 @@
+"""Faults of the store during a run: it throttles, says nothing, or finds the token expired."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.config.loading import load_config
+from pipeline.errors import RunFailed
+from pipeline.runs.train import train
+from tests.helpers.runs import outcome, settings
+from tests.helpers.s3 import KEYS, Fault, S3Server, expire, for_seconds, silent_for, throttle
+
+pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("without_artifacts")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch, S3Server() as server:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        yield server
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture
+def run(folder: Path, store: S3Server) -> Any:
+    """Runs in the bucket; the fault comes once a run has saved two checkpoints."""
+
+    def start(name: str, fault: Fault | None = None) -> dict[str, Any]:
+        places = [f"storage={store.uri('/runs')}", f"data.path={store.uri('/digits')}"]
+        config = load_config("digits", settings(folder, f"name={name}", *places, "tracking.enabled=false"))
+
+        def fail_when_saved() -> None:
+            while not ended.is_set():
+                saved = {key.split("/")[2] for key in store.objects(f"runs/{name}/checkpoint_")}
+                if len(saved) >= 2:
+                    store.fault = fault
+                    return
+                time.sleep(0.1)
+
+        ended = threading.Event()
+        if fault is not None:
+            threading.Thread(target=fail_when_saved).start()
+        try:
+            return train(config)
+        finally:
+            ended.set()
+            store.fault = None
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("throttled", for_seconds(8, throttle)),
+        ("silent", silent_for(20, for_seconds(5, throttle))),
+        ("renewed", for_seconds(3, expire)),
+    ],
+)
+def test_a_store_that_comes_back_changes_nothing(run: Any, name: str, fault: Fault) -> None:
+    assert outcome(run(name, fault)["folder"]) == outcome(run("sound")["folder"])
+
+
+def test_a_token_that_expires_is_one_line_and_the_same_command_continues(run: Any) -> None:
+    with pytest.raises(RunFailed, match="the credentials have expired: renew them") as failed:
+        run("expired", expire)
+    assert len(str(failed.value).splitlines()) == 1
+    assert outcome(run("expired")["folder"]) == outcome(run("sound")["folder"])
