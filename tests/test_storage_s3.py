@@ -126,6 +126,8 @@ def test_other_errors_are_not_the_store_s(tmp_path: Path) -> None:
         "[Errno 28] No space left on device; free some space or raise the quota, then give the same command again, "
         "which continues"
     )
+    torch_says = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    assert "free some space" in (storage_fault(torch_says) or "")
     assert "raise the quota" in (storage_fault(OSError(122, "Disk quota exceeded")) or "")
 
 

@@ -9,6 +9,7 @@ from pipeline.errors import RunFailed, first_line
 
 AGAIN = "then give the same command again, which continues"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+TORCH_NO_ROOM = "unexpected pos"  # all that torch.save says on a full disk
 FAULTS = {
     # HEAD has no body to say why: an expired token is a bare status 400 there
     r"ExpiredToken|EXPIRED|TokenRefreshRequired|HTTP status 400\) during Head": (
@@ -46,7 +47,7 @@ def raise_storage_fault(error: BaseException) -> None:
 
 
 def _diagnose(error: BaseException) -> tuple[str, str] | None:
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if (isinstance(error, OSError) and error.errno in NO_ROOM) or TORCH_NO_ROOM in str(error):
         return first_line(error), f"free some space or raise the quota, {AGAIN}"
     for line in str(error).splitlines():  # one that Ray wrapped has a traceback before it
         for fault, remedy in FAULTS.items():
