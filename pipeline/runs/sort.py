@@ -143,7 +143,7 @@ def sort_images(
         "source": images.pieces.name,
         "images": int(chosen.sum()),
         "folders": counts,
-        "outputs": {"folder": target.path, "tables": [f"{target.path}/{TABLE}", *tables]},
+        "outputs": {"folder": target.path, "tables": [target.file(TABLE), *tables]},
     }
     target.write(SUMMARY, summary)
     return summary

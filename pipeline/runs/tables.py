@@ -103,7 +103,7 @@ def write_tables(name: str, table: bytes, folder: Folder) -> list[str]:
     files = FORMATS[name](rows, folder)
     for file, text in files.items():
         folder.write_bytes(file, text.encode())
-    return [f"{folder.path}/{file}" for file in files]
+    return [folder.file(file) for file in files]
 
 
 def _title(row: Row) -> str:
@@ -117,7 +117,7 @@ def _titles(rows: Sequence[Row]) -> list[str]:
 
 
 def _address(file: str, folder: Folder) -> str:
-    return f"/data/local-files/?d={folder.name}/{file}" if folder.is_local else f"{folder.path}/{file}"
+    return f"/data/local-files/?d={folder.name}/{file}" if folder.is_local else folder.file(file)
 
 
 def _json(values: object) -> str:
