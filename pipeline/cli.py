@@ -352,7 +352,8 @@ def compare(
 ) -> None:
     """Compare runs on the same images, cluster by cluster.
 
-    It says which clusters come again, and which images move. Runs that differ in their seed only show how far the clusters can be trusted, without any label.
+    It says which clusters come again, and which images move. Runs that differ in their seed only show how far the
+    clusters can be trusted, without any label.
 
     \b
     Example:
