@@ -26,7 +26,7 @@ from benchmarks.measure import conclude, rate, speedup, time_interleaved
 from pipeline.method.batchnorm import GlobalBatchNorm
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import build_encoder, build_head, build_predictor
-from pipeline.method.optimizer import build_optimizer, set_learning_rates, zero_unless_finite
+from pipeline.method.optimizer import build_optimizer, set_learning_rates, step_if_finite
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 FEATURES, HIDDEN, CLUSTERS = 256, 4096, 10
@@ -104,8 +104,7 @@ def take_step(
     total = model(*views, labels, noise=noise, **{"target_momentum": 0.996} | options).total
     optimizer.zero_grad()
     total.backward()
-    zero_unless_finite(model.parameters())
-    optimizer.step()
+    step_if_finite(optimizer)
     return total.detach()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -37,7 +35,21 @@ def build_optimizer(
             decay = weight_decay if decays else 0.0
             is_predictor = module is model.predictor
             groups.append({"params": chosen, "weight_decay": decay, "is_predictor": is_predictor, "lr_factor": factor})
-    return SGD(groups, lr=lr, momentum=momentum, fused=True)  # one kernel for all tensors
+    optimizer = SGD(groups, lr=lr, momentum=momentum, fused=True)  # one kernel for all tensors
+    if momentum:
+        _start_momenta(optimizer)
+    return optimizer
+
+
+def _start_momenta(optimizer: SGD) -> None:
+    """Momenta of zero: the first step computes the same with them, and may be skipped.
+
+    Torch allocates them within the first step and fills them in the kernel, which does nothing in a step that is
+    skipped: the next step would add its gradients to whatever the memory held.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _decays(parameter: nn.Parameter, decay_bias_and_norm: bool) -> bool:
@@ -51,20 +63,21 @@ def set_learning_rates(optimizer: SGD, lr: float, predictor_lr: float) -> None:
 
 
 @torch.no_grad()
-def zero_unless_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Set all gradients to 0 where their norm is not finite, so that the step that follows spoils no weight.
+def step_if_finite(optimizer: SGD) -> Tensor:
+    """Move the weights, unless the norm of their gradients is not finite: then weights and momenta keep their bits.
 
-    Nothing waits for the device, and gradients that are finite keep their bits. Behind DistributedDataParallel the
-    gradients are the same on every worker, and a value that is not finite on one is in the average of all: the answer
-    is the same everywhere, and nothing has to be sent for it.
+    Nothing waits for the device. Behind DistributedDataParallel the gradients are the same on every worker, and a value
+    that is not finite on one is in the average of all: the answer is the same everywhere, and nothing has to be sent
+    for it.
 
     Returns
     -------
     Tensor () bool
         Whether the norm is finite.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     finite = torch.isfinite(nn.utils.get_total_norm(gradients))
-    for gradient in gradients:
-        gradient.masked_fill_(~finite, 0)
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # torch's fused kernels skip where it is 1
+    optimizer.step()
     return finite

@@ -29,7 +29,7 @@ from pipeline.features.inputs import FeatureSource
 from pipeline.inference.embedding import write_features
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import StepLosses
-from pipeline.method.optimizer import set_learning_rates, zero_unless_finite
+from pipeline.method.optimizer import set_learning_rates, step_if_finite
 from pipeline.method.schedules import Schedules
 from pipeline.plan import has_estep, is_balanced
 from pipeline.tracking import RunWriter, spool_path
@@ -270,8 +270,7 @@ def train_step(run: Run, batch: Batch) -> None:
     )
     state.optimizer.zero_grad()
     losses.total.backward()
-    finite = zero_unless_finite(state.model.parameters())
-    state.optimizer.step()
+    finite = step_if_finite(state.optimizer)
     state.skipped += ~finite
     for total, loss in zip(state.loss_sums.values(), losses, strict=True):
         total += torch.where(finite, loss.detach(), 0)

@@ -11,7 +11,7 @@ from torch.optim import SGD
 
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import build_head
-from pipeline.method.optimizer import build_optimizer, set_learning_rates, zero_unless_finite
+from pipeline.method.optimizer import build_optimizer, set_learning_rates, step_if_finite
 
 
 def _model() -> DigPro:
@@ -83,17 +83,44 @@ def test_a_restored_optimizer_steps_the_same() -> None:
     assert all(a.equal(b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def _give_gradients(optimizer: SGD, value: float) -> list[nn.Parameter]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    parameters[-1].grad.view(-1)[-1] = value
+    return parameters
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_gradients_become_zero_where_one_value_is_not_finite(bad: float) -> None:
-    first, second, unused = (nn.Parameter(torch.ones(3)) for _ in range(3))
-    first.grad, second.grad = torch.tensor([1.0, bad, 2.0]), torch.ones(3)
-    assert not zero_unless_finite([first, second, unused])
-    assert first.grad.tolist() == second.grad.tolist() == [0, 0, 0]
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_step_that_is_not_finite_leaves_weights_and_momenta_alone(bad: float, steps_before: int) -> None:
+    """Neither momentum nor weight decay moves a weight; and the steps after it are those of a run without it."""
+    torch.manual_seed(0)
+    model = _model()
+    twin = copy.deepcopy(model)
+    optimizer, expected = _build(model), _build(twin)
+    for _ in range(steps_before):
+        for each in (optimizer, expected):
+            _give_gradients(each, 0.5)
+            assert step_if_finite(each)
+    _give_gradients(optimizer, bad)
+    assert not step_if_finite(optimizer)
+    assert all(a.equal(b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    for each in (optimizer, expected):
+        _give_gradients(each, 0.25)
+        assert step_if_finite(each)
+    assert all(a.equal(b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_finite_gradients_keep_their_bits() -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    parameter.grad = torch.tensor([1e-30, -0.0, 1e15])
-    before = parameter.grad.clone()
-    assert zero_unless_finite([parameter])
-    assert parameter.grad.view(torch.int32).equal(before.view(torch.int32))
+def test_a_finite_step_is_that_of_plain_sgd() -> None:
+    torch.manual_seed(0)
+    model = _model()
+    twin = copy.deepcopy(model)
+    ours, theirs = _build(model), _build(twin)
+    theirs.state.clear()  # torch makes the momenta in its first step
+    for value in (0.25, -0.0, 1e-30):
+        _give_gradients(ours, value)
+        assert step_if_finite(ours)
+        _give_gradients(theirs, value)
+        theirs.step()
+    assert all(a.equal(b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
