@@ -3,6 +3,9 @@
 The holder writes a small file and renews it. On the machine that wrote it, the holder's process tells at once whether
 the lease is alive. From elsewhere a lease is watched: one that is not renewed for `EXPIRY_SECONDS` is dead. Clocks are
 never compared between machines.
+
+A holder that was paused for so long (a suspended laptop, a stalled storage) may find another's lease when it goes on.
+It ends at once, as if it had been killed: whatever it still did would be done to the other's files.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -25,6 +29,7 @@ from pipeline.storage import Folder
 LEASE = "lease.json"
 RENEW_SECONDS = 5.0
 EXPIRY_SECONDS = 20.0  # several renewals: storage can be slow, and a paused process is not dead
+LOST_STATUS = 1  # of a process that another has replaced
 SETTLE_SECONDS = 0.3  # after which the last of two commands that started together has written
 
 
@@ -60,8 +65,22 @@ def _renew(folder: Folder, mine: dict[str, Any], ended: threading.Event) -> None
     renewals = 0
     while not ended.wait(RENEW_SECONDS):
         renewals += 1
-        with contextlib.suppress(OSError):  # a full or unreachable disk is reported where it matters
+        with contextlib.suppress(OSError, ConfigError):  # storage that fails is reported where it matters
+            found = folder.read(LEASE)
+            if (found or {}).get("token") != mine["token"]:
+                _end_process(folder, found)
             folder.write(LEASE, mine | {"renewals": renewals})
+
+
+def _end_process(folder: Folder, holder: dict[str, Any] | None) -> NoReturn:
+    other = f"process {holder['pid']} on {holder['host']}" if holder else "another command, which has ended,"
+    print(
+        f"this process was paused or without its storage, and {other} has taken over {folder.path}; this one ends, and "
+        "the other's result counts",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST_STATUS)
 
 
 def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
@@ -85,11 +104,18 @@ def _describe_process() -> dict[str, Any]:
 
 
 def _process_start(pid: int) -> float | None:
-    """When a process of this machine started; with the pid it names the process for good. None when it has ended."""
+    """When a process of this machine started; with the pid it names the process for good. None when it has ended.
+
+    On Linux in clock ticks since the machine was started: psutil adds the machine's start to them, which changes
+    whenever the clock is set.
+    """
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+        if sys.platform != "linux":
+            return psutil.Process(pid).create_time()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # behind the name, which may hold any
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] in "ZX" else float(fields[19])  # state, starttime: proc_pid_stat(5)
 
 
 def _machine() -> str:

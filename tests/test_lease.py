@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import lease
@@ -72,6 +74,63 @@ def test_a_number_that_another_process_took_over_does_not_count(folder: Folder) 
     folder.write(LEASE, held | {"started": held["started"] - 100})
     with hold(folder):
         assert (folder.read(LEASE) or {})["started"] == held["started"]
+
+
+def test_a_process_that_has_ended_and_was_not_collected_does_not_count(folder: Folder) -> None:
+    first = subprocess.Popen([sys.executable, "-c", HOLDER, folder.path], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        first.kill()
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # it stays as a zombie
+        with hold(folder):
+            pass
+    finally:
+        first.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system keeps the time itself")
+def test_a_clock_that_is_set_does_not_end_a_lease(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux knows when a process started as ticks since its own start, whose time moves with the clock."""
+    with hold(folder):
+        now = time.time()
+        monkeypatch.setattr(psutil, "boot_time", lambda: now - 12345.0)
+        monkeypatch.setattr("psutil._pslinux.BOOT_TIME", now - 12345.0, raising=False)
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: now - 12345.0)
+        with pytest.raises(ConfigError, match="another command is at work"), hold(folder):
+            pytest.fail("held twice")
+
+
+PAUSED = """
+import sys, time
+from pipeline import lease
+from pipeline.storage import Folder
+lease.RENEW_SECONDS = 0.1
+with lease.hold(Folder(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("successor", ["works", "has ended"])
+def test_a_holder_that_was_paused_ends_when_another_has_taken_over(folder: Folder, successor: str) -> None:
+    command = [sys.executable, "-c", PAUSED, folder.path]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)
+        theirs = ELSEWHERE | {"renewals": 1}
+        folder.write(LEASE, theirs) if successor == "works" else folder.delete(LEASE)
+        holder.send_signal(signal.SIGCONT)
+        _, said = holder.communicate(timeout=60)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert holder.returncode == 1
+    other = "process 1 on node-7" if successor == "works" else "another command, which has ended,"
+    assert f"{other} has taken over {folder.path}; this one ends" in said
+    assert folder.read(LEASE) == (theirs if successor == "works" else None)
 
 
 @pytest.fixture
