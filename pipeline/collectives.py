@@ -8,7 +8,7 @@ that loss, and the average that DistributedDataParallel takes brings it out exac
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.local_mesh import LocalMesh, connect_mesh
 
+T = TypeVar("T")
 _MESHES: dict[Any, LocalMesh | None] = {}  # of the process group, which there is one of
 SMALL = 1 << 18  # up to this many numbers, sending them to every worker costs less than a second round of messages
 
@@ -152,6 +153,14 @@ def from_rank_zero(x: Tensor) -> Tensor:
         x = x.contiguous()
         dist.broadcast(x, src=0)
     return x
+
+
+def object_from_rank_zero(value: T) -> T:
+    """Rank 0's value, pickled, on every worker."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gather_to_rank_zero(x: Tensor) -> Tensor | None:

@@ -49,6 +49,10 @@ class CheckpointError(RunFailed):
     """A checkpoint that cannot be used; the message names it and what is wrong."""
 
 
+class CheckpointDamaged(CheckpointError):
+    """A checkpoint that no further try can read."""
+
+
 class Diverged(RunFailed):
     """Losses or weights that are no longer finite."""
 

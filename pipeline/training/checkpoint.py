@@ -19,9 +19,9 @@ from ray.train import Checkpoint, Result
 from torch import Tensor
 from torch.optim import SGD
 
-from pipeline.collectives import RowRange, all_sum, gather_to_rank_zero, rank, world_size
+from pipeline.collectives import RowRange, all_sum, gather_to_rank_zero, object_from_rank_zero, rank, world_size
 from pipeline.config.models import RunConfig
-from pipeline.errors import CheckpointError, first_line
+from pipeline.errors import CheckpointDamaged, CheckpointError, first_line
 from pipeline.method.digpro import DigPro
 from pipeline.provenance import version_of
 from pipeline.ray_private import record_error
@@ -114,27 +114,29 @@ def mean_over_workers(loss_sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The values of a checkpoint on the CPU, once its checksum has been found right.
+    """The values of a checkpoint on the CPU, once its checksum has been found right; that is among them, as "sha256".
 
     Raises
     ------
-    CheckpointError
+    CheckpointDamaged
         When a file is missing, damaged or of another format.
+    OSError
+        When the storage fails, which says nothing about the checkpoint.
     """
     try:
         about = json.loads((folder / ABOUT).read_text())
         digest = _digest(folder / STATE)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} is incomplete: {error}") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise CheckpointDamaged(f"checkpoint {folder} is incomplete: {error}") from None
     if about.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {folder} has format {about.get('format')}, this version reads {FORMAT}")
+        raise CheckpointDamaged(f"checkpoint {folder} has format {about.get('format')}, this version reads {FORMAT}")
     if about.get("sha256") != digest:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE} does not match its checksum")
+        raise CheckpointDamaged(f"checkpoint {folder} is damaged: {STATE} does not match its checksum")
     values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     if "loss_sums" in values:  # written before digpro-ray 0.2, as a sum over the workers
         sums = values.pop("loss_sums") / about["workers"]
         values["mean_loss_sums"] = dict(zip(LOSSES_BEFORE_0_2, sums.tolist(), strict=True))
-    return values | {"config": about["config"]}
+    return values | {"config": about["config"], "sha256": digest}
 
 
 def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
@@ -173,20 +175,64 @@ def _own_labels(labels: Tensor, own: RowRange) -> Tensor:
 
 
 def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
-    """Values of the first sound checkpoint, newest first; a damaged one is named in the log and passed over."""
+    """Values of the first sound checkpoint, newest first; a damaged one is named in the log and passed over.
+
+    Raises
+    ------
+    CheckpointError
+        When the storage fails: the newest may be sound, and with an older one the run would go back in silence.
+    """
+    found = _newest(checkpoints)
+    return found[1] if found else None
+
+
+def read_agreed(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
+    """`read_newest` on several workers: rank 0 chooses the checkpoint, and all have read the same before one goes on.
+
+    Raises
+    ------
+    CheckpointError
+        Also where a worker cannot read what rank 0 has chosen, or has found something else there.
+    """
+    found = _newest(checkpoints) if rank() == 0 else None
+    chosen = object_from_rank_zero((found[0], found[1]["sha256"]) if found else None)
+    if chosen is None:
+        return None
+    checkpoint, digest = chosen
+    values = found[1] if found else _read(checkpoint)
+    if values["sha256"] != digest:
+        raise CheckpointError(
+            f"worker {rank()} has read another {STATE} in {checkpoint.path} (sha256 {values['sha256']}) than worker 0 "
+            f"({digest}); give all nodes the same storage"
+        )
+    return values
+
+
+def _newest(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, dict[str, Any]] | None:
     for checkpoint in checkpoints:
         try:
-            with checkpoint.as_directory() as folder:
-                return read_checkpoint(Path(folder))
-        except (CheckpointError, OSError) as error:
+            return checkpoint, _read(checkpoint)
+        except CheckpointDamaged as error:
             log.warning("%s; trying the one before it", error)
     return None
 
 
+def _read(checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        with checkpoint.as_directory() as folder:
+            return read_checkpoint(Path(folder))
+    except FileNotFoundError as error:
+        raise CheckpointDamaged(f"checkpoint {checkpoint.path} is gone: {first_line(error)}") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} cannot be read now: {first_line(error)}; the same command tries again"
+        ) from error
+
+
 def read_other_run(path: str) -> dict[str, Any]:
-    """Values of another run's checkpoint; CheckpointError when it cannot be read or no longer exists."""
+    """Values of another run's checkpoint, on all workers; CheckpointError when it cannot be read or is gone."""
     files, root = filesystem(path)
-    values = read_newest([Checkpoint(root, files)])
+    values = read_agreed([Checkpoint(root, files)])
     if values is None:
         raise CheckpointError(f"checkpoint {path}, from which this run was to start, cannot be read")
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -39,10 +39,9 @@ class Board:
         """Ask rank 0 for a checkpoint as soon as it can be had: the driver is about to end."""
         self.checkpoint_wanted = True
 
-    def take_checkpoint_request(self) -> bool:
-        """Whether a checkpoint has been requested since the last call."""
-        wanted, self.checkpoint_wanted = self.checkpoint_wanted, False
-        return wanted
+    def wants_checkpoint(self) -> bool:
+        """Whether a checkpoint has been requested; it stays so, because an answer can be lost on its way."""
+        return self.checkpoint_wanted
 
 
 class Reporter:
@@ -50,6 +49,7 @@ class Reporter:
 
     def __init__(self, writer: RunWriter | None = None, board: Any = None) -> None:
         self.writer, self.board, self.stack = writer, board, ExitStack()
+        self.request_known = False  # that the driver wants a last checkpoint
 
     def __enter__(self) -> Reporter:
         if self.writer is not None:
@@ -80,13 +80,12 @@ class Reporter:
             self.writer.tag(ALARMS, ", ".join(kinds))
 
     def checkpoint_requested(self) -> bool:
-        """Whether the driver asks for a checkpoint; always False on workers without a board."""
-        if self.board is None:
+        """Whether the driver asks for a checkpoint, True once; always False on workers without a board."""
+        if self.board is None or self.request_known:
             return False
-        try:
-            return bool(ray.get(self.board.take_checkpoint_request.remote(), timeout=5))
-        except ray.exceptions.RayError:
-            return False  # the driver has ended, and the workers will
+        with suppress(ray.exceptions.RayError):  # a busy board is asked again; one that is gone takes the workers along
+            self.request_known = bool(ray.get(self.board.wants_checkpoint.remote(), timeout=5))
+        return self.request_known
 
     def message(self, text: str) -> None:
         """Show a line at the driver's terminal."""

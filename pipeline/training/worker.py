@@ -38,7 +38,7 @@ from pipeline.training.checkpoint import (
     RESTORE,
     TrainState,
     mean_over_workers,
-    read_newest,
+    read_agreed,
     read_other_run,
     restore,
     save_state,
@@ -151,7 +151,7 @@ def open_writer(job: Job) -> RunWriter:
 def resume(run: Run) -> bool:
     """Continue from the newest sound checkpoint of this run, or else from another run's; False when there is none."""
     reported = ray.train.get_all_reported_checkpoints()
-    values = read_newest([report.checkpoint for report in reversed(reported)])
+    values = read_agreed([report.checkpoint for report in reversed(reported)])
     if values is None and reported:
         raise CheckpointError(
             f"none of the {len(reported)} checkpoints in {run.job.folder.path} can be read; {RESTORE}"
@@ -435,13 +435,13 @@ def report(run: Run, metrics: dict[str, Any], *, save: CheckpointUploadMode | No
     """Hand the metrics, and a checkpoint where one is to be saved, to Ray Train; a barrier over the workers.
 
     ASYNC uploads while training continues, in the order of the reports. The last checkpoint of a run, and one that
-    must be there before a node goes, are SYNC.
+    must be there before a node goes, are SYNC. So metrics alone are ASYNC too: they come after the uploads before them.
     """
     with run.timer.time("checkpoint"):
         ray.train.report(
             metrics,
             checkpoint=write_checkpoint(run) if save else None,
-            checkpoint_upload_mode=save or SYNC,
+            checkpoint_upload_mode=save or ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pipeline.collectives import RowRange
 from pipeline.data.shards import Manifest
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointDamaged, CheckpointError
 from pipeline.storage import Folder
+from pipeline.training import checkpoint
 from pipeline.training.checkpoint import (
     ABOUT,
     RAY_RECORD,
@@ -26,6 +27,7 @@ from pipeline.training.checkpoint import (
     check_resumable,
     mean_over_workers,
     newest_in,
+    read_agreed,
     read_checkpoint,
     read_newest,
     read_other_run,
@@ -194,6 +196,63 @@ def test_damage_is_named_and_the_checkpoint_before_it_used(
     values = read_newest([Checkpoint.from_directory(new), Checkpoint.from_directory(old)])
     assert values is not None
     assert "new is damaged" in caplog.text
+
+
+def _read_with_a_fault(rank: int, checkpoints: list[str], faulty: int, fault: str) -> str:
+    """The checkpoint that a worker has read, by its history, or its error; the worker `faulty` reads with a fault."""
+
+    def failing(folder: Path) -> dict[str, Any]:
+        if fault == "fails" and folder.name == "new":
+            raise OSError("503 SlowDown")
+        if fault == "damaged" and folder.name == "new":
+            raise CheckpointDamaged("damaged")
+        if fault == "other":
+            return read_checkpoint(folder) | {"sha256": "other"}
+        return read_checkpoint(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == faulty:
+            patch.setattr(checkpoint, "read_checkpoint", failing)
+        try:
+            values = read_agreed(Checkpoint.from_directory(path) for path in checkpoints)
+        except CheckpointError as error:
+            return str(error)
+    return "" if values is None else str(values["step"])
+
+
+def test_workers_never_go_on_from_two_checkpoints(pair: Workers, data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
+    """Rank 0 chooses, also an older one for all; what another worker cannot read ends it, instead of taking it back."""
+    paths = []
+    for step, name in ((2, "new"), (1, "old")):
+        run = small_run(*data)
+        run_estep(run)
+        run.state.step = step
+        (tmp_path / name).mkdir()
+        save_state(run.state, run.job.config, tmp_path / name)
+        paths.append(str(tmp_path / name))
+    assert pair.run(_read_with_a_fault, paths, 0, "damaged") == ["1", "1"]
+    assert pair.run(_read_with_a_fault, paths, 1, "") == ["2", "2"]
+    for fault, said in (
+        ("fails", "new cannot be read now: 503 SlowDown; the same command tries again"),
+        ("damaged", "damaged"),
+        ("other", "worker 1 has read another state.pt in"),
+    ):
+        first, second = pair.run(_read_with_a_fault, paths, 1, fault)
+        assert first == "2"
+        assert said in second
+    assert pair.run(_read_with_a_fault, [], 1, "") == ["", ""]
+
+
+def test_a_storage_that_fails_does_not_take_a_run_back(
+    data: tuple[Tensor, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(folder: Path) -> dict[str, Any]:
+        raise OSError("connection reset")
+
+    old, new = _saved(data, tmp_path / "old"), _saved(data, tmp_path / "new")
+    monkeypatch.setattr(checkpoint, "read_checkpoint", failing)
+    with pytest.raises(CheckpointError, match=r"new cannot be read now: connection reset; the same command tries"):
+        read_newest([Checkpoint.from_directory(new), Checkpoint.from_directory(old)])
 
 
 def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(

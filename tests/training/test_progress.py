@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.training.progress import ProgressPrinter, Reporter, progress_line
+import pytest
+import ray
+
+from pipeline.training.progress import Board, ProgressPrinter, Reporter, progress_line
 
 
 def test_a_line_has_scores_throughput_and_the_time_left() -> None:
@@ -41,3 +44,32 @@ def test_a_reporter_without_writer_and_board_is_silent() -> None:
     with Reporter() as reporter:
         reporter.epoch({"epoch": 1.0})
         reporter.resumed([], "nothing happens")
+
+
+class _LocalBoard:
+    """A board in this process, called as an actor is."""
+
+    def __init__(self) -> None:
+        self._board = Board.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self._board, name)
+        return type("Method", (), {"remote": staticmethod(method)})
+
+
+def test_a_request_for_the_last_checkpoint_outlives_a_lost_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The board has answered, but rank 0 gave up waiting; the next check finds the request, and the one after none."""
+    answers: list[object] = []
+
+    def first_answer_is_lost(answer: object, timeout: float) -> object:
+        answers.append(answer)
+        if len(answers) == 1:
+            raise ray.exceptions.GetTimeoutError
+        return answer
+
+    monkeypatch.setattr(ray, "get", first_answer_is_lost)
+    board = _LocalBoard()
+    board._board.request_checkpoint()
+    reporter = Reporter(board=board)
+    assert [reporter.checkpoint_requested() for _ in range(3)] == [False, True, False]
+    assert Reporter(board=board).checkpoint_requested()  # a worker that was started again asks anew

@@ -307,3 +307,15 @@ def test_rarer_e_steps_in_the_warmup_change_no_label(
     assert [metrics["epoch"] for metrics in rarely.state.history if "inertia" in metrics] == [0, 2, 3, 4, 5, 6]
     assert len(often.state.history) == len(rarely.state.history) == 7
     torch.testing.assert_close(snapshot(rarely), snapshot(often), rtol=0, atol=0)
+
+
+def test_an_epoch_without_checkpoint_does_not_wait_for_the_upload_before_it(
+    run: worker.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train reports in order: a SYNC report waits for every upload before it, even if it has none itself."""
+    modes: list[object] = []
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **how: modes.append(how["checkpoint_upload_mode"]))
+    monkeypatch.setattr(worker, "write_checkpoint", lambda run: None)
+    for save in (None, worker.ASYNC, worker.SYNC):
+        worker.report(run, {}, save=save)
+    assert modes == [worker.ASYNC, worker.ASYNC, worker.SYNC]
