@@ -1,7 +1,7 @@
-"""Every private or unstable name of Ray that we use: why, and the version in which it was seen.
+"""Every private or unstable name of Ray and MLflow that we use: why, and the version in which it was seen.
 
-Ray has no public way to do these things. `tests/test_ray_private.py` fails when an upgrade changes one of them.
-All were seen in Ray 2.60.
+There is no public way to do these things. `tests/test_ray_private.py` fails when an upgrade changes one of them.
+All were seen in Ray 2.60 and MLflow 3.17.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 ERROR_LENGTH = 200  # characters of an error of Ray that are shown
+
+
+MODEL_VERSIONS_TAG = "mlflow.modelVersions"  # of a LoggedModel: its versions in the registry, which link both pages
 
 
 @contextlib.contextmanager
@@ -105,6 +108,20 @@ def send_token_if_there_is_one() -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def try_databases_once() -> None:
+    """Keep MLflow from trying to reach a database ten times, which takes 100 s: our spool tries again."""
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 1
+
+
+def mlflow_migrations() -> Path:
+    """The scripts that bring MLflow's databases to the schema of this version; they name all schemas that it knows."""
+    import mlflow
+
+    return Path(mlflow.__file__).parent / "store" / "db_migrations"
 
 
 def leave_signals_alone(trainer: TorchTrainer) -> None:

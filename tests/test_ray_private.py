@@ -1,10 +1,12 @@
-"""Every private name of Ray that we use exists and does what we say, so that an upgrade of Ray fails here first."""
+"""Every private name that we use exists and does what we say, so that an upgrade of Ray or MLflow fails here first."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +79,42 @@ def test_sockets_are_in_a_session_folder_of_this_form(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot exceed"):
         utils.validate_socket_filepath("/" + "x" * 107)
     utils.validate_socket_filepath("/" + "x" * 102)
+
+
+def test_mlflow_reads_how_often_it_tries_a_database_where_we_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils
+
+    tries: list[float] = []
+    monkeypatch.setattr(utils, "MAX_RETRY_COUNT", utils.MAX_RETRY_COUNT)
+    monkeypatch.setattr(utils.time, "sleep", tries.append)
+    ray_private.try_databases_once()
+    with pytest.raises((OSError, MlflowException, Exception)):
+        utils.create_sqlalchemy_engine_with_retry("sqlite:////no/such/folder/mlflow.db")
+    assert len(tries) <= 1
+
+
+def test_mlflow_links_models_and_versions_by_this_tag() -> None:
+    from mlflow.utils import mlflow_tags
+
+    assert mlflow_tags.MLFLOW_MODEL_VERSIONS == ray_private.MODEL_VERSIONS_TAG
+    assert (ray_private.mlflow_migrations() / "versions").is_dir()
+
+
+PACKAGE = Path(ray_private.__file__).parent
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_private_modules_are_imported_in_one_place(file: Path) -> None:
+    """Also MLflow's stores, which it changes as it likes."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    private = {name for name in names if re.match(r"(ray|mlflow|torch)\.(.*\.)?_[a-z]|mlflow\.(store|utils)\b", name)}
+    assert file.name == "ray_private.py" or not private
 
 
 def test_a_trainer_can_leave_ctrl_c_alone() -> None:

@@ -17,6 +17,7 @@ from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.provenance import versions
 from pipeline.storage import filesystem, join
+from pipeline.tracking import store_fault
 
 SAME_EVERYWHERE = ("python", "ray", "torch", "torchvision", "pyarrow", "mlflow")
 NODE_SECONDS = 120  # a node that has not answered by then will not answer a training run either
@@ -64,7 +65,10 @@ def probe_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, 
     nodes = alive_nodes()
     task = ray.remote(num_cpus=0, max_retries=0)(probe_node)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    asked = [task.options(scheduling_strategy=place).remote(probes, place.node_id, tracking) for place in places]
+    asked = [
+        task.options(scheduling_strategy=place).remote(probes, place.node_id, tracking, config.tracking.experiment)
+        for place in places
+    ]
     ray.wait(asked, num_returns=len(asked), timeout=NODE_SECONDS)
     answers, findings = [], []
     for reference, node in zip(asked, nodes, strict=True):
@@ -81,7 +85,7 @@ def probe_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, 
     return answers, findings
 
 
-def probe_node(probes: str, node: str, tracking: str) -> Answer:
+def probe_node(probes: str, node: str, tracking: str, experiment: str) -> Answer:
     """A node's answer about itself; runs there."""
     return {
         "versions": shared_versions(),
@@ -92,7 +96,7 @@ def probe_node(probes: str, node: str, tracking: str) -> Answer:
         "asked_interfaces": {name: os.environ[name] for name in INTERFACES if name in os.environ},
         "hostname_address": _address_of_hostname(),
         "own_interface": _interface_of(ray.util.get_node_ip_address()),
-        "tracking": _server_fault(tracking),
+        "tracking": store_fault(tracking, experiment) if tracking.startswith("http") else "",
     }
 
 
@@ -134,19 +138,6 @@ def _interface_of(address: str) -> str:
     """Name of the interface that has an address."""
     cards = psutil.net_if_addrs().items()
     return next((name for name, entries in cards if any(entry.address == address for entry in entries)), "")
-
-
-def _server_fault(uri: str) -> str:
-    """Why an MLflow server does not answer; nothing when it does, or when the URI is not a server's."""
-    if not uri.startswith("http"):
-        return ""
-    import requests
-
-    try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
-    except requests.RequestException as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
-    return ""
 
 
 def versions_finding(node: str, answer: Answer) -> Finding:

@@ -59,11 +59,11 @@ OUTPUTS = {
 }
 
 
-def write_artifacts(job: Job) -> dict[str, Any]:
+def write_artifacts(job: Job, *, reopen: bool = True) -> dict[str, Any]:
     """Write all that a finished run leaves into its folder and to MLflow; returns the summary.
 
     The summary is written last: a run that has one is complete, and after a kill before it the same command writes
-    everything again.
+    everything again. MLflow's run ends with it, or, without `reopen`, has ended when training did.
     """
     folder = job.folder
     values = newest_in(folder.path)
@@ -75,7 +75,7 @@ def write_artifacts(job: Job) -> dict[str, Any]:
     keep_last_parts(folder, values["centers"])
     write_assignments(folder, job.config.data.path, job.manifest.num_images, job.plan.num_clusters)
     alarms = [asdict(alarm) for alarm in all_alarms(values["history"], job.alarm_facts)]
-    with TemporaryDirectory() as place, RunWriter(job.tracking, spool_path(folder)) as writer:
+    with TemporaryDirectory() as place, RunWriter(job.tracking, spool_path(folder), reopen=reopen) as writer:
         local = Path(place)
         log_file(folder, ASSIGNMENTS, local, writer)
         _keep(draw(job, values, local), folder, local, writer)
@@ -86,6 +86,7 @@ def write_artifacts(job: Job) -> dict[str, Any]:
             model = ClusterModel(job.config, job.manifest, values).eval()
             save_mlflow_model(local / MODEL, model, run_card(folder, job.config, job.manifest))
             writer.model(local / MODEL)
+        writer.flush()
         summary = summarise(job, values, alarms, writer.ref)
     folder.write(SUMMARY, summary)
     return summary

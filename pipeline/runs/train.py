@@ -31,8 +31,7 @@ from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
 from pipeline.storage import Folder, absolute, check_readable, check_writable, filesystem, join
-from pipeline.tracking import RECORD, deliver_run, end_run, open_run, spool_path
-from pipeline.tracking.spool import Spool
+from pipeline.tracking import RECORD, deliver_run, end_run, open_run, records_wait, spool_path
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
 from pipeline.training.failure import keep_failure
 from pipeline.training.fit import failure_reason, fit, new_board
@@ -86,7 +85,7 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
 
 def deliver_waiting(folder: Folder, uri: str | None, echo: Echo) -> None:
     """Send what waits for MLflow since the run ended while the store was unreachable; the result is shown anyway."""
-    if folder.read(RECORD) is None or not Spool(spool_path(folder)).pending:
+    if folder.read(RECORD) is None or not records_wait(folder):
         return
     try:
         delivery = deliver_run(folder.path, uri)

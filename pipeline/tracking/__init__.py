@@ -2,8 +2,8 @@
 
 The driver calls :func:`open_run`, which refuses a store that answers and cannot be used, and hands the
 :class:`RunRef` to the workers; rank 0 holds the :class:`RunWriter`. Every point and file goes to a spool on disk
-first and leaves it when the store has confirmed it. What waits because the store is unreachable is sent by the next
-flush, the next writer on the same spool, :func:`end_run`, or :func:`deliver_run`.
+first and leaves it when the store has confirmed it; a thread of the writer sends it. What waits because the store is
+unreachable is sent by that thread later, the next writer on the same spool, :func:`end_run`, or :func:`deliver_run`.
 
 A point (key, step) arrives once. A resumed run replays steps, and a lost reply makes us send again, so before
 anything is sent the run is asked for the last step of each key (one request). Only for a key whose pending steps do
@@ -15,9 +15,10 @@ from __future__ import annotations
 import logging
 import os
 
+from pipeline.tracking.copies import records_wait
 from pipeline.tracking.delivery import Delivery, deliver_run, end_run
 from pipeline.tracking.model import MODEL, register_model
-from pipeline.tracking.run import RECORD, RunRef, load_ref, open_run, save_ref, tag_run
+from pipeline.tracking.run import RECORD, RunRef, load_ref, open_run, save_ref, store_fault, tag_run
 from pipeline.tracking.spool import RunStatus, spool_path
 from pipeline.tracking.store import database_path, redacted, tracking_uri
 from pipeline.tracking.writer import RunWriter
@@ -34,10 +35,12 @@ __all__ = [
     "end_run",
     "load_ref",
     "open_run",
+    "records_wait",
     "redacted",
     "register_model",
     "save_ref",
     "spool_path",
+    "store_fault",
     "tag_run",
     "tracking_uri",
 ]

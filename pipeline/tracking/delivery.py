@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder, absolute
+from pipeline.tracking.copies import keep_copy, waiting_spools
 from pipeline.tracking.diagnosis import check_store, is_unreachable, refusal, summary_of
-from pipeline.tracking.run import TAG_LENGTH, RunRef, find_or_create_run, load_ref
-from pipeline.tracking.spool import MetricPoint, RunStatus, Spool, spool_path
+from pipeline.tracking.run import ATTEMPT, ENDED, TAG_LENGTH, RunRef, find_or_create_run, load_ref
+from pipeline.tracking.spool import End, MetricPoint, RunStatus, Spool
 from pipeline.tracking.store import client_for, database_path
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ class Delivery(NamedTuple):
 
 
 def deliver_run(run_folder: str, uri: str | None = None) -> Delivery:
-    """Send what a run left in its spool on this machine, and the status it ended with; the run is not reopened.
+    """Send what a run left in its spool on this machine and in its remote storage, and the status it ended with.
+
+    The run is not reopened.
 
     Parameters
     ----------
@@ -59,15 +63,24 @@ def deliver_run(run_folder: str, uri: str | None = None) -> Delivery:
     """
     folder = Folder(absolute(run_folder))
     ref = load_ref(folder, uri)
-    path = spool_path(folder)
-    if not ref.enabled or not path.exists():
-        return Delivery(0, 0, ref.public_uri)
+    sent = waiting = 0
+    for spool in waiting_spools(folder) if ref.enabled else ():
+        before = spool.pending
+        _check_reachable_database(ref, folder)
+        _deliver(ref, spool)
+        sent, waiting = sent + max(0, before - spool.pending), waiting + spool.pending
+    return Delivery(sent, waiting, ref.public_uri)
+
+
+def _check_reachable_database(ref: RunRef, folder: Folder) -> None:
+    """ConfigError for a store that is known to be wrong before anything is sent."""
     database = database_path(ref.uri)
     if database is not None and not database.is_file():
         raise ConfigError(f"the records of {folder.path} go to {database}, which is not there; give its URI of now")
     check_store(ref.uri)
-    spool = Spool(path)
-    before = spool.pending
+
+
+def _deliver(ref: RunRef, spool: Spool) -> None:
     try:
         Sender(ref, spool, reopen=False).send()
     except ConfigError:
@@ -75,15 +88,19 @@ def deliver_run(run_folder: str, uri: str | None = None) -> Delivery:
     except Exception as error:
         if not is_unreachable(error):
             raise refusal(error, ref.uri) from error
-        _logger.warning("MLflow is unreachable; records wait in %s: %s", path, summary_of(error))
-    return Delivery(max(0, before - spool.pending), spool.pending, ref.public_uri)
+        _logger.warning("MLflow is unreachable; records wait in %s: %s", spool.path, summary_of(error))
 
 
-def end_run(ref: RunRef, spool: Path, status: RunStatus) -> int:
+def end_run(ref: RunRef, spool: Path, status: RunStatus, *, ended: float | None = None) -> int:
     """End a run from the driver, whose writer lives in a worker, or died there; it is not reopened.
 
     What the writer left on this machine is sent too. Nothing is raised because of the store: what cannot be sent
     stays in the spool for :func:`deliver_run`.
+
+    Parameters
+    ----------
+    ended : float, optional
+        When the run ended, in seconds since 1970; now by default. A run that has ended already keeps its time.
 
     Returns
     -------
@@ -93,12 +110,18 @@ def end_run(ref: RunRef, spool: Path, status: RunStatus) -> int:
     if not ref.enabled:
         return 0
     records = Spool(spool)
-    records.set_status(status)
+    records.set_end(end_now(ref, status, by_driver=True, ended=ended))
     try:
         Sender(ref, records, reopen=False).send()
     except Exception as error:
         _logger.warning("%d records wait for MLflow in %s: %s", records.pending, spool, summary_of(error))
+    keep_copy(records, ref)
     return records.pending
+
+
+def end_now(ref: RunRef, status: RunStatus, *, by_driver: bool, ended: float | None = None) -> End:
+    """The end of the attempt of a reference."""
+    return End(status, int((time.time() if ended is None else ended) * 1000), ref.attempt, by_driver)
 
 
 class Sender:
@@ -106,29 +129,38 @@ class Sender:
 
     `reopen` is a writer's: it sets a run that had ended RUNNING again, at the first connection only. A writer that
     outlives the end of its run neither resurrects it nor changes how the driver has ended it.
+
+    Attributes
+    ----------
+    logged : list of MetricPoint
+        All that a writer has logged, for a run that was deleted while it trained: the one in its place gets them too.
+    tagged : dict of str
+        The same of its tags.
     """
 
     def __init__(self, ref: RunRef, spool: Spool, *, reopen: bool) -> None:
         self.ref = ref
-        self._spool, self._reopen, self._is_writer = spool, reopen, reopen
+        self.logged: list[MetricPoint] = []
+        self.tagged: dict[str, str] = {}
+        self._spool, self._reopen = spool, reopen
         self._connection: MlflowClient | None = None
         self._experiment = ""
-        self._ended = 0  # when the run ended according to the store, in milliseconds since 1970
         self._last_step: dict[str, int] = {}
         self._steps: dict[str, set[int]] = {}
 
     def send(self) -> None:
-        """Deliver points, then tags, files, models and the status, connecting first if necessary.
+        """Deliver points, then tags, the status, files and models, connecting first if necessary.
 
-        What the store refuses does not keep back the rest; the first refusal is raised at the end.
+        Files and models come last, because the store of files may be away while that of points answers. What the
+        store refuses does not keep back the rest; the first refusal is raised at the end.
         """
         try:
             client = self._connection = self._connection or self._connect()
             self._spool.reload()
             files = [partial(self._send_file, client, *file) for file in self._spool.files()]
             models = [partial(self._send_model, client, folder) for folder in self._spool.models()]
-            sends = [partial(self._send_points, client), partial(self._send_tags, client), *files, *models]
-            _do_all([*sends, partial(self._send_status, client)])
+            records = [partial(send, client) for send in (self._send_points, self._send_tags, self._send_end)]
+            _do_all([*records, *files, *models])
         except Exception:
             self._connection = None  # a lost reply leaves it open what arrived: ask again before the next try
             raise
@@ -137,8 +169,11 @@ class Sender:
         client = client_for(self.ref.uri)
         run = find_or_create_run(client, self.ref, reopen=self._reopen)
         self._experiment = run.info.experiment_id
-        self._ended = 0 if self._reopen else run.info.end_time or 0
         self._reopen = False
+        if run.info.run_id != self.ref.run_id:
+            self._spool.add(list(self.logged))
+            for key, value in dict(self.tagged).items():
+                self._spool.set_tag(key, value)
         self.ref = replace(self.ref, run_id=run.info.run_id)
         self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         self._steps = {}
@@ -147,7 +182,7 @@ class Sender:
     def _send_points(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric
 
-        waiting = list(self._spool.points.values())
+        waiting = self._spool.waiting_points()
         arrived: list[MetricPoint] = []
         try:
             for start in range(0, len(waiting), BATCH_METRICS):
@@ -189,17 +224,23 @@ class Sender:
         client.finalize_logged_model(model.model_id, "READY")
         shutil.rmtree(folder, ignore_errors=True)  # another process may have delivered it in the meantime
 
-    def _send_status(self, client: MlflowClient) -> None:
-        if self._spool.status is None:
-            return
-        status, ended = self._spool.status
-        is_old = ended < self._ended  # an old spool does not change what a later attempt came to
-        if not is_old and not (self._is_writer and self._has_ended(client)):
-            client.set_terminated(self.ref.run_id, status, ended)
-        self._spool.set_status(None)
+    def _send_end(self, client: MlflowClient) -> None:
+        """End the run; the end of an earlier attempt is old news, and a worker's is when the run has ended already.
 
-    def _has_ended(self, client: MlflowClient) -> bool:
-        return bool(client.get_run(self.ref.run_id).info.status != "RUNNING")
+        Clocks are not compared: those of two machines differ.
+        """
+        end = self._spool.end
+        if end is None:
+            return
+        run = client.get_run(self.ref.run_id)
+        if run.data.tags.get(ATTEMPT, "").removeprefix(ENDED) == end.attempt:
+            if end.by_driver:
+                client.set_tag(self.ref.run_id, ATTEMPT, ENDED + end.attempt)
+            if run.info.status == "RUNNING":
+                client.set_terminated(self.ref.run_id, end.status, end.ended)
+            elif end.by_driver and run.info.status != end.status:
+                client.update_run(self.ref.run_id, status=end.status)  # when it ended is known better there
+        self._spool.set_end(None)
 
     def _has_arrived(self, client: MlflowClient, point: MetricPoint) -> bool:
         last = self._last_step.get(point.key)

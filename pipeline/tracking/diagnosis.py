@@ -7,11 +7,11 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryFile
 
 from pipeline.errors import ConfigError, first_line
+from pipeline.ray_private import mlflow_migrations
 from pipeline.tracking.store import database_path, local_path, redacted
 
 WAY_OUT = "or train without records (--set tracking.enabled=false)"
@@ -24,13 +24,16 @@ _BUSY_DATABASE = re.compile(
 )
 # In the message of an error -> what to do about it.
 _REMEDIES = {
+    r"Invalid Host header|DNS rebinding": "start the server with this name in --allowed-hosts (MLflow permits loopback "
+    "and private addresses alone)",
     r"out-of-date database schema|Can't locate revision": "back up the database and run `mlflow db upgrade {uri}`, or "
     "upgrade mlflow here if the database is newer",
     r"code 40[13]|UNAUTHENTICATED|PERMISSION_DENIED|Unauthorized": "check the user and the password "
     "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD) and what the server permits",
     r"No module named": "install the driver of the database",
     r"SSL|certificate": "trust the server's certificate (MLFLOW_TRACKING_SERVER_CERT_PATH)",
-    r"code 404|ENDPOINT_NOT_FOUND|valid JSON": "give the address of an MLflow server in tracking.uri",
+    r"code 404|ENDPOINT_NOT_FOUND|valid JSON": "give the address of an MLflow server in tracking.uri, with its "
+    "--static-prefix where it has one",
 }
 
 
@@ -54,12 +57,18 @@ def is_unreachable(error: BaseException) -> bool:
             return isinstance(cause, passing) and not isinstance(cause, http.SSLError)
         if isinstance(cause, (SQLAlchemyError, sqlite3.Error)):
             return _BUSY_DATABASE.search(str(cause)) is not None
-        if isinstance(cause, (ConnectionError, TimeoutError)):
+        if isinstance(cause, (ConnectionError, TimeoutError)) or _is_lost_bucket(cause):
             return True
     if isinstance(error, RestException):
         return int(error.get_http_status_code()) >= 500
     status = re.search(r"failed with error code (\d+)", str(error)) if isinstance(error, MlflowException) else None
     return status is not None and int(status[1]) >= 500
+
+
+def _is_lost_bucket(error: BaseException) -> bool:
+    """Whether it is what botocore, which need not be installed, raises for an endpoint that does not answer."""
+    names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    return "botocore.exceptions.HTTPClientError" in names
 
 
 def refusal(error: BaseException, uri: str) -> ConfigError:
@@ -137,10 +146,9 @@ def _problem_of(connection: sqlite3.Connection, uri: str) -> str:
 @functools.cache
 def _schema_versions() -> tuple[str | None, frozenset[str]]:
     """The newest version of the installed MLflow's schema, and all that it can upgrade from."""
-    import mlflow
     from alembic.script import ScriptDirectory
 
-    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    scripts = ScriptDirectory(str(mlflow_migrations()))
     return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 
+from pipeline.ray_private import MODEL_VERSIONS_TAG
 from pipeline.tracking.delivery import find_model
 from pipeline.tracking.diagnosis import summary_of
 from pipeline.tracking.run import RunRef
@@ -24,7 +25,6 @@ def register_model(ref: RunRef, name: str, tags: Mapping[str, str]) -> str | Non
         The version. None where records are off, or after a failure, which is logged.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
     if not ref.enabled:
         return None
@@ -42,7 +42,7 @@ def register_model(ref: RunRef, name: str, tags: Mapping[str, str]) -> str | Non
             raise MlflowException(f"run {ref.run_id} has logged no model")
         version = client.create_model_version(name, model.artifact_location, ref.run_id, tags=dict(tags)).version
         link = json.dumps([{"name": name, "version": version}])  # as `mlflow.register_model` links them
-        client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: link})
+        client.set_logged_model_tags(model.model_id, {MODEL_VERSIONS_TAG: link})
         return str(version)
     except Exception as error:
         _logger.warning("the model of MLflow run %s could not be registered: %s", ref.name, summary_of(error))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RECORD = "mlflow.json"  # in a run's folder: its RunRef, without a password
 BATCH_PARAMS, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000  # MLflow's limits
 
+ATTEMPT = "digpro.attempt"  # MLflow's tag: which start of the run is the latest
+ENDED = "ended by the driver: "  # begins it once no worker is to open the run again
 _OPENED_AS = "digpro.opened_as"
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ _logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunRef:
     """All that a process needs to find the MLflow run, or to create it. Picklable.
+
+    `attempt` is another one for each start of the run by a driver. `remote` is the run's folder where it lies in a
+    remote storage, which takes copies of the spool, and empty where it is local.
 
     `run_id` is MLflow's, or ``pending-...`` when the store could not be reached yet; both are stable names of the
     run. `uri` may carry a password: show :attr:`public_uri`. Both are empty where records are off.
@@ -46,6 +51,8 @@ class RunRef:
     name: str
     tags: Mapping[str, str] = field(repr=False)
     params: Mapping[str, str] = field(repr=False)
+    attempt: str = ""
+    remote: str = field(default="", repr=False)
 
     @property
     def enabled(self) -> bool:
@@ -77,7 +84,7 @@ def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags
     folder : Folder
         Of the training run; it exists. A run of it that MLflow no longer has is replaced, with a warning.
     name : str, optional
-        Shown by MLflow; the folder's name by default.
+        Shown by MLflow; the folder's name by default. A folder that was copied to another name is a run of its own.
     tags : mapping
         More tags; ``mlflow.parentRunId`` makes the run the child of another.
 
@@ -91,7 +98,10 @@ def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags
     ConfigError
         The store answers and cannot be used, or `tracking.uri` is not a store.
     """
-    ref = _new_ref(config, (folder.read(RECORD) or {}).get("run_id"), name or folder.name, tags)
+    name = name or folder.name
+    record = folder.read(RECORD) or {}
+    known_id = record.get("run_id") if record.get("name") == name else None
+    ref = replace(_new_ref(config, known_id, name, tags), remote=_remote(folder))
     if ref.enabled:
         check_store(ref.uri)
         ref = _open_in_store(ref)
@@ -101,7 +111,7 @@ def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags
 
 def save_ref(folder: Folder, ref: RunRef) -> None:
     """Keep the reference in a run's folder; the password stays out of the file."""
-    folder.write(RECORD, asdict(ref) | {"uri": ref.public_uri})
+    folder.write(RECORD, asdict(ref) | {"uri": ref.public_uri, "remote": ""})
 
 
 def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
@@ -123,7 +133,7 @@ def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
     if values is None:
         raise ConfigError(f"{folder.path} has no {RECORD}; give the folder of a training run that was started")
     try:
-        ref = RunRef(**values)
+        ref = replace(RunRef(**values), remote=_remote(folder))
     except TypeError as error:
         remedy = f"delete it, and the run is recorded anew (known: {', '.join(RunRef.__dataclass_fields__)})"
         raise ConfigError(f"{folder.file(RECORD)} is damaged ({error}); {remedy}") from None
@@ -132,14 +142,28 @@ def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
     return replace(ref, uri=_with_password(ref.uri)) if HIDDEN in ref.uri else ref
 
 
+def store_fault(uri: str, experiment: str) -> str:
+    """Why no run could record to a store, with the remedy; nothing when one could.
+
+    It makes the first call of a run: a login, a list of allowed hosts and a path prefix are refused there, and not at a
+    server's `/health`.
+    """
+    try:
+        client_for(uri).get_experiment_by_name(experiment)
+    except Exception as error:
+        return summary_of(error) if is_unreachable(error) else str(refusal(error, uri))
+    return ""
+
+
 def tag_run(ref: RunRef, tags: Mapping[str, str]) -> None:
     """Set tags of a run, also of one that has ended; a failure is logged, not raised."""
     if not ref.enabled:
         return
     try:
         client = client_for(ref.uri)
+        run_id = find_or_create_run(client, ref, reopen=False).info.run_id
         for key, value in tags.items():
-            client.set_tag(ref.run_id, key, value[:TAG_LENGTH])
+            client.set_tag(run_id, key, value[:TAG_LENGTH])
     except Exception as error:
         _logger.warning("MLflow run %s could not be tagged: %s", ref.name, summary_of(error))
 
@@ -167,7 +191,7 @@ def environment_tags() -> dict[str, str]:
 
 
 def find_or_create_run(client: MlflowClient, ref: RunRef, *, reopen: bool) -> Run:
-    """MLflow's run of `ref`, created if there is none; `reopen` sets an ended one RUNNING again."""
+    """MLflow's run of `ref`, created if there is none; `reopen` sets one that has ended RUNNING again."""
     from mlflow.entities import Param
 
     experiment_id = _experiment_id(client, ref)
@@ -175,14 +199,25 @@ def find_or_create_run(client: MlflowClient, ref: RunRef, *, reopen: bool) -> Ru
     if run is None:
         if not ref.run_id.startswith("pending-"):
             _logger.warning("MLflow run %s no longer exists; a new run takes its place", ref.run_id)
-        run = client.create_run(experiment_id, tags={**ref.tags, _OPENED_AS: ref.run_id}, run_name=ref.name)
+        tags = {**ref.tags, _OPENED_AS: ref.run_id, ATTEMPT: ref.attempt}
+        run = client.create_run(experiment_id, tags=tags, run_name=ref.name)
     if not run.data.params:
         params = [Param(key, value) for key, value in ref.params.items()]
         for start in range(0, len(params), BATCH_PARAMS):
             client.log_batch(run.info.run_id, params=params[start : start + BATCH_PARAMS])
-    if reopen and run.info.status != "RUNNING":
-        client.update_run(run.info.run_id, status="RUNNING")
+    if reopen:
+        _reopen(client, run, ref.attempt)
     return run
+
+
+def _reopen(client: MlflowClient, run: Run, attempt: str) -> None:
+    latest = run.data.tags.get(ATTEMPT, "")
+    if latest == ENDED + attempt:  # a slow store lets the driver's word come before a worker's first one
+        return
+    if latest != attempt:
+        client.set_tag(run.info.run_id, ATTEMPT, attempt)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
 
 
 def _new_ref(config: RunConfig, known_id: str | None, name: str, tags: Mapping[str, str]) -> RunRef:
@@ -195,7 +230,12 @@ def _new_ref(config: RunConfig, known_id: str | None, name: str, tags: Mapping[s
         name=name,
         tags={key: value[:TAG_LENGTH] for key, value in {**environment_tags(), **tags}.items()},
         params=config_params(config),
+        attempt=uuid.uuid4().hex,
     )
+
+
+def _remote(folder: Folder) -> str:
+    return "" if folder.is_local else folder.path
 
 
 def _open_in_store(ref: RunRef) -> RunRef:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
-import time
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,19 +44,40 @@ class MetricPoint(NamedTuple):
     timestamp: int
 
 
+class End(NamedTuple):
+    """How a run ended.
+
+    Attributes
+    ----------
+    status : RunStatus
+    ended : int
+        Milliseconds since 1970.
+    attempt : str
+        The attempt that ended, of `RunRef`: the end of an earlier one is old news.
+    by_driver : bool
+        The driver's word replaces that of a worker.
+    """
+
+    status: RunStatus
+    ended: int
+    attempt: str
+    by_driver: bool
+
+
 class Spool:
     """What the store has not confirmed: points, tags and the final status in a JSONL file, files in a folder beside it.
 
     The disk is the truth and every change holds a lock, so that the driver can end a run or deliver its records while
-    a writer in a worker still lives. Both may send the same point, which is harmless: it is the same to the
-    millisecond.
+    a writer in a worker still lives, and a thread can send while another adds. Two processes may send the same point,
+    which is harmless: it is the same to the millisecond.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.points: dict[tuple[str, int], MetricPoint] = {}
         self.tags: dict[str, str] = {}
-        self.status: tuple[RunStatus, int] | None = None
+        self.end: End | None = None
+        self._threads = threading.RLock()
         self._folder = path.with_suffix(".files")
         self._models = path.with_suffix(".models")
         for folder in (self._folder, self._models):
@@ -69,7 +90,11 @@ class Spool:
     def pending(self) -> int:
         """Points, tags, files and models that wait, and one for the status."""
         waiting: list[Collection[Any]] = [self.points, self.tags, self.files(), self.models()]
-        return sum(len(records) for records in waiting) + (self.status is not None)
+        return sum(len(records) for records in waiting) + (self.end is not None)
+
+    def parts(self) -> tuple[Path, ...]:
+        """All that it keeps on disk."""
+        return self.path, self._folder, self._models
 
     def reload(self) -> None:
         """Take over what other processes have added or delivered."""
@@ -78,9 +103,9 @@ class Spool:
 
     def add(self, points: Iterable[MetricPoint]) -> None:
         """Append points; a (key, step) that already waits keeps its first value."""
-        fresh = {point[:2]: point for point in points if point[:2] not in self.points}
-        self.points |= fresh
         with self._locked(), self.path.open("a", encoding="utf-8") as file:
+            fresh = {point[:2]: point for point in points if point[:2] not in self.points}
+            self.points |= fresh
             file.writelines(_line(point) for point in fresh.values())
 
     def confirm(self, points: Iterable[MetricPoint]) -> None:
@@ -134,31 +159,38 @@ class Spool:
         """The copies of models that wait; a model is called as its folder."""
         return sorted(path for path in self._models.iterdir() if path.suffix != PART)
 
-    def set_status(self, status: RunStatus | None) -> None:
-        """Note how the run ended, and when (now); None forgets it."""
+    def waiting_points(self) -> list[MetricPoint]:
+        """The points that wait now."""
+        with self._threads:
+            return list(self.points.values())
+
+    def set_end(self, end: End | None, *, unless_known: bool = False) -> None:
+        """Note how the run ended, or forget it; `unless_known` keeps what another process has noted."""
         with self._locked():
             self._read()
-            self.status = None if status is None else (status, int(time.time() * 1000))
-            self._write()
+            if not (unless_known and self.end):
+                self.end = end
+                self._write()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems have no locks: go without
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        with self._threads:
+            descriptor = os.open(self._folder, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):  # some network file systems have no locks: go without
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
 
     def _read(self) -> None:
-        self.points, self.tags, self.status = {}, {}, None
+        self.points, self.tags, self.end = {}, {}, None
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 row = json.loads(line or "[]")
                 if len(row) == 2:
-                    self.status = (row[0], row[1])
+                    self.end = End(*row[1])
                 elif len(row) == 3:
                     self.tags[str(row[1])] = str(row[2])
                 elif row:
@@ -169,7 +201,7 @@ class Spool:
     def _write(self) -> None:
         part = self.path.with_suffix(PART)
         tags = [("tag", key, value) for key, value in self.tags.items()]
-        rows: list[tuple[Any, ...]] = [*self.points.values(), *tags, *([self.status] if self.status else [])]
+        rows: list[tuple[Any, ...]] = [*self.points.values(), *tags, *([("end", self.end)] if self.end else [])]
         part.write_text("".join(_line(row) for row in rows), encoding="utf-8")
         part.replace(self.path)
 

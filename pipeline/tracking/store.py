@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 import pyarrow.fs as pafs
 
 from pipeline.errors import ConfigError
+from pipeline.ray_private import try_databases_once
 from pipeline.storage import filesystem, redacted
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def client_for(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     if not uri.startswith("http"):
-        from mlflow.store.db import utils
-
-        utils.MAX_RETRY_COUNT = 1  # ten tries of a database take 100 s, inside the training loop; the spool tries again
+        try_databases_once()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

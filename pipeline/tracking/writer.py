@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pipeline.tracking.delivery import Sender
+from pipeline.tracking.copies import keep_copy
+from pipeline.tracking.delivery import Sender, end_now
 from pipeline.tracking.diagnosis import is_unreachable, summary_of
 from pipeline.tracking.run import RunRef
 from pipeline.tracking.spool import MetricPoint, RunStatus, Spool
@@ -29,7 +31,9 @@ _logger = logging.getLogger(__name__)
 class RunWriter:
     """Writes one run's metrics and files; use it as a context manager on rank 0.
 
-    No method raises because of the store: one warning says that records wait, one line that they were delivered.
+    Records go to the spool at once, and a thread sends them: a store that is slow or away keeps nobody waiting but who
+    calls :meth:`flush` or :meth:`finish`. No method raises because of the store: one warning says that records wait,
+    one line that they were delivered.
     Leaving the context finishes the run: FINISHED, or FAILED after an exception, KILLED after an interrupt. A run
     that the driver has ended in the meantime (:func:`end_run`) stays as the driver ended it.
 
@@ -42,12 +46,14 @@ class RunWriter:
         folder beside it. What an earlier writer left there is sent first.
     system_metrics : bool, default False
         Also log this machine's CPU, memory, disk, network and GPU every 10 s, by MLflow's own monitor.
+    reopen : bool, default True
+        Set a run that has ended RUNNING again. Without it, the run keeps the time and the status that it ended with.
     """
 
     _spool: Spool  # these two exist where records are on
     _sender: Sender
 
-    def __init__(self, ref: RunRef, spool: Path, *, system_metrics: bool = False) -> None:
+    def __init__(self, ref: RunRef, spool: Path, *, system_metrics: bool = False, reopen: bool = True) -> None:
         self._opened = ref
         self._system_metrics = system_metrics
         self._monitor: SystemMetricsMonitor | None = None
@@ -55,11 +61,16 @@ class RunWriter:
         self._finished = not ref.enabled
         self._pause = SEND_SECONDS
         self._next_send = 0.0
+        self._sending = threading.Lock()
+        self._news = threading.Event()  # something waits that is not to wait for the next send
+        self._thread = threading.Thread(target=self._send_in_background, name="mlflow", daemon=True)
         if ref.enabled:
             self._spool = Spool(spool)
-            self._spool.set_status(None)  # an earlier end of this run, which is now resumed
-            self._sender = Sender(ref, self._spool, reopen=True)
-            self.flush()
+            if reopen:
+                self._spool.set_end(None)  # an earlier end of this run, which is now resumed
+            self._sender = Sender(ref, self._spool, reopen=reopen)
+            self._news.set()
+            self._thread.start()
 
     @property
     def ref(self) -> RunRef:
@@ -88,21 +99,21 @@ class RunWriter:
             if len(point.key) > 250 or not _METRIC_NAME.fullmatch(point.key):
                 raise ValueError(f"metric name {point.key!r}; use up to 250 letters, digits, spaces and _ - . : /")
         if self._opened.enabled:
+            self._sender.logged += points
             self._spool.add(points)
-        if time.monotonic() >= self._next_send:
-            self.flush()
 
     def tag(self, key: str, value: str) -> None:
         """Tag the run, in place of an earlier value."""
         if self._opened.enabled:
+            self._sender.tagged[key] = value
             self._spool.set_tag(key, value)
-            self.flush()
+            self._news.set()
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, or a folder with all in it, as ``<folder>/<name>``; a copy is taken now."""
         if self._opened.enabled:
             self._spool.add_file(path, folder)
-            self.flush()
+            self._news.set()
 
     def model(self, folder: Path) -> None:
         """Log a folder that holds an MLflow model as the run's LoggedModel of the folder's name; a copy is taken now.
@@ -111,23 +122,26 @@ class RunWriter:
         """
         if self._opened.enabled:
             self._spool.add_model(folder)
-            self.flush()
+            self._news.set()
 
     def flush(self) -> None:
-        """Send what is pending; while that fails only now and then, so that training does not wait."""
-        if self._opened.enabled and (not self._failing or time.monotonic() >= self._next_send):
-            self._try_to_send()
+        """Send what is pending and wait for it; while that fails only now and then."""
+        with self._sending:
+            if not self._finished and (not self._failing or time.monotonic() >= self._next_send):
+                self._try_to_send()
 
     def finish(self, status: RunStatus) -> None:
         """Send everything and end the run; what cannot be sent stays in the spool for :func:`deliver_run`."""
         if self._finished:
             return
-        self._finished = True
-        self._stop_monitor()
-        self._spool.reload()
-        if self._spool.status is None:  # the driver has not ended the run while the store was unreachable
-            self._spool.set_status(status)
-        self._try_to_send()
+        with self._sending:
+            self._finished = True
+            self._stop_monitor()
+            self._spool.set_end(end_now(self._opened, status, by_driver=False), unless_known=True)
+            self._try_to_send()
+        self._news.set()
+        self._thread.join()
+        keep_copy(self._spool, self._opened)
         if self._spool.pending:
             _logger.warning("%d records wait for MLflow in %s", self._spool.pending, self._spool.path)
 
@@ -140,6 +154,12 @@ class RunWriter:
         else:
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
 
+    def _send_in_background(self) -> None:
+        while not self._finished:
+            self._news.wait(self._pause)
+            self._news.clear()
+            self.flush()
+
     def _try_to_send(self) -> None:
         try:
             self._sender.send()
@@ -150,6 +170,8 @@ class RunWriter:
                 _logger.warning("MLflow %s, which wait in %s: %s", problem, self._spool.path, summary_of(error))
                 self._stop_monitor()  # its thread ends at the first failed request
             self._failing = True
+            if not self._finished:
+                keep_copy(self._spool, self._opened)
         else:
             if self._failing:
                 _logger.info("MLflow answers again; all that waited was delivered")

@@ -20,7 +20,7 @@ from pipeline.storage import Folder
 from pipeline.tracking import RunRef, RunWriter, end_run, register_model, spool_path, tag_run
 from pipeline.training.job import Job
 from pipeline.tuning.space import format_point
-from pipeline.tuning.trial import SearchJob, open_trial_run, trial_config, trial_job
+from pipeline.tuning.trial import SearchJob, ended_trial_run, trial_config, trial_job
 from pipeline.tuning.trials import TrialRow, best_trial, pareto_front
 
 PAGE, PRESET = "search.html", "best.yaml"
@@ -44,11 +44,11 @@ def write_results(
     rows : sequence of TrialRow
     """
     best, run, model = best_trial(rows, search.space), None, None
-    if best is not None:
-        job = trial_job(best.settings, search, best.trial)
-        run, model = write_artifacts(job), register_best(job, search)
     for row in rows:
         end_trial_run(row, search, is_best=row is best)
+    if best is not None:
+        job = trial_job(best.settings, search, best.trial, ended=True)
+        run, model = write_artifacts(job, reopen=False), register_best(job, search)
     summary = summarise(search, folder, parent, rows, best, run, model)
     texts = {PAGE: search_page(shown_search(search, summary, rows))}
     if best is not None:
@@ -74,8 +74,8 @@ def end_trial_run(row: TrialRow, search: SearchJob, *, is_best: bool) -> None:
         config = trial_config(row.settings, search, row.trial)
     except ConfigError:  # a point that is not a configuration: that is why the trial failed
         config = search.config
-    tracking = open_trial_run(config, search, row.trial)
-    end_run(tracking, spool_path(search.folder(row.run)), MLFLOW_STATUS[row.status])
+    tracking = ended_trial_run(config, search, row.trial)
+    end_run(tracking, spool_path(search.folder(row.run)), MLFLOW_STATUS[row.status], ended=row.ended)
     tags = {"status": row.status, "reason": row.reason, "number": str(row.number)}
     tag_run(tracking, {f"digpro.{key}": value for key, value in (tags | ({"best": "true"} if is_best else {})).items()})
 

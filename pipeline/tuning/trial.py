@@ -29,7 +29,7 @@ from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import has_estep
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder, join
-from pipeline.tracking import RunRef, open_run, save_ref
+from pipeline.tracking import RECORD, RunRef, load_ref, open_run, save_ref
 from pipeline.training.fit import failure_reason, fit, new_board, worker_errors
 from pipeline.training.job import Job
 from pipeline.training.progress import POLL_SECONDS
@@ -111,11 +111,11 @@ def is_permanent(error: Exception) -> bool:
     return isinstance(error, (ConfigError, DataError, RunFailed))
 
 
-def trial_job(settings: dict[str, Any], search: SearchJob, trial: str) -> Job:
-    """The run of a trial, ready to be started, or to be read when it has ended."""
+def trial_job(settings: dict[str, Any], search: SearchJob, trial: str, *, ended: bool = False) -> Job:
+    """The run of a trial, ready to be started, or to be read when it has `ended`."""
     config = trial_config(settings, search, trial)
     plan = check_settings(config, search.manifest)
-    tracking = open_trial_run(config, search, trial)
+    tracking = (ended_trial_run if ended else open_trial_run)(config, search, trial)
     if search.features is not None:
         complete_neighbours(Folder(search.features), config.views.neighbours)
     return Job(
@@ -153,6 +153,14 @@ def open_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
     """MLflow's run of a trial, a child of the search's: one, however often the trial is started and takes over."""
     tags = {"mlflow.parentRunId": search.parent_run, "digpro.trial": trial}
     return open_run(config, search.folder(trial).make(), name=f"{search.config.name}-{trial}", tags=tags)
+
+
+def ended_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
+    """The same without opening it again, so that it keeps the time when it ended; a trial that had none gets one."""
+    folder = search.folder(trial)
+    if not config.tracking.enabled or folder.read(RECORD) is None:
+        return open_trial_run(config, search, trial)
+    return load_ref(folder, config.tracking.uri)
 
 
 def train_and_report(job: Job, space: Space) -> None:

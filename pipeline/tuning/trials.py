@@ -42,6 +42,8 @@ class TrialRow:
         What Tune gave it: its point, and the checkpoint that it took over where it did.
     history : list of dict
         Epoch, objectives and scores of each reported epoch.
+    ended : float or None
+        When it reported last, in seconds since 1970; None when it never did.
     """
 
     number: int
@@ -50,6 +52,7 @@ class TrialRow:
     reason: str
     settings: dict[str, Any]
     history: History
+    ended: float | None = None
 
     @property
     def point(self) -> SearchPoint:
@@ -182,7 +185,8 @@ class Trials(Callback):
         reason = "" if status == "finished" else f"behind others after epoch {last_epoch(history)}"
         if trial.status == Trial.ERROR:
             status, reason = "failed", trial_failure(trial)
-        return TrialRow(number, trial.trial_id, status, reason, trial.config, history)
+        ended = (trial.last_result or {}).get("timestamp")
+        return TrialRow(number, trial.trial_id, status, reason, trial.config, history, ended)
 
     def _progress(self, name: str) -> str:
         """The last epoch of a trial in one line, for example `epoch 12/80  label_free 0.412  acc 0.861`."""

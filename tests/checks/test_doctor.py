@@ -23,6 +23,7 @@ from pipeline.data.class_lists import ClassList
 from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError
 from pipeline.runs.train import resolve
+from pipeline.tracking import store_fault
 
 
 @pytest.fixture
@@ -151,8 +152,7 @@ def test_an_mlflow_server_that_is_not_there_is_noticed() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    assert "ConnectionError" in nodes._server_fault(f"http://127.0.0.1:{port}")
-    assert nodes._server_fault("sqlite:////tmp/mlflow.db") == ""
+    assert "onnection" in store_fault(f"http://127.0.0.1:{port}", "digpro")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.storage import Folder
-from pipeline.tracking import RunRef, open_run, spool_path
+from pipeline.tracking import RunRef, RunWriter, open_run, spool_path
 from tests.tracking.helpers import config
 
 
@@ -39,3 +39,9 @@ def ref(storage: Path, folder: Folder) -> RunRef:
 @pytest.fixture
 def spool(folder: Folder) -> Path:
     return spool_path(folder)
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers send when a test flushes them, and not in between."""
+    monkeypatch.setattr(RunWriter, "_send_in_background", lambda self: None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,10 +27,11 @@ from pipeline.tracking import (
     end_run,
     load_ref,
     open_run,
+    records_wait,
     save_ref,
     spool_path,
 )
-from pipeline.tracking import writer as writer_module
+from pipeline.tracking.delivery import end_now
 from pipeline.tracking.spool import MetricPoint, Spool
 from tests.tracking.helpers import NOBODY, client, config, files, history, on_disk, status, unreachable
 
@@ -50,11 +55,11 @@ class FarAway(Folder):
     is_local = False  # type: ignore[assignment]
 
 
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("by_the_driver", [False, True])
 def test_lost_reply_does_not_double_points(
     ref: RunRef, folder: Folder, spool: Path, monkeypatch: pytest.MonkeyPatch, by_the_driver: bool
 ) -> None:
-    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
     send = MlflowClient.log_batch
 
     def lost_reply(self: MlflowClient, *args: Any, **kwargs: Any) -> NoReturn:
@@ -65,18 +70,21 @@ def test_lost_reply_does_not_double_points(
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_batch", lost_reply)
         writer.log({"loss": 1.0}, 1)
+        writer.flush()
     assert len(on_disk(spool)) == 1
     sent: list[object] = []
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *args, **_: sent.append(args))
     if by_the_driver:
         assert deliver_run(folder.path) == Delivery(1, 0, ref.uri)
     else:
+        writer._next_send = 0.0
         writer.flush()
     assert on_disk(spool) == []
     assert sent == []
     assert history(ref, "loss") == [(1, 1.0)]
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_a_tag_waits_for_the_store_and_arrives_with_its_last_value(
     ref: RunRef, folder: Folder, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +93,7 @@ def test_a_tag_waits_for_the_store_and_arrives_with_its_last_value(
         broken.setattr(MlflowClient, "set_tag", unreachable)
         writer.tag("alarms", "collapse")
         writer.tag("alarms", "collapse, not_finite")
+        writer.flush()
     assert on_disk(spool) == [["tag", "alarms", "collapse, not_finite"]]
     assert deliver_run(folder.path) == Delivery(1, 0, ref.uri)
     assert on_disk(spool) == []
@@ -103,10 +112,7 @@ def test_a_tag_that_changes_while_it_is_sent_is_sent_again(spool: Path) -> None:
 def test_points_of_a_dead_node_arrive_even_after_later_ones(
     ref: RunRef, folder: Folder, spool: Path, tmp_path: Path
 ) -> None:
-    writer = RunWriter(ref, spool)
-    writer._next_send = float("inf")  # the node dies before its next send
-    for step in range(3):
-        writer.log({"loss": float(step)}, step)
+    Spool(spool).add(MetricPoint("loss", step, float(step), 0) for step in range(3))  # the node dies before it sends
     with RunWriter(ref, tmp_path / "other-node.jsonl") as other:
         for step in range(2, 5):
             other.log({"loss": step + 0.5}, step)
@@ -201,25 +207,25 @@ def test_a_password_is_asked_for_not_kept(folder: Folder, monkeypatch: pytest.Mo
 
 
 def test_the_driver_ends_a_run_whose_writer_died(ref: RunRef, spool: Path) -> None:
-    writer = RunWriter(ref, spool)
-    writer._next_send = float("inf")
-    writer.log({"loss": 1.0}, 0)
-    del writer
+    Spool(spool).add([MetricPoint("loss", 0, 1.0, 0)])
     assert end_run(ref, spool, "KILLED") == 0
     assert history(ref, "loss") == [(0, 1.0)]
     assert status(ref) == "KILLED"
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_a_writer_that_outlives_the_end_loses_nothing_and_does_not_resurrect_the_run(
     ref: RunRef, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
     writer = RunWriter(ref, spool)
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_batch", unreachable)
-        writer.log({"loss": 0.0}, 0)  # the writer has to connect again
+        writer.log({"loss": 0.0}, 0)
+        writer.flush()  # the writer has to connect again
     assert end_run(ref, spool, "KILLED") == 0
     writer.log({"loss": 1.0}, 1)
+    writer._next_send = 0.0
+    writer.flush()
     assert history(ref, "loss") == [(0, 0.0), (1, 1.0)]
     assert status(ref) == "KILLED"
 
@@ -240,11 +246,102 @@ def test_an_end_that_could_not_be_sent_waits_and_a_resumed_run_forgets_it(
 def test_the_end_in_an_old_spool_does_not_replace_a_later_one(
     ref: RunRef, folder: Folder, spool: Path, tmp_path: Path
 ) -> None:
-    Spool(spool).set_status("KILLED")  # on a node that could not reach the store
-    time.sleep(0.01)
+    Spool(spool).set_end(end_now(ref, "KILLED", by_driver=False))  # on a node that could not reach the store
     RunWriter(ref, tmp_path / "other-node.jsonl").finish("FINISHED")
     assert deliver_run(folder.path).waiting == 0
     assert status(ref) == "FINISHED"
+
+
+def test_an_attempt_with_a_clock_ahead_does_not_keep_the_next_one_running(
+    ref: RunRef, folder: Folder, spool: Path, storage: Path
+) -> None:
+    assert end_run(ref, spool, "FAILED", ended=time.time() + 86_400) == 0
+    again = open_run(config(storage), folder)
+    assert status(again) == "RUNNING"
+    end_run(again, spool, "KILLED")
+    assert status(again) == "KILLED"
+
+
+def test_the_end_of_an_earlier_attempt_does_not_end_the_next_one(
+    ref: RunRef, folder: Folder, spool: Path, storage: Path, tmp_path: Path
+) -> None:
+    Spool(tmp_path / "other-node.jsonl").set_end(end_now(ref, "FAILED", by_driver=True))
+    again = open_run(config(storage), folder)
+    shutil.move(tmp_path / "other-node.jsonl", spool)
+    assert deliver_run(folder.path).waiting == 0
+    assert status(again) == "RUNNING"
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_worker_that_comes_late_does_not_open_what_the_driver_has_ended(ref: RunRef, spool: Path) -> None:
+    writer = RunWriter(ref, spool)
+    end_run(ref, spool, "KILLED")
+    writer.flush()  # its first connection
+    assert status(ref) == "KILLED"
+
+
+def test_a_later_word_of_the_driver_keeps_the_time_when_the_run_ended(ref: RunRef, spool: Path) -> None:
+    RunWriter(ref, spool).finish("FINISHED")
+    ended = client(ref).get_run(ref.run_id).info.end_time
+    time.sleep(0.01)
+    end_run(ref, spool, "FAILED")
+    run = client(ref).get_run(ref.run_id)
+    assert (run.info.status, run.info.end_time) == ("FAILED", ended)
+    with RunWriter(ref, spool, reopen=False) as writer:
+        writer.log({"late": 1.0}, 0)
+    run = client(ref).get_run(ref.run_id)
+    assert (run.info.status, run.info.end_time) == ("FAILED", ended)
+    assert history(ref, "late") == [(0, 1.0)]
+
+
+def test_the_status_arrives_while_the_store_of_files_is_away(
+    ref: RunRef, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "note.txt").write_text("note")
+    monkeypatch.setattr(MlflowClient, "log_artifact", unreachable)
+    with RunWriter(ref, spool) as writer:
+        writer.artifact(tmp_path / "note.txt")
+        writer.log({"loss": 1.0}, 0)
+    assert (status(ref), history(ref, "loss")) == ("FINISHED", [(0, 1.0)])
+    assert Spool(spool).pending == 1
+
+
+def test_what_waits_outlives_its_node_in_a_remote_storage(
+    storage: Path, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points, a file and the end, on a node whose disk goes with it; delivered from another, and the copy is gone."""
+    monkeypatch.setattr(Folder, "is_local", property(lambda folder: False))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "note.txt").write_text("note")
+    ref = open_run(config("s3://bucket/runs", NOBODY), folder)
+    with RunWriter(ref, spool_path(folder)) as writer:
+        writer.log({"loss": 1.0}, 0)
+        writer.artifact(tmp_path / "note.txt")
+    assert records_wait(folder)
+    shutil.rmtree(spool_path(folder).parent)
+    monkeypatch.setattr(platform, "node", lambda: "another")
+    uri = f"sqlite:///{storage}/mlflow.db"
+    assert deliver_run(folder.path) == Delivery(0, 3, NOBODY)
+    assert deliver_run(folder.path, uri) == Delivery(3, 0, uri)
+    assert not records_wait(folder)
+    assert [name for name in folder.names() if "spool" in name] == []
+    (run,) = MlflowClient(uri).search_runs(["1"])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 1.0})
+
+
+def test_a_copy_is_gone_once_its_node_has_delivered(
+    ref: RunRef, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Folder, "is_local", property(lambda folder: False))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    far = dataclasses.replace(ref, remote=folder.path)
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "get_run", unreachable)
+        assert end_run(far, spool_path(folder), "KILLED") == 1
+    assert records_wait(folder)
+    assert end_run(far, spool_path(folder), "KILLED") == 0
+    assert not records_wait(folder)
+    assert status(ref) == "KILLED"
 
 
 def test_ending_a_run_without_a_store_does_not_raise(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:

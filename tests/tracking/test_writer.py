@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +25,10 @@ from pipeline.config.models import DataConfig
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef, RunWriter, end_run, open_run, register_model, spool_path, tag_run
 from pipeline.tracking import writer as writer_module
+from pipeline.tracking.delivery import Sender
 from pipeline.tracking.run import config_params
-from tests.tracking.helpers import client, config, files, history, on_disk, status, unreachable
+from pipeline.tracking.spool import MetricPoint, Spool
+from tests.tracking.helpers import client, config, eventually, files, history, on_disk, status, unreachable
 
 
 def test_params_have_dotted_keys_and_values_as_overrides_are_written() -> None:
@@ -100,6 +104,7 @@ def test_a_writer_that_outlives_the_driver_does_not_change_how_it_ended_the_run(
 ) -> None:
     writer = RunWriter(ref, spool)
     with monkeypatch.context() as broken:
+        writer.flush()
         if not reachable:
             broken.setattr(MlflowClient, "set_terminated", unreachable)
         end_run(ref, spool, "KILLED")
@@ -157,13 +162,70 @@ def test_run_that_was_deleted_is_replaced_once(
     assert status(first) == "FINISHED"
 
 
+@pytest.mark.usefixtures("by_hand")
+def test_a_run_that_is_deleted_while_it_trains_is_replaced_with_all_that_it_had(ref: RunRef, spool: Path) -> None:
+    with RunWriter(ref, spool) as writer:
+        for step in range(3):
+            writer.log({"loss": float(step)}, step)
+        writer.tag("alarms", "collapse")
+        writer.flush()
+        client(ref).delete_run(ref.run_id)
+        writer.log({"loss": 3.0}, 3)
+        writer.flush()  # the store refuses: the run is deleted
+        writer._next_send = 0.0
+        writer.flush()
+        replaced = writer.ref
+    assert replaced.run_id != ref.run_id
+    assert history(replaced, "loss") == [(step, float(step)) for step in range(4)]
+    assert client(ref).get_run(replaced.run_id).data.tags["alarms"] == "collapse"
+    assert status(replaced) == "FINISHED"
+
+
+def test_a_folder_that_was_copied_to_another_name_is_a_run_of_its_own(
+    ref: RunRef, storage: Path, folder: Folder
+) -> None:
+    shutil.copytree(folder.path, storage / "run-2")
+    other = open_run(config(storage), Folder(f"{storage}/run-2"))
+    assert other.run_id != ref.run_id
+    assert client(ref).get_run(other.run_id).info.run_name == "run-2"
+    assert open_run(config(storage), folder).run_id == ref.run_id
+    assert open_run(config(storage), Folder(f"{storage}/run-2")).run_id == other.run_id
+
+
+def test_nobody_waits_for_a_store_but_who_ends_the_run(
+    ref: RunRef, spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store holds its answer back until the loop is done; all that the loop has logged arrives."""
+    answers, asked, send = threading.Event(), threading.Event(), Sender.send
+
+    def slow(self: Sender) -> None:
+        asked.set()
+        assert answers.wait(60)
+        send(self)
+
+    monkeypatch.setattr(Sender, "send", slow)
+    (tmp_path / "note.txt").write_text("note")
+    with RunWriter(ref, spool) as writer:
+        assert asked.wait(60)
+        for step in range(50):
+            writer.log({"loss": float(step)}, step)
+        writer.tag("alarms", "collapse")
+        writer.artifact(tmp_path / "note.txt")
+        assert not answers.is_set()
+        answers.set()
+    assert [step for step, _ in history(ref, "loss")] == list(range(50))
+    assert files(ref) == ["note.txt"]
+    assert status(ref) == "FINISHED"
+
+
 def test_a_store_that_is_unreachable_for_a_while(
     ref: RunRef, spool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="pipeline.tracking")
-    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.01)
     writer = RunWriter(ref, spool)
     writer.log({"loss": 0.0}, 0)
+    writer.flush()
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_batch", unreachable)
         for step in range(1, 5):
@@ -171,8 +233,9 @@ def test_a_store_that_is_unreachable_for_a_while(
             writer.flush()
         assert [row[1] for row in on_disk(spool)] == [1, 2, 3, 4]
     writer.log({"loss": 5.0}, 5)
+    assert eventually(lambda: on_disk(spool) == [])
     assert [step for step, _ in history(ref, "loss")] == [0, 1, 2, 3, 4, 5]
-    assert on_disk(spool) == []
+    writer.finish("FINISHED")
     ours = [record.message for record in caplog.records if record.name == "pipeline.tracking.writer"]
     assert [message.split(",")[0] for message in ours] == [
         "MLflow cannot be reached with the records",
@@ -198,9 +261,7 @@ def test_tries_become_rare_while_the_store_is_unreachable(
 
 
 def test_next_writer_sends_what_a_killed_one_left(ref: RunRef, spool: Path, caplog: pytest.LogCaptureFixture) -> None:
-    killed = RunWriter(ref, spool)
-    killed._next_send = float("inf")
-    killed.log({"loss": 0.0}, 0)
+    Spool(spool).add([MetricPoint("loss", 0, 0.0, 0)])
     with spool.open("a") as file:
         file.write('\n["loss", 1, 0.')  # killed in the middle of a line
     with RunWriter(ref, spool) as writer:
@@ -214,6 +275,7 @@ def test_system_metrics_continue_on_resume(ref: RunRef, spool: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     for attempt in (1, 2):
         with RunWriter(ref, spool, system_metrics=True) as writer:
+            writer.flush()
             monitor = writer._monitor
             assert monitor is not None
             until = time.monotonic() + 20
@@ -260,7 +322,7 @@ def start_server(storage: Path, address: str) -> Iterator[Callable[[], None]]:
 def test_real_server_that_starts_late(
     start_server: Callable[[], None], address: str, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SEND_SECONDS", 0.1)
     (tmp_path / "note.txt").write_text("note")
     spool = spool_path(folder)
     ref = open_run(config("s3://bucket", address), folder)
@@ -270,7 +332,7 @@ def test_real_server_that_starts_late(
         assert len(on_disk(spool)) == 1
         start_server()
         writer.log({"loss": 1.0}, 1)
-        assert on_disk(spool) == []
+        assert eventually(lambda: on_disk(spool) == [])
     ref = open_run(config("s3://bucket", address), folder)
     with RunWriter(ref, spool) as writer:
         writer.log({"loss": 7.0}, 1)
