@@ -29,6 +29,7 @@ BATCH_PARAMS, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000  # MLflow's limits
 
 ATTEMPT = "digpro.attempt"  # MLflow's tag: which start of the run is the latest
 ENDED = "ended by the driver: "  # begins it once no worker is to open the run again
+CUT = " ... (cut; run.json has the whole)"  # ends a value that is longer than MLflow takes
 _OPENED_AS = "digpro.opened_as"
 
 _logger = logging.getLogger(__name__)
@@ -176,9 +177,14 @@ def config_params(config: BaseModel) -> dict[str, str]:
             for key, inner in value.items():
                 yield from leaves(f"{prefix}.{key}" if prefix else key, inner)
         else:
-            yield prefix, redacted(value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH]
+            yield prefix, _cut(redacted(value if isinstance(value, str) else json.dumps(value)), PARAM_LENGTH)
 
     return dict(leaves("", config.model_dump(mode="json")))
+
+
+def _cut(text: str, length: int) -> str:
+    """The text, or its beginning with a mark where it is longer."""
+    return text if len(text) <= length else text[: length - len(CUT)] + CUT
 
 
 def environment_tags() -> dict[str, str]:

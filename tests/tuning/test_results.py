@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from ray import tune
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.storage import Folder
-from pipeline.tracking import RunRef, open_run, tracking_uri
+from pipeline.tracking import RunRef, RunWriter, open_run, tracking_uri
 from pipeline.tuning import results as module
-from pipeline.tuning.results import preset_text, write_results
+from pipeline.tuning.results import end_trial_run, preset_text, write_results
 from pipeline.tuning.space import Space
 from pipeline.tuning.trial import SearchJob, open_trial_run
 from pipeline.tuning.trials import TrialRow
@@ -76,3 +77,18 @@ def test_a_trial_that_was_no_configuration_does_not_cost_the_others(
         "1": "views.hue: too large",
     }
     assert {child.info.status for child in children} == {"FAILED"}
+
+
+def test_trials_keep_the_time_when_they_ended(tmp_path: Path) -> None:
+    """One that had ended by itself, as something else than the search says, and one that a scheduler stopped."""
+    search = job(tmp_path)
+    refs = {trial: open_trial_run(search.config, search, trial) for trial in ("a", "b")}
+    client = MlflowClient(refs["a"].uri)
+    RunWriter(refs["a"], tmp_path / "worker.jsonl").finish("FINISHED")
+    ended = client.get_run(refs["a"].run_id).info.end_time
+    time.sleep(0.01)
+    end_trial_run(TrialRow(0, "a", "failed", "no memory", {}, HISTORY, 5.0), search, is_best=False)
+    end_trial_run(TrialRow(1, "b", "stopped", "", {}, HISTORY, ended / 1000 + 60), search, is_best=True)
+    infos = [client.get_run(ref.run_id).info for ref in refs.values()]
+    assert [(info.status, info.end_time) for info in infos] == [("FAILED", ended), ("KILLED", ended + 60_000)]
+    assert client.get_run(refs["b"].run_id).data.tags["digpro.best"] == "true"
