@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace, place: Path) -> dict[str, Any]:
     config = load_config("digits", [f"storage={place}"])
     ref = open_run(config, folder := Folder(f"{place}/run").make())
     fast = delivery.client_for
-    delivery.client_for = lambda uri: SlowClient(fast(uri), args.delay)  # type: ignore[assignment]
+    delivery.client_for = lambda uri: SlowClient(fast(uri), args.delay)
     writer, logged = RunWriter(ref, spool_path(folder)), []
     for epoch in range(args.epochs):
         train_epoch(args.epoch_seconds)

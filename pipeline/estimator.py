@@ -31,7 +31,7 @@ from pipeline.inference.predict import predict
 from pipeline.runs.identity import read_started_run, run_folder
 from pipeline.runs.report import ASSIGNMENTS
 from pipeline.runs.train import resolve, train
-from pipeline.storage import Folder, filesystem
+from pipeline.storage import Folder, filesystem, join
 from pipeline.tracking import open_run
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.in_process import train_in_process
@@ -194,7 +194,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         folder = hashlib.sha256(source.encode()).hexdigest()[:8]
         places: dict[str, Any] = {
             "storage": self.storage,
-            "data.path": f"{self.storage}/shards-{folder}",
+            "data.path": join(self.storage, f"shards-{folder}"),
             "data.source": source,
         }
         if _holds_shards(source):

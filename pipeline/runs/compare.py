@@ -63,8 +63,8 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     matched = [match_clusters(tables[0, b])[clusters[b]] for b in range(1, len(runs))]
     elsewhere = sum((found != clusters[0]).astype(np.int32) for found in matched)
     found = _compose(runs, counts[0], clusters[0], tables, elsewhere, config, manifest)
-    summary = _summarise(found, runs, out)
     target = Folder(absolute(out)).make()
+    summary = _summarise(found, runs, target)
     target.write_bytes(PAGE, comparison_page(found).encode())
     _write_moved(target, config.data.path, [clusters[0], *matched], elsewhere)
     target.write(SUMMARY, summary)
@@ -135,14 +135,13 @@ def _pictures(clusters: Array, elsewhere: Array, config: RunConfig, manifest: Ma
     return {cluster: np.stack([tiles[int(i)] for i in images]) for cluster, images in chosen.items()}
 
 
-def _summarise(found: Comparison, runs: Sequence[Folder], out: str) -> dict[str, Any]:
+def _summarise(found: Comparison, runs: Sequence[Folder], target: Folder) -> dict[str, Any]:
     clusters = [
         {"cluster": k, "name": title, "images": int(size), "stability": float(stability), "moved": int(moved)}
         for k, (title, size, stability, moved) in enumerate(
             zip(found.titles, found.sizes, found.stability, found.moved, strict=True)
         )
     ]
-    place = absolute(out).rstrip("/")
     return {
         "runs": [run.path for run in runs],
         "images": found.images,
@@ -150,7 +149,7 @@ def _summarise(found: Comparison, runs: Sequence[Folder], out: str) -> dict[str,
         "ari": found.ari.tolist(),
         "nmi": found.nmi.tolist(),
         "clusters": clusters,
-        "outputs": {"page": f"{place}/{PAGE}", "moved": f"{place}/{MOVED}"},
+        "outputs": {"page": target.file(PAGE), "moved": target.file(MOVED)},
     }
 
 
