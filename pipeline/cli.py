@@ -214,6 +214,11 @@ def embed(
 def train(
     preset: PresetOption = "digits",
     settings: SetOption = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Begin with the weights and settings of a run, not a preset's."),
+        PLACE,
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where the time goes, in the run's folder and in MLflow.")
     ] = False,
@@ -226,10 +231,12 @@ def train(
     Example:
       digpro train --preset digits --set optim.epochs=20 --set resources.workers=1
     """
+    from pipeline.runs.start_from import settings_of
     from pipeline.runs.train import train as run_training
 
-    config = load_config(preset, [*(PROFILE_SETTINGS if profile else []), *(settings or [])])
-    summary = run_training(config, label=Path(preset).stem, echo=echo)
+    given = [*(PROFILE_SETTINGS if profile else []), *(settings or [])]
+    config, label = settings_of(start_from, given) if start_from else (load_config(preset, given), Path(preset).stem)
+    summary = run_training(config, label=label, echo=echo)
     _print_result(summary)
 
 

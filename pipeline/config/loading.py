@@ -48,6 +48,14 @@ def load_config(source: str | Path = "digits", overrides: list[str] | None = Non
     return parse_config(values, str(source))
 
 
+def override(config: RunConfig, overrides: list[str], origin: str) -> RunConfig:
+    """The configuration with overrides as `load_config` takes them; `origin` says in errors whose it is."""
+    values = config.model_dump(mode="json")
+    for text in overrides:
+        _apply_override(values, text)
+    return parse_config(values, origin)
+
+
 def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
     """Validate plain values; ConfigError lists every fault with its dotted key."""
     _refuse_secrets(values)

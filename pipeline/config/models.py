@@ -178,6 +178,10 @@ class ModelConfig(Section):
     freeze: Later[bool] = Field(
         False, description="leave the encoder as it is: its features are cached once, and the heads are trained on them"
     )
+    start_from: Later[str | None] = Field(
+        None,
+        description="folder of a finished run, with whose networks, groups and bank this one begins; --from",
+    )
     projector_hidden: int = Field(4096, ge=1, description="width of the projector's hidden layer")
     feature_size: int = Field(256, ge=2, description="D: length of the features that are clustered")
     predictor_hidden: int = Field(4096, ge=1, description="width of the predictor's hidden layer")

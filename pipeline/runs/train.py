@@ -30,6 +30,7 @@ from pipeline.lease import hold
 from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
+from pipeline.runs.start_from import checkpoint_to_start_from
 from pipeline.storage import Folder, absolute, check_readable, check_writable, filesystem, join
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, records_wait, spool_path
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
@@ -109,11 +110,12 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
         echo(f"warning: {warning}")
     if not config.model.freeze and config.model.weights not in (None, DEFAULT):
         open_encoder(config, echo)  # here, for what is wrong with the file would otherwise cost the start of workers
+    weights_from = checkpoint_to_start_from(config, plan)
     tracking = open_run(config, folder)
     record_start(folder, manifest)
     connect()
     check_nodes(config)
-    job = Job(config, manifest, plan, tracking, board=new_board())
+    job = Job(config, manifest, plan, tracking, board=new_board(), weights_from=weights_from)
     return prepare_features(job, echo) if config.model.freeze else job
 
 
@@ -185,15 +187,15 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
         "path": absolute(config.data.path),
         "features": absolute(config.data.features) if config.data.features else join(storage, "features"),
     }
-    weights = config.model.weights
-    if weights not in (None, DEFAULT):
-        weights = absolute(weights)
+    model = config.model
+    weights = model.weights if model.weights in (None, DEFAULT) else absolute(model.weights)
+    start_from = absolute(model.start_from) if model.start_from else None
     return settled.model_copy(
         update={
             "name": run_name(config, label),
             "storage": storage,
             "data": settled.data.model_copy(update=places),
-            "model": config.model.model_copy(update={"weights": weights}),
+            "model": model.model_copy(update={"weights": weights, "start_from": start_from}),
         }
     )
 

@@ -151,9 +151,7 @@ def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
         When the pseudo-labels are those of another number of images.
     """
     device = state.model.groups.features.device
-    mine = 1 if rank() == 0 else 0  # what was summed over the workers goes to rank 0 whole
-    bank = {"bank.rows": values["bank"]["rows"] * mine, "bank.pushed": values["bank"]["pushed"]}
-    state.model.load_state_dict(values["model"] | bank)
+    load_weights(state.model, values)
     settings = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": values["optimizer"]["state"], "param_groups": settings})
     for name, total in state.loss_sums.items():
@@ -162,6 +160,13 @@ def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
     state.epoch, state.step = values["epoch"], values["step"]
     state.history = values["history"]
     state.skipped.fill_(values.get("skipped", 0))  # older checkpoints count none
+
+
+def load_weights(model: DigPro, values: dict[str, Any]) -> None:
+    """Put the networks, groups and bank of a checkpoint into a freshly built model of the same sizes."""
+    mine = 1 if rank() == 0 else 0  # what was summed over the workers goes to rank 0 whole
+    bank = {"bank.rows": values["bank"]["rows"] * mine, "bank.pushed": values["bank"]["pushed"]}
+    model.load_state_dict(values["model"] | bank)
 
 
 def _own_labels(labels: Tensor, own: RowRange) -> Tensor:

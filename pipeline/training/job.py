@@ -30,7 +30,9 @@ class Job:
     features : str or None
         Folder with the cached features of a frozen backbone, on which the heads are trained.
     start_from : str or None
-        Checkpoint of another run, by absolute path or URI, that this one starts from when it has none of its own.
+        Checkpoint of another run, by absolute path or URI, that this one continues when it has none of its own.
+    weights_from : str or None
+        The same, of which this one takes the weights only, and begins with epoch 0.
     reading_cpus : float or None
         For reading and decoding, over all workers; None: what these leave of the cluster.
     """
@@ -42,6 +44,7 @@ class Job:
     board: Any = None
     features: str | None = None
     start_from: str | None = None
+    weights_from: str | None = None
     reading_cpus: float | None = None
 
     @property

@@ -37,6 +37,7 @@ from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.checkpoint import (
     RESTORE,
     TrainState,
+    load_weights,
     mean_over_workers,
     read_agreed,
     read_other_run,
@@ -159,6 +160,8 @@ def resume(run: Run) -> bool:
     if values is None and run.job.start_from is not None:
         values = read_other_run(run.job.start_from)
     if values is None:
+        if run.job.weights_from is not None:
+            load_weights(run.state.model, read_other_run(run.job.weights_from))
         return False
     restore(run.state, values, run.inputs.own)
     workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"
