@@ -674,7 +674,14 @@ def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str,
         parameters = dict(parsed.params)
     hints = get_type_hints(command.callback, include_extras=True)
     marks = {name: getattr(hints.get(name), "__metadata__", ()) for name in parameters}
-    return parameters, {name: value for name, value in parameters.items() if value and _is_place(value, marks[name])}
+    listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in parameters.items()}
+    places = {
+        name if len(values) == 1 else f"{name} {number}": value
+        for name, values in listed.items()
+        for number, value in enumerate(values, start=1)
+        if value and _is_place(value, marks[name])
+    }
+    return parameters, places
 
 
 def _is_place(value: str, marks: tuple[Any, ...]) -> bool:

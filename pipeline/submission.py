@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     *("doctor", "ingest", "embed", "train", "tune", "assign", "evaluate", "sweep-k"),
-    *("label", "report", "export", "deliver"),
+    *("label", "report", "export", "deliver", "sort", "compare"),
 )
 ADDRESS_VARIABLES = (DASHBOARD, "RAY_ADDRESS")
 # Of every job. Ray kills a job 3 s after it is told to stop; a last checkpoint and its record take longer.
@@ -126,7 +126,7 @@ def check_parameters(
     for names in parameters.get("names", []):  # of clusters, or a file of them
         if "=" not in names and not EVERYWHERE.match(names):
             _check_travels(names, folder, files)
-    if "preset" in parameters:
+    if "preset" in parameters and not parameters.get("start_from"):  # a run that is trained on has its own settings
         preset = parameters["preset"]
         if own := preset.endswith((".yaml", ".yml")):
             _check_travels(preset, folder, files)

@@ -184,6 +184,9 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["export", "/runs/x", "--format", "onnx", "--out", "here"], "out='here' is relative"),
         (["label", "/runs/x", "3=truck", "secret.txt"], "'secret.txt' would not travel"),
         (["deliver", "runs/x"], "run='runs/x' is relative"),
+        (["sort", "s3://b/runs/x", "sorted"], "out='sorted' is relative"),
+        (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is relative"),
+        (["train", "--from", "runs/x"], "start_from='runs/x' is relative"),
     ],
 )
 def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: list[str], said: str) -> None:
@@ -214,6 +217,9 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
         ["export", "s3://b/runs/x", "--format", "pt2"],
         ["label", "s3://b/runs/x", "3=sports car", "names.yaml", "/mnt/names.yaml"],
         ["deliver", "s3://b/runs/x", "--uri", "http://mlflow:5000"],
+        ["sort", "s3://b/runs/x", "s3://b/sorted", "--top", "3"],
+        ["compare", "s3://b/runs/x", "s3://b/runs/y", "--out", "s3://b/c"],
+        ["train", "--from", "s3://b/runs/x", "--set", "optim.epochs=20"],
     ],
 )
 def test_what_works_anywhere_is_sent_as_it_was_typed(submit, arguments: list[str]) -> None:
