@@ -305,6 +305,12 @@ def assign(
     classes: Annotated[
         bool, typer.Option("--classes", help="Add the column `label`, the number of the class.")
     ] = False,
+    gpus: Annotated[
+        bool | None,
+        typer.Option(
+            "--gpus/--no-gpus", help="Whether a cluster that grows is asked for GPUs.  [default: those that are there]"
+        ),
+    ] = None,
 ) -> None:
     """Assign any images to the clusters of a trained model.
 
@@ -316,7 +322,7 @@ def assign(
     """
     from pipeline.runs.assign import assign_images
 
-    _print_assignment(assign_images(run, source, out, features=features, classes=classes, echo=echo))
+    _print_assignment(assign_images(run, source, out, features=features, classes=classes, gpus=gpus, echo=echo))
 
 
 @app.command()

@@ -69,6 +69,26 @@ def takes_gpus(asked: ResourcesConfig, available: float, least: int | None = Non
     return available >= (least or asked.worker_range.min)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Actors that each hold a model: how many there are at least and at most, and whether each has a GPU."""
+
+    gpus: bool
+    least: int
+    most: int
+
+
+def actor_pool(asked: ResourcesConfig, nodes: Nodes, useful: int) -> Pool:
+    """As many actors as the nodes have GPUs or CPUs for, and more, up to the `useful` ones, as nodes come.
+
+    With `auto` one GPU is enough. A pool on the CPUs of a cluster that does not grow stays as it is: it would take the
+    CPUs of those who feed it.
+    """
+    gpus = takes_gpus(asked, _devices(nodes), least=1)
+    least = max(1, min(_devices(nodes) if gpus else int(_cpus(nodes)), useful))
+    return Pool(gpus, least, useful if gpus or asked.autoscale else least)
+
+
 def worker_resources(config: RunConfig, mode: str, nodes: Nodes) -> WorkerResources:
     """CPUs and GPU of each worker on a cluster of these nodes.
 

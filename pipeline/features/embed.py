@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from pipeline.build import (
     open_encoder,
     without_weights,
 )
+from pipeline.checks.capacity import actor_pool
+from pipeline.checks.nodes import node_resources
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.quiet import cpp_log_lines_hidden
@@ -61,16 +63,26 @@ PART_BYTES = 128 << 20  # of its decoded images, at most
 CPU_BATCH = 8  # images in a forward pass on a CPU: with more, the kernel clears memory for a fifth of the time
 
 
-def settle_precision(config: RunConfig) -> RunConfig:
-    """With `auto`, bfloat16 where the cluster has GPUs, or this processor multiplies it in hardware; all actors alike.
+def settled(config: RunConfig, precision: str) -> RunConfig:
+    """The configuration with this precision."""
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"precision": precision})})
 
-    The features are kept in float16 anyway; k-means on those of both precisions has the same scores.
+
+def settle_precision(config: RunConfig, key: Callable[[RunConfig], CacheKey], begun: str | None) -> RunConfig:
+    """With `auto`, the precision that a run has `begun` with, or that of a cache that is there; all actors alike.
+
+    Else bfloat16 where GPUs are asked for, or this processor multiplies it in hardware. What the cluster has at the
+    moment may be another thing at the next call. The features are kept in float16 anyway; k-means on those of both
+    precisions has the same scores.
     """
     if config.optim.precision != "auto":
         return config
-    fast = ray.cluster_resources().get("GPU", 0) or multiplies_bfloat16(torch.device("cpu"))
-    precision = "bfloat16" if fast else "float32"
-    return config.model_copy(update={"optim": config.optim.model_copy(update={"precision": precision})})
+    if begun is not None:
+        return settled(config, begun)
+    gpus = actor_pool(config.resources, node_resources(), 1).gpus
+    fast = gpus or multiplies_bfloat16(torch.device("cpu"))
+    choices = [settled(config, name) for name in (("bfloat16", "float32") if fast else ("float32", "bfloat16"))]
+    return next((each for each in choices if cache_folder(each, key(each)).names(CACHE)), choices[0])
 
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
@@ -79,8 +91,12 @@ def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
     return Folder(config.data.features).subfolder(f"{Place.parse(config.data.path).name}-{key.digest}")
 
 
-def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Folder, FeatureCache]:
+def embed(
+    config: RunConfig, manifest: Manifest, echo: Echo = print, *, begun: str | None = None
+) -> tuple[Folder, FeatureCache]:
     """The cache of the features that a settled configuration asks for, made where there is none; Ray is connected.
+
+    `begun` is the precision that the run has begun with, where it has.
 
     Raises
     ------
@@ -92,8 +108,9 @@ def embed(config: RunConfig, manifest: Manifest, echo: Echo = print) -> tuple[Fo
         When Ray cannot carry it out; the same call continues.
     """
     module, size = open_encoder(config, echo)
-    config = settle_precision(config)
-    key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
+    weights, statistics = digest(module.state_dict()), channel_statistics(config, manifest)
+    config = settle_precision(config, lambda each: cache_key(each, manifest, weights, *statistics), begun)
+    key = cache_key(config, manifest, weights, *statistics)
     folder = cache_folder(config, key)
     if (cache := read_cache(folder)) is not None:
         check_same_key(cache.key, key, folder)
@@ -170,19 +187,18 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
 def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:
     """Parts that are written while the data set is read: images are decoded by tasks, and encoded by actors."""
     quiet_data_context()
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0))
     rows = [part.model_dump() for part in parts]
+    pool = actor_pool(config.resources, node_resources(), len(rows))
     # On CPUs an actor and a decoding task share one: actors that took whole CPUs would never be fed.
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(decode_part, fn_args=[config, manifest], num_cpus=1 if gpus else 0.25)
+        .map(decode_part, fn_args=[config, manifest], num_cpus=1 if pool.gpus else 0.25)
         .map(
             Embedder,
             fn_constructor_args=[config, manifest, folder.path],
-            num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else 0.75,
-            concurrency=gpus or max(1, int(cluster["CPU"])),
+            num_gpus=1 if pool.gpus else 0,
+            num_cpus=0 if pool.gpus else 0.75,
+            concurrency=(pool.least, pool.most),
         )
     )
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +26,9 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 from torch import Tensor, nn
 
+from pipeline.checks.capacity import actor_pool
+from pipeline.checks.nodes import alive_nodes, node_resources
+from pipeline.config.models import ResourcesConfig
 from pipeline.data.decode import decode
 from pipeline.data.quiet import cpp_log_lines_hidden
 from pipeline.data.shards import Quarantined
@@ -63,6 +66,8 @@ class Assignment:
         Folder of the output.
     features, classes : bool
         Whether rows have the columns `feature` and `label`.
+    resources : ResourcesConfig
+        Whether actors get GPUs, and whether the cluster grows.
     """
 
     load: Callable[[torch.device], nn.Module]
@@ -71,6 +76,7 @@ class Assignment:
     out: str
     features: bool = False
     classes: bool = False
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
 class PartReport(BaseModel):
@@ -147,17 +153,15 @@ def _read(reports: Folder, number: int) -> PartReport:
 def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray.data.Dataset:
     """Pieces that are assigned while the data set is read; its rows are small."""
     quiet_data_context()
-    cluster = ray.cluster_resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster["CPU"])
     rows = [{"number": number, "piece": cloudpickle.dumps(pieces.pieces[number])} for number in numbers]
     useful = len(rows) if pieces.total is None else min(len(rows), math.ceil(pieces.total / ACTOR_IMAGES))
-    actors = min(gpus or cpus, useful)
+    pool = actor_pool(assignment.resources, node_resources(), useful)
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Assigner,
-        fn_constructor_args=[assignment, max(1, cpus // actors)],
-        num_gpus=1 if gpus else 0,
-        num_cpus=0 if gpus else 0.5,  # an actor that took the only CPU would wait for ever to be fed
-        concurrency=actors,
+        fn_constructor_args=[assignment],
+        num_gpus=1 if pool.gpus else 0,
+        num_cpus=0 if pool.gpus else 0.5,  # an actor that took the only CPU would wait for ever to be fed
+        concurrency=(pool.least, pool.most),
     )
 
 
@@ -191,17 +195,15 @@ class Assigner:
     Parameters
     ----------
     assignment : Assignment
-    threads : int
-        That decode images, where the model is on a GPU.
     """
 
-    def __init__(self, assignment: Assignment, threads: int) -> None:
+    def __init__(self, assignment: Assignment) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.assignment, self.out = assignment, Folder(assignment.out)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-            threads = 1
         self.batch = assignment.batch_size if self.device.type == "cuda" else min(assignment.batch_size, CPU_BATCH)
+        threads = decoding_threads() if self.device.type == "cuda" else 1
         self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
         self.model = assignment.load(self.device)
 
@@ -265,6 +267,13 @@ class Assigner:
         if self.assignment.classes:
             columns["label"] = pa.array([row.label for row in rows], pa.int64())
         return with_names(pa.table(columns), card)
+
+
+def decoding_threads() -> int:
+    """For an actor on a GPU: its share of the CPUs of its node."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node["Resources"] for node in alive_nodes() if node["NodeID"] == here)
+    return max(1, int(node.get("CPU", 0) / max(node.get("GPU", 0), 1)))
 
 
 def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial.distance import jensenshannon
 
 from pipeline.cluster import cluster_facts, connect
+from pipeline.config.models import ResourcesConfig
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import MANIFEST, Quarantined, validate_shards
 from pipeline.data.sources import open_source
@@ -37,6 +38,7 @@ def assign_images(
     *,
     features: bool = False,
     classes: bool = False,
+    gpus: bool | None = None,
     echo: Echo = print,
 ) -> dict[str, Any]:
     """Assign every image of a source to a cluster; the same call resumes where an earlier one stopped.
@@ -51,6 +53,8 @@ def assign_images(
         Folder to write to, local or URI.
     features, classes : bool
         Add the columns `feature` (float16) and `label`.
+    gpus : bool, optional
+        Whether actors get GPUs, which may not be there yet; where the cluster has any when absent.
     echo : callable
         Takes the lines of progress.
 
@@ -78,11 +82,18 @@ def assign_images(
         connect()
         started = time.monotonic()
         load = model.loader(target)
-        assignment = Assignment(load, model.card, model.batch_size, target.path, features, classes)
+        assignment = Assignment(
+            load, model.card, model.batch_size, target.path, features, classes, pool_resources(gpus)
+        )
         total = _assign(pieces, assignment, target, echo)
         summary = summarise(model.card, pieces, total, target) | {"seconds": round(time.monotonic() - started, 3)}
         target.write(SUMMARY, summary)
     return summary
+
+
+def pool_resources(gpus: bool | None) -> ResourcesConfig:
+    """What is asked of the cluster: whatever GPUs it has, or those that it will have."""
+    return ResourcesConfig() if gpus is None else ResourcesConfig(gpus=gpus, autoscale=True)
 
 
 def open_pieces(source: str, pixels: PixelOptions) -> Pieces:

@@ -38,6 +38,7 @@ from pipeline.training.failure import keep_failure
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
 from pipeline.training.monitors import monitor_warnings
+from pipeline.training.precision import begun_precision, keep_precision
 from pipeline.training.progress import ProgressPrinter
 
 Echo = Callable[[str], None]
@@ -122,8 +123,9 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
 def prepare_features(job: Job, echo: Echo) -> Job:
     """The job with the cached features of its frozen backbone, which are made first where there are none."""
     try:
-        folder, cache = embed(job.config, job.manifest, echo)
+        folder, cache = embed(job.config, job.manifest, echo, begun=begun_precision(job.folder))
         claim_features(job.folder, cache)
+        keep_precision(job.folder, cache.key.precision)
     except BaseException as error:
         end_run(job.tracking, spool_path(job.folder), "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

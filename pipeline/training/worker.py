@@ -49,6 +49,7 @@ from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
 from pipeline.training.monitors import Monitors, make_monitors, monitor_metrics
+from pipeline.training.precision import settle_job
 from pipeline.training.probe import Probe, Views, label_free_metrics
 from pipeline.training.profile import StepProfiler
 from pipeline.training.progress import Reporter
@@ -116,8 +117,9 @@ def build_run(job: Job) -> Run:
     """Model, data and bookkeeping of this worker."""
     keep_freed_memory()
     use_given_cpus()
-    config, plan = job.config, job.plan
     device = get_device()
+    job = settle_job(job, device)
+    config, plan = job.config, job.plan
     feed = open_feed(job, device)
     own = feed.inputs.own
     labels = read_labels(config.data.path, own.start, own.stop)

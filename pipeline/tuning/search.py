@@ -33,6 +33,7 @@ from pipeline.runs.identity import SUMMARY, run_folder
 from pipeline.runs.train import load_or_ingest, resolve
 from pipeline.storage import Folder, check_writable
 from pipeline.tracking import RECORD, RunRef, end_run, load_ref, open_run, spool_path, tracking_uri
+from pipeline.training.precision import begun_precision, keep_precision
 from pipeline.tuning.results import write_results
 from pipeline.tuning.schedulers import Strategy, make_strategy
 from pipeline.tuning.space import SCORES, Space, check_points, first_points
@@ -139,7 +140,7 @@ def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: E
         config=limit_trial(plan.trial_config, capacity, plan.strategy),
         space=plan.space,
         manifest=plan.manifest,
-        features=features_of(plan, echo),
+        features=features_of(plan, folder, echo),
         trials_path=folder.file(TRIALS),
         parent_run=parent.run_id,
         label=plan.label,
@@ -210,12 +211,14 @@ def check_objectives(config: RunConfig, space: Space) -> None:
         raise ConfigError("objective label_free needs estep.probe, which is 0; set it to its default, 512")
 
 
-def features_of(plan: SearchPlan, echo: Echo) -> str | None:
+def features_of(plan: SearchPlan, folder: Folder, echo: Echo) -> str | None:
     """Folder of the cached features that all trials share, made first where there are none; None without a frozen
     backbone."""
     if not plan.trial_config.model.freeze:
         return None
-    return embed(plan.trial_config, plan.manifest, echo)[0].path
+    features, cache = embed(plan.trial_config, plan.manifest, echo, begun=begun_precision(folder))
+    keep_precision(folder, cache.key.precision)
+    return features.path
 
 
 def check_features_shared(config: RunConfig, space: Space) -> None:

@@ -31,15 +31,20 @@ ELASTIC = ["resources.workers={min: 1, max: 2}", "resources.resize_seconds=2", "
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs, so that it never hosts a worker; each test adds nodes of one CPU."""
+    yield from cluster_with_head(monkeypatch, num_cpus=0)
+
+
+def cluster_with_head(monkeypatch: pytest.MonkeyPatch, num_cpus: int) -> Iterator[Cluster]:
+    """A cluster that has a head alone, to which RAY_ADDRESS leads."""
     short = tempfile.mkdtemp(prefix="r")
     Path(short, "ray").mkdir()
     for name, value in {**QUIET, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": True})
     monkeypatch.setenv("RAY_ADDRESS", started.address)
     yield started
     ray.shutdown()

@@ -34,7 +34,7 @@ def assigned(piece: Any, folder: Path, **options: Any) -> tuple[PartReport, Any]
     """The report and the rows of one piece."""
     for name in (PARTS, REPORTS):
         Folder(str(folder)).subfolder(name).make()
-    actor = Assigner(Assignment(cluster_model, card(options.pop("names", None)), 4, str(folder), **options), threads=2)
+    actor = Assigner(Assignment(cluster_model, card(options.pop("names", None)), 4, str(folder), **options))
     actor({"number": 0, "piece": cloudpickle.dumps(piece)})
     report = PartReport.model_validate(Folder(str(folder)).subfolder(REPORTS).read("part-00000.json"))
     part = folder / PARTS / "part-00000.parquet"
@@ -134,7 +134,7 @@ def test_only_pieces_without_a_report_are_assigned_again(tmp_path: Path, monkeyp
     pieces = Pieces("some", "stamp", tuple(partial(list, images(number)) for number in (3, 4, 5)), 12, ())
     out = Folder(str(tmp_path))
     assignment = Assignment(cluster_model, card(), 4, str(tmp_path))
-    actor, done = Assigner(assignment, 1), list[int]()
+    actor, done = Assigner(assignment), list[int]()
     out.subfolder(PARTS).make()
     out.subfolder(REPORTS).make()
     actor({"number": 1, "piece": cloudpickle.dumps(pieces.pieces[1])})
