@@ -40,7 +40,7 @@ def whole_file(fs: pafs.FileSystem, path: str) -> Iterator[str]:
 
 def write_atomically(fs: pafs.FileSystem, path: str, data: bytes) -> None:
     """Write a file, whole or not at all."""
-    with whole_file(fs, path) as name, fs.open_output_stream(name) as stream:
+    with whole_file(fs, path) as name, fs.open_output_stream(name, compression=None) as stream:
         stream.write(data)
 
 
@@ -189,5 +189,8 @@ class Folder:
     @contextlib.contextmanager
     def open_output(self, file: str) -> Iterator[Any]:
         """A binary stream into a file of the folder, which appears whole when the stream is closed."""
-        with whole_file(self.files, f"{self.root}/{file}") as name, self.files.open_output_stream(name) as stream:
+        with (
+            whole_file(self.files, f"{self.root}/{file}") as name,
+            self.files.open_output_stream(name, compression=None) as stream,
+        ):
             yield stream

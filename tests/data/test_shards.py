@@ -64,7 +64,7 @@ def test_a_failed_write_keeps_the_old_manifest(folder: Path, monkeypatch: pytest
         def delete_file(self, path: str) -> None:
             Path(path).unlink()
 
-        def open_output_stream(self, path: str) -> object:
+        def open_output_stream(self, path: str, compression: None) -> object:
             Path(path).write_bytes(b"{")
             raise OSError("No space left on device")
 
