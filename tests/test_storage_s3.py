@@ -12,7 +12,9 @@ import pytest
 
 from pipeline import cli
 from pipeline.data.ingest import ingest
-from pipeline.errors import ConfigError, RunFailed
+from pipeline.data.read import read_rows
+from pipeline.data.shards import read_manifest, validate_shards
+from pipeline.errors import ConfigError, DataError, RunFailed
 from pipeline.storage import Folder, check_readable, check_writable, filesystem, storage_fault
 from tests.helpers.s3 import BUCKET, KEYS, S3Server, expire, for_seconds, silent_for, throttle
 from tests.helpers.sources import noisy_jpeg, write_parquet, write_tar
@@ -164,3 +166,14 @@ def test_images_are_not_lost_to_a_store_that_fails(
     server.fault = None
     manifest = ingest(source, str(tmp_path / "out"))
     assert (manifest.num_images, manifest.quarantined_count) == (6, 0)
+
+
+def test_shards_in_a_bucket_are_written_and_read(server: S3Server) -> None:
+    place = server.uri("/digits/")
+    source, images = upload_source(server, "imagefolder", Path()), server.uri("/shards/")
+    manifest = ingest(source, images)
+    assert validate_shards(images).num_images == manifest.num_images == 6
+    assert read_rows(images, manifest, 2, 5).column("index").to_pylist() == [2, 3, 4]
+    assert {key.split("/")[0] for key in server.objects()} == {"photos", "shards"}
+    with pytest.raises(DataError, match=re.escape(f"fill it with `digpro ingest SOURCE '{place}'`")):
+        read_manifest(place)
