@@ -23,7 +23,7 @@ def keep_failure(folder: Folder, error: Exception) -> str:
             sections.append(f"The last lines of worker {rank}:\n{_last_lines(cause.actor_id)}")
     with contextlib.suppress(OSError):  # a full disk must not hide what happened
         folder.write_bytes(FAILURE, "\n\n".join(sections).encode())
-        return f"; tracebacks and workers' last lines are in {folder.path}/{FAILURE}"
+        return f"; tracebacks and workers' last lines are in {folder.file(FAILURE)}"
     return ""
 
 
