@@ -29,6 +29,7 @@ BATCH_PARAMS, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000  # MLflow's limits
 
 ATTEMPT = "digpro.attempt"  # MLflow's tag: which start of the run is the latest
 ENDED = "ended by the driver: "  # begins it once no worker is to open the run again
+PENDING = "pending-"  # begins the id of a run that MLflow has not created yet
 CUT = " ... (cut; run.json has the whole)"  # ends a value that is longer than MLflow takes
 _OPENED_AS = "digpro.opened_as"
 
@@ -146,11 +147,13 @@ def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
 def store_fault(uri: str, experiment: str) -> str:
     """Why no run could record to a store, with the remedy; nothing when one could.
 
-    It makes the first call of a run: a login, a list of allowed hosts and a path prefix are refused there, and not at a
-    server's `/health`.
+    It makes the first call of a run, and a change that asks for the same permission as a run does: a login, a list of
+    allowed hosts, a path prefix and a right to write are refused there, and not at a server's `/health`.
     """
     try:
-        client_for(uri).get_experiment_by_name(experiment)
+        client = client_for(uri)
+        if found := client.get_experiment_by_name(experiment):
+            client.set_experiment_tag(found.experiment_id, "digpro.checked", "by digpro doctor")
     except Exception as error:
         return summary_of(error) if is_unreachable(error) else str(refusal(error, uri))
     return ""
@@ -203,7 +206,7 @@ def find_or_create_run(client: MlflowClient, ref: RunRef, *, reopen: bool) -> Ru
     experiment_id = _experiment_id(client, ref)
     run = _find_run(client, experiment_id, ref.run_id)
     if run is None:
-        if not ref.run_id.startswith("pending-"):
+        if not ref.run_id.startswith(PENDING):
             _logger.warning("MLflow run %s no longer exists; a new run takes its place", ref.run_id)
         tags = {**ref.tags, _OPENED_AS: ref.run_id, ATTEMPT: ref.attempt}
         run = client.create_run(experiment_id, tags=tags, run_name=ref.name)
@@ -231,7 +234,7 @@ def _new_ref(config: RunConfig, known_id: str | None, name: str, tags: Mapping[s
         return RunRef("", "", config.tracking.experiment, name, {}, {})
     return RunRef(
         uri=tracking_uri(config.tracking.uri, config.storage),
-        run_id=known_id or f"pending-{uuid.uuid4().hex}",
+        run_id=known_id or f"{PENDING}{uuid.uuid4().hex}",
         experiment=config.tracking.experiment,
         name=name,
         tags={key: value[:TAG_LENGTH] for key, value in {**environment_tags(), **tags}.items()},
@@ -277,9 +280,10 @@ def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | No
     from mlflow.exceptions import MlflowException
 
     try:
-        run = client.get_run(run_id)
-        if run.info.lifecycle_stage == "active":
-            return run
+        if not run_id.startswith(PENDING):  # the login app of MLflow refuses to say that there is no such run
+            run = client.get_run(run_id)
+            if run.info.lifecycle_stage == "active":
+                return run
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

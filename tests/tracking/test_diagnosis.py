@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from mlflow import MlflowClient
@@ -22,9 +23,9 @@ from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
-from pipeline.tracking import RunWriter, diagnosis, end_run, open_run, spool_path
+from pipeline.tracking import RunRef, RunWriter, diagnosis, end_run, open_run, spool_path, store_fault
 from pipeline.tracking.diagnosis import is_unreachable
-from tests.tracking.helpers import NOBODY, config, server_that_answers
+from tests.tracking.helpers import NOBODY, client, config, server_that_answers
 
 
 def execute(database: Path, *statements: str) -> None:
@@ -230,3 +231,51 @@ def test_passwords_stay_out_of_the_log(folder: Folder, caplog: pytest.LogCapture
     kept = "".join(path.read_text() for path in Path(folder.root).rglob("*") if path.is_file())
     for text in (caplog.text, repr(ref), str(ref.params), kept, ref.public_uri):
         assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "said"),
+    [
+        (401, "You are not authenticated", "check the user and the password"),
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "with this name in --allowed-hosts"),
+        (404, "Not Found", "with its --static-prefix where it has one"),
+        (200, "<html>", "give the address of an MLflow server"),
+    ],
+)
+def test_the_doctor_hears_what_a_run_would_hear(code: int, body: str, said: str) -> None:
+    """All of them answer `/health`."""
+    with server_that_answers(code, body) as address:
+        fault = store_fault(address, "digpro")
+    assert f"MLflow at {address} cannot be used" in fault
+    assert said in fault
+
+
+def test_the_doctor_tries_to_write(ref: RunRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_fault(ref.uri, "digpro") == ""
+    assert client(ref).get_experiment_by_name("digpro").tags["digpro.checked"] == "by digpro doctor"
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", denied)
+    assert "Permission denied" in store_fault(ref.uri, "digpro")
+    assert store_fault(ref.uri, "new") == ""  # it is made by the first run
+
+
+def denied(*_: object) -> NoReturn:
+    raise MlflowException("API request failed with error code 403 != 200. Response body: 'Permission denied'")
+
+
+def test_a_server_with_logins_is_not_asked_for_a_run_that_cannot_exist(
+    storage: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer to all but administrators is that the permission is missing."""
+    monkeypatch.setattr(MlflowClient, "get_run", denied)
+    assert not open_run(config(storage), folder).run_id.startswith("pending-")
+
+
+def test_a_bucket_that_does_not_answer_is_unreachable() -> None:
+    """By name: botocore is there only where it is needed."""
+    base = type("HTTPClientError", (Exception,), {"__module__": "botocore.exceptions"})
+    assert is_unreachable(type("EndpointConnectionError", (base,), {"__module__": "botocore.exceptions"})())
+    assert not is_unreachable(type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})())
+
+
+def test_mlflow_does_not_print_addresses_which_may_hold_a_password() -> None:
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"
