@@ -90,6 +90,13 @@ def test_step_reproduces_the_golden_vectors(tmp_path: Path) -> None:
     assert results["losses"]["fused_float32"] == pytest.approx(results["losses"]["separate_float32"], abs=1e-3)
 
 
+def test_slow_tracking(tmp_path: Path) -> None:
+    sizes = ("--delay", "0.3", "--epochs", "2", "--epoch-seconds", "0.5")
+    results = run("slow_tracking", tmp_path / "out.json", *sizes)
+    assert len(results["logged"]) == 2
+    assert results["end"] >= 0.3  # that one is waited for
+
+
 def test_leaving(tmp_path: Path) -> None:
     results = run("leaving", tmp_path / "out.json", "--images", "600", "300", "--clusters", "5")
     assert [point["images"] for point in results["points"]] == [300, 600]

@@ -7,7 +7,6 @@ waits for MLflow: so it is copied into the run's folder, as one archive for each
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import tarfile
 from collections.abc import Iterator
@@ -31,9 +30,9 @@ def keep_copy(spool: Spool, ref: RunRef) -> None:
     try:
         folder = Folder(ref.remote)
         if spool.pending:
-            folder.write_bytes(_name(), _packed(spool))
+            folder.write_bytes(_name(spool.path), _packed(spool))
         else:
-            folder.delete(_name())
+            folder.delete(_name(spool.path))
     except Exception as error:
         _logger.warning("what waits for MLflow is on this node alone, in %s: %s", spool.path, summary_of(error))
 
@@ -50,9 +49,9 @@ def waiting_spools(folder: Folder) -> Iterator[Spool]:
     if path.exists():
         yield (spool := Spool(path))
         if not folder.is_local and not spool.pending:
-            folder.delete(_name())
+            folder.delete(_name(path))
     for name in _copies(folder):
-        if name == _name() and path.exists():
+        if name == _name(path) and path.exists():
             continue
         with TemporaryDirectory() as place:
             yield (spool := _unpacked(folder, name, Path(place), path.name))
@@ -64,8 +63,9 @@ def _copies(folder: Folder) -> list[str]:
     return [] if folder.is_local else folder.names(COPY)
 
 
-def _name() -> str:
-    return f"{COPY}{platform.node()}-{os.getuid()}.tar"
+def _name(spool: Path) -> str:
+    """Of the copy of a spool: its machine, and its folder there, since a trial that takes over has a second spool."""
+    return f"{COPY}{platform.node()}-{spool.parent.name}.tar"
 
 
 def _packed(spool: Spool) -> bytes:
