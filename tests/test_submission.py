@@ -410,7 +410,7 @@ def dashboard() -> Iterator[str]:
     path = {"PATH": f"{Path(ray).parent}:{os.environ['PATH']}"}  # the job's `python` is this one
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([ray, "start", *ports, *node], env=os.environ | path, **quiet)
-    address, deadline = f"http://127.0.0.1:{PORT}", time.monotonic() + 90
+    address, deadline = f"http://127.0.0.1:{PORT}", time.monotonic() + 300
     try:
         while not answers(address):
             assert time.monotonic() < deadline
@@ -426,7 +426,7 @@ def dashboard() -> Iterator[str]:
 def digpro(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, in the project's folder."""
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=400)
 
 
 @pytest.mark.slow
@@ -449,7 +449,7 @@ def test_a_job_that_fails_gives_its_status_and_reason(dashboard: str, tmp_path: 
     assert "is FAILED" in done.stderr
 
 
-def wait_for(text: str, command: str, job: str, dashboard: str, seconds: float = 180) -> None:
+def wait_for(text: str, command: str, job: str, dashboard: str, seconds: float = 400) -> None:
     """Wait until `ray job status` or `ray job logs` shows a text of a job."""
     asked = [str(Path(sys.executable).with_name("ray")), "job", command, job, "--address", dashboard]
     deadline, shown = time.monotonic() + seconds, ""
