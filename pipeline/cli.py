@@ -65,7 +65,8 @@ SetOption = Annotated[
     ),
 ]
 INGEST_SOURCES = """Where the images come from: `digits` (the demo);
-`imagefolder:PATH`, image files, whose folders are the classes;
+`imagefolder:PATH`, image files, whose folders are the classes; also one image, a .txt file that lists
+paths, or a quoted pattern such as "photos/*.jpg";
 `parquet:PATH`, Parquet files with an image column, as Hugging Face has them;
 `webdataset:PATTERN`, tar files; `torchvision:NAME:PATH`, a torchvision data set on disk;
 or a plain path, whose kind is detected."""

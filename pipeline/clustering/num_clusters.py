@@ -94,12 +94,13 @@ def gap_statistic(features: Tensor, start: Tensor, *, references: int, seed: int
     axes = torch.linalg.svd(features - mean, full_matrices=False).Vh
     rotated = features @ axes.T  # cosines stay as they are
     low, high = rotated.amin(dim=0), rotated.amax(dim=0)
-    own = math.log(cluster(features, len(start), seed, start).inertia)
+    least = len(features) * torch.finfo(features.dtype).eps  # a smaller sum is rounding, and may be negative
+    own = math.log(max(least, cluster(features, len(start), seed, start).inertia))
     others = []
     for reference in range(references):
         generator = torch.Generator().manual_seed(seed + reference)
         uniform = low + (high - low) * torch.rand(rotated.shape, generator=generator)
-        others.append(math.log(cluster(F.normalize(uniform, dim=1), len(start), seed).inertia))
+        others.append(math.log(max(least, cluster(F.normalize(uniform, dim=1), len(start), seed).inertia)))
     return float(np.mean(others)) - own
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -42,6 +41,8 @@ from pipeline.data.shards import (
     read_manifest,
 )
 from pipeline.data.sources import Columns, Source, open_source
+from pipeline.data.sources.base import refuse_overlap
+from pipeline.data.sources.listing import is_of_system
 from pipeline.data.sources.selection import some_of
 from pipeline.data.value_range import measure_range
 from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
@@ -99,7 +100,7 @@ def ingest(
     started = time.monotonic()
     opened = open_source(source, rows_per_shard, Columns(image_column, label_column), classes)
     fs, root = filesystem(out)
-    _refuse_overlap(opened, fs, root, out)
+    refuse_overlap(opened, fs, root, out)
     manifest = _read_finished(opened, pixels, fs, root, out)
     if manifest is None:
         work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
@@ -118,15 +119,6 @@ def ingest(
     return manifest
 
 
-def _refuse_overlap(source: Source, fs: pafs.FileSystem, root: str, out: str) -> None:
-    """Refuse an `out` inside the source: the next ingest would read it. Links make no difference."""
-    if source.location and source.location[0].equals(fs):
-        is_local = isinstance(fs, pafs.LocalFileSystem)
-        inner, outer = (os.path.realpath(path) if is_local else path for path in (root, source.location[1]))
-        if f"{inner}/".startswith(f"{outer}/"):
-            raise DataError(f"{out} lies inside the source {source.name}; choose a folder outside of it")
-
-
 def _read_finished(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, root: str, out: str) -> Manifest | None:
     """The manifest of a finished ingest of `source`; an error when `out` belongs to something else."""
     entries = _entries(fs, root, out)
@@ -140,8 +132,9 @@ def _read_finished(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, ro
                 f"with {pixels}; choose another folder, or delete this one"
             )
         return manifest
-    if entries and WORK_FOLDER not in entries:
-        raise DataError(f"{out} holds other files ({entries[0]!r}, ...); choose an empty or a new folder")
+    others = [name for name in entries if not is_of_system(name)]
+    if others and WORK_FOLDER not in entries:
+        raise DataError(f"{out} holds other files ({others[0]!r}, ...); choose an empty or a new folder")
     return None
 
 

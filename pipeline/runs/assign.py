@@ -16,6 +16,8 @@ from pipeline.config.models import ResourcesConfig
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import MANIFEST, Quarantined, validate_shards
 from pipeline.data.sources import open_source
+from pipeline.data.sources.base import refuse_overlap
+from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.assign import PARTS, Assignment, PartReport, assign, rename_clusters
 from pipeline.inference.card import CARD, ModelCard
@@ -71,7 +73,7 @@ def assign_images(
         When Ray cannot carry it out; the same call continues.
     """
     model = open_model(run)
-    pieces = open_pieces(source, model.card.pixels)
+    pieces = open_pieces(source, model.card.pixels, out)
     target = Folder(absolute(out))
     check_writable(target.path, "FOLDER")
     with hold(target):
@@ -96,34 +98,42 @@ def pool_resources(gpus: bool | None) -> ResourcesConfig:
     return ResourcesConfig() if gpus is None else ResourcesConfig(gpus=gpus, autoscale=True)
 
 
-def open_pieces(source: str, pixels: PixelOptions) -> Pieces:
-    """The images of a folder of shards; or those of another source, read with the options of the training."""
+def open_pieces(source: str, pixels: PixelOptions, out: str | None = None) -> Pieces:
+    """The images of a folder of shards; or those of another source, read with the options of the training.
+
+    With `out` a source that holds this folder is refused.
+    """
     if not _KIND.match(source):
         files, root = filesystem(source)
         if files.get_file_info(f"{root}/{MANIFEST}").is_file:
             return shard_pieces(absolute(source), validate_shards(source))
-    return raw_pieces(open_source(source, RAW_PIECE_IMAGES), pixels)
+    opened = open_source(source, RAW_PIECE_IMAGES)
+    if out is not None:
+        refuse_overlap(opened, *filesystem(out), out)
+    return raw_pieces(opened, pixels)
 
 
 def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: bool, classes: bool, echo: Echo) -> None:
     """Note in the folder what it is for; ConfigError when it is for something else.
 
-    Names are no part of that: where they have changed, they are put into what is there.
+    The run's name is no part of that, nor are those of clusters: where they have changed, they are put into what is
+    there.
     """
-    unnamed = model.card.model_copy(update={"names": {}})
+    unnamed = model.card.model_copy(update={"run": "", "names": {}})
     card = hashlib.sha256(unnamed.model_dump_json().encode()).hexdigest()
     names = {str(cluster): name for cluster, name in model.card.names.items()}
     work = {
-        "model": f"{model.card.run}, weights {model.weights[:8]}, {CARD} {card[:8]}",
+        "model": f"weights {model.weights[:8]}, {CARD} {card[:8]}",
         "images": f"digest {pieces.stamp[:16]}",
         "columns": " ".join(name for name, wanted in (("feature", features), ("label", classes)) if wanted),
     }
     before = target.read(WORK)
     named = {} if before is None else before.pop("names", {})
-    if before is None and (others := [name for name in target.names() if name != LEASE]):
+    if before is None and (others := [name for name in target.names() if name != LEASE and not is_of_system(name)]):
         raise ConfigError(f"{target.path} holds other files ({others[0]!r}, ...); choose a new folder")
     if before is not None and before != work:
-        changed = [f"{key} {before[key]!r}, now {value!r}" for key, value in work.items() if before[key] != value]
+        others = [key for key in work if before.get(key) != work[key]]
+        changed = [f"{key} {before.get(key)!r}, now {work[key]!r}" for key in others]
         raise ConfigError(f"{target.path} is for something else: {'; '.join(changed)}; choose another, or delete it")
     if before is not None and named != names:
         echo(f"{target.path} has other names of clusters; they are replaced")

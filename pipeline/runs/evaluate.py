@@ -9,18 +9,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from scipy.sparse import csr_array
 
 from pipeline.clustering.scores import contingency_scores
-from pipeline.errors import ConfigError
+from pipeline.data.shards import MANIFEST
+from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.inference.assign import PARTS
 from pipeline.progress import Echo
 from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.models import model_uri
-from pipeline.storage import Folder, absolute, join
+from pipeline.storage import Folder, absolute, filesystem, join
 from pipeline.training.health import size_metrics
 
 PARTS_AT_ONCE = 64  # whose counts may wait to be added up
@@ -53,7 +55,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
     """
     if model_uri(run) is not None and (data is None or out is None):
         raise ConfigError(f"{run} is a model of MLflow and not a folder; give --data and --out")
-    source = data or read_started_run(Folder(absolute(run)))[0].data.path
+    source = data or _own_images(Folder(absolute(run)))
     target = Folder(absolute(out or join(run, "evaluation")))
     summary = assign_images(run, source, target.path, classes=True, echo=echo)
     sizes = group_sizes(summary)
@@ -64,6 +66,18 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
     }
     target.write(SUMMARY, summary)
     return summary
+
+
+def _own_images(run: Folder) -> str:
+    """The shards that a run was trained on; ConfigError where they are gone."""
+    place = read_started_run(run)[0].data.path
+    files, root = filesystem(place)
+    if not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+        raise ConfigError(
+            f"{run.path} was trained on the images in {place}, where there is no {MANIFEST}: they have moved, or the "
+            "run was copied without them; give --data with the place where they are"
+        )
+    return place
 
 
 def count_assignments(target: Folder) -> Counter[tuple[int, int]]:
@@ -80,8 +94,12 @@ def count_assignments(target: Folder) -> Counter[tuple[int, int]]:
 
 def _count_part(folder: Folder, name: str) -> dict[tuple[int, int], int]:
     """Images of a part by (class, cluster). A data set of all parts keeps their footers: 24 bytes an image."""
-    with folder.files.open_input_file(f"{folder.root}/{name}") as handle:
-        table = pq.ParquetFile(handle).read(columns=["label", "cluster"])
+    try:
+        with folder.files.open_input_file(f"{folder.root}/{name}") as handle:
+            table = pq.ParquetFile(handle).read(columns=["label", "cluster"])
+    except (OSError, pa.ArrowException) as error:
+        remedy = "delete the folder of the evaluation, and run it again"
+        raise DataError(f"{folder.file(name)} cannot be read ({first_line(error)}); {remedy}") from error
     pairs = np.stack([table.column(name).to_numpy() for name in ("label", "cluster")])
     unique, counts = np.unique(pairs, axis=1, return_counts=True)
     return {(int(label), int(cluster)): int(n) for (label, cluster), n in zip(unique.T, counts, strict=True)}

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import parse_saved
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import MANIFEST, Manifest, read_manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.features.cache import FeatureCache
+from pipeline.inference.card import TRAINING_CLUSTERS
+from pipeline.inference.predict import TrainingClusters
 from pipeline.storage import Folder, filesystem
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
+CLUSTERS_REMEDY = (
+    f"delete the run's {SUMMARY} and run its `digpro train` again: it writes both anew from the last checkpoint"
+)
 
 
 def run_folder(config: RunConfig) -> Folder:
@@ -87,7 +94,39 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
     if identity is None or not _is_started(identity):
         raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
     origin = folder.file(IDENTITY)
-    return settle_images(parse_saved(identity["config"], origin)), Manifest.model_validate(identity["manifest"])
+    try:
+        config, manifest = parse_saved(identity["config"], origin), Manifest.model_validate(identity["manifest"])
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise ConfigError(
+            f"{origin} is damaged, or of another version ({fault(error)}); restore it from where the run was copied "
+            "from, or train again under another name"
+        ) from None
+    return settle_images(config), manifest
+
+
+def read_clusters(folder: Folder) -> TrainingClusters | None:
+    """The statistics of a run's clusters; None where the run is not finished.
+
+    Raises
+    ------
+    ConfigError
+        When the file is damaged.
+    """
+    try:
+        values = folder.read(TRAINING_CLUSTERS)
+        return None if values is None else TrainingClusters.model_validate(values)
+    except (ConfigError, TypeError, ValidationError) as error:
+        raise ConfigError(
+            f"{folder.file(TRAINING_CLUSTERS)} is damaged, or of another version ({fault(error)}); {CLUSTERS_REMEDY}"
+        ) from None
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with the values of a file, in one line."""
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {first_line(error)}"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
 
 
 def _is_started(identity: dict[str, Any]) -> bool:

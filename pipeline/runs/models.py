@@ -17,10 +17,9 @@ from pipeline.backbones.weights import digest
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, first_line
-from pipeline.inference.card import CARD, TRAINING_CLUSTERS, ModelCard
+from pipeline.inference.card import CARD, ModelCard
 from pipeline.inference.model import ClusterModel
-from pipeline.inference.predict import TrainingClusters
-from pipeline.runs.identity import IDENTITY, read_started_run
+from pipeline.runs.identity import IDENTITY, fault, read_clusters, read_started_run
 from pipeline.runs.names import read_names
 from pipeline.serving.bundle import PROGRAM, load_program, read_bundle
 from pipeline.serving.mlflow_model import BUNDLE
@@ -122,21 +121,27 @@ def _open_logged(uri: str) -> TrainedModel:
         bundle = folder / "artifacts" / BUNDLE
         if not (bundle / CARD).is_file():
             raise ConfigError(f"{uri} is a model of another kind, or of an earlier version; give the folder of its run")
-        module, card = read_bundle(bundle, CPU)
+        try:
+            module, card = read_bundle(bundle, CPU)
+        except Exception as error:  # torch's and pydantic's, of a damaged file or of one of another version
+            raise ConfigError(
+                f"{uri} has a {CARD} or {PROGRAM} that is damaged, or of another version ({fault(error)}); give the "
+                "folder of its run"
+            ) from None
         program = (bundle / PROGRAM).read_bytes()
     return TrainedModel(module, card, hashlib.sha256(program).hexdigest(), PROGRAM_BATCH, program)
 
 
 def run_card(folder: Folder, config: RunConfig, manifest: Manifest) -> ModelCard:
     """The card of a run's model; ConfigError when the run is not finished."""
-    clusters = folder.read(TRAINING_CLUSTERS)
+    clusters = read_clusters(folder)
     if clusters is None:
         raise ConfigError(f"{folder.path} is not finished; run its `digpro train` again, it resumes where it was")
     return ModelCard(
         run=folder.name,
         decoding=config.data.decoding,
         pixels=manifest.pixels,
-        clusters=TrainingClusters.model_validate(clusters),
+        clusters=clusters,
         names=read_names(folder),
     )
 

@@ -11,6 +11,7 @@ import yaml
 from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.progress import Echo
+from pipeline.runs.identity import CLUSTERS_REMEDY
 from pipeline.storage import Folder, absolute, filesystem
 
 NAMES = "names.yaml"
@@ -44,13 +45,8 @@ def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, s
         finished.
     """
     folder = Folder(absolute(run))
-    clusters = folder.read(TRAINING_CLUSTERS)
-    if clusters is None:
-        raise ConfigError(
-            f"{folder.path} holds no finished run; give the folder that has the {TRAINING_CLUSTERS} of one"
-        )
+    count = _count_clusters(folder)
     changes = _read_arguments(given)
-    count = len(clusters["sizes"])
     if unknown := [cluster for cluster in changes if cluster >= count]:
         raise ConfigError(f"cluster {unknown[0]} does not exist; {folder.name} has the clusters 0 to {count - 1}")
     before = read_names(folder)
@@ -60,6 +56,15 @@ def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, s
     for line in _describe(names, before):
         echo(line)
     return names
+
+
+def _count_clusters(run: Folder) -> int:
+    clusters = run.read(TRAINING_CLUSTERS)
+    if clusters is None:
+        raise ConfigError(f"{run.path} holds no finished run; give the folder that has the {TRAINING_CLUSTERS} of one")
+    if not isinstance(sizes := clusters.get("sizes"), list):
+        raise ConfigError(f"{run.file(TRAINING_CLUSTERS)} is damaged (sizes: {sizes!r}); {CLUSTERS_REMEDY}")
+    return len(sizes)
 
 
 def _describe(names: Mapping[int, str], before: Mapping[int, str]) -> Iterator[str]:

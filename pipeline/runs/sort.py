@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import validate_shards
+from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.pieces import Encoded, Pieces, shard_pieces
@@ -186,8 +187,8 @@ def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[st
     names = {str(cluster): name for cluster, name in images.names.items()}
     work = {"images": images.pieces.stamp, "names": names, **options}
     before, there = target.read(WORK), target.names()
-    if before is None and there:
-        raise ConfigError(f"{target.path} holds other files ({there[0]!r}, ...); choose a new folder")
+    if before is None and (others := [name for name in there if not is_of_system(name)]):
+        raise ConfigError(f"{target.path} holds other files ({others[0]!r}, ...); choose a new folder")
     if before is not None and before != work:
         changed = [
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in work.items() if before.get(key) != value

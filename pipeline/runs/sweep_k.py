@@ -53,6 +53,7 @@ SAMPLE = 20_000  # images on which all is judged, at most
 RESAMPLED = 5_000  # of them, for what clusters many times, and for the graphs of neighbours
 PAIRWISE = 2_000  # of them, for the silhouette, which compares all pairs
 PAIRS, REFERENCES = 5, 3  # splits for the stability, and sets without clusters for the gap
+DISTINCT = 1000  # parts of 1 in which features have to differ, to be of different images
 FAIRLY_SURE = 0.6  # share of the criteria that agree
 VERSION = 1  # raise it when the same features would give other results
 SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
@@ -186,6 +187,7 @@ def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print
         When there are too few numbers, or too many clusters for the images; and when `out` cannot be written.
     """
     check_numbers(numbers, len(subject.features))
+    check_distinct(numbers, subject.features[:RESAMPLED])
     check_writable(out, "--out")
     connect()
     with hold(folder := Folder(absolute(out)).make()):
@@ -212,6 +214,19 @@ def check_numbers(numbers: Sequence[int], rows: int) -> None:
             f"--to {numbers[-1]} is too much for {rows} images, of which half are clustered at a time; "
             f"give at most {min(rows, RESAMPLED) // 4}"
         )
+
+
+def check_distinct(numbers: Sequence[int], features: Tensor) -> None:
+    """ConfigError when so many clusters cannot differ, because most images are copies of others."""
+    distinct = len(torch.unique((features * DISTINCT).round(), dim=0))
+    if distinct > numbers[-1]:
+        return
+    most = distinct - 1
+    remedy = f"give --to {most} or less" if most >= numbers[0] + 2 else "give more images that differ"
+    raise ConfigError(
+        f"--to {numbers[-1]} is too much: {len(features)} of the images were looked at, and only {distinct} of them "
+        f"differ in their features; {remedy}"
+    )
 
 
 def judge_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,15 @@ class Source:
     quarantined: tuple[Quarantined, ...] = ()  # found while listing
     left_out: tuple[LeftOut, ...] = ()
     classes: str = ""
+
+
+def refuse_overlap(source: Source, fs: pafs.FileSystem, root: str, out: str) -> None:
+    """Refuse an `out` inside the source: the next call would read it. Links make no difference."""
+    if source.location and source.location[0].equals(fs):
+        is_local = isinstance(fs, pafs.LocalFileSystem)
+        inner, outer = (os.path.realpath(path) if is_local else path for path in (root, source.location[1]))
+        if f"{inner}/".startswith(f"{outer}/"):
+            raise DataError(f"{out} lies inside the source {source.name}; choose a folder outside of it")
 
 
 def read_image(file: Any, name: str) -> bytes | str:

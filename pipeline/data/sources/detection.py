@@ -8,6 +8,7 @@ from pyarrow import fs as pafs
 
 from pipeline.data.formats import HEAD_BYTES
 from pipeline.data.sources.base import has_image_suffix
+from pipeline.data.sources.chosen import is_pattern, list_pattern
 from pipeline.data.sources.listing import list_files, open_file
 from pipeline.data.sources.parquet import PARQUET_SUFFIXES
 from pipeline.data.sources.tar import MODES, TAR_SUFFIXES, ZSTD
@@ -27,8 +28,9 @@ def detect(path: str) -> str | None:
     try:
         listing = list_files(fs, root)
     except DataError:
-        may_be_pattern = any(mark in path for mark in "{*?[") or path.lower().endswith(TAR_SUFFIXES)
-        return "webdataset" if may_be_pattern else None
+        if "{" in path or path.lower().endswith(TAR_SUFFIXES):
+            return "webdataset"
+        return _kind_of_folder(path, [file.name for file in list_pattern(path)[1].files]) if is_pattern(path) else None
     names = [file.name for file in listing.files]
     if [file.path for file in listing.files] == [root]:
         return _kind_of_file(fs, root)

@@ -27,7 +27,8 @@ from pipeline.data.sources.base import (
     shuffled,
     stamp,
 )
-from pipeline.data.sources.listing import File, list_files, open_file, printable
+from pipeline.data.sources.chosen import is_pattern, list_one, list_pattern
+from pipeline.data.sources.listing import File, Listing, Skip, list_files, open_file, printable
 from pipeline.data.sources.selection import refuse_lacking
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, raise_storage_fault
@@ -38,11 +39,11 @@ PROBES = 64  # files opened to see whether a folder without any image suffix hol
 
 
 def open_imagefolder(source: str, path: str, rows_per_part: int, wanted: ClassList | None = None) -> Source:
-    """The image files at or below `path`, shuffled, so that no part holds the files of a few classes only."""
-    fs, root = filesystem(path)
-    listing = list_files(fs, root, partial(_skip, wanted) if wanted else None)
-    if [file.path for file in listing.files] == [root]:
-        raise DataError(f"{path!r} is a file; give the folder of images, or a .parquet or .tar file")
+    """The image files at or below `path`, shuffled, so that no part holds the files of a few classes only.
+
+    `path` may also be a single image, a text file that lists paths, or a pattern.
+    """
+    fs, root, listing = _list(path, partial(_skip, wanted) if wanted else None)
     if wanted:
         listing = listing.keep(lambda name: _listed_class(wanted, posixpath.dirname(name)) is not None, wanted.rule)
         classes = _listed_classes(fs, listing.files, wanted)
@@ -63,10 +64,25 @@ def open_imagefolder(source: str, path: str, rows_per_part: int, wanted: ClassLi
         "files and unlisted folders" if wanted else "files",
         listing.seen,
         stamp("imagefolder", class_names, listing.files),
-        (fs, root),
+        None if root is None else (fs, root),
         tuple(listing.quarantined),
         tuple(listing.left_out),
     )
+
+
+def _list(path: str, skip: Skip | None) -> tuple[pafs.FileSystem, str | None, Listing]:
+    """The files of a source; and its root, None where it is not all of a folder."""
+    fs, root = filesystem(path)
+    try:
+        listing = list_files(fs, root, skip)
+    except DataError:
+        if not is_pattern(path):
+            raise
+        fs, listing = list_pattern(path)
+        return fs, None, listing
+    if [file.path for file in listing.files] == [root]:
+        return fs, None, list_one(fs, listing.files[0], path)
+    return fs, root, listing
 
 
 class _Files(NamedTuple):

@@ -90,6 +90,11 @@ def open_file(fs: pafs.FileSystem, path: str) -> Any:
     return fs.open_input_file(path)
 
 
+def is_of_system(name: str) -> bool:
+    """Whether the name is that of what an operating system leaves in a folder, or of another hidden file."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
 def printable(name: str) -> str:
     """The name with bytes that are not UTF-8 written as escapes, so that it can be printed and stored."""
     return name.encode("utf-8", "backslashreplace").decode()
