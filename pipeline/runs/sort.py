@@ -127,7 +127,8 @@ def sort_images(
     check_format(table)
     if choice.outliers not in ("among", "apart"):
         raise ConfigError(f"--outliers {choice.outliers}: give among or apart")
-    images, target = open_assigned(Folder(absolute(reference)), source), Folder(absolute(out)).make()
+    target = Folder(absolute(out))
+    images = open_assigned(Folder(absolute(reference)), target.path, source)
     if links and (images.root is None or not target.is_local):
         raise ConfigError(
             f"--links needs a local folder of image files, and {images.pieces.name} is none; leave it out"
@@ -150,8 +151,8 @@ def sort_images(
     return summary
 
 
-def open_assigned(folder: Folder, source: str | None = None) -> Assigned:
-    """The images of a run's training, or of an assignment, which lie at `source` where it is given.
+def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assigned:
+    """The images of a run's training, or of an assignment, which lie at `source` where it is given; not around `out`.
 
     Raises
     ------
@@ -169,7 +170,7 @@ def open_assigned(folder: Folder, source: str | None = None) -> Assigned:
         return Assigned(images, table, read_names(folder), _clusters(folder), _root(manifest.source.source))
     place, clusters = source or summary["source"], summary["clusters"]
     names = {entry["cluster"]: entry["name"] for entry in clusters if entry["name"] is not None}
-    pieces = open_pieces(place, PixelOptions.model_validate(summary["pixels"]))
+    pieces = open_pieces(place, PixelOptions.model_validate(summary["pixels"]), out)
     return Assigned(pieces, table, names, len(clusters), _root(place))
 
 
