@@ -195,7 +195,7 @@ def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[st
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in work.items() if before.get(key) != value
         ]
         raise ConfigError(f"{target.path} was sorted otherwise: {'; '.join(changed)}; choose another, or delete it")
-    target.write(WORK, work)
+    target.make().write(WORK, work)
     return target.read(SUMMARY)
 
 
