@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,14 @@ import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
+from pipeline.inference.assign import PartReport
 from pipeline.runs import evaluate as module
 from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.evaluate import contingency, count_assignments, evaluate
 from pipeline.runs.models import TrainedModel
 from pipeline.runs.names import set_names
 from pipeline.storage import Folder
+from tests.helpers.images import encoded
 from tests.helpers.manifests import manifest
 from tests.helpers.models import card, cluster_model
 
@@ -66,6 +70,68 @@ def test_images_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DataError, match=r"none.* is neither a source nor an existing path"):
         evaluate(str(tmp_path / "run"), data=str(tmp_path / "none"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_a_run_without_its_images_asks_for_them(tmp_path: Path) -> None:
+    config = load_config("digits", [f"data.path={tmp_path / 'moved'}"])
+    identity = {"config": config.model_dump(), "manifest": manifest().model_dump()}
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(ConfigError, match=r"was trained on the images in \S+/moved, where .* give --data"):
+        evaluate(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"manifest": {}}, r"run\.json is damaged, or of another version \(\S+: Field required\); restore it"),
+        ({"manifest": manifest().model_dump(), "config": None}, r"run\.json is damaged, or of another version"),
+        ({"manifest": None}, r"run\.json is damaged, or of another version"),
+    ],
+)
+def test_a_damaged_record_of_a_run_is_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    config = load_config("digits", [f"data.path={tmp_path / 'data'}"])
+    (tmp_path / "run.json").write_text(json.dumps({"config": config.model_dump()} | values))
+    with pytest.raises(ConfigError, match=message):
+        evaluate(str(tmp_path))
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    (tmp_path / "assignments.parquet").mkdir()
+    (tmp_path / "assignments.parquet/part-00000.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=r"assignments.parquet/part-00000.parquet cannot be read .*; delete the folder"):
+        count_assignments(Folder(str(tmp_path)))
+
+
+def test_an_output_belongs_to_a_model_and_images_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an operating system left there, and another name of the run or of clusters, change nothing."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    for folder in (images, out, out / "assignments.parquet"):
+        folder.mkdir()
+    (images / "a.png").write_bytes(encoded())
+    (out / ".DS_Store").touch()
+    model = TrainedModel(cluster_model(), card(), "digest", 4, str(tmp_path / "run"))
+    monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: model)
+    monkeypatch.setattr("pipeline.runs.assign.connect", lambda: None)
+    monkeypatch.setattr("pipeline.runs.assign._assign", lambda *_: PartReport(images=1, sizes=[1, 0, 0, 0]))
+    monkeypatch.setattr("pipeline.runs.assign.cluster_facts", dict)
+    lines = list[str]()
+    first = assign_images("run", str(images), str(out), echo=lines.append)
+    renamed = replace(model, card=card({1: "one"}).model_copy(update={"run": "renamed"}))
+    monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: renamed)
+    second = assign_images("run", str(images), str(out), echo=lines.append)
+    assert [cluster["name"] for cluster in first["clusters"]] == [None] * 4
+    assert [cluster["name"] for cluster in second["clusters"]] == [None, "one", None, None]
+    assert lines == [f"{out} has other names of clusters; they are replaced"]
+    monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: replace(model, weights="another"))
+    with pytest.raises(ConfigError, match=r"is for something else: model 'weights digest, .*, now 'weights another"):
+        assign_images("run", str(images), str(out))
+    with pytest.raises(DataError, match="images/out lies inside the source"):
+        assign_images("run", str(images), str(images / "out"))
 
 
 def test_a_model_of_mlflow_has_no_images_and_no_folder_of_its_own() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.runs.identity import read_clusters
 from pipeline.runs.models import model_uri, open_model
 from pipeline.serving.mlflow_model import save_mlflow_model
 from pipeline.storage import Folder
@@ -53,6 +54,35 @@ def test_a_model_that_mlflow_does_not_have_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(ConfigError, match=r"gives no models:/photos/3 .*; set MLFLOW_TRACKING_URI to the server that"):
         open_model("photos/3")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.json", '{"format": 2}', r"format: Input should be 1"),
+        ("model.json", "{}", r"run: Field required"),
+        ("model.json", "no card", r"Invalid JSON"),
+    ],
+)
+def test_a_logged_model_of_another_version_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: str, message: str
+) -> None:
+    bundle = tmp_path / "model" / "artifacts" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / file).write_text(content)
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path / "model"))
+    monkeypatch.setattr("pipeline.serving.bundle.load_program", lambda *_: None)
+    with pytest.raises(ConfigError, match=rf"models:/photos/3 has a model.json .* \(.*{message}.*\); give the folder"):
+        open_model("photos/3")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"sizes": [1, 2]}', "no clusters", "[]"])
+def test_damaged_clusters_are_named_with_the_way_to_have_them_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / "clusters.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"clusters\.json is damaged.*; delete the run's summary\.json and run its"):
+        read_clusters(Folder(str(tmp_path)))
 
 
 def test_a_logged_model_is_on_the_cpu_also_where_there_is_a_gpu(

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import measure_clusters
 from pipeline.runs import sweep_k
-from pipeline.runs.sweep_k import Subject, describe, draw, is_run, of_data, of_run, sweep
+from pipeline.runs.sweep_k import Subject, check_distinct, describe, draw, is_run, of_data, of_run, sweep
 from tests.helpers.features import frozen_config, make_cache
 from tests.helpers.manifests import manifest
 from tests.helpers.run_features import write_run_features
@@ -46,6 +46,25 @@ def run_with_pairs() -> Subject:
     features = F.normalize(directions(CLASSES)[torch.arange(300) % CLASSES] + noise, dim=1)
     centers = torch.cat([directions(CLASSES), directions(CLASSES) + 0.02])
     return Subject("runs/mine", features, 300, 0, centers, np.full(2 * CLASSES, 25))
+
+
+def test_copies_of_few_images_are_too_few_for_many_clusters() -> None:
+    few = F.normalize(torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    copies = few.repeat(40, 1)
+    check_distinct(range(2, 12), copies)
+    with pytest.raises(
+        ConfigError, match=r"--to 12 is too much: 480 .* only 12 of them differ .*; give --to 11 or less"
+    ):
+        check_distinct(range(2, 13), copies)
+    with pytest.raises(ConfigError, match=r"only 3 of them differ .*; give more images that differ"):
+        check_distinct(range(2, 6), copies[:3].repeat(9, 1))
+
+
+def test_copies_of_enough_images_are_judged(tmp_path: Path) -> None:
+    """A clustering of copies leaves no distance at all, and rounding may make it negative."""
+    features = directions(9).repeat(20, 1)
+    found = sweep(Subject("icons", features, 180, 0), range(6, 9), str(tmp_path / "out"), lambda _: None)
+    assert all(np.isfinite(curve).all() for curve in found["curves"].values())
 
 
 def test_a_sweep_recommends_the_number_of_classes_and_merges_to_it(tmp_path: Path) -> None:
