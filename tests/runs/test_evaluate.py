@@ -110,7 +110,7 @@ def test_an_output_belongs_to_a_model_and_images_whatever_they_are_called(
 ) -> None:
     """What an operating system left there, and another name of the run or of clusters, change nothing."""
     images, out = tmp_path / "images", tmp_path / "out"
-    for folder in (images, out, out / "assignments.parquet"):
+    for folder in (images, out):
         folder.mkdir()
     (images / "a.png").write_bytes(encoded())
     (out / ".DS_Store").touch()
