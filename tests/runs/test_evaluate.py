@@ -200,10 +200,10 @@ def test_a_name_that_is_a_number_merges_nothing_with_the_cluster_of_that_number(
     assert group_sizes({"clusters": clusters}) == {"2": 10, "cat": 24, 2: 12}
     counts = Counter({(4, 0): 3, (4, 2): 1, (9, 1): 5, (9, 3): 1})
     table = contingency(counts, [group_key(cluster) for cluster in clusters])
-    np.testing.assert_array_equal(table, [[3, 0, 1], [0, 6, 0]])
+    np.testing.assert_array_equal(table.toarray()[[4, 9]], [[3, 0, 1], [0, 6, 0]])
 
 
 def test_counts_become_a_table_of_the_classes_that_are_known() -> None:
     counts = Counter({(4, 0): 3, (4, 2): 1, (9, 2): 5, (-1, 1): 7})
-    np.testing.assert_array_equal(contingency(counts, [0, 1, 2]), [[3, 0, 1], [0, 0, 5]])
-    np.testing.assert_array_equal(contingency(counts, ["cat", "dog", "cat"]), [[4, 0], [5, 0]])
+    np.testing.assert_array_equal(contingency(counts, [0, 1, 2]).toarray()[[4, 9]], [[3, 0, 1], [0, 0, 5]])
+    np.testing.assert_array_equal(contingency(counts, ["cat", "dog", "cat"]).toarray()[[4, 9]], [[4, 0], [5, 0]])
