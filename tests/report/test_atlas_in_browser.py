@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -265,3 +268,43 @@ def test_outliers_and_duplicates_are_lists(page: Page) -> None:
     assert len(scores) == page.driver.execute_script("return atlas.outliers.length") > 0
     page.open("duplicates")
     assert len(page.all("#view-duplicates .pair")) == page.driver.execute_script("return atlas.duplicates.length")
+
+
+@pytest.fixture
+def frame(page: Page, tmp_path: Path) -> Page:
+    """The page as MLflow shows an artifact: a blob in a frame that may run scripts and nothing else."""
+    text = Path(unquote(urlparse(page.address).path)).read_text()
+    content = json.dumps(text).replace("<", "\\u003c")
+    host = tmp_path / "host.html"
+    host.write_text(
+        f"""<iframe sandbox="allow-scripts" style="width: 1200px; height: 700px"></iframe><script>
+        const blob = new Blob([{content}], {{ type: "text/html" }});
+        document.querySelector("iframe").src = URL.createObjectURL(blob);</script>"""
+    )
+    page.driver.get(host.as_uri())
+    page.driver.switch_to.frame(page.one("iframe"))
+    page.wait("return document.documentElement.dataset.ready")
+    return page
+
+
+def test_links_keys_and_back_work_in_the_frame_of_a_viewer(frame: Page) -> None:
+    def shown(view: str) -> None:
+        frame.wait(f"return !document.getElementById('view-{view}').hidden")
+
+    frame.one('#overview [data-cluster="3"]').click()
+    shown("cluster")
+    frame.key(Keys.ESCAPE)
+    shown("clusters")
+    for view in ("map", "classes", "training", "duplicates", "outliers"):
+        frame.one(f'nav a[href="#{view}"]').click()
+        shown(view)
+    frame.driver.execute_script("history.back()")
+    shown("duplicates")
+    frame.one("#query").send_keys("dogs")
+    shown("search")
+    frame.one("#view-search .card").click()
+    shown("cluster")
+    frame.one("#view-cluster .shot").click()
+    frame.wait("return document.getElementById('lightbox').open")
+    frame.one('#lightbox a[href^="#map"]').click()
+    shown("map")

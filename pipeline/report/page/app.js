@@ -1,5 +1,6 @@
 "use strict";
-// Which view is shown: the address after # says it, so that Back works and a view can be linked to.
+// Which view is shown. The address after # says it, so that a view can be linked to. The history says it too: a viewer
+// such as MLflow's shows the page in a sandboxed frame, where following a # link does nothing.
 
 const VIEWS = ["clusters", "map", "classes", "training", "duplicates", "outliers", "search", "cluster"];
 const started = new Set();
@@ -12,9 +13,33 @@ function startView(view) {
   start();
 }
 
+const linked = () => location.hash.slice(1) || "clusters";
+let current = linked();
+
+// Show a view. `write` is "pushState" for a new entry of the history, "replaceState" for the same one.
+function go(view, write = "pushState") {
+  current = view;
+  try {
+    history[write]({ view }, "", `#${view}`);
+  } catch {
+    history[write]({ view }, ""); // the frame's address may not change
+  }
+  route();
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  go(link.getAttribute("href").slice(1));
+});
+addEventListener("popstate", (event) => {
+  current = event.state ? event.state.view : linked();
+  route();
+});
+
 function route() {
-  const hash = location.hash.slice(1) || "clusters";
-  const [, kind, rest] = /^([a-z]+)[-=]?(.*)$/s.exec(hash) || [];
+  const [, kind, rest] = /^([a-z]+)[-=]?(.*)$/s.exec(current) || [];
   const view = VIEWS.includes(kind) ? kind : "clusters";
   hideTip();
   startView("clusters"); // the order of the cards is that of the arrow keys
@@ -40,9 +65,7 @@ addEventListener("scroll", () => {
 
 function search() {
   const query = byId("query").value.trim();
-  const hash = query ? `#search=${encodeURIComponent(query)}` : "#clusters";
-  history.replaceState(null, "", hash);
-  route();
+  go(query ? `search=${encodeURIComponent(query)}` : "clusters", "replaceState");
 }
 
 let typing = 0;
@@ -65,7 +88,7 @@ document.addEventListener("keydown", (event) => {
     byId("query").blur();
     search();
   } else if (event.key === "Escape" && !lightbox.open && !byId("view-cluster").hidden) {
-    location.hash = "#clusters";
+    go("clusters");
   } else if (!inField && !lightbox.open && !event.altKey && !event.ctrlKey && !event.metaKey) {
     arrowKey(event);
   }
@@ -90,7 +113,6 @@ function arrowKey(event) {
 }
 
 if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
-addEventListener("hashchange", route);
 route();
 
 // Ready: drawn, and the pictures that are seen first are decoded.

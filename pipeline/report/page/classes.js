@@ -15,7 +15,7 @@ function startClasses() {
   surface.addEventListener("pointerleave", () => drawMatrix((matrix.at = null)));
   surface.addEventListener("click", (event) => {
     readMatrix(event);
-    if (event.detail > 1 || matchMedia("(hover: hover)").matches) location.hash = `#cluster-${matrix.at.cluster.number}`;
+    if (event.detail > 1 || matchMedia("(hover: hover)").matches) go(`cluster-${matrix.at.cluster.number}`);
   });
   byId("class-table").replaceChildren(classTable());
   new ResizeObserver(() => drawMatrix()).observe(byId("view-classes"));
