@@ -308,3 +308,51 @@ def test_links_keys_and_back_work_in_the_frame_of_a_viewer(frame: Page) -> None:
     frame.wait("return document.getElementById('lightbox').open")
     frame.one('#lightbox a[href^="#map"]').click()
     shown("map")
+
+
+def watch_pictures(page: Page) -> None:
+    """Have `drawn` hold the pictures that the canvas was given last: [row, x, y, side] of each, by its own calls."""
+    page.driver.execute_script(
+        """window.drawn = [];
+        const pen = CanvasRenderingContext2D.prototype, [clear, draw] = [pen.clearRect, pen.drawImage];
+        pen.clearRect = function (...box) { window.drawn = []; clear.apply(this, box); };
+        pen.drawImage = function (image, left, top, w, h, x, y, side, ...rest) {
+          const sheet = Array.from(sheetImages).find(([, other]) => other === image)[0];
+          const place = (top / sheets.side) * sheets.columns + left / sheets.side;
+          window.drawn.push([sheet * perSheet + place, x, y, side]);
+          draw.call(this, image, left, top, w, h, x, y, side, ...rest);
+        };
+        drawMap();"""
+    )
+    page.wait("drawMap(); return drawn.length")
+
+
+@pytest.mark.parametrize("zoom", [1, 4, 8])
+def test_a_click_anywhere_on_a_picture_of_the_map_opens_it(page: Page, zoom: int) -> None:
+    page.open("map")
+    watch_pictures(page)
+    page.driver.execute_script("zoomMap(arguments[0], ...placeOf(onMap[0])); drawMap()", zoom)
+    width, height = page.driver.execute_script("return [map.width, map.height]")
+    drawn = [place for place in page.driver.execute_script("return drawn") if 40 < place[1] < width - 80]
+    inside = [place for place in drawn if 40 < place[2] < height - 80][:6]
+    assert inside
+    for row, x, y, side in inside:
+        across, down = int(x + 0.9 * side - width / 2), int(y + 0.9 * side - height / 2)
+        ActionChains(page.driver).move_to_element_with_offset(page.one("#map-canvas"), across, down).click().perform()
+        page.wait("return lightbox.open")
+        assert page.one("#lightbox .about .path").text == page.driver.execute_script(f"return fileName({row})")
+        page.driver.execute_script("lightbox.close()")
+
+
+def test_an_image_that_is_to_be_shown_on_the_map_is_drawn_on_top(page: Page) -> None:
+    page.open("map")
+    watch_pictures(page)
+    found = page.driver.execute_script(
+        """return onMap.filter((row) => {
+             showOnMap(row);
+             drawMap();
+             const [last, x, y, side] = drawn[drawn.length - 1];
+             return last !== row || Math.hypot(x + side / 2 - map.width / 2, y + side / 2 - map.height / 2) > 1;
+           });"""
+    )
+    assert found == []

@@ -15,7 +15,7 @@ const similarityRange = (() => {
   return [low, (sorted[sorted.length - 1] || 1) - low || 1];
 })();
 
-const map = { x: 0, y: 0, zoom: 1, width: 0, height: 0, marked: -1, only: null, colours: [], pending: false, pointers: new Map() };
+const map = { x: 0, y: 0, zoom: 1, width: 0, height: 0, marked: -1, only: null, drawn: [], colours: [], pending: false, pointers: new Map() };
 const canvas = byId("map-canvas");
 
 function startMap() {
@@ -108,9 +108,11 @@ function drawMap() {
     if (x > -side && y > -side && x < map.width + side && y < map.height + side) visible.push([onMap[i], x, y, map.colours[i]]);
   }
   drawPoints(pen, visible);
-  if (side) drawPictures(pen, visible, side);
+  map.drawn = side ? placePictures(visible, side) : [];
+  for (const place of map.drawn.slice(1)) drawPicture(pen, side, place);
   drawNames(pen);
-  if (map.marked >= 0) drawMark(pen);
+  if (map.drawn.length) drawPicture(pen, side, map.drawn[0]);
+  if (map.marked >= 0) drawMark(pen, side);
 }
 
 function drawPoints(pen, visible) {
@@ -131,18 +133,21 @@ function pictureSide() {
   return Math.min(sheets.side, 72, Math.max(ROOM, 10 + 9 * map.zoom));
 }
 
-// Pictures where they do not cover each other; the points of the others stay.
-function drawPictures(pen, visible, side) {
+// Where pictures do not cover each other: [row, x, y, colour], the marked one first; the points of the others stay.
+function placePictures(visible, side) {
   const taken = new Map();
-  for (const [row, x, y, colour] of visible) {
-    if (!hasPicture(row) || (map.only && !map.only(row)) || !takePlace(taken, x, y, side + 4)) continue;
-    const tile = tileOf(row);
-    const image = sheetImage(tile.sheet, redrawMap);
-    if (!image) continue;
-    pen.fillStyle = colour;
-    pen.fillRect(x - side / 2 - 1.5, y - side / 2 - 1.5, side + 3, side + 3);
-    pen.drawImage(image, tile.column * sheets.side, tile.line * sheets.side, sheets.side, sheets.side, x - side / 2, y - side / 2, side, side);
-  }
+  const marked = visible.filter(([row]) => row === map.marked);
+  const others = visible.filter(([row]) => row !== map.marked && !(map.only && !map.only(row)));
+  return [...marked, ...others].filter(([row, x, y]) => hasPicture(row) && takePlace(taken, x, y, side + 4));
+}
+
+function drawPicture(pen, side, [row, x, y, colour]) {
+  const tile = tileOf(row);
+  const image = sheetImage(tile.sheet, redrawMap);
+  if (!image) return;
+  pen.fillStyle = colour;
+  pen.fillRect(x - side / 2 - 1.5, y - side / 2 - 1.5, side + 3, side + 3);
+  pen.drawImage(image, tile.column * sheets.side, tile.line * sheets.side, sheets.side, sheets.side, x - side / 2, y - side / 2, side, side);
 }
 
 // Whether a square of this side is free; it is taken then. A cell of `taken` holds one square at most.
@@ -185,12 +190,22 @@ function clusterMiddles() {
   return middles;
 }
 
-function drawMark(pen) {
-  pen.strokeStyle = themed("--text");
-  pen.lineWidth = 2.5;
-  pen.beginPath();
-  pen.arc(...placeOf(map.marked), 24, 0, 2 * Math.PI);
-  pen.stroke();
+// A frame of two tones, of which one stands out from any picture.
+function drawMark(pen, side) {
+  const [x, y] = placeOf(map.marked);
+  const reach = (side || 4 * POINT) / 2 + 4;
+  for (const [colour, width] of [["--panel", 7], ["--text", 3]]) {
+    pen.strokeStyle = themed(colour);
+    pen.lineWidth = width;
+    pen.strokeRect(x - reach, y - reach, 2 * reach, 2 * reach);
+  }
+}
+
+// The image at a place: the picture that is drawn there, or else the nearest point within reach; -1 for none.
+function rowOnMap(x, y, reach) {
+  const half = pictureSide() / 2 + 2;
+  const hit = map.drawn.find(([, left, top]) => Math.abs(left - x) <= half && Math.abs(top - y) <= half);
+  return hit ? hit[0] : nearestOnMap(x, y, reach);
 }
 
 function nearestOnMap(x, y, reach) {
@@ -269,7 +284,7 @@ function pinchMap(id, before, now) {
 }
 
 function hoverMap(event, [x, y]) {
-  const row = nearestOnMap(x, y, 18);
+  const row = rowOnMap(x, y, 18);
   canvas.style.cursor = row < 0 ? "grab" : "pointer";
   tipRow = -1;
   if (row < 0) hideTip();
@@ -279,7 +294,7 @@ function hoverMap(event, [x, y]) {
 function mapUp(event) {
   map.pointers.delete(event.pointerId);
   if (event.type === "pointercancel" || dragged) return;
-  const row = nearestOnMap(...placeIn(event), event.pointerType === "mouse" ? 18 : 28);
+  const row = rowOnMap(...placeIn(event), event.pointerType === "mouse" ? 18 : 28);
   if (row < 0) hideTip();
   else if (event.pointerType === "mouse" || row === tipRow) openLightbox(row);
   else showTip([...imageTip(row), make("span", { class: "hint" }, "tap again to open")], event);
@@ -304,7 +319,7 @@ function mapKey(event) {
   if (moves[event.key]) moveMap(...moves[event.key]);
   else if (zooms[event.key]) zoomMap(zooms[event.key], map.width / 2, map.height / 2);
   else if (event.key === "0") showWholeMap();
-  else if (event.key === "Enter") openLightbox(nearestOnMap(map.width / 2, map.height / 2, Infinity));
+  else if (event.key === "Enter") openLightbox(rowOnMap(map.width / 2, map.height / 2, Infinity));
   else return;
   event.preventDefault();
 }
