@@ -73,7 +73,7 @@ class Atlas:
     places : float32 ndarray (R, 2)
         On the map, within [-1, 1]; NaN for images that are not on it.
     method : str
-        How the places were found: "UMAP" or "PCA"; empty without a map.
+        How the places were found: "UMAP", "t-SNE" or, of very few images, "PCA"; empty without a map.
     alike : int64 ndarray (T, A)
         For each row with a picture the rows of the most similar ones, nearest first; A is 0 without features.
     counts : sequence of (class, cluster, images)

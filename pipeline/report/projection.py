@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 FIT_ROWS = 10_000  # that UMAP learns from; more take minutes and show the same
+TSNE_ROWS = 6_000  # that t-SNE places: those on the page
+TSNE_STEPS = 500  # a fixed number, because a limit in seconds would give every machine another map
+BETWEEN = 5  # placed neighbours that decide where another row lies
+BLOCK = 4_096  # rows that are compared with the placed ones at a time
 LOOSE = {
     "min_dist": 0.9,
     "spread": 1.5,
@@ -29,18 +35,36 @@ class Projection:
 
 
 def project(unit: Tensor) -> Projection:
-    """Unit features (n, D) on a plane: by UMAP where it is installed (the extra `umap`), otherwise by PCA.
+    """Unit features (n, D) on a plane: by UMAP where it is installed (the extra `umap`), otherwise by t-SNE.
 
-    The first `FIT_ROWS` rows, which should be a fair sample, decide the map; the others are placed on it. The same
-    features give the same map.
+    The first rows, which should be a fair sample, decide the map; the others are placed on it. The same features give
+    the same map.
     """
+    if len(unit) <= 3:  # too few neighbours for either
+        return Projection(principal_plane(unit), "PCA")
     try:
         from umap import UMAP
     except ImportError:
-        return Projection(principal_plane(unit), "PCA")
-    if len(unit) <= 3:  # too few neighbours for UMAP
-        return Projection(principal_plane(unit), "PCA")
+        return Projection(_to_square(_place_neighbours(unit)), "t-SNE")
     return Projection(_to_square(_learn(UMAP, unit.numpy())), "UMAP")
+
+
+def _place_neighbours(rows: Tensor) -> Array:
+    """Places (n, 2) of unit rows by t-SNE; those after `TSNE_ROWS` lie between the most similar ones before."""
+    fitted = rows[:TSNE_ROWS]
+    with threadpool_limits(1):  # threads would add up in another order each time
+        tsne = TSNE(
+            perplexity=min(30.0, (len(fitted) - 1) / 3),
+            init=1e-4 * principal_plane(fitted),
+            max_iter=TSNE_STEPS,
+            random_state=0,
+        )
+        places = torch.from_numpy(tsne.fit_transform(fitted.float().numpy()))
+    blocks = [places]
+    for first in range(TSNE_ROWS, len(rows), BLOCK):
+        near = (rows[first : first + BLOCK] @ fitted.T).topk(BETWEEN, dim=1).indices
+        blocks.append(places[near].median(dim=1).values)
+    return torch.cat(blocks).numpy()
 
 
 def _learn(method: Any, rows: Array) -> Array:

@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def no_umap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """UMAP takes seconds to compile; without it the map is a PCA."""
+    """UMAP takes seconds to compile; without it the map is a t-SNE."""
     monkeypatch.setitem(sys.modules, "umap", None)

@@ -16,16 +16,33 @@ from pipeline.report.projection import arrange, principal_plane, project
 from tests.helpers.atlases import features
 
 
-def test_without_umap_the_map_is_the_plane_of_most_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "umap", None)
+def neighbours_of_one_cluster(places: Any, cluster: Any) -> float:
+    """Share of the five nearest places that belong to the same cluster."""
+    distances = ((places[:, None] - places[None]) ** 2).sum(axis=-1)
+    nearest = distances.argsort(axis=1, kind="stable")[:, 1:6]
+    return float((cluster[nearest] == cluster[:, None]).mean())
+
+
+def test_without_umap_the_map_keeps_clusters_apart(no_umap: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "TSNE_ROWS", 150)
+    rows, _ = features(200, 10)
+    cluster = np.arange(200) % 10
+    found = project(rows)
+    assert (found.method, found.places.shape, found.places.dtype) == ("t-SNE", (200, 2), np.float32)
+    assert np.abs(found.places).max() == pytest.approx(1)
+    flat = neighbours_of_one_cluster(principal_plane(rows), cluster)
+    assert neighbours_of_one_cluster(found.places, cluster) > max(0.8, flat + 0.1)
+    assert np.array_equal(found.places, project(rows).places)
+
+
+def test_the_plane_is_that_of_most_variance() -> None:
     rows = torch.zeros(50, 6)
     rows[:, 4], rows[:, 1] = torch.linspace(-3, 5, 50), torch.linspace(0, 1, 50) ** 2
-    found = project(rows)
-    assert found.method == "PCA"
-    assert found.places.dtype == np.float32
-    assert np.abs(found.places).max() == pytest.approx(1)
-    assert np.corrcoef(found.places[:, 0], rows[:, 4])[0, 1] > 0.99
-    assert np.array_equal(found.places, project(rows).places)
+    places = principal_plane(rows)
+    assert places.dtype == np.float32
+    assert np.abs(places).max() == pytest.approx(1)
+    assert np.corrcoef(places[:, 0], rows[:, 4])[0, 1] > 0.99
+    assert np.array_equal(places, principal_plane(rows))
 
 
 def test_umap_learns_from_a_sample_and_places_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,5 +87,7 @@ def test_the_overview_keeps_the_map() -> None:
     assert abs(np.corrcoef(places[:, 1], cells[:, 1])[0, 1]) > 0.95
 
 
-def test_equal_rows_have_a_place() -> None:
-    assert np.isfinite(principal_plane(torch.ones(5, 4))).all()
+@pytest.mark.parametrize("count", [1, 3, 4, 50])
+def test_equal_rows_have_a_place(no_umap: None, count: int) -> None:
+    assert np.isfinite(principal_plane(torch.ones(count, 4))).all()
+    assert np.isfinite(project(torch.full((count, 4), 0.5)).places).all()
