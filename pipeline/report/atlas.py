@@ -18,7 +18,7 @@ from pipeline.report.choice import Assignments, Duplicate
 from pipeline.report.sprites import Sheets, pack
 
 PAGE_BYTES = 28_000_000  # of the whole file, pictures being what gives way
-SCRIPTS = ("data.js", "pictures.js", "clusters.js", "map.js", "classes.js", "training.js", "lists.js", "app.js")
+SCRIPTS = ("data.js", "pictures.js", "clusters.js", "members.js", "map.js", "classes.js", "training.js", "lists.js", "app.js")
 Array = np.ndarray[Any, Any]
 
 

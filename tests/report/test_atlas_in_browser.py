@@ -101,7 +101,7 @@ def test_a_cluster_opens_by_a_click_and_has_both_contact_sheets(page: Page) -> N
     page.wait("return !document.getElementById('view-cluster').hidden")
     assert page.view == "cluster-3"
     assert page.one("#view-cluster h2").text.startswith("dogs")
-    typical, border = page.all("#view-cluster .sheet")
+    typical, border = page.all("#view-cluster > .sheet")
     assert len(typical.find_elements(By.CSS_SELECTOR, ".shot")) == 16
     assert "→ " in border.find_element(By.CSS_SELECTOR, ".caption").text
     similarities = [float(caption.text) for caption in typical.find_elements(By.CSS_SELECTOR, ".caption")]
@@ -165,12 +165,10 @@ def test_search_finds_paths_and_names(page: Page) -> None:
 
 
 def place_on_map(page: Page) -> tuple[int, str, int, int]:
-    """An image with no other near it: its row, path, and place relative to the middle of the map."""
+    """An image whose picture is drawn: its row, path, and place relative to the middle of the map."""
+    page.wait("return map.drawn.length")
     row, x, y = page.driver.execute_script(
-        """const apart = (row) => Math.min(...onMap.filter((r) => r !== row).map((r) =>
-             Math.hypot(placeOf(r)[0] - placeOf(row)[0], placeOf(r)[1] - placeOf(row)[1])));
-           const row = onMap.reduce((a, b) => (apart(b) > apart(a) ? b : a));
-           return [row, Math.round(placeOf(row)[0] - map.width / 2), Math.round(placeOf(row)[1] - map.height / 2)];"""
+        "const [row, x, y] = map.drawn[0]; return [row, Math.round(x - map.width / 2), Math.round(y - map.height / 2)]"
     )
     return row, page.driver.execute_script("return fileName(arguments[0])", row), x, y
 
@@ -356,3 +354,54 @@ def test_an_image_that_is_to_be_shown_on_the_map_is_drawn_on_top(page: Page) -> 
            });"""
     )
     assert found == []
+
+
+def test_all_images_of_a_cluster_are_sorted_filtered_and_added_as_one_scrolls(page: Page) -> None:
+    page.open("cluster-2")
+    page.driver.execute_script("membersOf(2).push(...Array(200).fill(membersOf(2)[0]))")  # 224 images
+    page.driver.execute_script("go('cluster-2')")
+    shots = "#members .shot"
+    assert len(page.all(shots)) == 120
+    page.driver.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
+    page.wait(f"return document.querySelectorAll('{shots}').length === 224")
+    page.open("cluster-2")
+    assert page.one("#members h3").text == "All 24"
+    assert page.one("#members .hint").text == "24 of 24"
+    assert "16 of 24" in page.one("#view-cluster > h3").text
+    page.one('#member-order [value="margin"]').click()
+    margins = [float(caption.text) for caption in page.all(f"{shots} .caption")]
+    assert margins == sorted(margins)
+    page.one('.meters a[href="#cluster-2/class-2"]').click()
+    page.wait("return byId('member-filter').value === 'class-2'")
+    assert all("class class 2" in shot.get_attribute("aria-label") for shot in page.all(shots))
+    assert page.one("#members .hint").text == f"{len(page.all(shots))} of 24"
+
+
+def test_the_images_of_a_cluster_are_found_by_its_number(page: Page) -> None:
+    page.open()
+    page.one("#query").send_keys("cluster 3")
+    page.wait("return document.querySelector('#view-search .card')")
+    assert [card.get_attribute("data-cluster") for card in page.all("#view-search .card")] == ["3"]
+    assert page.one("#view-search h2").text == "24 images, 1 clusters"
+    assert all("dogs (3)" in shot.get_attribute("aria-label") for shot in page.all("#view-search .shot"))
+
+
+def test_tiles_and_cards_say_what_they_are_and_what_they_are_sorted_by(page: Page) -> None:
+    page.open()
+    assert page.one('#overview [data-cluster="1"] .label').text == "1 dogs"
+    page.one('#order [value="narrow"]').click()
+    cards = [card.text for card in page.all("#cards .card p")]
+    margins = [float(text.rpartition("margin ")[2]) for text in cards]
+    assert margins == sorted(margins)
+    page.one('#order [value="outliers"]').click()
+    assert "outlier" in page.one("#cards .card p").text
+
+
+def test_duplicates_in_two_clusters_are_flagged(page: Page) -> None:
+    page.open("duplicates")
+    page.driver.execute_script(
+        "atlas.duplicates = [{ first: 0, second: rows.cluster.findIndex((n) => n !== rows.cluster[0]), similarity: 1, "
+        "likeness: 'identical' }]; startLists()"
+    )
+    assert page.one("#view-duplicates .apart").text.startswith("in two clusters: ")
+    assert len(page.all("#view-duplicates .apart a")) == 2

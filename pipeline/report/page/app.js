@@ -50,11 +50,17 @@ function route() {
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (view === "cluster") showCluster(Number(rest));
   if (view === "search") showSearch(decodeURIComponent(rest));
   if (view === "map" && rest) showOnMap(Number(rest));
   if (view !== "search") byId("query").value = "";
   scrollTo(0, view === "clusters" ? scrolled : 0);
+  if (view === "cluster") showCluster(...splitOnce(rest));
+}
+
+// The number of a cluster and the filter of its images, of "3" or "3/outliers".
+function splitOnce(rest) {
+  const [n, filter] = rest.split("/");
+  return [Number(n), filter];
 }
 
 // Where the list of clusters was left, for the way back from one of them.

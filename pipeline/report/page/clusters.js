@@ -11,11 +11,13 @@ const MEASURES = {
     text: (c) => (c.known ? `${percent(majorityShare(c))} are ${className(majority(c).label)}` : "no known class"),
   },
 };
+// Title, order, and what a card says of it beside size and majority.
 const ORDERS = {
   size: ["size", (a, b) => b.size - a.size],
-  loose: ["lowest cohesion", (a, b) => a.cohesion - b.cohesion],
+  loose: ["lowest cohesion", (a, b) => a.cohesion - b.cohesion, MEASURES.cohesion.text],
+  narrow: ["lowest margin", (a, b) => a.margin - b.margin, MEASURES.margin.text],
   mixed: ["lowest majority share", (a, b) => majorityShare(a) - majorityShare(b)],
-  outliers: ["most outliers", (a, b) => b.outliers - a.outliers],
+  outliers: ["most outliers", (a, b) => b.outliers - a.outliers, (c) => `${number(c.outliers)} ${c.outliers === 1 ? "outlier" : "outliers"}`],
   name: ["name", (a, b) => (a.name || "\uffff").localeCompare(b.name || "\uffff") || a.number - b.number],
   number: ["number", (a, b) => a.number - b.number],
 };
@@ -57,6 +59,7 @@ function overviewCell(cluster, place) {
   const cell = make("a", { href: `#cluster-${cluster.number}`, class: "cell", "data-cluster": cluster.number, tabindex: place ? -1 : 0 });
   cell.style.gridArea = `${cluster.cell[1] + 1} / ${cluster.cell[0] + 1}`;
   paint(cell, firstRow(cluster));
+  cell.append(make("span", { class: "label", "aria-hidden": "true" }, cluster.name ? `${cluster.number} ${cluster.name}` : String(cluster.number)));
   cell.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showTip(clusterTip(cluster), event));
   cell.addEventListener("pointerleave", hideTip);
   return cell;
@@ -116,12 +119,13 @@ function addCards() {
 }
 
 function clusterCard(cluster) {
+  const sortedBy = ORDERS[byId("order").value][2] || MEASURES.cohesion.text;
   return make(
     "a",
     { href: `#cluster-${cluster.number}`, class: "card", "data-cluster": cluster.number },
     make("div", { class: "strip" }, ...cluster.typical.slice(0, 8).map((row) => picture(row))),
     clusterHeading("h3", cluster),
-    make("p", {}, `${number(cluster.size)} ${cluster.size === 1 ? "image" : "images"} · cohesion ${decimal(cluster.cohesion)}`),
+    make("p", {}, `${number(cluster.size)} ${cluster.size === 1 ? "image" : "images"} · ${sortedBy(cluster)}`),
     hasClasses ? mixBar(cluster) : null,
   );
 }
@@ -142,7 +146,7 @@ function mixBar(cluster) {
 
 // The page of one cluster
 
-function showCluster(n) {
+function showCluster(n, filter) {
   const cluster = clusterOf.get(n);
   const view = byId("view-cluster");
   if (!cluster) {
@@ -166,12 +170,16 @@ function showCluster(n) {
     ),
     clusterFacts(cluster),
     make("div", { class: "two" }, cluster.known ? classMix(cluster) : null, nearestClusters(cluster)),
-    make("h3", {}, "Nearest to the centre"),
+    make("h3", {}, "Nearest to the centre", sheetCount(cluster, cluster.typical)),
     cluster.typical.length ? contactSheet(cluster.typical, (row) => decimal(rows.similarity[row])) : make("p", { class: "empty" }, "This cluster is empty."),
     ...borderSheet(cluster),
     ...groupMembers(cluster),
+    memberSection(cluster, filter),
   );
+  if (filter) byId("members").scrollIntoView();
 }
+
+const sheetCount = (cluster, list) => make("small", {}, ` ${number(list.length)} of ${number(cluster.size)}`);
 
 function clusterFacts(cluster) {
   const facts = [
@@ -179,7 +187,7 @@ function clusterFacts(cluster) {
     ["of all images", percent(cluster.size / atlas.images)],
     ["cohesion", decimal(cluster.cohesion)],
     ["margin", decimal(cluster.margin)],
-    ["outliers", number(cluster.outliers)],
+    ["outliers", make("a", { href: `#cluster-${cluster.number}/outliers` }, number(cluster.outliers))],
   ];
   if (cluster.known) facts.unshift(["majority class", MEASURES.majority.text(cluster)]);
   return make("dl", { class: "facts" }, ...facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value))));
@@ -192,7 +200,7 @@ function classMix(cluster) {
       {},
       make("span", {}, className(label)),
       make("span", { class: "meter" }, make("i", { style: `width:${(100 * count) / cluster.known}%;background:${categoryColour(label)}` })),
-      make("span", { class: "figure" }, `${number(count)} · ${percent(count / cluster.known)}`),
+      make("a", { class: "figure", href: `#cluster-${cluster.number}/class-${label}` }, `${number(count)} · ${percent(count / cluster.known)}`),
     ),
   );
   const more = cluster.mix.length - lines.length;
@@ -208,7 +216,7 @@ function nearestClusters(cluster) {
 
 function borderSheet(cluster) {
   if (!cluster.border.length) return [];
-  return [make("h3", {}, "At the border, with the runner-up"), contactSheet(cluster.border, (row) => `→ ${clusterName(rows.runnerUp[row])}`)];
+  return [make("h3", {}, "At the border, with the runner-up", sheetCount(cluster, cluster.border)), contactSheet(cluster.border, (row) => `→ ${clusterName(rows.runnerUp[row])}`)];
 }
 
 function groupMembers(cluster) {

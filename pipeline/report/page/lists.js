@@ -18,10 +18,18 @@ function duplicatesContent() {
       { class: "pair" },
       make("div", { class: "pictures" }, shot(first, [first, second]), shot(second, [first, second])),
       make("div", {}, make("strong", { class: likeness.replace(" ", "-") }, likeness), make("span", { class: "hint" }, ` cosine ${decimal(similarity, 4)}`),
-        make("p", { class: "path" }, fileName(first)), make("p", { class: "path" }, fileName(second))),
+        make("p", { class: "path" }, fileName(first)), make("p", { class: "path" }, fileName(second)), clustersOfPair(first, second)),
     ),
   );
   return [head, make("p", { class: "hint" }, duplicatesHint()), make("ul", { class: "pairs" }, ...pairs)];
+}
+
+// Where two images that should lie together do not.
+function clustersOfPair(first, second) {
+  const [one, other] = [rows.cluster[first], rows.cluster[second]];
+  if (one === other) return null;
+  const link = (n) => make("a", { class: "chip", href: `#cluster-${n}` }, clusterName(n));
+  return make("p", { class: "apart" }, "in two clusters: ", link(one), " ", link(other));
 }
 
 function duplicatesHint() {
@@ -39,13 +47,15 @@ function outliersContent() {
 }
 
 function showSearch(query) {
-  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-  const matches = (text) => words.every((word) => text.toLowerCase().includes(word));
-  const found = clusters.filter((cluster) => matches(clusterText(cluster)));
+  const [n, words] = parseQuery(query);
+  const matches = (text) => words.every((word) => text.includes(word));
+  const found = clusters.filter((cluster) => (n === null || n === cluster.number) && matches(clusterText(cluster)));
+  const names = new Map(clusters.map(({ number, name }) => [number, ` ${name.toLowerCase()}`]));
+  const isHit = (row) => (n === null || n === rows.cluster[row]) && matches(atlas.paths[row].toLowerCase() + (names.get(rows.cluster[row]) || ""));
   const hits = [];
   let total = 0;
   for (let row = 0; row < atlas.paths.length; row++) {
-    if (matches(atlas.paths[row]) && ++total <= HITS) hits.push(row);
+    if (isHit(row) && ++total <= HITS) hits.push(row);
   }
   const withPicture = hits.filter(hasPicture);
   const without = hits.filter((row) => !hasPicture(row));
@@ -59,8 +69,14 @@ function showSearch(query) {
   );
 }
 
+// The cluster that a query asks for by "cluster 11", or null, and its other words.
+function parseQuery(query) {
+  const [asked, n] = /\bcluster\s+(\d+)\b/i.exec(query) || ["", null];
+  return [n && Number(n), query.replace(asked, " ").toLowerCase().split(/\s+/).filter(Boolean)];
+}
+
 function clusterText(cluster) {
-  return `cluster ${cluster.number} ${cluster.name} ${cluster.mix.length ? className(majority(cluster).label) : ""}`;
+  return `cluster ${cluster.number} ${cluster.name} ${cluster.mix.length ? className(majority(cluster).label) : ""}`.toLowerCase();
 }
 
 function hitLine(row) {

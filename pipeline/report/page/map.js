@@ -29,7 +29,7 @@ function startMap() {
   byId("map-hint").textContent = onMap.length
     ? `${number(onMap.length)} images, placed by ${atlas.method}. Images that are alike lie near each other. Zoom in to see the pictures.`
     : "There is no map: the run left no features.";
-  for (const [type, handler] of Object.entries({ pointerdown: mapDown, pointermove: mapMove, pointerup: mapUp, pointercancel: mapUp, pointerleave: mapLeave })) {
+  for (const [type, handler] of Object.entries({ pointerdown: mapDown, pointermove: mapMove, pointerup: mapUp, pointercancel: mapUp, pointerleave: mapLeave, click: mapClick })) {
     canvas.addEventListener(type, handler);
   }
   canvas.addEventListener("wheel", mapWheel, { passive: false });
@@ -251,12 +251,14 @@ const placeIn = (event) => {
 };
 
 let dragged = false;
+let touched = false; // whether the last pointer was a finger or a pen
 let tipRow = -1; // the image that a tap has shown; a second tap opens it
 
 function mapDown(event) {
   canvas.setPointerCapture(event.pointerId);
   map.pointers.set(event.pointerId, placeIn(event));
   dragged = false;
+  touched = event.pointerType !== "mouse";
 }
 
 function mapMove(event) {
@@ -293,10 +295,14 @@ function hoverMap(event, [x, y]) {
 
 function mapUp(event) {
   map.pointers.delete(event.pointerId);
-  if (event.type === "pointercancel" || dragged) return;
-  const row = rowOnMap(...placeIn(event), event.pointerType === "mouse" ? 18 : 28);
+}
+
+// A click and not the pointer's end: what opens there would be given the click of the same tap.
+function mapClick(event) {
+  if (dragged) return;
+  const row = rowOnMap(...placeIn(event), touched ? 28 : 18);
   if (row < 0) hideTip();
-  else if (event.pointerType === "mouse" || row === tipRow) openLightbox(row);
+  else if (!touched || row === tipRow) openLightbox(row);
   else showTip([...imageTip(row), make("span", { class: "hint" }, "tap again to open")], event);
   tipRow = row;
 }
