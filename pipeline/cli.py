@@ -449,15 +449,18 @@ def label(
       digpro label runs/photos-0123abcd 3=truck 7=truck 12="sports car"
     """
     from pipeline.runs.names import set_names
+    from pipeline.runs.report import put_names
 
     set_names(run, names, echo)
+    if atlas := put_names(run):
+        echo(f"atlas: {atlas}")
 
 
 @app.command()
 def report(run: RunArgument) -> None:
     """Make the atlas of a run again: a page to look at every cluster.
 
-    It is one file that works without a network. Every run ends with it; make it again after `digpro label`.
+    It is one file that works without a network. Every run ends with it, and `digpro label` keeps its names up to date.
 
     \b
     Example:

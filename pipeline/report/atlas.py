@@ -18,7 +18,20 @@ from pipeline.report.choice import Assignments, Duplicate
 from pipeline.report.sprites import Sheets, pack
 
 PAGE_BYTES = 28_000_000  # of the whole file, pictures being what gives way
-SCRIPTS = ("data.js", "pictures.js", "clusters.js", "members.js", "map.js", "classes.js", "training.js", "lists.js", "app.js")
+SCRIPTS = (
+    "data.js",
+    "selection.js",
+    "pictures.js",
+    "clusters.js",
+    "members.js",
+    "map.js",
+    "classes.js",
+    "training.js",
+    "lists.js",
+    "names.js",
+    "app.js",
+)
+DATA_START = '<script type="application/json" id="atlas-data">'
 Array = np.ndarray[Any, Any]
 
 
@@ -120,12 +133,29 @@ def atlas_page(atlas: Atlas) -> str:
     )
 
 
+def rename_clusters(page: str, names: Mapping[int, str]) -> str:
+    """A page with other names of its clusters and all else as it was; ValueError where `page` is no atlas."""
+    head, found, rest = page.partition(DATA_START)
+    text, end, tail = rest.partition("</script>")
+    if not found or not end:
+        raise ValueError("this page holds no data of an atlas")
+    values = json.loads(text)
+    for cluster in values["clusters"]:
+        cluster["name"] = names.get(cluster["number"], "")
+    return "".join([head, found, _json(values), end, tail])
+
+
+def _json(values: Any) -> str:
+    """JSON that can stand in a script element: it has no `<`."""
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 def _asset(name: str) -> str:
     return resources.files("pipeline.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _data(atlas: Atlas) -> str:
-    """Everything but the pictures as JSON that can stand in a script element: it has no `<`."""
+    """Everything but the pictures, as JSON."""
     images, rows = atlas.images, atlas.rows
     columns = {
         "index": rows.astype(np.int32),
@@ -157,7 +187,7 @@ def _data(atlas: Atlas) -> str:
         "duplicates": [asdict(pair) for pair in atlas.duplicates],
         "outliers": atlas.outliers,
     }
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return _json(values)
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

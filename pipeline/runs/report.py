@@ -19,7 +19,7 @@ from pipeline.data.shards import MANIFEST, Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.features.neighbours import EXACT_IMAGES
 from pipeline.inference.embedding import has_features, read_features
-from pipeline.report.atlas import atlas_page
+from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.choice import Assignments, Totals, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.embedding import embed, embedding_table
@@ -71,6 +71,25 @@ def report(run: str) -> dict[str, str]:
             with folder.open_output(file.name) as stream:
                 stream.write(file.read_bytes())
     return {file.stem: folder.file(file.name) for file in files}
+
+
+def put_names(run: str) -> str | None:
+    """Put the names of a run's clusters into the atlas that lies in its folder, which takes a second.
+
+    Returns where the atlas lies; None where there is none. ConfigError when the file is no atlas.
+    """
+    folder = Folder(absolute(run))
+    if ATLAS not in folder.names(ATLAS):
+        return None
+    place = f"{folder.path}/{ATLAS}"
+    with folder.files.open_input_stream(f"{folder.root}/{ATLAS}") as stream:
+        page = stream.read().decode()
+    try:
+        page = rename_clusters(page, read_names(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"the names are kept, but {place} is damaged ({error}); run `digpro report {run}`") from None
+    folder.write_bytes(ATLAS, page.encode())
+    return place
 
 
 def write_report(

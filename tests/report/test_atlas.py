@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.report import atlas as page_module
 from pipeline.report import compose as module
-from pipeline.report.atlas import atlas_page
+from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.compose import compose
 from tests.helpers.atlases import clustering, colour_pictures
 
@@ -151,3 +151,13 @@ def test_pictures_give_way_to_the_size_of_the_page(monkeypatch: pytest.MonkeyPat
     free = len(atlas_page(found))
     monkeypatch.setattr(page_module, "PAGE_BYTES", free // 2)
     assert len(atlas_page(found)) <= free // 2
+
+
+def test_names_are_put_into_a_page_that_is_there() -> None:
+    given = clustering()
+    page = atlas_page(compose(given, colour_pictures))
+    other = {0: "</script>cats", 3: "dogs"}
+    assert rename_clusters(page, given.names) == page
+    assert rename_clusters(page, other) == atlas_page(compose(replace(given, names=other), colour_pictures))
+    with pytest.raises(ValueError, match="no data of an atlas"):
+        rename_clusters("<p>another page</p>", other)

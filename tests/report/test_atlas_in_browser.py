@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -14,6 +15,7 @@ import pytest
 
 from pipeline.report.atlas import atlas_page
 from pipeline.report.compose import compose
+from pipeline.runs.names import set_names
 from tests.helpers.atlases import clustering, colour_pictures
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -371,6 +373,7 @@ def test_all_images_of_a_cluster_are_sorted_filtered_and_added_as_one_scrolls(pa
     page.one('#member-order [value="margin"]').click()
     margins = [float(caption.text) for caption in page.all(f"{shots} .caption")]
     assert margins == sorted(margins)
+    page.driver.execute_script("scrollTo(0, 0)")
     page.one('.meters a[href="#cluster-2/class-2"]').click()
     page.wait("return byId('member-filter').value === 'class-2'")
     assert all("class class 2" in shot.get_attribute("aria-label") for shot in page.all(shots))
@@ -405,3 +408,63 @@ def test_duplicates_in_two_clusters_are_flagged(page: Page) -> None:
     )
     assert page.one("#view-duplicates .apart").text.startswith("in two clusters: ")
     assert len(page.all("#view-duplicates .apart a")) == 2
+
+
+@pytest.fixture
+def downloads(page: Page, tmp_path: Path) -> Callable[[str], str]:
+    """What a downloaded file of some name holds."""
+    folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
+
+    def read(name: str) -> str:
+        WebDriverWait(page.driver, 20, poll_frequency=0.05).until(lambda _: (tmp_path / name).exists())
+        return (tmp_path / name).read_bytes().decode()
+
+    return read
+
+
+def test_clusters_are_named_and_merged_in_the_page_and_label_takes_the_file(
+    page: Page, downloads: Callable[[str], str], tmp_path: Path
+) -> None:
+    page.open("cluster-0")
+    page.one("#cluster-name").send_keys('dogs: "old"' + Keys.ENTER)
+    assert page.one("#view-cluster h2").text.startswith('dogs: "old"')
+    page.open("cluster-4")  # from disk again: the browser has kept the name
+    assert page.driver.execute_script("return clusterOf.get(0).name") == 'dogs: "old"'
+    page.one("#cluster-name").send_keys("dogs" + Keys.ENTER)
+    assert {card.get_attribute("data-cluster") for card in page.all("#view-cluster .card")} == {"1", "3"}
+    assert page.one("#unsaved").text.startswith("2 names are only in this page.")
+    page.one("#download-names").click()
+    (tmp_path / "given.yaml").write_text(downloads("names.yaml"))
+    (tmp_path / "clusters.json").write_text(json.dumps({"sizes": [24] * 5}))
+    given = set_names(str(tmp_path), [str(tmp_path / "given.yaml")])
+    assert given == {0: 'dogs: "old"', 1: "dogs", 2: "<script>alert(1)</script>", 3: "dogs", 4: "dogs"}
+    page.one("#unsaved button:nth-of-type(2)").click()
+    page.wait("return byId('unsaved').hidden")
+    page.open("cluster-4")
+    assert page.one("#view-cluster h2").text == "Cluster 4"
+
+
+def test_images_are_selected_and_saved_as_csv(page: Page, downloads: Callable[[str], str]) -> None:
+    page.open("cluster-1")
+    page.one("#members .select").click()
+    shots = page.all("#view-cluster > .sheet .shot")[:2]
+    for shot in shots:
+        shot.click()
+    assert not page.driver.execute_script("return lightbox.open")
+    assert page.one("#selection").text.startswith("2 selected")
+    page.one("#download-selection").click()
+    lines = list(csv.DictReader(downloads("selection.csv").splitlines()))
+    assert [line["path"] for line in lines] == [shot.get_attribute("aria-label").split(",")[0] for shot in shots]
+    assert {(line["cluster"], line["name"]) for line in lines} == {("1", "dogs")}
+    for view, name in [("outliers", "outliers"), ("duplicates", "duplicates"), ("search=photos", "search")]:
+        page.driver.execute_script(f"go('{view}')")
+        page.one("main > section:not([hidden]) .csv").click()
+        assert downloads(f"{name}.csv").startswith("index,path,cluster,name,class,")
+    assert len(downloads("search.csv").splitlines()) == 121
+
+
+def test_a_frame_that_may_not_save_files_shows_their_text(frame: Page) -> None:
+    frame.one('nav a[href="#outliers"]').click()
+    frame.one("#view-outliers .csv").click()
+    assert frame.one("#lightbox textarea").get_attribute("value").startswith("index,path,cluster,name,class,")

@@ -20,7 +20,8 @@ from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import report as module
-from pipeline.runs.report import read_pictures, report
+from pipeline.runs.names import set_names
+from pipeline.runs.report import put_names, read_pictures, report
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from tests.helpers.atlases import HISTORY, assignments, features
@@ -92,6 +93,24 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
     assert data["alarms"] == [{"epoch": 1, "kind": "collapse", "text": "low"}]
     assert sorted(data["paths"]) == [f"{number:02}.png" for number in range(IMAGES)]
     assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
+
+
+def test_names_reach_the_page_without_decoding_a_picture_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert put_names(str(run)) is None  # no page yet
+    report(str(run))
+    before = page_data(run)
+    monkeypatch.setattr(module, "read_pictures", None)
+    (run / "clusters.json").write_text(json.dumps({"sizes": [13, 13, 12, 12]}))
+    set_names(str(run), ["1=truck"])
+    assert put_names(str(run)) == str(run / "atlas.html")
+    after = page_data(run)
+    assert [cluster["name"] for cluster in after["clusters"]][:2] == ["", "truck"]
+    for cluster in (*before["clusters"], *after["clusters"]):
+        cluster["name"] = ""
+    assert after == before
+    (run / "atlas.html").write_text("<p>cut off")
+    with pytest.raises(ConfigError, match=r"the names are kept, but .*atlas\.html is damaged"):
+        put_names(str(run))
 
 
 def test_sizes_and_means_are_of_all_images_where_only_a_sample_is_shown(

@@ -93,6 +93,8 @@ document.addEventListener("keydown", (event) => {
     byId("query").value = "";
     byId("query").blur();
     search();
+  } else if (event.key === "Escape" && inField) {
+    event.target.blur();
   } else if (event.key === "Escape" && !lightbox.open && !byId("view-cluster").hidden) {
     go("clusters");
   } else if (!inField && !lightbox.open && !event.altKey && !event.ctrlKey && !event.metaKey) {
@@ -120,6 +122,7 @@ function arrowKey(event) {
 
 if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
 route();
+showUnsaved();
 
 // Ready: drawn, and the pictures that are seen first are decoded.
 const firstSheet = atlas.pictures ? Object.assign(new Image(), { src: sheetUrl(0) }).decode().catch(() => {}) : Promise.resolve();

@@ -59,12 +59,13 @@ function overviewCell(cluster, place) {
   const cell = make("a", { href: `#cluster-${cluster.number}`, class: "cell", "data-cluster": cluster.number, tabindex: place ? -1 : 0 });
   cell.style.gridArea = `${cluster.cell[1] + 1} / ${cluster.cell[0] + 1}`;
   paint(cell, firstRow(cluster));
-  cell.append(make("span", { class: "label", "aria-hidden": "true" }, cluster.name ? `${cluster.number} ${cluster.name}` : String(cluster.number)));
+  cell.append(make("span", { class: "label", "aria-hidden": "true" }, tileText(cluster)));
   cell.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showTip(clusterTip(cluster), event));
   cell.addEventListener("pointerleave", hideTip);
   return cell;
 }
 
+const tileText = ({ name, number }) => (name ? `${number} ${name}` : String(number));
 const firstRow = (cluster) => (cluster.typical.length ? cluster.typical[0] : -1);
 
 function colourOverview() {
@@ -168,6 +169,7 @@ function showCluster(n, filter) {
         make("span", { class: "hint" }, `${place + 1} of ${ordered.length}`),
       ),
     ),
+    nameForm(cluster),
     clusterFacts(cluster),
     make("div", { class: "two" }, cluster.known ? classMix(cluster) : null, nearestClusters(cluster)),
     make("h3", {}, "Nearest to the centre", sheetCount(cluster, cluster.typical)),

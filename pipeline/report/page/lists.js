@@ -10,7 +10,7 @@ function startLists() {
 
 function duplicatesContent() {
   const count = atlas.duplicates.length;
-  const head = make("div", { class: "bar" }, make("h2", {}, "Likely duplicates"), make("span", { class: "hint" }, `${number(count)} pairs`));
+  const head = make("div", { class: "bar" }, make("h2", {}, "Likely duplicates"), make("span", { class: "hint" }, `${number(count)} pairs`), listTools("duplicates", () => atlas.duplicates.flatMap(({ first, second }) => [first, second])));
   if (!count) return [head, make("p", { class: "fine" }, "None was found.")];
   const pairs = atlas.duplicates.map(({ first, second, similarity, likeness }) =>
     make(
@@ -40,7 +40,7 @@ function duplicatesHint() {
 
 function outliersContent() {
   const list = atlas.outliers;
-  const head = make("div", { class: "bar" }, make("h2", {}, "Outliers"), make("span", { class: "hint" }, `${number(list.length)} images`));
+  const head = make("div", { class: "bar" }, make("h2", {}, "Outliers"), make("span", { class: "hint" }, `${number(list.length)} images`), listTools("outliers", () => list));
   if (!list.length) return [head, make("p", { class: "fine" }, "No image lies far outside its cluster.")];
   const hint = "Images that are far less similar to their centre than the rest of their cluster, the farthest first. The number is how many times the usual spread they lie below the median.";
   return [head, make("p", { class: "hint" }, hint), contactSheet(list, (row) => decimal(rows.outlier[row], 1))];
@@ -52,15 +52,15 @@ function showSearch(query) {
   const found = clusters.filter((cluster) => (n === null || n === cluster.number) && matches(clusterText(cluster)));
   const names = new Map(clusters.map(({ number, name }) => [number, ` ${name.toLowerCase()}`]));
   const isHit = (row) => (n === null || n === rows.cluster[row]) && matches(atlas.paths[row].toLowerCase() + (names.get(rows.cluster[row]) || ""));
-  const hits = [];
-  let total = 0;
+  const all = [];
   for (let row = 0; row < atlas.paths.length; row++) {
-    if (isHit(row) && ++total <= HITS) hits.push(row);
+    if (isHit(row)) all.push(row);
   }
+  const [total, hits] = [all.length, all.slice(0, HITS)];
   const withPicture = hits.filter(hasPicture);
   const without = hits.filter((row) => !hasPicture(row));
   byId("view-search").replaceChildren(
-    make("div", { class: "bar" }, make("h2", {}, `${number(total)} images, ${number(found.length)} clusters`), make("span", { class: "hint" }, `with ${query}`)),
+    make("div", { class: "bar" }, make("h2", {}, `${number(total)} images, ${number(found.length)} clusters`), make("span", { class: "hint" }, `with ${query}`), listTools("search", () => all)),
     found.length ? make("div", { class: "cards" }, ...found.slice(0, 24).map(clusterCard)) : "",
     withPicture.length ? contactSheet(withPicture, (row) => clusterName(rows.cluster[row])) : "",
     make("ul", { class: "hits" }, ...without.map(hitLine)),

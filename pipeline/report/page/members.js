@@ -56,7 +56,7 @@ function memberSection(cluster, filter) {
     "section",
     { id: "members", "aria-label": "All images of the cluster" },
     make("div", { class: "bar" }, make("h3", {}, `All ${number(cluster.size)}`), make("label", {}, "Sort by ", order), make("label", {}, "Show ", choice),
-      make("span", { class: "hint", role: "status" }, `${number(found.length)} of ${number(cluster.size)}${missing}`)),
+      listTools(`cluster-${cluster.number}`, () => list), make("span", { class: "hint", role: "status" }, `${number(found.length)} of ${number(cluster.size)}${missing}`)),
     sheet,
     end,
   );

@@ -64,7 +64,8 @@ function shot(row, list, caption) {
   paint(button, row);
   if (!hasPicture(row)) button.append(make("span", { class: "path" }, fileName(row)));
   if (caption) button.append(make("span", { class: "caption" }, caption));
-  button.addEventListener("click", () => openLightbox(row, list));
+  button.addEventListener("click", () => (selecting && !lightbox.open ? toggleSelected(row) : openLightbox(row, list)));
+  markSelected(button);
   button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showTip(imageTip(row), event));
   button.addEventListener("pointerleave", hideTip);
   return button;
@@ -109,6 +110,8 @@ function openLightbox(row, list = [row]) {
   if (!lightbox.open) lightbox.showModal();
 }
 
+const closeButton = () => make("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => lightbox.close() }, "×");
+
 function lightboxContent(row) {
   const place = opened.list.indexOf(row);
   const step = (by) => openLightbox(opened.list[(place + by + opened.list.length) % opened.list.length], opened.list);
@@ -123,7 +126,7 @@ function lightboxContent(row) {
     ["index", number(rows.index[row])],
   ].filter(Boolean);
   return [
-    make("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => lightbox.close() }, "×"),
+    closeButton(),
     make(
       "div",
       { class: "stage" },

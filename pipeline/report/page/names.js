@@ -1,0 +1,64 @@
+"use strict";
+// Names that are given in the page. The browser keeps them until `digpro label` has put them into the run.
+
+const NAMES_KEY = `digpro names of ${atlas.title}`;
+for (const cluster of clusters) cluster.saved = cluster.name;
+
+function keptNames() {
+  try {
+    return JSON.parse(localStorage.getItem(NAMES_KEY)) || {};
+  } catch {
+    return {}; // a sandboxed frame keeps nothing
+  }
+}
+
+function keepNames() {
+  const given = Object.fromEntries(unsaved().map(({ number, name }) => [number, name]));
+  try {
+    localStorage.setItem(NAMES_KEY, JSON.stringify(given));
+  } catch {} // they last as long as the page is open
+}
+
+for (const [n, name] of Object.entries(keptNames())) if (clusterOf.has(Number(n))) clusterOf.get(Number(n)).name = String(name);
+
+const unsaved = () => clusters.filter(({ name, saved }) => name !== saved);
+
+function rename(changed, name) {
+  for (const cluster of changed) cluster.name = name(cluster);
+  keepNames();
+  for (const cell of byId("overview").children) cell.querySelector(".label").textContent = tileText(clusterOf.get(Number(cell.dataset.cluster)));
+  colourOverview();
+  sortCards();
+  if (started.has(startMap)) recolourMap();
+  if (started.has(startClasses)) byId("class-table").replaceChildren(classTable());
+  showUnsaved();
+}
+
+// Typed or chosen; two clusters of one name are one group.
+function nameForm(cluster) {
+  const input = make("input", { id: "cluster-name", list: "names", value: cluster.name, placeholder: "Name this cluster", "aria-label": `Name of cluster ${cluster.number}`, autocomplete: "off" });
+  const names = Array.from(new Set(clusters.map(({ name }) => name).filter(Boolean))).sort();
+  const submit = (event) => {
+    event.preventDefault();
+    rename([cluster], () => input.value.trim());
+    showCluster(cluster.number);
+    byId("cluster-name").focus();
+  };
+  return make("form", { id: "naming", class: "buttons", onsubmit: submit }, input, make("datalist", { id: "names" }, ...names.map((value) => make("option", { value }))), make("button", {}, "Name"));
+}
+
+function showUnsaved() {
+  const count = unsaved().length;
+  byId("unsaved").hidden = !count;
+  byId("unsaved").replaceChildren(
+    `${count} ${count === 1 ? "name is" : "names are"} only in this page. `,
+    make("button", { type: "button", id: "download-names", onclick: () => saveFile("names.yaml", namesFile()) }, "Download names.yaml"),
+    make("button", { type: "button", onclick: () => { rename(clusters, ({ saved }) => saved); route(); } }, "Forget them"),
+    make("span", { class: "hint" }, `digpro label RUN names.yaml puts them into the run`),
+  );
+}
+
+// What `digpro label` reads; an empty name takes one away. JSON's strings are YAML's.
+function namesFile() {
+  return clusters.filter(({ name, saved }) => name || saved).map(({ number, name }) => `${number}: ${JSON.stringify(name)}\n`).join("");
+}
