@@ -22,6 +22,7 @@ SCRIPTS = (
     "data.js",
     "selection.js",
     "pictures.js",
+    "groups.js",
     "clusters.js",
     "members.js",
     "map.js",

@@ -468,3 +468,28 @@ def test_a_frame_that_may_not_save_files_shows_their_text(frame: Page) -> None:
     frame.one('nav a[href="#outliers"]').click()
     frame.one("#view-outliers .csv").click()
     assert frame.one("#lightbox textarea").get_attribute("value").startswith("index,path,cluster,name,class,")
+
+
+def test_clusters_of_one_name_are_one_group_with_the_switch(page: Page) -> None:
+    page.open("classes")
+    columns = "return matrix.columns.map((c) => c.number).sort()"
+    assert page.driver.execute_script(columns) == [0, 1, 2, 3, 4]
+    page.one("#by-name").click()
+    assert page.driver.execute_script(columns) == [0, 1, 2, 4]
+    sums = "return matrix.labels.map((label) => matrix.columns.reduce((sum, c) => sum + countAt(label, c), 0))"
+    assert page.driver.execute_script(sums) == page.driver.execute_script(
+        "return matrix.labels.map((label) => classTotals.get(label))"
+    )
+    page.driver.execute_script("go('clusters')")
+    cards = {card.get_attribute("data-cluster"): card.text for card in page.all("#cards .card")}
+    assert "dogs clusters 1, 3" in cards["1"].replace("\n", " ")
+    assert "48 images" in cards["1"]
+    assert "3" not in cards
+    page.driver.execute_script("go('cluster-3')")
+    assert page.one("#members .hint").text == "48 of 48"
+    page.driver.execute_script("go('map')")
+    page.wait("return map.drawn.length")
+    legend = [button.text for button in page.all("#map-legend button")]
+    assert legend == ["Cluster 0", "dogs (1)", "<script>alert(1)</script> (2)", "Cluster 4"]
+    page.one("#by-name").click()
+    assert len(page.all("#map-legend button")) == 5

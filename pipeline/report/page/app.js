@@ -122,6 +122,7 @@ function arrowKey(event) {
 
 if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
 route();
+showGroups();
 showUnsaved();
 
 // Ready: drawn, and the pictures that are seen first are decoded.

@@ -4,12 +4,7 @@
 const matrix = { labels: [], columns: [], line: new Map(), place: new Map(), counts: new Map(), cell: 0, at: null };
 
 function startClasses() {
-  matrix.labels = Array.from(classTotals.keys()).sort((a, b) => a - b);
-  matrix.line = new Map(matrix.labels.map((label, line) => [label, line]));
-  const majorityRank = (cluster) => (cluster.mix.length ? matrix.line.get(majority(cluster).label) : matrix.labels.length);
-  matrix.columns = clusters.slice().sort((a, b) => majorityRank(a) - majorityRank(b) || b.size - a.size);
-  matrix.place = new Map(matrix.columns.map((cluster, place) => [cluster, place]));
-  for (const [label, n, count] of atlas.counts) matrix.counts.set(`${label} ${n}`, count);
+  arrangeMatrix();
   const surface = byId("matrix");
   surface.addEventListener("pointermove", readMatrix);
   surface.addEventListener("pointerleave", () => drawMatrix((matrix.at = null)));
@@ -17,8 +12,19 @@ function startClasses() {
     readMatrix(event);
     if (event.detail > 1 || matchMedia("(hover: hover)").matches) go(`cluster-${matrix.at.cluster.number}`);
   });
-  byId("class-table").replaceChildren(classTable());
   new ResizeObserver(() => drawMatrix()).observe(byId("view-classes"));
+}
+
+function arrangeMatrix() {
+  matrix.at = null;
+  matrix.labels = Array.from(classTotals.keys()).sort((a, b) => a - b);
+  matrix.line = new Map(matrix.labels.map((label, line) => [label, line]));
+  const majorityRank = (cluster) => (cluster.mix.length ? matrix.line.get(majority(cluster).label) : matrix.labels.length);
+  matrix.columns = shownClusters.slice().sort((a, b) => majorityRank(a) - majorityRank(b) || b.size - a.size);
+  matrix.place = new Map(matrix.columns.map((cluster, place) => [cluster, place]));
+  matrix.counts = new Map(shownClusters.flatMap((cluster) => cluster.mix.map(({ label, count }) => [`${label} ${cluster.number}`, count])));
+  byId("class-table").replaceChildren(classTable());
+  drawMatrix();
 }
 
 const countAt = (label, cluster) => matrix.counts.get(`${label} ${cluster.number}`) || 0;
@@ -38,7 +44,7 @@ function drawMatrix() {
   const ink = { accent: themed("--accent"), onAccent: themed("--on-accent"), text: themed("--text") };
   pen.fillStyle = themed("--cell");
   pen.fillRect(0, head, right, bottom - head);
-  for (const entry of atlas.counts) drawCell(pen, ink, ...entry);
+  for (const cluster of matrix.columns) for (const { label, count } of cluster.mix) drawCell(pen, ink, label, cluster, count);
   if (matrix.cell >= 8) drawGrid(pen, right, bottom);
   if (head > 4) {
     pen.fillStyle = themed("--muted");
@@ -58,10 +64,9 @@ function sized(surface, width, height) {
   return pen;
 }
 
-function drawCell(pen, ink, label, n, count) {
-  if (!clusterOf.has(n)) return;
+function drawCell(pen, ink, label, cluster, count) {
   const share = count / classTotals.get(label);
-  const [x, y] = cornerOf(label, clusterOf.get(n));
+  const [x, y] = cornerOf(label, cluster);
   pen.globalAlpha = 0.08 + 0.92 * Math.sqrt(share);
   pen.fillStyle = ink.accent;
   pen.fillRect(x, y, matrix.cell, matrix.cell);

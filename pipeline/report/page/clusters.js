@@ -107,7 +107,7 @@ function clusterTip(cluster) {
 }
 
 function sortCards() {
-  ordered = clusters.slice().sort(ORDERS[byId("order").value][1]);
+  ordered = shownClusters.slice().sort(ORDERS[byId("order").value][1]);
   byId("cards").replaceChildren();
   cardsShown = 0;
   addCards();
@@ -134,7 +134,8 @@ function clusterCard(cluster) {
 function clusterHeading(tag, cluster) {
   const swatch = make("i", { class: "swatch", style: `background:${categoryColour(cluster.number)}`, "aria-hidden": "true" });
   if (!cluster.name) return make(tag, {}, swatch, `Cluster ${cluster.number}`);
-  return make(tag, {}, swatch, cluster.name, make("small", {}, ` cluster ${cluster.number}`));
+  const numbers = numbersOf(cluster);
+  return make(tag, {}, swatch, cluster.name, make("small", {}, ` ${numbers.length > 1 ? "clusters" : "cluster"} ${numbers.join(", ")}`));
 }
 
 // A bar of the classes of a cluster, and its majority in words.
@@ -148,7 +149,7 @@ function mixBar(cluster) {
 // The page of one cluster
 
 function showCluster(n, filter) {
-  const cluster = clusterOf.get(n);
+  const cluster = shownOf.get(shownAs(n));
   const view = byId("view-cluster");
   if (!cluster) {
     view.replaceChildren(make("p", { class: "empty" }, `Cluster ${n} is not shown on this page.`));
@@ -224,5 +225,5 @@ function borderSheet(cluster) {
 function groupMembers(cluster) {
   const others = clusters.filter((c) => cluster.name && c.name === cluster.name && c !== cluster);
   if (!others.length) return [];
-  return [make("h3", {}, `Also named ${cluster.name}`), make("div", { class: "cards" }, ...others.map(clusterCard))];
+  return [make("h3", {}, cluster.numbers ? `Clusters named ${cluster.name}` : `Also named ${cluster.name}`), make("div", { class: "cards" }, ...others.map(clusterCard))];
 }

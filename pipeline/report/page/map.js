@@ -4,7 +4,7 @@
 const POINT = 3; // radius in CSS pixels
 const ROOM = 26; // pixels between pictures from which on they are drawn
 const COLOURS = {
-  cluster: ["cluster", (row) => categoryColour(rows.cluster[row])],
+  cluster: ["cluster", (row) => categoryColour(shownAs(rows.cluster[row]))],
   class: ["class", (row) => (rows.label[row] < 0 ? themed("--muted") : categoryColour(rows.label[row]))],
   similarity: ["similarity", (row) => rampColour((rows.similarity[row] - similarityRange[0]) / similarityRange[1])],
 };
@@ -52,6 +52,7 @@ function sizeMap() {
 function recolourMap() {
   const colour = COLOURS[byId("map-colour").value][1];
   map.colours = onMap.map(colour);
+  middles = null;
   map.only = null;
   drawLegend();
   redrawMap();
@@ -60,7 +61,7 @@ function recolourMap() {
 // A legend that can be counted: a click shows only one cluster or class.
 function drawLegend() {
   const kind = byId("map-colour").value;
-  const column = kind === "class" ? rows.label : rows.cluster;
+  const column = kind === "class" ? rows.label : rows.cluster.map(shownAs);
   const values = kind === "similarity" ? [] : Array.from(new Set(onMap.map((row) => column[row]))).sort((a, b) => a - b);
   const text = kind === "class" ? className : clusterName;
   const entries = values.length > 60 ? [] : values.filter((value) => value >= 0);
@@ -184,7 +185,11 @@ let middles = null;
 function clusterMiddles() {
   if (middles) return middles;
   const members = new Map();
-  for (const row of onMap) members.set(rows.cluster[row], [...(members.get(rows.cluster[row]) || []), row]);
+  for (const row of onMap) {
+    const n = shownAs(rows.cluster[row]);
+    if (!members.has(n)) members.set(n, []);
+    members.get(n).push(row);
+  }
   const median = (list, column) => list.map((row) => column[row]).sort((a, b) => a - b)[list.length >> 1];
   middles = new Map(Array.from(members, ([n, list]) => [n, [median(list, rows.x), median(list, rows.y)]]));
   return middles;

@@ -16,7 +16,7 @@ function membersOf(n) {
     members = new Map(clusters.map((cluster) => [cluster.number, []]));
     rows.cluster.forEach((number, row) => members.has(number) && members.get(number).push(row));
   }
-  return members.get(n);
+  return members.get(n) || [];
 }
 
 // The filters of a cluster: [name in the address, text, test of a row].
@@ -26,7 +26,7 @@ function memberFilters(cluster) {
 }
 
 function memberSection(cluster, filter) {
-  const known = membersOf(cluster.number);
+  const known = numbersOf(cluster).flatMap(membersOf);
   const filters = memberFilters(cluster);
   const [, , test] = filters.find(([name]) => name === filter) || filters[0];
   const found = known.filter(test);

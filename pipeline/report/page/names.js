@@ -28,11 +28,25 @@ function rename(changed, name) {
   keepNames();
   for (const cell of byId("overview").children) cell.querySelector(".label").textContent = tileText(clusterOf.get(Number(cell.dataset.cluster)));
   colourOverview();
-  sortCards();
-  if (started.has(startMap)) recolourMap();
-  if (started.has(startClasses)) byId("class-table").replaceChildren(classTable());
+  showGroups();
   showUnsaved();
 }
+
+// Everything that names or the switch decide.
+function showGroups() {
+  const names = clusters.map(({ name }) => name).filter(Boolean);
+  byId("by-name-switch").hidden = !names.length;
+  regroup();
+  sortCards();
+  if (started.has(startMap)) recolourMap();
+  if (started.has(startClasses)) arrangeMatrix();
+}
+
+byId("by-name").addEventListener("change", (event) => {
+  byName = event.target.checked;
+  showGroups();
+  route();
+});
 
 // Typed or chosen; two clusters of one name are one group.
 function nameForm(cluster) {
@@ -40,7 +54,7 @@ function nameForm(cluster) {
   const names = Array.from(new Set(clusters.map(({ name }) => name).filter(Boolean))).sort();
   const submit = (event) => {
     event.preventDefault();
-    rename([cluster], () => input.value.trim());
+    rename(clusters.filter(({ number }) => numbersOf(cluster).includes(number)), () => input.value.trim());
     showCluster(cluster.number);
     byId("cluster-name").focus();
   };
