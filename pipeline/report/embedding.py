@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.features.neighbours import nearest_rows
 from pipeline.report.choice import Assignments
 from pipeline.report.projection import Projection, project
+from pipeline.report.sprites import jpeg
 
 NEIGHBOURS = 15
 Array = np.ndarray[Any, Any]
@@ -47,9 +48,22 @@ def embed(features: Tensor) -> Embedding:
     return Embedding(features, project(features), found.numpy(), similarity.numpy())
 
 
-def embedding_table(images: Assignments, embedding: Embedding) -> pa.Table:
-    """The images of the embedding, in the form that Embedding Atlas reads: its neighbours are numbers of rows."""
+def embedding_table(
+    images: Assignments, embedding: Embedding, names: Mapping[int, str], rows: Array, pictures: Array
+) -> pa.Table:
+    """The images of the embedding, in the form that Embedding Atlas reads: its neighbours are numbers of rows.
+
+    Parameters
+    ----------
+    names : dict
+        Number of a cluster -> its name.
+    rows : int64 ndarray (R,)
+        Indices of images, of which the first have `pictures`: uint8 ndarray (T, side, side, 3).
+    """
     count = len(embedding)
+    thumbnails: list[dict[str, bytes] | None] = [None] * len(images)
+    for row, picture in zip(rows, pictures, strict=False):
+        thumbnails[row] = {"bytes": jpeg(picture)}
     places, distances = embedding.projection.places, np.maximum(1 - embedding.similarity, 0)
     neighbours = pa.StructArray.from_arrays([_lists(embedding.neighbours), _lists(distances)], ["ids", "distances"])
     return pa.table(
@@ -59,10 +73,20 @@ def embedding_table(images: Assignments, embedding: Embedding) -> pa.Table:
             "x": places[:, 0],
             "y": places[:, 1],
             "cluster": images.cluster[:count],
+            "name": cluster_names(images.cluster[:count], names),
+            **({} if images.label is None else {"label": images.label[:count]}),
             "similarity": images.similarity[:count],
+            "margin": images.margin[:count],
+            "outlier": images.outlier[:count],
+            "thumbnail": pa.array(thumbnails[:count], pa.struct([("bytes", pa.binary())])),
             "neighbors": neighbours,
         }
     )
+
+
+def cluster_names(cluster: Array, names: Mapping[int, str]) -> pa.Array:
+    """The name of each row's cluster; null without one."""
+    return pa.array([names.get(int(number)) for number in cluster], pa.string())
 
 
 def _lists(values: Array) -> pa.ListArray:

@@ -74,6 +74,13 @@ def _encode(parts: Sequence[Array], quality: int, most_bytes: float) -> list[byt
     return files
 
 
+def jpeg(picture: Array) -> bytes:
+    """A picture uint8 (H, W, 3) as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def strip_png(tiles: Array) -> bytes:
     """Tiles uint8 (n, side, side, 3) side by side, as PNG."""
     buffer = io.BytesIO()

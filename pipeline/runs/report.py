@@ -22,7 +22,7 @@ from pipeline.inference.embedding import has_features, read_features
 from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.choice import Assignments, Totals, count_images
 from pipeline.report.compose import Clustering, compose
-from pipeline.report.embedding import embed, embedding_table
+from pipeline.report.embedding import cluster_names, embed, embedding_table
 from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.names import read_names
@@ -74,22 +74,39 @@ def report(run: str) -> dict[str, str]:
 
 
 def put_names(run: str) -> str | None:
-    """Put the names of a run's clusters into the atlas that lies in its folder, which takes a second.
+    """Put the names of a run's clusters into its tables, and into its atlas without decoding a picture again.
 
     Returns where the atlas lies; None where there is none. ConfigError when the file is no atlas.
     """
     folder = Folder(absolute(run))
+    names = read_names(folder)
+    for table in {ASSIGNMENTS, EMBEDDING} & set(folder.names()):
+        _name_rows(folder, table, names)
     if ATLAS not in folder.names(ATLAS):
         return None
     place = f"{folder.path}/{ATLAS}"
     with folder.files.open_input_stream(f"{folder.root}/{ATLAS}") as stream:
         page = stream.read().decode()
     try:
-        page = rename_clusters(page, read_names(folder))
+        page = rename_clusters(page, names)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"the names are kept, but {place} is damaged ({error}); run `digpro report {run}`") from None
     folder.write_bytes(ATLAS, page.encode())
     return place
+
+
+def _name_rows(folder: Folder, file: str, names: Mapping[int, str]) -> None:
+    """Set the column `name` of a table, block by block; the file is replaced when the whole is written."""
+    place, new = f"{folder.root}/{file}", f"new-{file}"
+    with folder.files.open_input_file(place) as source, folder.open_output(new) as target:
+        table = pq.ParquetFile(source)
+        others = [field for field in table.schema_arrow if field.name != "name"]
+        with pq.ParquetWriter(target, pa.schema([*others, pa.field("name", pa.string())])) as writer:
+            for batch in table.iter_batches(BLOCK_ROWS, columns=[field.name for field in others]):
+                block = pa.Table.from_batches([batch])
+                names_of_rows = cluster_names(block.column("cluster").to_numpy(), names)
+                writer.write_table(block.append_column("name", names_of_rows))
+    folder.files.move(f"{folder.root}/{new}", place)
 
 
 def write_report(
@@ -131,7 +148,9 @@ def write_report(
     files[0].write_text(atlas_page(atlas), encoding="utf-8")
     if clustering.embedding is not None:
         files.append(local / EMBEDDING)
-        pq.write_table(embedding_table(images, clustering.embedding), files[1])
+        pq.write_table(
+            embedding_table(images, clustering.embedding, clustering.names, atlas.rows, atlas.pictures), files[1]
+        )
     return files
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from pipeline.report.embedding import alike, embed, embedding_table
-from tests.helpers.atlases import assignments, features
+from tests.helpers.atlases import assignments, colour_pictures, features
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +21,15 @@ def _without_umap(no_umap: None) -> None:
 def test_the_table_has_the_form_that_embedding_atlas_reads() -> None:
     rows, centers = features(40, 4)
     images = assignments(rows, centers)
-    table = embedding_table(images, embed(rows[:30]))  # a sample of the images
-    assert table.column_names == ["index", "path", "x", "y", "cluster", "similarity", "neighbors"]
+    table = embedding_table(
+        images, embed(rows[:30]), {1: "dogs"}, np.array([7, 2, 35]), colour_pictures(np.arange(2))
+    )  # a sample of the images
+    columns = "index path x y cluster name label similarity margin outlier thumbnail neighbors"
+    assert table.column_names == columns.split()
+    assert table.column("name").to_pylist()[:3] == [None, "dogs", None]
+    thumbnails = table.column("thumbnail").to_pylist()
+    assert [row for row, thumbnail in enumerate(thumbnails) if thumbnail] == [2, 7]
+    assert Image.open(io.BytesIO(thumbnails[7]["bytes"])).getpixel((9, 9)) == (0, 0, 0)
     assert table.num_rows == 30
     assert pa.types.is_struct(table.schema.field("neighbors").type)
     cosines = rows[:30] @ rows[:30].T - 3 * rows.new_ones(30).diag()

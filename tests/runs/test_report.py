@@ -97,6 +97,8 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
 
 def test_names_reach_the_page_without_decoding_a_picture_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert put_names(str(run)) is None  # no page yet
+    table = pq.read_table(run / "assignments.parquet")
+    assert table.column("name").to_pylist()[:2] == [None, "dogs"]
     report(str(run))
     before = page_data(run)
     monkeypatch.setattr(module, "read_pictures", None)
@@ -108,6 +110,11 @@ def test_names_reach_the_page_without_decoding_a_picture_again(run: Path, monkey
     for cluster in (*before["clusters"], *after["clusters"]):
         cluster["name"] = ""
     assert after == before
+    for file in ("assignments.parquet", "embedding.parquet"):
+        table = pq.read_table(run / file)
+        named = ["truck" if cluster == 1 else None for cluster in table.column("cluster").to_pylist()]
+        assert table.column("name").to_pylist() == named
+        assert table.num_rows == IMAGES
     (run / "atlas.html").write_text("<p>cut off")
     with pytest.raises(ConfigError, match=r"the names are kept, but .*atlas\.html is damaged"):
         put_names(str(run))
