@@ -74,6 +74,8 @@ class Atlas:
     ----------
     facts : sequence of (what, value)
         The headline.
+    origin : sequence of (what, value)
+        What the page is of, and what it was made with.
     notes : sequence of str
         What is a sample, or missing, and why.
     total : int
@@ -104,6 +106,7 @@ class Atlas:
 
     title: str
     facts: Sequence[tuple[str, str]]
+    origin: Sequence[tuple[str, str]]
     notes: Sequence[str]
     total: int
     images: Assignments
@@ -173,6 +176,7 @@ def _data(atlas: Atlas) -> str:
     values = {
         "title": atlas.title,
         "facts": atlas.facts,
+        "origin": atlas.origin,
         "notes": atlas.notes,
         "images": atlas.total,
         "pictures": len(atlas.pictures),

@@ -56,6 +56,8 @@ class Clustering:
         Metrics of each epoch.
     alarms : sequence of dict
         Each with "epoch", "kind" and "text".
+    origin : sequence of (what, value)
+        Source, settings, and what else the clustering was made with.
     """
 
     title: str
@@ -67,6 +69,7 @@ class Clustering:
     class_names: Sequence[str]
     history: Sequence[Mapping[str, float]]
     alarms: Sequence[Mapping[str, Any]]
+    origin: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
     return Atlas(
         title=clustering.title,
         facts=facts(clustering),
+        origin=clustering.origin,
         notes=notes(clustering, shown, len(rows), pictures is None),
         total=clustering.totals.images,
         images=images,

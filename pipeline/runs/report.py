@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from pipeline.data.shards import MANIFEST, Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.features.neighbours import EXACT_IMAGES
 from pipeline.inference.embedding import has_features, read_features
+from pipeline.provenance import git_commit, version_of
 from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.choice import Assignments, Totals, count_images
 from pipeline.report.compose import Clustering, compose
@@ -142,6 +144,7 @@ def write_report(
         class_names=manifest.class_captions,
         history=values["history"],
         alarms=alarms,
+        origin=describe_origin(config, manifest, len(values["centers"])),
     )
     atlas = compose(clustering, lambda chosen: read_pictures(config, manifest, chosen))
     files = [local / ATLAS]
@@ -152,6 +155,32 @@ def write_report(
             embedding_table(images, clustering.embedding, clustering.names, atlas.rows, atlas.pictures), files[1]
         )
     return files
+
+
+def describe_origin(config: RunConfig, manifest: Manifest, num_clusters: int) -> list[tuple[str, str]]:
+    """What a run was trained on and with, and what its page is made by."""
+    changed = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"name", "storage", "tracking"}
+    )  # its URI can hold a password
+    return [
+        ("source", manifest.source.source),
+        ("clusters", str(num_clusters)),
+        ("backbone", config.model.encoder),
+        ("seed", str(config.seed)),
+        ("other than the defaults", "\n".join(_settings(changed))),
+        ("page made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
+        ("version", version_of("digpro-ray")),
+        ("commit", git_commit() or "not from a checkout"),
+    ]
+
+
+def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested settings as the lines `optim.lr=0.1`."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
 
 
 def read_assignments(folder: Folder, count: int) -> Assignments:

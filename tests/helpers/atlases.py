@@ -63,6 +63,7 @@ def clustering(count: int = 60, clusters: int = 5, **changes: Any) -> Clustering
         "class_names": ["ape", "bee"],
         "history": HISTORY,
         "alarms": ALARMS,
+        "origin": [("source", "photos"), ("seed", "3")],
     }
     return Clustering(**parts | changes)
 

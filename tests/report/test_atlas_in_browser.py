@@ -493,3 +493,9 @@ def test_clusters_of_one_name_are_one_group_with_the_switch(page: Page) -> None:
     assert legend == ["Cluster 0", "dogs (1)", "<script>alert(1)</script> (2)", "Cluster 4"]
     page.one("#by-name").click()
     assert len(page.all("#map-legend button")) == 5
+
+
+def test_the_page_says_what_it_is_of(page: Page) -> None:
+    page.open()
+    page.one("#origin summary").click()
+    assert page.one("#origin dl").text.split() == ["source", "photos", "seed", "3"]

@@ -91,6 +91,9 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
     assert (data["title"], data["images"], data["pictures"]) == ("run", IMAGES, IMAGES)
     assert [cluster["name"] for cluster in data["clusters"]] == ["", "dogs", "", ""]
     assert data["alarms"] == [{"epoch": 1, "kind": "collapse", "text": "low"}]
+    origin = dict(data["origin"])
+    assert (origin["source"].endswith("images"), origin["clusters"]) == (True, str(CLUSTERS))
+    assert "data.path=" in origin["other than the defaults"]
     assert sorted(data["paths"]) == [f"{number:02}.png" for number in range(IMAGES)]
     assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
 

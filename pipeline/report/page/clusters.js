@@ -32,6 +32,8 @@ function startClusters() {
   fillSelect(byId("order"), orders.map((key) => [key, ORDERS[key][0]]), sortCards);
   if (hasClasses) byId("measure").value = "majority";
   byId("facts").replaceChildren(...atlas.facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value))));
+  byId("origin").hidden = !atlas.origin.length;
+  byId("origin").querySelector("dl").replaceChildren(...atlas.origin.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]));
   byId("notes").replaceChildren(...atlas.notes.map((note) => make("li", {}, note)));
   if (atlas.alarms.length) byId("alarm-banner").replaceChildren(alarmBanner());
   drawOverview();
