@@ -96,6 +96,8 @@ class Atlas:
         Empty without classes.
     history : sequence of dict
         Metrics of each epoch, with `epoch` among them.
+    warmup : int
+        Epochs without the prototype loss, at the start.
     alarms : sequence of dict
         Each with "epoch", "kind" and "text".
     duplicates : sequence of Duplicate
@@ -119,6 +121,7 @@ class Atlas:
     class_names: Sequence[str]
     counts: Sequence[Sequence[int]]
     history: Sequence[Mapping[str, float]]
+    warmup: int
     alarms: Sequence[Mapping[str, Any]]
     duplicates: Sequence[Duplicate]
     outliers: Sequence[int]
@@ -188,6 +191,7 @@ def _data(atlas: Atlas) -> str:
         "classNames": atlas.class_names,
         "counts": atlas.counts,
         "history": [_finite(metrics) for metrics in atlas.history],
+        "warmup": atlas.warmup,
         "alarms": atlas.alarms,
         "duplicates": [asdict(pair) for pair in atlas.duplicates],
         "outliers": atlas.outliers,

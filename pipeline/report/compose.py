@@ -56,6 +56,8 @@ class Clustering:
         Metrics of each epoch.
     alarms : sequence of dict
         Each with "epoch", "kind" and "text".
+    warmup : int
+        Epochs of the warm-up.
     origin : sequence of (what, value)
         Source, settings, and what else the clustering was made with.
     """
@@ -69,6 +71,7 @@ class Clustering:
     class_names: Sequence[str]
     history: Sequence[Mapping[str, float]]
     alarms: Sequence[Mapping[str, Any]]
+    warmup: int = 0
     origin: Sequence[tuple[str, str]] = ()
 
 
@@ -120,6 +123,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
         class_names=clustering.class_names,
         counts=clustering.totals.classes.tolist(),
         history=clustering.history,
+        warmup=clustering.warmup,
         alarms=clustering.alarms,
         duplicates=duplicates,
         outliers=row_of[shown.outliers].tolist(),

@@ -144,6 +144,7 @@ def write_report(
         class_names=manifest.class_captions,
         history=values["history"],
         alarms=alarms,
+        warmup=config.optim.warmup_epochs,
         origin=describe_origin(config, manifest, len(values["centers"])),
     )
     atlas = compose(clustering, lambda chosen: read_pictures(config, manifest, chosen))

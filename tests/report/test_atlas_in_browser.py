@@ -249,7 +249,7 @@ def test_the_matrix_says_what_a_cell_means_and_the_table_says_it_too(page: Page)
 
 def test_training_has_alarms_curves_and_the_ledger(page: Page) -> None:
     page.open()
-    page.one("a.alarm").click()
+    page.one("#alarm-banner a").click()
     page.wait("return location.hash === '#training'")
     assert page.one(".alarms li").text == "epoch 1 · collapse size_entropy is <low>"
     assert [panel.text for panel in page.all(".panel strong")] == ["Losses", "Scores"]
@@ -499,3 +499,24 @@ def test_the_page_says_what_it_is_of(page: Page) -> None:
     page.open()
     page.one("#origin summary").click()
     assert page.one("#origin dl").text.split() == ["source", "photos", "seed", "3"]
+
+
+@pytest.mark.parametrize(
+    ("churn", "start", "kind"),
+    [
+        (0.43, "Not converged: 43 % of the images changed cluster in the last E-step.", "alarm"),
+        (0.05, "Nearly converged: 5.0 %", ""),
+        (0.004, "Converged: 0.4 %", "fine"),
+        (None, "Too short to judge", "alarm"),
+    ],
+)
+def test_training_begins_with_a_verdict(page: Page, churn: float | None, start: str, kind: str) -> None:
+    page.open("clusters")
+    page.driver.execute_script(
+        "[atlas.history[2].label_churn, atlas.warmup, atlas.alarms] = [arguments[0], 1, []]; go('training')", churn
+    )
+    assert page.one("#verdict").text.startswith(start)
+    assert page.one("#verdict").get_attribute("class") == kind
+    assert len(page.all("#view-training p.fine")) == (2 if kind == "fine" else 0)  # with "No alarm was raised."
+    assert len(page.all(".panel rect.warmup")) == len(page.all(".panel"))
+    assert "acc: share of images" in page.all(".meanings")[1].text

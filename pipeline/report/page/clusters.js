@@ -35,6 +35,8 @@ function startClusters() {
   byId("origin").hidden = !atlas.origin.length;
   byId("origin").querySelector("dl").replaceChildren(...atlas.origin.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]));
   byId("notes").replaceChildren(...atlas.notes.map((note) => make("li", {}, note)));
+  const [kind, sentence] = atlas.history.length ? verdict() : ["", ""];
+  if (kind === "alarm") byId("verdict-banner").replaceChildren(make("a", { href: "#training", class: "alarm" }, sentence));
   if (atlas.alarms.length) byId("alarm-banner").replaceChildren(alarmBanner());
   drawOverview();
   sortCards();

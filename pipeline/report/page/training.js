@@ -9,10 +9,39 @@ const PANELS = [
   ["Sizes of clusters", (key) => ["cluster_smallest", "cluster_largest", "clusters_empty"].includes(key)],
 ];
 
+const SETTLED = 0.02; // share of the images that change cluster, up to which a run has converged
+const UNSETTLED = 0.1; // from which on it has not
+const MEANINGS = {
+  acc: "share of images in the cluster of their class; higher is better",
+  nmi: "what clusters say about classes; higher is better",
+  ari: "pairs that classes and clusters agree on, chance taken away; higher is better",
+  label_free: "quality without any label; higher is better",
+  label_churn: "share of images that changed cluster since the E-step before; falls towards 0",
+  size_entropy: "1 when all clusters are of one size; a fall means that clusters collapse",
+  feature_spread: "how far the features lie apart; a fall towards 0 means collapse",
+  silhouette: "how far clusters lie apart; higher is better",
+  view_agreement: "whether two views of an image get one cluster; higher is better",
+  cluster_smallest: "images of the smallest cluster; should not near 0",
+  cluster_largest: "images of the largest cluster; should not swallow the others",
+  clusters_empty: "clusters without an image; should be 0",
+};
+const meaningOf = (key) => MEANINGS[key] || (key.startsWith("loss") ? "lower is better; it rises where the warm-up ends, as terms are added" : "");
+
+// Whether the clustering had come to rest: [class, sentence].
+function verdict() {
+  const judged = atlas.history.filter((m) => typeof m.label_churn === "number" && m.epoch > atlas.warmup);
+  if (!judged.length) return ["alarm", "Too short to judge: no E-step after the warm-up can be compared with an earlier one."];
+  const churn = judged[judged.length - 1].label_churn;
+  const changed = `${percent(churn)} of the images changed cluster in the last E-step.`;
+  if (churn > UNSETTLED) return ["alarm", `Not converged: ${changed} Train longer, or look at the alarms.`];
+  return churn > SETTLED ? ["", `Nearly converged: ${changed}`] : ["fine", `Converged: ${changed}`];
+}
+
 function startTraining() {
   const keys = Array.from(new Set(atlas.history.flatMap(Object.keys)));
   const panels = PANELS.map(([title, belongs]) => curvePanel(title, keys.filter(belongs))).filter(Boolean);
   byId("view-training").replaceChildren(
+    make("p", { id: "verdict", class: verdict()[0] }, verdict()[1]),
     make("div", { class: "bar" }, make("h2", {}, "Alarms")),
     alarmList(),
     make("div", { class: "bar" }, make("h2", {}, "Curves")),
@@ -24,7 +53,7 @@ function startTraining() {
 }
 
 function alarmList() {
-  if (!atlas.alarms.length) return make("p", { class: "fine" }, "No alarm was raised.");
+  if (!atlas.alarms.length) return make("p", { class: verdict()[0] === "fine" ? "fine" : "" }, "No alarm was raised.");
   const items = atlas.alarms.map(({ epoch, kind, text }) => make("li", {}, make("strong", {}, `epoch ${epoch} · ${kind}`), ` ${text}`));
   return make("ul", { class: "alarms" }, ...items);
 }
@@ -49,6 +78,7 @@ function curvePanel(title, keys) {
   const y = (value) => CHART.top + ((range.high - value) / (range.high - range.low)) * (CHART.height - CHART.top - CHART.bottom);
   const svg = draw("svg", { viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: "img", "aria-label": `${title} over the epochs; the table at the end has the values` });
   drawAxes(svg, range, epochs, x, y);
+  if (atlas.warmup > epochs[0]) drawWarmup(svg, x(epochs[0]), x(Math.min(atlas.warmup, epochs[1])));
   const colours = series.map((_, place) => categoryColour(place * 3));
   series.forEach(({ points }, place) => {
     const path = points.map(([epoch, value], i) => `${i ? "L" : "M"}${x(epoch).toFixed(1)},${y(value).toFixed(1)}`).join("");
@@ -59,11 +89,17 @@ function curvePanel(title, keys) {
   return readablePanel(title, svg, series, colours, epochs, x);
 }
 
+function drawWarmup(svg, left, right) {
+  svg.append(draw("rect", { x: left, y: CHART.top, width: right - left, height: CHART.height - CHART.top - CHART.bottom, class: "warmup" }));
+  svg.append(draw("text", { x: left + 4, y: CHART.top + 12 }, "warm-up"));
+}
+
 function niceRange(low, high) {
   const span = high - low || Math.abs(high) || 1;
   const power = 10 ** Math.floor(Math.log10(span / 3));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => span / n <= 4);
-  return { low: Math.floor(low / step + 1e-9) * step, high: Math.ceil(high / step - 1e-9) * step || step, step };
+  const bottom = Math.floor(low / step + 1e-9) * step;
+  return { low: bottom, high: Math.max(Math.ceil(high / step - 1e-9) * step, bottom + step), step }; // a level line has height
 }
 
 function drawAxes(svg, range, epochs, x, y) {
@@ -103,7 +139,7 @@ function readablePanel(title, svg, series, colours, epochs, x) {
   });
   read(epochs[1]);
   const legend = series.map(({ key }, place) => make("span", {}, make("i", { class: "swatch", style: `background:${colours[place]}` }), key, " ", figures[place]));
-  return make("figure", { class: "panel" }, make("figcaption", {}, make("strong", {}, title), " ", epochText), svg, make("div", { class: "legend" }, ...legend));
+  return make("figure", { class: "panel" }, make("figcaption", {}, make("strong", {}, title), " ", epochText), svg, make("div", { class: "legend" }, ...legend), make("ul", { class: "meanings" }, ...series.map(({ key }) => meaningOf(key) && make("li", {}, `${key}: ${meaningOf(key)}`))));
 }
 
 function ledger(keys) {
