@@ -117,7 +117,7 @@ def test_a_cluster_opens_by_a_click_and_has_both_contact_sheets(page: Page) -> N
 def test_names_are_text(page: Page) -> None:
     page.open("cluster-2")
     assert page.one("#view-cluster h2").text.startswith("<script>alert(1)</script>")
-    assert page.driver.title == "run <b> | atlas"
+    assert page.driver.title == "<script>alert(1)</script> (2) | run <b> | atlas"
 
 
 def test_an_image_opens_and_leads_to_what_is_like_it(page: Page) -> None:
@@ -520,3 +520,70 @@ def test_training_begins_with_a_verdict(page: Page, churn: float | None, start: 
     assert len(page.all("#view-training p.fine")) == (2 if kind == "fine" else 0)  # with "No alarm was raised."
     assert len(page.all(".panel rect.warmup")) == len(page.all(".panel"))
     assert "acc: share of images" in page.all(".meanings")[1].text
+
+
+def test_back_closes_an_image_and_the_focus_stays(page: Page) -> None:
+    page.open("cluster-0")
+    page.one("#next-cluster").click()
+    page.wait("return location.hash !== '#cluster-0' && document.activeElement.id === 'next-cluster'")
+    view = page.view
+    page.one("#view-cluster .shot").click()
+    page.one('#lightbox [data-step="1"]').click()
+    assert page.driver.execute_script("return document.activeElement.dataset.step") == "1"
+    page.one("#lightbox .sheet .shot").click()
+    assert page.driver.execute_script("return lightbox.contains(document.activeElement)")
+    page.driver.back()
+    page.wait("return !lightbox.open")
+    assert page.view == view
+    page.driver.back()
+    page.wait("return location.hash === '#cluster-0'")
+
+
+@pytest.mark.parametrize("width", [360, 900, 1000, 1090, 1200])
+def test_the_last_tab_is_seen(page: Page, width: int) -> None:
+    page.open("outliers", width=width, touch=width < 500)
+    right = page.driver.execute_script(
+        "return document.querySelector('nav [aria-current]').getBoundingClientRect().right"
+    )
+    assert 0 < right <= width
+    if width > 500:
+        assert page.driver.execute_script(
+            "const row = document.querySelector('nav'); return row.scrollWidth <= row.clientWidth"
+        )
+
+
+def test_long_names_do_not_widen_the_page(page: Page) -> None:
+    page.open("cluster-1", width=360, touch=True)
+    page.driver.execute_script("clusterOf.get(1).name = 'x'.repeat(300); regroup(); sortCards(); route()")
+    for view in ("cluster-1", "clusters"):
+        page.driver.execute_script(f"go('{view}')")
+        assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_in_the_matrix_can_be_read(page: Page, scheme: str) -> None:
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    page.open("classes")
+    worst = page.driver.execute_script(
+        """const light = (colour) => { const [r, g, b] = colour.map((v) => v / 255).map((v) =>
+             v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+           const rgb = (text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
+           const [accent, cell] = [themed("--accent"), themed("--cell")];
+           const ratios = Array.from({ length: 101 }, (_, i) => {
+             const alpha = i / 100;
+             const back = rgb(accent).map((value, c) => alpha * value + (1 - alpha) * rgb(cell)[c]);
+             const [a, b] = [light(back), light(rgb(readableOn(accent, cell, alpha)))].sort((x, y) => y - x);
+             return (a + 0.05) / (b + 0.05);
+           });
+           return Math.min(...ratios);"""
+    )
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert worst >= 4.5
+
+
+def test_printed_pages_keep_the_pictures(page: Page) -> None:
+    page.open("cluster-1")
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert page.one("#view-cluster .shot").value_of_css_property("print-color-adjust") == "exact"
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

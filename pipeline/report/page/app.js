@@ -19,6 +19,7 @@ let current = linked();
 // Show a view. `write` is "pushState" for a new entry of the history, "replaceState" for the same one.
 function go(view, write = "pushState") {
   current = view;
+  imageEntry = false;
   try {
     history[write]({ view }, "", `#${view}`);
   } catch {
@@ -31,9 +32,14 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest('a[href^="#"]');
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  go(link.getAttribute("href").slice(1));
+  go(link.getAttribute("href").slice(1), link.closest("dialog") && imageEntry ? "replaceState" : "pushState");
 });
 addEventListener("popstate", (event) => {
+  if (imageEntry) {
+    imageEntry = false; // Back, or the image was closed: what lies below it has not changed
+    lightbox.close();
+    return;
+  }
   current = event.state ? event.state.view : linked();
   route();
 });
@@ -47,7 +53,7 @@ function route() {
   for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.getAttribute("href") === `#${view === "cluster" ? "clusters" : view}`;
-    if (here) link.setAttribute("aria-current", "page");
+    if (here) showTab(link);
     else link.removeAttribute("aria-current");
   }
   if (view === "search") showSearch(decodeURIComponent(rest));
@@ -55,6 +61,21 @@ function route() {
   if (view !== "search") byId("query").value = "";
   scrollTo(0, view === "clusters" ? scrolled : 0);
   if (view === "cluster") showCluster(...splitOnce(rest));
+  nameView(view, rest);
+}
+
+// The tab in its row, which is wider than a phone.
+function showTab(link) {
+  link.setAttribute("aria-current", "page");
+  const row = link.parentElement;
+  row.scrollLeft = link.offsetLeft - row.offsetLeft - (row.clientWidth - link.offsetWidth) / 2;
+}
+
+function nameView(view, rest) {
+  const names = { clusters: "", cluster: clusterName(parseInt(rest, 10)), search: `Search: ${byId("query").value}` };
+  const name = view in names ? names[view] : view[0].toUpperCase() + view.slice(1);
+  document.title = [name, atlas.title, "atlas"].filter(Boolean).join(" | ");
+  byId("announcement").textContent = name || "Clusters";
 }
 
 // The number of a cluster and the filter of its images, of "3" or "3/outliers".

@@ -41,7 +41,7 @@ function drawMatrix() {
   pen.font = `${Math.min(13, matrix.cell * 0.42)}px system-ui, sans-serif`;
   pen.textAlign = "center";
   pen.textBaseline = "middle";
-  const ink = { accent: themed("--accent"), onAccent: themed("--on-accent"), text: themed("--text") };
+  const ink = { accent: themed("--accent"), cell: themed("--cell") };
   pen.fillStyle = themed("--cell");
   pen.fillRect(0, head, right, bottom - head);
   for (const cluster of matrix.columns) for (const { label, count } of cluster.mix) drawCell(pen, ink, label, cluster, count);
@@ -67,13 +67,25 @@ function sized(surface, width, height) {
 function drawCell(pen, ink, label, cluster, count) {
   const share = count / classTotals.get(label);
   const [x, y] = cornerOf(label, cluster);
-  pen.globalAlpha = 0.08 + 0.92 * Math.sqrt(share);
+  const alpha = 0.08 + 0.92 * Math.sqrt(share);
+  pen.fillStyle = ink.cell;
+  pen.fillRect(x, y, matrix.cell, matrix.cell);
+  pen.globalAlpha = alpha;
   pen.fillStyle = ink.accent;
   pen.fillRect(x, y, matrix.cell, matrix.cell);
   pen.globalAlpha = 1;
   if (matrix.cell < 24) return;
-  pen.fillStyle = share > 0.3 ? ink.onAccent : ink.text;
+  pen.fillStyle = readableOn(ink.accent, ink.cell, alpha);
   pen.fillText(count > 9999 ? `${Math.round(count / 1000)}k` : count, x + matrix.cell / 2, y + matrix.cell / 2);
+}
+
+// Black or white, whichever stands out more; one of them always reaches the contrast of 4.5 that WCAG AA asks for.
+function readableOn(above, below, alpha) {
+  const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255);
+  const under = channels(below);
+  const mixed = channels(above).map((value, i) => alpha * value + (1 - alpha) * under[i]);
+  const [red, green, blue] = mixed.map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
 }
 
 const cornerOf = (label, cluster) => [matrix.place.get(cluster) * matrix.cell, matrix.head + matrix.line.get(label) * matrix.cell];

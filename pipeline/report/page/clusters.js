@@ -155,6 +155,7 @@ function mixBar(cluster) {
 function showCluster(n, filter) {
   const cluster = shownOf.get(shownAs(n));
   const view = byId("view-cluster");
+  const focused = view.contains(document.activeElement) && document.activeElement.id;
   if (!cluster) {
     view.replaceChildren(make("p", { class: "empty" }, `Cluster ${n} is not shown on this page.`));
     return;
@@ -183,6 +184,7 @@ function showCluster(n, filter) {
     ...groupMembers(cluster),
     memberSection(cluster, filter),
   );
+  if (focused && byId(focused)) byId(focused).focus({ preventScroll: true });
   if (filter) byId("members").scrollIntoView();
 }
 

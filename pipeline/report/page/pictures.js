@@ -102,13 +102,24 @@ function hideTip() {
 
 const lightbox = byId("lightbox");
 let opened = { row: -1, list: [] };
+let imageEntry = false; // whether the history has an entry for the open image, so that Back closes it
 
 function openLightbox(row, list = [row]) {
   opened = { row, list };
   hideTip();
+  const step = document.activeElement.dataset.step;
   lightbox.replaceChildren(...lightboxContent(row));
-  if (!lightbox.open) lightbox.showModal();
+  if (!lightbox.open) {
+    history.pushState({ view: current }, "");
+    imageEntry = true;
+    lightbox.showModal();
+  }
+  (lightbox.querySelector(`[data-step="${step}"]`) || lightbox.querySelector(".close")).focus();
 }
+
+lightbox.addEventListener("close", () => {
+  if (imageEntry) history.back();
+});
 
 const closeButton = () => make("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => lightbox.close() }, "×");
 
