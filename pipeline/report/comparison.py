@@ -12,7 +12,9 @@ from pipeline.report.html import heading, html_page, image, paragraph, table
 from pipeline.report.sprites import strip_png
 
 UNSTABLE, STABLE = 0.6, 0.85  # of Hennig (2007)
-STYLE = "tr.unstable { background: #fbeaea } tr.stable { background: #e8f4e8 }\n"
+STYLE = (
+    "tr.unstable { background: light-dark(#fbeaea, #45211f) } tr.stable { background: light-dark(#e8f4e8, #1f3a26) }\n"
+)
 Array = np.ndarray[Any, Any]
 
 

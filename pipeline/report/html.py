@@ -11,10 +11,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+color: light-dark(#222, #e8e8e8); background: light-dark(#fff, #16171b) }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: 3px 10px; text-align: left; border-bottom: 1px
-solid #ddd; white-space: nowrap } div.wide { overflow-x: auto } img { max-width: 100%; margin: 1em 0 }
-.empty { color: #888 }
+solid light-dark(#ddd, #444); white-space: nowrap } div.wide { overflow-x: auto } img { max-width: 100%; margin: 1em 0 }
+.empty { color: light-dark(#666, #aaa) }
 """
 
 
@@ -30,7 +32,8 @@ def html_page(title: str, body: Iterable[str], style: str = "") -> str:
     style : str
         CSS of this page, beside `STYLE`.
     """
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}{style}</style>'
+    screen = '<meta name="viewport" content="width=device-width">'
+    head = f'<meta charset="utf-8">{screen}<title>{escape(title)}</title><style>{STYLE}{style}</style>'
     content = "\n".join([heading(title, level=1), *body])
     return f"<!doctype html>\n<html><head>{head}</head><body>\n{content}\n</body></html>\n"
 

@@ -21,7 +21,7 @@ from pipeline.report.html import figure_png, heading, html_page, image, paragrap
 
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 LEGEND = 12  # entries; the colours of more trials could not be told apart
-STYLE = "tr.best { background: #e8f4e8 } tr.failed, tr.stopped { color: #888 }\n"
+STYLE = "tr.best { background: light-dark(#e8f4e8, #1f3a26) } tr.failed, tr.stopped { color: light-dark(#666, #aaa) }\n"
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,12 @@ def _draw(plot: Plot, study: optuna.Study, width: float) -> bytes:
 
 def _trials_table(search: ShownSearch) -> str:
     metrics = list(dict.fromkeys([*dict(search.objectives), *(key for trial in search.trials for key in trial.last)]))
-    header = ["trial", "status", "epochs", *metrics, *search.ranges, "reason"]
+    header = ["trial", "status", "epochs", *search.ranges, *metrics, "reason"]
     return table(header, [(_cells(trial, metrics, search), _css_class(trial, search)) for trial in search.trials])
 
 
 def _cells(trial: ShownTrial, metrics: Sequence[str], search: ShownSearch) -> list[Any]:
-    values = [trial.last.get(metric) for metric in metrics] + [trial.point.get(key) for key in search.ranges]
+    values = [trial.point.get(key) for key in search.ranges] + [trial.last.get(metric) for metric in metrics]
     return [trial.number, trial.status, trial.epochs, *values, trial.reason]
 
 

@@ -34,3 +34,9 @@ def test_pictures_are_inside_the_page() -> None:
     plt.close(figure)
     assert png.startswith(PNG)
     assert base64.b64encode(png).decode() in image(png, "a line")
+
+
+def test_pages_fit_a_phone_and_a_dark_screen() -> None:
+    page = html_page("title", [])
+    assert '<meta name="viewport" content="width=device-width">' in page
+    assert "color-scheme: light dark" in page
