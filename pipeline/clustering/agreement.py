@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+
+from pipeline.clustering.scores import match
 
 
-def match_clusters(table: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The cluster of A (B,) that each of B is, under the best one-to-one matching; -1 for one that is left over.
+def match_clusters(table: csr_array) -> NDArray[np.int64]:
+    """The cluster of A (B,) that each of B is, matched one to one (`pipeline.clustering.scores.match`); -1 for none.
 
     Parameters
     ----------
-    table : ndarray (A, B) int
+    table : csr_array (A, B) int
         Rows in each pair of clusters.
     """
-    rows, columns = linear_sum_assignment(table, maximize=True)
+    rows, columns = match(table)
     found = np.full(table.shape[1], -1)
     found[columns] = rows
     return found
 
 
-def jaccard_of_best(table: NDArray[np.int64]) -> NDArray[np.float64]:
+def jaccard_of_best(table: csr_array) -> NDArray[np.float64]:
     """For each cluster of A (A,) the Jaccard index with the cluster of B that is most like it; 0 for an empty one.
 
     The mean of it over other clusterings is the stability of Hennig (2007), "Cluster-wise assessment of cluster
@@ -29,10 +31,12 @@ def jaccard_of_best(table: NDArray[np.int64]) -> NDArray[np.float64]:
 
     Parameters
     ----------
-    table : ndarray (A, B) int
+    table : csr_array (A, B) int
         Rows in each pair of clusters.
     """
-    sizes, others = table.sum(axis=1), table.sum(axis=0)
-    union = sizes[:, None] + others[None, :] - table
-    found: NDArray[np.float64] = (table / np.maximum(union, 1)).max(axis=1)
+    counts = table.tocoo()
+    row, column = counts.coords
+    union = table.sum(axis=1)[row] + table.sum(axis=0)[column] - counts.data
+    found = np.zeros(table.shape[0])
+    np.maximum.at(found, row, counts.data / union)
     return found

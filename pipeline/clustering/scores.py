@@ -112,14 +112,18 @@ def without_empty(table: csr_array) -> csr_array:
 
 
 def matching_accuracy(table: csr_array) -> float:
-    """Share of the rows counted (A, B) that lie in clusters matched one to one.
-
-    The matching is the best one; with more than `EXACT_MATCHING` clusters on both sides it is greedy, and the share a
-    lower bound, because the best one would take minutes.
-    """
-    best = greedy_matching if min(table.shape) > EXACT_MATCHING else best_matching
-    rows, columns = best(table)
+    """Share of the rows counted (A, B) in clusters matched one to one; a lower bound where `match` is greedy."""
+    rows, columns = match(table)
     return float(table[rows, columns].sum() / table.sum())
+
+
+def match(table: csr_array) -> tuple[Numbers, Numbers]:
+    """Rows and columns of the table (A, B) that are matched one to one, so that their counts have a large sum.
+
+    The largest; with more than `EXACT_MATCHING` clusters on both sides the matching is greedy, because the best one
+    would take minutes.
+    """
+    return (greedy_matching if min(table.shape) > EXACT_MATCHING else best_matching)(table)
 
 
 def best_matching(table: csr_array) -> tuple[Numbers, Numbers]:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from scipy.sparse import csr_array
 
 from pipeline.clustering.agreement import jaccard_of_best, match_clusters
-from pipeline.clustering.scores import contingency_scores
+from pipeline.clustering.scores import contingency_scores, contingency_table
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen, read_origins
@@ -87,16 +89,17 @@ def _clusters(run: Folder, total: int) -> Array:
     return np.concatenate([table.column("cluster").to_numpy().astype(np.int32) for table in blocks])
 
 
-def _table(first: Array, second: Array, shape: tuple[int, int]) -> Array:
-    pairs = np.bincount(first.astype(np.int64) * shape[1] + second, minlength=shape[0] * shape[1])
-    return pairs.reshape(shape)
+def _table(first: Array, second: Array, shape: tuple[int, int]) -> csr_array:
+    table = contingency_table(torch.from_numpy(first), torch.from_numpy(second), shape)
+    assert table is not None  # on rank 0, which the only process is
+    return table
 
 
 def _compose(
     runs: Sequence[Folder],
     count: int,
     clusters: Array,
-    tables: dict[tuple[int, int], Array],
+    tables: dict[tuple[int, int], csr_array],
     elsewhere: Array,
     config: RunConfig,
     manifest: Manifest,

@@ -167,7 +167,7 @@ def test_without_shards_or_features_there_is_a_page_that_says_so(run: Path, fini
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("names.yaml", "- dogs", r"names.yaml holds \['dogs'\]; write lines such as `3: truck`"),
+        ("names.yaml", "- dogs", r"names.yaml holds a list in line 1; write lines such as `3: truck`"),
         ("names.yaml", "1: [", r"names.yaml is not YAML .*; write lines such as `3: truck`"),
         ("run.json", "{}", r"holds no run; give the folder"),
     ],
