@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -200,22 +201,27 @@ def test_an_address_without_a_cluster_is_named(tmp_path: Path) -> None:
 def test_a_cluster_of_our_own_leaves_no_token_behind(tmp_path: Path) -> None:
     """Ray writes one into the home folder; here that cannot even be written."""
     (tmp_path / "home").touch()
-    script = (
-        "import os, ray; from pipeline.cluster import connect; connect(); from ray.util.state import list_nodes; "
-        "list_nodes(); asked = ray.remote(lambda: os.environ['RAY_AUTH_TOKEN'] == os.environ['OTHER']); "
-        "print(ray.get(asked.options(runtime_env={'env_vars': {'OTHER': os.environ['RAY_AUTH_TOKEN']}}).remote()), "
-        "ray._raylet.get_authentication_mode().name)"
-    )
+    script = """
+        import os, ray
+        from pipeline.cluster import connect
+        connect()
+        from ray.util.state import list_nodes
+        list_nodes(address=ray.get_runtime_context().gcs_address)
+        asked = ray.remote(lambda: os.environ["RAY_AUTH_TOKEN"] == os.environ["OTHER"])
+        mine = {"env_vars": {"OTHER": os.environ["RAY_AUTH_TOKEN"]}}
+        print(ray.get(asked.options(runtime_env=mine).remote()))
+        print(ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN)
+    """
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", textwrap.dedent(script)],
         env=ours | {"HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
-    assert done.stdout.split() == ["True", "TOKEN"], done.stderr
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 @pytest.mark.parametrize("before", [None, "http://elsewhere:8265"])

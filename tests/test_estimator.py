@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 import yaml
 from sklearn.base import clone
@@ -62,6 +64,12 @@ CHECKS = [
 
 def quick(**parameters: Any) -> DigPro:
     return DigPro(3, settings=QUICK, **parameters)
+
+
+@pytest.fixture(autouse=True)
+def _without_ray_afterwards() -> Iterator[None]:
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ def running() -> Iterator[S3Server]:
 def server(running: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
+    running.empty()  # moto's servers of one process share their buckets
     yield running
     running.fault = None
     running.empty()

@@ -471,10 +471,13 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_its_status(dashboard: str
     mine = options(settings(tmp_path, "name=long", "optim.epochs=500", *rare))
     job = detached(dashboard, "train", *mine)
     wait_for("epoch   1/500", "logs", job, dashboard)
-    assert newest_in(f"{tmp_path}/runs/long") is None
+    before = newest_in(f"{tmp_path}/runs/long")
+    assert before is None or before["epoch"] == 0
     assert digpro("stop", job, "--address", dashboard).returncode == 0
     wait_for("was stopped", "status", job, dashboard)
-    assert newest_in(f"{tmp_path}/runs/long") is not None
+    values = newest_in(f"{tmp_path}/runs/long")
+    assert values is not None
+    assert values["epoch"] >= 1
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("digpro").experiment_id])
     assert run.info.status == "KILLED"
@@ -520,7 +523,7 @@ def test_a_variable_reaches_the_job(dashboard: str, tmp_path: Path) -> None:
 def test_the_doctor_looks_at_the_cluster(dashboard: str, tmp_path: Path) -> None:
     mine = options(settings(tmp_path))
     done = digpro("submit", "--address", dashboard, "doctor", *mine)
-    assert "ok    versions on 127.0.0.1" in done.stdout, done.stdout + done.stderr
+    assert "ok    versions on " in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def digits(folder: Path) -> tuple[Tensor, Manifest]:
 
 def small_job(manifest: Manifest, *overrides: str) -> Job:
     """A job of digits without tracking."""
-    config = settle_images(load_config("digits", [*SMALL, *overrides]))
+    config = settle_images(load_config("digits", ["name=small", *SMALL, *overrides]))
     tracking = RunRef("sqlite:///none", "none", "digpro", "small", {}, {})
     return Job(config, manifest, make_plan(config, manifest), tracking)
 

@@ -180,7 +180,7 @@ def test_a_finished_run_gives_its_scores_again(tmp_path: Path, monkeypatch: pyte
     for column in ("similarity", "margin", "outlier"):
         np.testing.assert_allclose(ours.column(column), theirs.column(column), atol=1e-3)
     assert found["drift"] == pytest.approx({"sizes": 0, "similarity": 0, "outliers": 0}, abs=1e-5)
-    assert json.loads(Path(found["outputs"]["summary"]).read_text()) == found
+    assert json.loads(Path(found["outputs"]["summary"]).read_text()) == labelled
 
 
 def test_assignments_are_counted_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
@@ -16,6 +18,12 @@ from pipeline.runs.start_from import checkpoint_to_start_from, settings_of
 from pipeline.runs.train import train
 from pipeline.training.checkpoint import newest_in
 from tests.helpers.runs import settings
+
+
+@pytest.fixture(autouse=True)
+def _without_ray_afterwards() -> Iterator[None]:
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

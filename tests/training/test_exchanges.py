@@ -80,7 +80,8 @@ def test_an_estep_sends_no_features_or_labels_and_asks_once_a_pass(
 ) -> None:
     rows = 2  # an exchange for their numbers, and one for themselves
     clusters = 1 + rows + rows + 2 + 1  # look at them, sample, starts, variance, the pass of the starts
-    health = 1 + 1  # the table of old and new clusters, and the features' spread
+    health = 1 + 1 + 1  # clusters' sizes, how many pairs of old and new ones a worker has, the features' spread
     probe, spread = 2 * rows + 1, 1  # its features with their labels, its views, the margin; the groups' spread
-    for exchanges, iterations in pair.run(_exchanges_of_an_estep, data):
-        assert exchanges == {"direct": clusters + iterations + health + probe + spread}
+    for rank, (exchanges, iterations) in enumerate(pair.run(_exchanges_of_an_estep, data)):
+        pairs = "gloo:send" if rank else "gloo:recv"
+        assert exchanges == {"direct": clusters + iterations + health + probe + spread, pairs: 1}

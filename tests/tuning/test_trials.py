@@ -24,7 +24,7 @@ def made_up(name: str, error: Exception | None = None, status: str = "TERMINATED
     """One of Tune's trials."""
     errors = {"get_pickled_error": lambda: error, "get_error": lambda: None}
     config = {"optim.lr": 0.123456, **settings}
-    return SimpleNamespace(trial_id=name, status=status, config=config, num_failures=0, **errors)
+    return SimpleNamespace(trial_id=name, status=status, config=config, num_failures=0, last_result=None, **errors)
 
 
 @pytest.fixture
