@@ -65,10 +65,16 @@ def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[
 
 
 def open_pipeline(job: Job) -> Pipeline:
-    """The reading processes of this worker: they share the CPUs that the workers leave."""
-    left = job.reading_cpus
-    if left is None:
+    """The reading processes of this worker: they share the CPUs that the workers leave.
+
+    Those of a run of its own reserve none: a node that has just been lost may still be counted, and readers that
+    reserve its CPUs would wait for ever.
+    """
+    if job.reading_cpus is not None:
+        readers = Readers.of(job.reading_cpus / world_size())
+    else:
         own = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
-        left = ray.cluster_resources().get("CPU", 0.0) - own * world_size()
+        left = ray.cluster_resources().get("CPU", 0.0) / world_size() - own
+        readers = Readers(max(int(left), 1), 0.0)
     reader = (job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding)
-    return Pipeline(reader, Readers.of(left / world_size()), image_bytes(job.config))
+    return Pipeline(reader, readers, image_bytes(job.config))

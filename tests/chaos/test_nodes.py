@@ -28,6 +28,7 @@ MODES = {
     "streaming": ["data.mode=streaming", "data.shuffle_window=600"],  # a third of the images: several windows a lane
 }
 ELASTIC = ["resources.workers={min: 1, max: 2}", "resources.resize_seconds=2", "resources.max_failures=5"]
+GROWING = ["resources.autoscale=true", "resources.gpus=false"]  # else a stream is refused that has no CPU for reading
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: P
     """In float64, in which one worker and two give equal labels."""
     cluster.add_node(num_cpus=1)
     mine = ["optim.epochs=12", "optim.precision=float64", *MODES[mode]]
-    driver = Driver(tmp_path, "name=elastic", *mine, *ELASTIC)
+    driver = Driver(tmp_path, "name=elastic", *mine, *ELASTIC, *GROWING)
     driver.wait_until(lambda: driver.count_checkpoints() >= 2)
     guest = cluster.add_node(num_cpus=1)
     driver.wait_until(lambda: any(line.endswith("on 2 workers") for line in driver.resume_lines()))
@@ -126,7 +127,7 @@ def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: P
     driver.wait_until(lambda: driver.resume_lines()[-1].endswith("on 1 worker"))
     history, labels = outcome(driver.result()["folder"])
     assert len(history) == 13
-    steady = Driver(tmp_path, "name=steady", *mine, "resources.workers=1").result()
+    steady = Driver(tmp_path, "name=steady", *mine, "resources.workers=1", *GROWING).result()
     expected, expected_labels = outcome(steady["folder"])
     assert labels == expected_labels
     for metrics, other in zip(history[1:], expected[1:], strict=True):  # losses of epochs that both groups shared, too
