@@ -97,7 +97,7 @@ class Pipeline:
         while some := list(itertools.islice(tasks, TASKS)):
             self._set_context(size)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            dataset = ray.data.from_arrow(some).map_batches(
+            dataset = ray.data.from_blocks(some).map_batches(  # from_arrow waits for a CPU, of which there may be none
                 PieceReader,
                 fn_constructor_args=self.reader,
                 batch_size=None,
