@@ -24,14 +24,14 @@ from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import fitted
 from pipeline.data.ingest import ingest
-from pipeline.data.shards import IMAGE_TYPE, MANIFEST
+from pipeline.data.shards import IMAGE_TYPE, has_manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.model import ClusterModel
 from pipeline.inference.predict import predict
 from pipeline.runs.identity import read_started_run, run_folder
 from pipeline.runs.report import ASSIGNMENTS
 from pipeline.runs.train import resolve, train
-from pipeline.storage import Folder, filesystem, join
+from pipeline.storage import Folder, join
 from pipeline.tracking import open_run
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.in_process import train_in_process
@@ -121,10 +121,8 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if isinstance(X, (str, Path)):
             return self._fit_source(str(X))
         images = as_images(X, self.image_shape)
-        with (
-            TemporaryDirectory(prefix="digpro-") as folder,
-            torch.random.fork_rng(),
-        ):  # leaves torch's own numbers alone
+        # torch's random numbers are the caller's
+        with TemporaryDirectory(prefix="digpro-") as folder, torch.random.fork_rng():
             job = self._prepare(images, Path(folder))
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             state = train_in_process(job, device, self._echo)
@@ -197,7 +195,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             "data.path": join(self.storage, f"shards-{folder}"),
             "data.source": source,
         }
-        if _holds_shards(source):
+        if has_manifest(source):
             places |= {"data.path": source, "data.source": None}
         summary = train(self._config(places), label=Path(self.preset).stem, echo=self._echo)
         run = Folder(summary["folder"])
@@ -282,8 +280,3 @@ def _encoded(images: Array) -> Iterator[dict[str, Any]]:
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "PNG")
         yield {"bytes": stream.getvalue(), "path": f"image {number}"}
-
-
-def _holds_shards(source: str) -> bool:
-    files, root = filesystem(source)
-    return bool(files.get_file_info(f"{root}/{MANIFEST}").is_file)

@@ -4,7 +4,7 @@ The holder writes a small file and renews it. On the machine that wrote it, the 
 the lease is alive. From elsewhere a lease is watched: one that is not renewed for `EXPIRY_SECONDS` is dead. Clocks are
 never compared between machines.
 
-A holder that was paused for so long (a suspended laptop, a stalled storage) may find another's lease when it goes on.
+A holder that was paused for so long (a suspended laptop, a stalled storage) may find another's lease when it resumes.
 It ends at once, as if it had been killed: whatever it still did would be done to the other's files.
 """
 

@@ -91,7 +91,7 @@ def test_the_size_is_that_of_the_archive_that_ray_sends(tmp_path: Path) -> None:
 
 
 def test_code_that_would_not_travel_is_named(tmp_path: Path) -> None:
-    """Patterns that are not anchored hit folders of ours too; the job would run other code, without a word."""
+    """Patterns that are not anchored hit folders of ours too; the job would silently run other code."""
     for name in (".gitignore", "pipeline/cli.py", "pipeline/data/read.py", "pipeline/runs/train.py", "jobs/train.py"):
         put(tmp_path / name, b"data/\nruns/\n")
     finding = working_dir_finding(str(tmp_path), travelling_files(str(tmp_path)))
@@ -315,7 +315,7 @@ def test_a_dashboard_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
 def test_an_address_on_the_line_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Ray's own client takes the environment's: the job would go to another cluster, without a word."""
+    """Ray's own client takes the environment's: the job would silently go to another cluster."""
     for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(variable, raising=False)
     with a_dashboard() as asked, a_dashboard() as other:

@@ -95,13 +95,16 @@ def gap_statistic(features: Tensor, start: Tensor, *, references: int, seed: int
     rotated = features @ axes.T  # cosines stay as they are
     low, high = rotated.amin(dim=0), rotated.amax(dim=0)
     least = len(features) * torch.finfo(features.dtype).eps  # a smaller sum is rounding, and may be negative
-    own = math.log(max(least, cluster(features, len(start), seed, start).inertia))
+
+    def log_inertia(rows: Tensor, at: Tensor | None = None) -> float:
+        return math.log(max(least, cluster(rows, len(start), seed, at).inertia))
+
     others = []
     for reference in range(references):
         generator = torch.Generator().manual_seed(seed + reference)
         uniform = low + (high - low) * torch.rand(rotated.shape, generator=generator)
-        others.append(math.log(max(least, cluster(F.normalize(uniform, dim=1), len(start), seed).inertia)))
-    return float(np.mean(others)) - own
+        others.append(log_inertia(F.normalize(uniform, dim=1)))
+    return float(np.mean(others)) - log_inertia(features, start)
 
 
 def neighbours_for(rows: int, num_clusters: int) -> int:

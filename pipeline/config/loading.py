@@ -50,7 +50,7 @@ def load_config(source: str | Path = "digits", overrides: list[str] | None = Non
 
 def override(config: RunConfig, overrides: list[str], origin: str) -> RunConfig:
     """The configuration with overrides as `load_config` takes them; `origin` says in errors whose it is."""
-    values = config.model_dump(mode="json")
+    values = _values(config)
     for text in overrides:
         _apply_override(values, text)
     return parse_config(values, origin)
@@ -92,11 +92,17 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any], origin: str) ->
     ConfigError
         When the result is not a configuration; `origin` says in the message where the values come from.
     """
-    values = config.model_dump(mode="json")
-    values["tracking"]["uri"] = config.tracking.uri  # with its password
+    values = _values(config)
     for key, value in changes.items():
         set_setting(values, key, value)
     return parse_config(values, origin)
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    """Plain values, with the password that those to be kept or shown do not have."""
+    values = config.model_dump(mode="json")
+    values["tracking"]["uri"] = config.tracking.uri
+    return values
 
 
 def get_setting(values: dict[str, Any], key: str) -> Any:

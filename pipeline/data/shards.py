@@ -200,6 +200,12 @@ def shard_schema(class_names: Sequence[str]) -> pa.Schema:
     return pa.schema(list(COLUMNS.items()), metadata=metadata)
 
 
+def has_manifest(folder: str) -> bool:
+    """Whether a folder holds a data set that is complete."""
+    files, root = filesystem(folder)
+    return bool(files.get_file_info(f"{root}/{MANIFEST}").is_file)
+
+
 def read_manifest(folder: str) -> Manifest:
     """Read the manifest of `folder`.
 

@@ -179,14 +179,18 @@ def rename_clusters(out: Folder, card: ModelCard) -> None:
     """Write the names that clusters have now into all parts; each is the old one or the new one after a kill."""
     folder = out.subfolder(PARTS)
     for part in (name for name in folder.names("part-") if name.endswith(".parquet")):
-        path = f"{folder.root}/{part}"
-        with folder.files.open_input_file(path) as handle:
-            file = pq.ParquetFile(handle)
-            schema = with_names(file.schema_arrow.empty_table(), card).schema
-            with pq.ParquetWriter(f"{path}.tmp", schema, filesystem=folder.files) as writer:
-                for group in range(file.num_row_groups):
-                    writer.write_table(with_names(file.read_row_group(group), card))
-        folder.files.move(f"{path}.tmp", path)
+        rewrite_rows(folder, part, partial(with_names, card=card))
+
+
+def rewrite_rows(folder: Folder, file: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Put what `change` makes of its row groups in the place of a Parquet file, whole or not at all."""
+    path = f"{folder.root}/{file}"
+    with whole_file(folder.files, path) as new, folder.files.open_input_file(path) as handle:
+        rows = pq.ParquetFile(handle)
+        schema = change(rows.schema_arrow.empty_table()).schema
+        with pq.ParquetWriter(new, schema, filesystem=folder.files) as writer:
+            for group in range(rows.num_row_groups):
+                writer.write_table(change(rows.read_row_group(group)))
 
 
 class Assigner:

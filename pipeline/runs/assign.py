@@ -14,7 +14,7 @@ from scipy.spatial.distance import jensenshannon
 from pipeline.cluster import cluster_facts, connect
 from pipeline.config.models import ResourcesConfig
 from pipeline.data.pixel_options import PixelOptions
-from pipeline.data.shards import MANIFEST, Quarantined, validate_shards
+from pipeline.data.shards import Quarantined, has_manifest, validate_shards
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import refuse_overlap
 from pipeline.data.sources.listing import is_of_system
@@ -103,10 +103,8 @@ def open_pieces(source: str, pixels: PixelOptions, out: str | None = None) -> Pi
 
     With `out` a source that holds this folder is refused.
     """
-    if not _KIND.match(source):
-        files, root = filesystem(source)
-        if files.get_file_info(f"{root}/{MANIFEST}").is_file:
-            return shard_pieces(absolute(source), validate_shards(source))
+    if not _KIND.match(source) and has_manifest(source):
+        return shard_pieces(absolute(source), validate_shards(source))
     opened = open_source(source, RAW_PIECE_IMAGES)
     if out is not None:
         refuse_overlap(opened, *filesystem(out), out)

@@ -15,14 +15,14 @@ import torch
 from scipy.sparse import csr_array
 
 from pipeline.clustering.scores import contingency_scores
-from pipeline.data.shards import MANIFEST
+from pipeline.data.shards import MANIFEST, has_manifest
 from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.inference.assign import PARTS
 from pipeline.progress import Echo
 from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.models import model_uri
-from pipeline.storage import Folder, absolute, filesystem, join
+from pipeline.storage import Folder, absolute, join
 from pipeline.training.health import size_metrics
 
 PARTS_AT_ONCE = 64  # whose counts may wait to be added up
@@ -71,8 +71,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
 def _own_images(run: Folder) -> str:
     """The shards that a run was trained on; ConfigError where they are gone."""
     place = read_started_run(run)[0].data.path
-    files, root = filesystem(place)
-    if not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+    if not has_manifest(place):
         raise ConfigError(
             f"{run.path} was trained on the images in {place}, where there is no {MANIFEST}: they have moved, or the "
             "run was copied without them; give --data with the place where they are"

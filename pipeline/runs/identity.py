@@ -10,12 +10,12 @@ from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import parse_saved
 from pipeline.config.models import RunConfig
-from pipeline.data.shards import MANIFEST, Manifest, read_manifest
+from pipeline.data.shards import Manifest, has_manifest, read_manifest
 from pipeline.errors import ConfigError, first_line
 from pipeline.features.cache import FeatureCache
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import TrainingClusters
-from pipeline.storage import Folder, filesystem
+from pipeline.storage import Folder
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
 CLUSTERS_REMEDY = (
@@ -142,8 +142,7 @@ def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfi
 
 def _changed_images(identity: dict[str, Any], config: RunConfig) -> list[str]:
     """How the images differ: by the source's digest, so that a data folder may move."""
-    files, root = filesystem(config.data.path)
-    if files.get_file_info(f"{root}/{MANIFEST}").is_file:
+    if has_manifest(config.data.path):
         before, now = identity["manifest"]["source"], read_manifest(config.data.path).source
         same = before["digest"] == now.digest
         return (

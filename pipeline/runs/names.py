@@ -45,7 +45,7 @@ def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, s
         finished.
     """
     folder = Folder(absolute(run))
-    count = _count_clusters(folder)
+    count = count_clusters(folder)
     changes = _read_arguments(given)
     if unknown := [cluster for cluster in changes if cluster >= count]:
         raise ConfigError(f"cluster {unknown[0]} does not exist; {folder.name} has the clusters 0 to {count - 1}")
@@ -58,7 +58,8 @@ def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, s
     return names
 
 
-def _count_clusters(run: Folder) -> int:
+def count_clusters(run: Folder) -> int:
+    """K of a finished run; ConfigError when it is not finished, or the file is damaged."""
     clusters = run.read(TRAINING_CLUSTERS)
     if clusters is None:
         raise ConfigError(f"{run.path} holds no finished run; give the folder that has the {TRAINING_CLUSTERS} of one")

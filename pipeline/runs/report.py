@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
-from pipeline.data.shards import MANIFEST, Manifest
+from pipeline.data.shards import Manifest, has_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.features.neighbours import EXACT_IMAGES
+from pipeline.inference.assign import rewrite_rows
 from pipeline.inference.embedding import has_features, read_features
 from pipeline.provenance import git_commit, version_of
 from pipeline.report.atlas import atlas_page, rename_clusters
@@ -28,7 +29,7 @@ from pipeline.report.embedding import cluster_names, embed, embedding_table
 from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.names import read_names
-from pipeline.storage import Folder, absolute, filesystem, remedy_for
+from pipeline.storage import Folder, absolute, remedy_for
 from pipeline.training.checkpoint import newest_in
 
 ASSIGNMENTS = "assignments.parquet"
@@ -83,10 +84,10 @@ def put_names(run: str) -> str | None:
     folder = Folder(absolute(run))
     names = read_names(folder)
     for table in {ASSIGNMENTS, EMBEDDING} & set(folder.names()):
-        _name_rows(folder, table, names)
+        rewrite_rows(folder, table, partial(_with_names, names=names))
     if ATLAS not in folder.names(ATLAS):
         return None
-    place = f"{folder.path}/{ATLAS}"
+    place = folder.file(ATLAS)
     with folder.files.open_input_stream(f"{folder.root}/{ATLAS}") as stream:
         page = stream.read().decode()
     try:
@@ -97,18 +98,10 @@ def put_names(run: str) -> str | None:
     return place
 
 
-def _name_rows(folder: Folder, file: str, names: Mapping[int, str]) -> None:
-    """Set the column `name` of a table, block by block; the file is replaced when the whole is written."""
-    place, new = f"{folder.root}/{file}", f"new-{file}"
-    with folder.files.open_input_file(place) as source, folder.open_output(new) as target:
-        table = pq.ParquetFile(source)
-        others = [field for field in table.schema_arrow if field.name != "name"]
-        with pq.ParquetWriter(target, pa.schema([*others, pa.field("name", pa.string())])) as writer:
-            for batch in table.iter_batches(BLOCK_ROWS, columns=[field.name for field in others]):
-                block = pa.Table.from_batches([batch])
-                names_of_rows = cluster_names(block.column("cluster").to_numpy(), names)
-                writer.write_table(block.append_column("name", names_of_rows))
-    folder.files.move(f"{folder.root}/{new}", place)
+def _with_names(rows: pa.Table, names: Mapping[int, str]) -> pa.Table:
+    """The rows of a run's table with the names that the clusters have now."""
+    others = rows.drop_columns("name") if "name" in rows.column_names else rows
+    return others.append_column("name", cluster_names(rows.column("cluster").to_numpy(), names))
 
 
 def write_report(
@@ -241,8 +234,7 @@ def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array
     """Small pictures uint8 (n, side, side, 3) of the sorted indices, shape kept and the middle cut out; None when the
     shards are gone.
     """
-    files, root = filesystem(config.data.path)
-    if not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+    if not has_manifest(config.data.path):
         return None
     side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]
     pictures = np.empty((len(chosen), side, side, 3), np.uint8)

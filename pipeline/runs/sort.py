@@ -21,14 +21,13 @@ from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import validate_shards
 from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.pieces import Encoded, Pieces, shard_pieces
 from pipeline.inference.predict import OUTLIER
 from pipeline.progress import Echo, Progress
 from pipeline.runs.assign import open_pieces
 from pipeline.runs.file_names import UniqueNames, cluster_folders, image_file_name
 from pipeline.runs.identity import IDENTITY, SUMMARY, read_started_run
-from pipeline.runs.names import read_names
+from pipeline.runs.names import count_clusters, read_names
 from pipeline.runs.report import ASSIGNMENTS
 from pipeline.runs.tables import check_format, write_tables
 from pipeline.storage import Folder, absolute
@@ -167,15 +166,11 @@ def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assign
         config, manifest = read_started_run(folder)
         place = source or config.data.path
         images = shard_pieces(absolute(place), validate_shards(place))
-        return Assigned(images, table, read_names(folder), _clusters(folder), _root(manifest.source.source))
+        return Assigned(images, table, read_names(folder), count_clusters(folder), _root(manifest.source.source))
     place, clusters = source or summary["source"], summary["clusters"]
     names = {entry["cluster"]: entry["name"] for entry in clusters if entry["name"] is not None}
     pieces = open_pieces(place, PixelOptions.model_validate(summary["pixels"]), out)
     return Assigned(pieces, table, names, len(clusters), _root(place))
-
-
-def _clusters(run: Folder) -> int:
-    return len((run.read(TRAINING_CLUSTERS) or {})["sizes"])
 
 
 def _root(source: str) -> str | None:

@@ -21,7 +21,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.class_lists import ClassList, load_class_list
 from pipeline.data.ingest import ingest
 from pipeline.data.read import has_labels, with_groups
-from pipeline.data.shards import MANIFEST, Manifest, read_manifest, validate_shards
+from pipeline.data.shards import Manifest, has_manifest, read_manifest, validate_shards
 from pipeline.data.sources.listing import printable
 from pipeline.data.sources.selection import some_of
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
@@ -31,7 +31,7 @@ from pipeline.plan import Plan
 from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
 from pipeline.runs.start_from import checkpoint_to_start_from
-from pipeline.storage import Folder, absolute, check_readable, check_writable, filesystem, join
+from pipeline.storage import Folder, absolute, check_readable, check_writable, join
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, records_wait, spool_path
 from pipeline.training.checkpoint import check_resumable, registered_checkpoints
 from pipeline.training.failure import keep_failure
@@ -229,8 +229,7 @@ def _mismatches(config: RunConfig, classes: ClassList | None, manifest: Manifest
 
 
 def _load_or_ingest(config: RunConfig, classes: ClassList | None, echo: Echo) -> Manifest:
-    files, root = filesystem(config.data.path)
-    if config.data.source is not None and not files.get_file_info(f"{root}/{MANIFEST}").is_file:
+    if config.data.source is not None and not has_manifest(config.data.path):
         echo(f"ingesting {config.data.source} into {config.data.path}")
         connect()
         return ingest(config.data.source, config.data.path, classes=classes)

@@ -185,14 +185,14 @@ def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
     Raises
     ------
     CheckpointError
-        When the storage fails: the newest may be sound, and with an older one the run would go back in silence.
+        When the storage fails: the newest may be sound, and an older one would silently take the run back.
     """
     found = _newest(checkpoints)
     return found[1] if found else None
 
 
 def read_agreed(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
-    """`read_newest` on several workers: rank 0 chooses the checkpoint, and all have read the same before one goes on.
+    """`read_newest` on several workers: rank 0 chooses the checkpoint, and all have read the same before any continues.
 
     Raises
     ------

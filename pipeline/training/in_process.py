@@ -20,16 +20,7 @@ from pipeline.training.job import Job
 from pipeline.training.probe import read_probe
 from pipeline.training.progress import Reporter, progress_line
 from pipeline.training.timing import EpochTimer
-from pipeline.training.worker import (
-    FINITE_STEPS,
-    Run,
-    check_run_finite,
-    complete_epoch,
-    draw_weights,
-    run_estep,
-    train_step,
-    zero_losses,
-)
+from pipeline.training.worker import Run, complete_epoch, run_estep, train_epoch, zero_losses
 
 
 def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]) -> TrainState:
@@ -44,7 +35,7 @@ def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]
     run_estep(run)
     _tell(run, echo)
     while run.state.epoch < job.config.optim.epochs:
-        _train_epoch(run)
+        train_epoch(run, between_steps=lambda run: None)
         if has_estep(job.config, run.state.epoch):
             run_estep(run)
         _tell(run, echo)
@@ -77,18 +68,6 @@ def _decode_all(job: Job) -> Tensor:
     reader = PieceReader(job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding)
     blocks = reader.blocks(torch.arange(job.manifest.num_images).numpy())
     return torch.cat([torch.from_numpy(block["image"]) for block in blocks])
-
-
-def _train_epoch(run: Run) -> None:
-    """The M-step."""
-    run.step_model.train()
-    batches = run.inputs.epoch(run.state.epoch, weights=draw_weights(run))
-    for batch in run.timer.timed(batches):
-        with run.timer.time("step", on_device=True):
-            train_step(run, batch)
-        if run.state.step % FINITE_STEPS == 0 or run.state.step == run.job.plan.steps_per_epoch:
-            check_run_finite(run)
-    run.state.epoch, run.state.step = run.state.epoch + 1, 0
 
 
 def _tell(run: Run, echo: Callable[[str], None]) -> None:

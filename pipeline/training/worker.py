@@ -174,8 +174,11 @@ def resume(run: Run) -> bool:
     return True
 
 
-def train_epoch(run: Run) -> None:
-    """The M-step: one pass over the images, or the rest of one that was interrupted."""
+def train_epoch(run: Run, between_steps: Callable[[Run], None] | None = None) -> None:
+    """The M-step: one pass over the images, or the rest of one that was interrupted.
+
+    `between_steps` is called after every step but the last; by default it saves where that is due.
+    """
     run.step_model.train()
     steps = run.job.plan.steps_per_epoch
     for batch in run.timer.timed(epoch_batches(run)):
@@ -186,7 +189,7 @@ def train_epoch(run: Run) -> None:
         if run.state.step % FINITE_STEPS == 0 or run.state.step == steps:
             check_run_finite(run)
         if run.state.step < steps:
-            save_inside_epoch(run)
+            (between_steps or save_inside_epoch)(run)
     run.state.epoch, run.state.step = run.state.epoch + 1, 0
 
 

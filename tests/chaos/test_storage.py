@@ -9,24 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import RunFailed
 from pipeline.runs.train import train
 from tests.helpers.runs import outcome, settings
-from tests.helpers.s3 import KEYS, Fault, S3Server, expire, for_seconds, silent_for, throttle
+from tests.helpers.s3 import Fault, S3Server, expire, for_seconds, ray_with_s3, silent_for, throttle
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("without_artifacts")]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def store() -> Iterator[S3Server]:
-    with pytest.MonkeyPatch.context() as patch, S3Server() as server:
-        for name, value in KEYS.items():
-            patch.setenv(name, value)
+    with ray_with_s3() as server:
         yield server
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

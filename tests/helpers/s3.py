@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import boto3
 import pytest
+import ray
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -108,3 +109,13 @@ def for_seconds(seconds: float, fault: Fault) -> Fault:
         return fault(method, path) if began[-1] < began[0] + seconds else None
 
     return answer
+
+
+@contextmanager
+def ray_with_s3() -> Iterator[S3Server]:
+    """A server whose keys are there before Ray starts, so that every process knows them; Ray ends with it."""
+    with pytest.MonkeyPatch.context() as patch, S3Server() as server:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        yield server
+        ray.shutdown()

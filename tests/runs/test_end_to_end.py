@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from pipeline.config.loading import load_config
@@ -21,19 +20,15 @@ from pipeline.config.models import RunConfig
 from pipeline.runs.evaluate import evaluate
 from pipeline.runs.train import train
 from tests.helpers.runs import EPOCHS, end, family, outcome, settings, start, train_workers
-from tests.helpers.s3 import KEYS, S3Server, for_seconds, throttle
+from tests.helpers.s3 import S3Server, for_seconds, ray_with_s3, throttle
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
 def store() -> Iterator[S3Server]:
-    """An S3 server of our own; its keys are there before Ray starts, so that every process knows them."""
-    with pytest.MonkeyPatch.context() as patch, S3Server() as server:
-        for name, value in KEYS.items():
-            patch.setenv(name, value)
+    with ray_with_s3() as server:
         yield server
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
