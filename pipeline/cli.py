@@ -53,6 +53,7 @@ PLACE, SOURCE, MODEL = "place", "source", "model"
 SHOWN_CLUSTERS = 12
 PROFILE_SETTINGS = ["profile.steps=20"]  # of `--profile`; --set can say another number
 BUNDLED = "digits"  # the one source that is not a place
+MORE_IS_REFUSED = {"allow_extra_args": True}  # by `_check_one_source`, with a remedy
 
 PresetOption = Annotated[
     str,
@@ -93,8 +94,9 @@ def _options(
     """What may be given before the command."""
 
 
-@app.command()
+@app.command(context_settings=MORE_IS_REFUSED)
 def ingest(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES), SOURCE],
     out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI."), PLACE],
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
@@ -139,6 +141,7 @@ def ingest(
       digpro ingest imagefolder:sentinel data/sentinel --bands 4,3,2 --range 0,3000
       digpro ingest imagefolder:imagenet/train data/imagenet-10 --classes imagenet-10
     """
+    _check_one_source(context)
     from pipeline.data.class_lists import load_class_list
     from pipeline.data.ingest import ingest as run_ingest
     from pipeline.data.pixel_options import parse_pixel_options
@@ -297,8 +300,9 @@ ModelArgument = Annotated[
 ]
 
 
-@app.command()
+@app.command(context_settings=MORE_IS_REFUSED)
 def assign(
+    context: typer.Context,
     run: ModelArgument,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, or whatever `digpro ingest` takes."), SOURCE],
     out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
@@ -321,6 +325,7 @@ def assign(
     Example:
       digpro assign runs/photos-0123abcd imagefolder:more-photos assigned
     """
+    _check_one_source(context)
     from pipeline.runs.assign import assign_images
 
     _print_assignment(assign_images(run, source, out, features=features, classes=classes, gpus=gpus, echo=echo))
@@ -647,6 +652,15 @@ def presets(
         echo(yaml.safe_dump(load_config(name).model_dump(mode="json"), sort_keys=False).rstrip())
 
 
+def _check_one_source(context: typer.Context) -> None:
+    """ConfigError for more than one SOURCE, as a shell makes of a pattern."""
+    if context.args:
+        raise ConfigError(
+            f"{len(context.args)} arguments too many, the last is {context.args[-1]!r}; several images are one SOURCE: "
+            'quote the pattern, as in "photos/*.jpg", or give a .txt file that lists them'
+        )
+
+
 def _ingest_progress(done: int, total: int, images: int) -> None:
     echo(f"part {done}/{total}: {images:,} images")
 
@@ -681,6 +695,7 @@ def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str,
     group: Any = context.parent.command if context.parent else None
     command = group.get_command(context, verb)
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
+        _check_one_source(parsed)
         parameters = dict(parsed.params)
     hints = get_type_hints(command.callback, include_extras=True)
     marks = {name: getattr(hints.get(name), "__metadata__", ()) for name in parameters}

@@ -53,7 +53,10 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
         assert text in err
 
 
-COMMANDS = "ingest embed train tune assign evaluate export label report sweep-k deliver doctor submit stop presets"
+COMMANDS = (
+    "ingest embed train tune assign evaluate export label report sort compare "
+    "sweep-k deliver doctor submit stop presets"
+)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS.split()])
@@ -291,6 +294,11 @@ def test_a_search_without_a_space_is_wrong_usage(digpro) -> None:
 def test_evaluate_on_no_run(digpro, tmp_path: Path) -> None:
     refused(digpro("evaluate", tmp_path / "absent"), "absent holds no run", "summary.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", [["ingest"], ["assign", "run"], ["submit", "ingest"]])
+def test_a_pattern_that_the_shell_has_expanded(digpro, line: list[str]) -> None:
+    refused(digpro(*line, "a.jpg", "b.jpg", "c.jpg", "out"), 'quote the pattern, as in "photos/*.jpg"', "'out'")
 
 
 def test_ingest_of_no_source(digpro, tmp_path: Path) -> None:

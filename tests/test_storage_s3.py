@@ -14,6 +14,7 @@ from pipeline import cli
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_rows
 from pipeline.data.shards import read_manifest, validate_shards
+from pipeline.data.sources import open_source
 from pipeline.errors import ConfigError, DataError, RunFailed
 from pipeline.storage import Folder, check_readable, check_writable, filesystem, storage_fault
 from tests.helpers.s3 import BUCKET, KEYS, S3Server, expire, for_seconds, silent_for, throttle
@@ -167,6 +168,17 @@ def test_images_are_not_lost_to_a_store_that_fails(
     server.fault = None
     manifest = ingest(source, str(tmp_path / "out"))
     assert (manifest.num_images, manifest.quarantined_count) == (6, 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [("photos/[0-3].jpg", 4), ("*/*.jpg", 6), ("photos/5.jpg", 1), ("list.txt", 2), ("photos/%3F.jpg", 6)],
+)
+def test_images_of_a_bucket_are_chosen_by_name(server: S3Server, chosen: str, expected: int) -> None:
+    """The `?` of a URI begins its options; that of a pattern is written %3F."""
+    upload_source(server, "imagefolder", Path())
+    server.client().put_object(Bucket=BUCKET, Key="list.txt", Body=b"photos/1.jpg\nphotos/2.jpg\n")
+    assert open_source(server.uri(f"/{chosen}"), 10).seen == expected
 
 
 def test_shards_in_a_bucket_are_written_and_read(server: S3Server) -> None:

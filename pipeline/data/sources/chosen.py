@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from dataclasses import replace
 
 from pyarrow import fs as pafs
 
@@ -13,7 +14,7 @@ from pipeline.data.shards import LeftOut, Quarantined
 from pipeline.data.sources.base import has_image_suffix
 from pipeline.data.sources.listing import File, Listing, list_files, open_file, printable
 from pipeline.errors import DataError
-from pipeline.storage import filesystem
+from pipeline.storage import Place, filesystem
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 _MARKS = re.compile(r"[*?\[]")
@@ -21,7 +22,7 @@ _MARKS = re.compile(r"[*?\[]")
 
 def is_pattern(path: str) -> bool:
     """Whether a path, which does not exist as it is, means all that match it."""
-    return _MARKS.search(path) is not None
+    return _MARKS.search(Place.parse(path).path) is not None
 
 
 def list_pattern(path: str) -> tuple[pafs.FileSystem, Listing]:
@@ -32,11 +33,12 @@ def list_pattern(path: str) -> tuple[pafs.FileSystem, Listing]:
     DataError
         When nothing matches.
     """
-    first = _MARKS.search(path)
+    place = Place.parse(path)
+    first = _MARKS.search(place.path)
     assert first is not None
-    folder = path[: path.rfind("/", 0, first.start()) + 1]
-    fs, root = filesystem(folder or ".")
-    wanted = re.compile(f"{_translate(path[len(folder) :])}(/.*)?", re.DOTALL)
+    begin = place.path.rfind("/", 0, first.start()) + 1
+    fs, root = filesystem(str(replace(place, path=place.path[:begin] or ".")))
+    wanted = re.compile(f"{_translate(place.path[begin:])}(/.*)?", re.DOTALL)
     listing = list_files(fs, root)
     found = Listing(
         [file for file in listing.files if wanted.fullmatch(file.name)],
