@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.engines import CLAIM, PRESET
 from benchmarks.kmeans import INERTIA_SLACK
 from benchmarks.measure import ratios
 from pipeline.provenance import git_commit
@@ -118,9 +119,29 @@ def estep_rows(found: dict[str, Any]) -> Iterator[Row]:
     yield Row("the demo over its E-steps with scores", ratios(found["seconds"], "estep", "epoch"), 10)
 
 
+def engines_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """onnxruntime over PyTorch, for each network."""
+    for name, each in found.items():
+        if name in ("hardware", "commit"):
+            continue
+        speed = each["images_per_second"]["onnxruntime"]
+        claim = CLAIM if name == PRESET else None
+        yield Row(
+            f"{name}: onnxruntime over PyTorch",
+            ratios(each["seconds"], "onnxruntime", "torch"),
+            claim,
+            f"{speed:,.0f} images/s",
+        )
+        if "bfloat16" in each["seconds"]:
+            yield Row(
+                f"{name}: onnxruntime over PyTorch in bfloat16", ratios(each["seconds"], "onnxruntime", "bfloat16")
+            )
+
+
 SECTIONS = {
     "pipeline": Section("The feed: ResNet-18, two workers, batch 64", ["pipeline"], feed_rows),
     "feed": Section("The feed alone: JPEG images at 224 pixels, two workers", ["feed"], feed_alone_rows),
+    "engines": Section("Frozen backbones at 224 pixels, one core", ["engines"], engines_rows),
     "workers": Section("Two workers of one thread: the demo's step", ["workers"], workers_rows),
     "step": Section(
         "The step: `tiny`, batch 128, one thread", ["step", "--encoder", "tiny", "--batch", "128"], step_rows

@@ -19,6 +19,7 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor, nn
 
+from pipeline.backbones.onnx_program import EXAMPLES, OnnxProgram, faster_program, is_worth_it
 from pipeline.backbones.weights import digest
 from pipeline.build import (
     autocast_dtype,
@@ -57,6 +58,7 @@ from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder, Place
 
 Row = dict[str, Any]
+PROGRAM = "backbone.onnx"  # for actors on CPUs, where there is one
 PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
 PART_IMAGES = range(32, 1025)  # images in a part
 PART_BYTES = 128 << 20  # of its decoded images, at most
@@ -118,7 +120,8 @@ def embed(
     else:
         with hold(folder.make()):
             folder.delete_unfinished()
-            cache = _complete(config, manifest, folder, claim(folder, key, module, config, manifest, size), echo)
+            cache = claim(folder, key, module, config, manifest, size, echo)
+            cache = _complete(config, manifest, folder, cache, echo)
     if config.views.neighbours:
         ensure_neighbours(folder, cache, config.views.neighbours)
     return folder, cache
@@ -134,23 +137,39 @@ def _complete(config: RunConfig, manifest: Manifest, folder: Folder, cache: Feat
 
 
 def claim(
-    folder: Folder, key: CacheKey, module: nn.Module, config: RunConfig, manifest: Manifest, size: int
+    folder: Folder, key: CacheKey, module: nn.Module, config: RunConfig, manifest: Manifest, size: int, echo: Echo
 ) -> FeatureCache:
     """The cache as it will be, noted in the folder so that a later call continues with the same parts."""
     if (begun := folder.read(WORK)) is not None:
         cache = FeatureCache.model_validate(begun)
         check_same_key(cache.key, key, folder)
         return cache
-    state = {name: value.contiguous() for name, value in module.state_dict().items()}
-    folder.write_bytes(BACKBONE, safetensors.torch.save(state))
     side = config.data.decoding["size"]
     parts = cut_parts(manifest.num_images, side)
     views = config.views.cached + 1
+    write_network(folder, module, config, manifest.num_images * views, echo)
     cache = FeatureCache(
         key=key, num_images=manifest.num_images, views=views, feature_size=size, parts=parts, seconds=0
     )
     folder.write(WORK, cache.model_dump(mode="json"))
     return cache
+
+
+def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: int, echo: Echo) -> None:
+    """Put the backbone's weights into the folder, and a program of it where onnxruntime is to encode so many images.
+
+    That is on CPUs, in float32: PyTorch is the faster one in bfloat16.
+    """
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    folder.write_bytes(BACKBONE, safetensors.torch.save(state))
+    size = config.views.size
+    assert size is not None
+    if config.optim.precision != "float32" or not is_worth_it(images, size):
+        return
+    if not actor_pool(config.resources, node_resources(), 1).gpus:
+        examples = torch.rand(EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
+        if (program := faster_program(module.eval(), examples, ["features"], echo)) is not None:
+            folder.write_bytes(PROGRAM, program)
 
 
 def cut_parts(images: int, side: int) -> tuple[Part, ...]:
@@ -230,7 +249,7 @@ class Embedder:
         self.autocast = autocast_dtype(config, self.device)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        self.module = load_backbone(config, self.folder).to(self.device).to(memory_format=torch.channels_last)
+        self.network = self._load(config)
         seeded = config.model_copy(update={"seed": config.views.cache_seed})
         self.views = build_views(seeded, manifest)
         self.preprocess = build_preprocess(config, manifest).to(self.device)
@@ -248,12 +267,19 @@ class Embedder:
         self.folder.write_bytes(part["file"], buffer.getvalue())
         return part
 
+    def _load(self, config: RunConfig) -> Callable[[Tensor], Tensor]:
+        if self.device.type == "cpu" and self.folder.names(PROGRAM):
+            program = OnnxProgram(self.folder.read_bytes(PROGRAM))
+            return lambda images: program(images)[0]
+        module = load_backbone(config, self.folder).to(self.device).to(memory_format=torch.channels_last)
+        return lambda images: module(images.contiguous(memory_format=torch.channels_last))
+
     @torch.inference_mode()
     def _encode(self, images: Tensor, index: Tensor) -> Tensor:
         """Features (n, 1 + cached, F) float16 of all views of images (n, S, S, 3)."""
         views = list(self._views(images, index))  # before autocast, which would round them
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            encoded = [self.module(view.contiguous(memory_format=torch.channels_last)) for view in views]
+            encoded = [self.network(view) for view in views]
         return torch.stack([features.half().cpu() for features in encoded], dim=1)
 
     def _views(self, images: Tensor, index: Tensor) -> Iterator[Tensor]:
@@ -280,5 +306,4 @@ def load_backbone(config: RunConfig, folder: Folder) -> nn.Module:
 
 def read_backbone(folder: Folder) -> dict[str, Tensor]:
     """The backbone's weights that lie in a cache."""
-    with folder.files.open_input_file(f"{folder.root}/{BACKBONE}") as file:
-        return dict(safetensors.torch.load(file.read()))
+    return dict(safetensors.torch.load(folder.read_bytes(BACKBONE)))

@@ -24,7 +24,7 @@ import torch
 from pydantic import BaseModel
 from ray import cloudpickle
 from ray.exceptions import RayError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.checks.capacity import actor_pool
 from pipeline.checks.nodes import alive_nodes, node_resources
@@ -70,7 +70,7 @@ class Assignment:
         Whether actors get GPUs, and whether the cluster grows.
     """
 
-    load: Callable[[torch.device], nn.Module]
+    load: Callable[[torch.device], Callable[[Tensor], tuple[Tensor, ...]]]
     card: ModelCard
     batch_size: int
     out: str

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
+from pipeline.backbones.onnx_program import is_worth_it
+from pipeline.checks.capacity import actor_pool
+from pipeline.checks.nodes import node_resources
 from pipeline.cluster import cluster_facts, connect
 from pipeline.config.models import ResourcesConfig
 from pipeline.data.pixel_options import PixelOptions
@@ -27,6 +30,7 @@ from pipeline.lease import LEASE, hold
 from pipeline.progress import Echo
 from pipeline.runs.identity import SUMMARY
 from pipeline.runs.models import TrainedModel, open_model
+from pipeline.serving.export import ONNX
 from pipeline.storage import Folder, absolute, check_writable, filesystem
 
 WORK, BAD = "work.json", "bad.jsonl"
@@ -83,13 +87,15 @@ def assign_images(
             return summary
         connect()
         started = time.monotonic()
-        load = model.loader(target)
-        assignment = Assignment(
-            load, model.card, model.batch_size, target.path, features, classes, pool_resources(gpus)
-        )
+        resources = pool_resources(gpus)
+        on_cpus = not actor_pool(resources, node_resources(), 1).gpus
+        worth_it = on_cpus and is_worth_it(pieces.total, model.card.decoding["size"])
+        load = model.cpu_loader(target, echo) if worth_it else model.loader(target)
+        assignment = Assignment(load, model.card, model.batch_size, target.path, features, classes, resources)
         total = _assign(pieces, assignment, target, echo)
         summary = summarise(model.card, pieces, total, target) | {"seconds": round(time.monotonic() - started, 3)}
         target.write(SUMMARY, summary)
+        target.delete(ONNX)  # of the nodes without GPUs
     return summary
 
 

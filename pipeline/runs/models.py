@@ -11,17 +11,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline.backbones.onnx_program import EXAMPLES, OnnxProgram, faster_program
 from pipeline.backbones.weights import digest
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import CARD, ModelCard
 from pipeline.inference.model import ClusterModel
+from pipeline.progress import Echo
 from pipeline.runs.identity import IDENTITY, fault, read_clusters, read_started_run
 from pipeline.runs.names import read_names
-from pipeline.serving.bundle import PROGRAM, load_program, read_bundle
+from pipeline.serving.bundle import PROGRAM, example_images, load_program, read_bundle
+from pipeline.serving.export import ONNX, OUTPUTS
 from pipeline.serving.mlflow_model import BUNDLE
 from pipeline.storage import Folder, absolute
 from pipeline.tracking import MODEL, database_path, redacted, tracking_uri
@@ -33,7 +36,7 @@ _RUN_ID, _VERSION = re.compile(r"[0-9a-f]{32}"), re.compile(r"[^/]+/\d+")
 
 CPU = torch.device("cpu")
 
-Load = Callable[[torch.device], nn.Module]
+Load = Callable[[torch.device], Callable[[Tensor], tuple[Tensor, ...]]]
 """Gives a model on a device of any node: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D)."""
 
 
@@ -66,6 +69,15 @@ class TrainedModel:
             return partial(load_model, self.place)
         out.write_bytes(PROGRAM, self.place)
         return partial(_load_kept, out.path)
+
+    def cpu_loader(self, out: Folder, echo: Echo) -> Load:
+        """The same for nodes without GPUs: onnxruntime where it can, by a program that is kept in `out`."""
+        if not out.names(ONNX):
+            program = faster_program(self.module, example_images(self.card, EXAMPLES), OUTPUTS, echo)
+            if program is None:
+                return self.loader(out)
+            out.write_bytes(ONNX, program)
+        return partial(_load_onnx, out.path)
 
 
 def open_model(reference: str) -> TrainedModel:
@@ -155,9 +167,11 @@ def load_model(run: str, device: torch.device = CPU) -> ClusterModel:
     return ClusterModel(config, manifest, values).eval().to(device)
 
 
+def _load_onnx(out: str, device: torch.device) -> OnnxProgram:
+    return OnnxProgram(Folder(out).read_bytes(ONNX))
+
+
 def _load_kept(out: str, device: torch.device) -> nn.Module:
-    folder = Folder(out)
     with TemporaryDirectory() as local:
-        with folder.files.open_input_file(f"{folder.root}/{PROGRAM}") as file:
-            Path(local, PROGRAM).write_bytes(file.read())
+        Path(local, PROGRAM).write_bytes(Folder(out).read_bytes(PROGRAM))
         return load_program(str(Path(local, PROGRAM)), device)

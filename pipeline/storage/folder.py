@@ -177,6 +177,11 @@ class Folder:
         """Write a file, whole or not at all."""
         write_atomically(self.files, f"{self.root}/{file}", data)
 
+    def read_bytes(self, file: str) -> bytes:
+        """Content of a file that is there."""
+        with self.files.open_input_file(f"{self.root}/{file}") as stream:
+            return bytes(stream.read())
+
     def update(self, file: str, **values: Any) -> None:
         """Set values of a JSON file."""
         self.write(file, (self.read(file) or {}) | values)

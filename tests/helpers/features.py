@@ -51,7 +51,7 @@ def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCac
     module, size = open_encoder(config)
     key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
     folder = cache_folder(config, key).make()
-    cache = claim(folder, key, module, config, manifest, size)
+    cache = claim(folder, key, module, config, manifest, size, print)
     actor = Embedder(config, manifest, folder.path)
     for part in cache.parts:
         actor(decode_part(part.model_dump(), config, manifest))
