@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -233,3 +235,35 @@ def test_readers_share_what_the_workers_leave() -> None:
 def test_pieces_travel_in_tasks_of_some_images() -> None:
     tasks = list(group_pieces(swept_pieces(RowRange(0, 5000, 5000)), 2000))
     assert [task.num_rows for task in tasks] == [2, 2, 1]
+
+
+WITHOUT_A_CPU = """
+import sys
+import ray
+from pipeline.data import streaming
+from pipeline.data.reader import swept_pieces
+from pipeline.collectives import row_range
+from tests.data.test_streaming import DECODING, SIDE, opened, order_of
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def read(self, path):
+        streaming.FEW_BYTES = 100 * 3 * SIDE**2
+        order = order_of(opened(path), 400)
+        pieces = swept_pieces(order.images_of(row_range(order.lanes)))
+        reader = (order, path, opened(path), DECODING)
+        pipeline = streaming.Pipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
+        return [int(i) for block in pipeline.blocks(pieces, 1797) for i in block["index"]]
+
+assert ray.get(Worker.remote().read.remote(sys.argv[1])) == list(range(1797))
+"""
+
+
+@pytest.mark.slow
+def test_a_stream_needs_no_free_cpu(shards: str) -> None:
+    """The one CPU is the worker's, which waits for what others read."""
+    command = [sys.executable, "-c", WITHOUT_A_CPU, shards]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
