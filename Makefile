@@ -8,9 +8,10 @@ PY := $(VENV)/bin/python
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-# uv installs in half a minute what takes pip minutes. pip follows where uv fails: uv does not read pip's configuration.
+# uv installs in half a minute what takes pip minutes. It compiles as pip does, since otherwise each of the processes that
+# a run starts would. pip follows where uv fails: uv does not read pip's configuration.
 define install
-	$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e '$(1)' || \
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) -c constraints.txt -e '$(1)' || \
 	    $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'
 endef
 

@@ -15,7 +15,7 @@ from tests.helpers.workers import Workers
 @pytest.fixture
 def without_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end with their last checkpoint: for tests that look at nothing else, since the files take ten seconds."""
-    monkeypatch.setattr("pipeline.runs.train.write_artifacts", lambda job: {"folder": job.folder.path})
+    monkeypatch.setattr("pipeline.runs.artifacts.write_artifacts", lambda job: {"folder": job.folder.path})
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-import torchvision
 from torch import Tensor, nn
 
 from pipeline.backbones.backbone import Backbone, ImageInput, Interpolation
@@ -62,6 +61,8 @@ def library_input(name: str, weights: str | None) -> ImageInput | None:
 
 
 def _torchvision(name: str, weights: str | None, partial: bool, prefix: str | None) -> Backbone:
+    import torchvision
+
     expected = _torchvision_input(name)
     try:
         module = torchvision.models.get_model(name, weights="DEFAULT" if weights == DEFAULT else None)
@@ -83,6 +84,8 @@ def _read_state(path: str, module: nn.Module, partial: bool, prefix: str | None)
 
 
 def _torchvision_input(name: str) -> ImageInput:
+    import torchvision
+
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
         raise ConfigError(f"model.encoder=torchvision:{name} is unknown to torchvision{did_you_mean(name, known)}")

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 import torch
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
-from sklearn.metrics import silhouette_score
-from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +34,8 @@ def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
         In [-1, 1]. The mean of (b - a) / max(a, b), with a, b a row's mean distances to its own and to the next
         cluster; 0 for a row alone in its cluster. -1, the worst, when one cluster has all rows: b does not exist then.
     """
+    from sklearn.metrics import silhouette_score
+
     clusters = len(labels.unique())
     if clusters == 1:
         return -1.0
@@ -65,6 +65,8 @@ def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
         In [-1/2, 1]: 1 for the same clusters, about 0 for unrelated ones. Also 0 when either has a single cluster,
         which carries no information (scikit-learn gives 1 when both have).
     """
+    from sklearn.metrics.cluster import contingency_matrix
+
     return contingency_agreement(csr_array(contingency_matrix(first, second, sparse=True)))
 
 

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from scipy.stats import entropy
-from sklearn.metrics.cluster import contingency_matrix
+from scipy.special import entr
 from torch import Tensor
 
 from pipeline.collectives import all_stack, gather_to_rank_zero
@@ -42,6 +41,8 @@ def clustering_scores(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]
     ValueError
         When the lengths differ or no row has a class.
     """
+    from sklearn.metrics.cluster import contingency_matrix
+
     classes, clusters = np.asarray(true), np.asarray(predicted)
     if classes.shape != clusters.shape or classes.ndim != 1:
         raise ValueError(f"true is {classes.shape} and predicted {clusters.shape}; give two arrays of one length")
@@ -165,8 +166,11 @@ def _nmi(table: csr_array) -> float:
     """Mutual information over the arithmetic mean of both entropies; 1 for one class in one cluster."""
     if table.shape == (1, 1):
         return 1.0
-    of_clusters, of_classes = entropy(table.sum(axis=0)), entropy(table.sum(axis=1))
-    information = of_clusters + of_classes - entropy(table.data)
+    total = table.sum()
+    of_clusters, of_classes, joint = (
+        float(entr(counts / total).sum()) for counts in (table.sum(axis=0), table.sum(axis=1), table.data)
+    )
+    information = of_clusters + of_classes - joint
     return float(max(information, 0.0) / ((of_clusters + of_classes) / 2))  # rounding can take 0 below it
 
 

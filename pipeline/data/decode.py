@@ -12,9 +12,6 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as T
 
 from pipeline.data.quiet import stderr_into
 from pipeline.errors import DecodeError, first_line
@@ -60,6 +57,9 @@ def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "b
 
 def fitted(image: Tensor, size: int, fit: Fit = "stretch", interpolation: str = "bilinear") -> Tensor:
     """Pixels uint8 (3, H, W) as uint8 (3, size, size), as `decode` fits them."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as T
+
     if image.shape[1:] != (size, size):
         target = [size, size] if fit == "stretch" else _cover(image.shape[1], image.shape[2], size)
         image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
@@ -77,6 +77,8 @@ def _decode_any(data: bytes) -> Tensor:
     A PNG with a flipped bit ends torchvision's decoder, and with it the process, in a segmentation fault.
     """
     if not data.startswith(PNG_SIGNATURE):
+        from torchvision.io import ImageReadMode, decode_image
+
         with contextlib.suppress(RuntimeError, ValueError):  # PIL decides, and explains, what is an image
             return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     with Image.open(io.BytesIO(data)) as image:

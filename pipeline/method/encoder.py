@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,8 @@ def build_encoder(name: str, *, small_stem: bool = False) -> tuple[nn.Module, in
     if name not in RESNETS:
         known = ("tiny", *RESNETS)
         raise ValueError(f"unknown encoder {name!r} (known: {', '.join(known)}){did_you_mean(name, known)}")
+    import torchvision
+
     resnet = torchvision.models.get_model(name, weights=None)
     if small_stem:
         resnet.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)

@@ -25,10 +25,8 @@ from pipeline.data.shards import Manifest, has_manifest, read_manifest, validate
 from pipeline.data.sources.listing import printable
 from pipeline.data.sources.selection import some_of
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
-from pipeline.features.embed import embed
 from pipeline.lease import hold
 from pipeline.plan import Plan
-from pipeline.runs.artifacts import write_artifacts
 from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
 from pipeline.runs.start_from import checkpoint_to_start_from
 from pipeline.storage import Folder, absolute, check_readable, check_writable, join
@@ -82,6 +80,8 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
             return summary
         job = prepare(config, manifest, plan, echo)
         fit_with_progress(job, echo)
+        from pipeline.runs.artifacts import write_artifacts
+
         return write_artifacts(job)
 
 
@@ -122,6 +122,8 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
 
 def prepare_features(job: Job, echo: Echo) -> Job:
     """The job with the cached features of its frozen backbone, which are made first where there are none."""
+    from pipeline.features.embed import embed
+
     try:
         folder, cache = embed(job.config, job.manifest, echo, begun=begun_precision(job.folder))
         claim_features(job.folder, cache)
