@@ -465,7 +465,7 @@ def detached(dashboard: str, *arguments: str) -> str:
     return done.stdout.split()[1].rstrip(":")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos  # CI has its parts: that it has the time, and that an interrupted run saves
 def test_a_job_that_is_stopped_leaves_a_checkpoint_and_its_status(dashboard: str, tmp_path: Path) -> None:
     rare = ["checkpoint.every_epochs=500", "checkpoint.every_steps=null"]
     mine = options(settings(tmp_path, "name=long", "optim.epochs=500", *rare))

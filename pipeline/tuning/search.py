@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.checks.capacity import Capacity, search_capacity
 from pipeline.checks.nodes import check_nodes, node_resources
 from pipeline.cluster import connect
 from pipeline.config.identity import derive_name, fingerprint, result_settings
-from pipeline.config.loading import with_settings
+from pipeline.config.loading import get_setting, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.read import has_labels
 from pipeline.data.shards import Manifest, validate_shards
@@ -93,6 +93,8 @@ def search(
     identity = search_identity(config, space, trials, scheduler)
     config = resolve_search(config, f"{label}-{space.name}", identity)
     trial_config = with_settings(config, space.settings, f"SETTINGS of space {space.name}")
+    for line in overruled(config, space):
+        echo(line)
     strategy = make_strategy(scheduler, trial_config, space, trials, first_points(trial_config, space))
     check_writable(config.storage)
     manifest = load_or_ingest(config, echo)
@@ -106,6 +108,14 @@ def search(
         check_features_shared(trial_config, space)
         plan = SearchPlan(config, trial_config, space, manifest, strategy, trials, label)
         return successful(run_search(plan, folder, concurrent, echo))
+
+
+def overruled(config: RunConfig, space: Space) -> Iterator[str]:
+    """A line for each setting of the configuration that the space's SETTINGS replace."""
+    values = config.model_dump(mode="json")
+    for key, value in space.settings.items():
+        if (before := get_setting(values, key)) != value:
+            yield f"trials use {key}={value}, as SETTINGS of space {space.name} say, in place of {before}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +19,15 @@ from mlflow import MlflowClient
 
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
+from pipeline.data.shards import read_manifest
+from pipeline.errors import ConfigError
+from pipeline.plan import make_plan
+from pipeline.runs.assign import assign_images
 from pipeline.runs.evaluate import evaluate
+from pipeline.runs.names import set_names
+from pipeline.runs.start_from import checkpoint_to_start_from, settings_of
 from pipeline.runs.train import train
+from pipeline.training.checkpoint import newest_in
 from tests.helpers.runs import EPOCHS, end, family, outcome, settings, start, train_workers
 from tests.helpers.s3 import S3Server, for_seconds, ray_with_s3, throttle
 
@@ -105,6 +114,7 @@ def when_saved(run_folder: Path, checkpoints: int, act: Callable[[], None]) -> t
     return thread
 
 
+@pytest.mark.chaos  # CI kills a worker of a run in a bucket, and one that streams
 @pytest.mark.usefixtures("without_artifacts")
 def test_killing_a_worker_in_mid_epoch_changes_nothing(folder: Path, whole: dict[str, Any]) -> None:
     said: list[str] = []
@@ -169,15 +179,20 @@ def test_killing_everything_and_running_the_command_again_changes_nothing(folder
 
 @pytest.mark.usefixtures("without_artifacts")
 def test_a_stream_ends_as_images_in_memory_do_also_after_a_kill(folder: Path, whole: dict[str, Any]) -> None:
-    """The window is smaller than the set; that of `whole` holds it, so that its order is another."""
+    """The window is smaller than the set; that of `whole` holds it, so that its order is another.
+
+    One worker and three: in float64, since in float32 rounding grows, as young features are nearly all alike.
+    """
     mine = ["data.shuffle_window=1100", "optim.precision=float64"]
-    expected = run(folder, "name=kept", *mine)
+    expected = run(folder, "name=kept", "resources.workers=1", *mine)
     thread = when_saved(folder / "runs" / "streamhurt", 4, kill_a_worker)
     summary = run(folder, "name=streamhurt", "data.mode=streaming", "resources.workers=3", *mine)
     thread.join()
     (pages, labels), (others, same) = outcome(summary["folder"]), outcome(expected["folder"])
     assert labels == same
-    assert [page["loss"] for page in pages[1:]] == pytest.approx([page["loss"] for page in others[1:]], rel=1e-5)
+    assert [page.keys() for page in pages] == [page.keys() for page in others]
+    for page, other in zip(pages, others, strict=True):
+        assert page == pytest.approx(other, rel=1e-5, abs=1e-7)
     assert labels != outcome(whole["folder"])[1]
 
 
@@ -193,6 +208,64 @@ def test_a_stream_that_is_drawn_by_pseudo_label_repeats_its_draws_after_a_kill(f
     assert any(line.startswith("resumed after epoch") for line in said)
     assert outcome(summary["folder"])[1] == outcome(expected["folder"])[1]
     assert summary["epochs"] == EPOCHS
+
+
+def test_a_finished_run_gives_its_scores_again(
+    folder: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its folder, a second time without work, and by the model that MLflow has of it."""
+    lines = list[str]()
+    found = evaluate(whole["folder"])
+    again = evaluate(whole["folder"], echo=lines.append)
+    set_names(whole["folder"], ["0=9", "1=one"])
+    labelled = evaluate(whole["folder"], echo=lines.append)
+    names = pq.read_table(labelled["outputs"]["assignments"], columns=["cluster", "name"]).to_pydict()
+    set_names(whole["folder"], ["0=", "1="])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole["mlflow"]["uri"])
+    logged = assign_images(whole["mlflow"]["run_id"], str(folder / "digits"), str(tmp_path / "logged"))
+    assert again == found
+    assert lines == [
+        f"{whole['folder']}/evaluation has the assignments of these images already",
+        f"{whole['folder']}/evaluation has other names of clusters; they are replaced",
+    ]
+    assert labelled["scores"] == found["scores"]
+    assert [cluster["name"] for cluster in labelled["clusters"]] == ["9", "one", *[None] * 8]
+    assert names["name"] == [{0: "9", 1: "one"}.get(cluster) for cluster in names["cluster"]]
+    assert found["scores"] == pytest.approx(whole["scores"])
+    assert found["images"] == 1797
+    assert found["health"]["cluster_largest"] == whole["last_epoch"]["cluster_largest"]
+    ours, theirs, of_mlflow = (
+        pq.read_table(summary["outputs"]["assignments"]).sort_by("index") for summary in (found, whole, logged)
+    )
+    assert of_mlflow.column("cluster").to_pylist() == theirs.column("cluster").to_pylist()
+    np.testing.assert_allclose(of_mlflow.column("similarity"), theirs.column("similarity"), atol=1e-3)
+    for column in ("index", "path", "cluster", "runner_up", "label"):
+        assert ours.column(column).to_pylist() == theirs.column(column).to_pylist()
+    for column in ("similarity", "margin", "outlier"):
+        np.testing.assert_allclose(ours.column(column), theirs.column(column), atol=1e-3)
+    assert found["drift"] == pytest.approx({"sizes": 0, "similarity": 0, "outliers": 0}, abs=1e-5)
+    assert json.loads(Path(found["outputs"]["summary"]).read_text()) == labelled
+
+
+@pytest.mark.usefixtures("without_artifacts")
+def test_a_run_begins_with_the_weights_of_another(whole: dict[str, Any]) -> None:
+    """Its first E-step finds what the last one of the other found."""
+    config, label = settings_of(whole["folder"], ["optim.epochs=1", "resources.workers=1"])
+    plan = make_plan(config, read_manifest(config.data.path))
+    assert Path(str(checkpoint_to_start_from(config, plan))).is_dir()
+
+    wider = config.model_copy(update={"model": config.model.model_copy(update={"feature_size": 48})})
+    with pytest.raises(ConfigError, match=r"do not fit: model\.feature_size was 32, is 48\. Give the settings that it"):
+        checkpoint_to_start_from(wider, plan)
+
+    second = train(config, label=label)
+    assert second["folder"] != whole["folder"]
+    values = newest_in(second["folder"])
+    assert values is not None
+    assert values["epoch"] == 1
+    for name in ("inertia", "acc"):
+        assert values["history"][0][name] == pytest.approx(whole["last_epoch"][name], rel=1e-5)
+    assert values["history"][1]["acc"] != values["history"][0]["acc"]
 
 
 def test_the_configuration_of_a_run_is_kept_with_it(whole: dict[str, Any]) -> None:

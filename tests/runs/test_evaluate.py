@@ -1,4 +1,4 @@
-"""Evaluating a run: what is refused at once, and that a finished run's scores come out again."""
+"""Evaluating a run: what is refused at once, and what is counted. For a finished run see test_end_to_end.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
@@ -21,7 +20,6 @@ from pipeline.runs import evaluate as module
 from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.evaluate import contingency, count_assignments, evaluate
 from pipeline.runs.models import TrainedModel
-from pipeline.runs.names import set_names
 from pipeline.storage import Folder
 from tests.helpers.images import encoded
 from tests.helpers.manifests import manifest
@@ -137,50 +135,6 @@ def test_an_output_belongs_to_a_model_and_images_whatever_they_are_called(
 def test_a_model_of_mlflow_has_no_images_and_no_folder_of_its_own() -> None:
     with pytest.raises(ConfigError, match=r"photos/3 is a model of MLflow and not a folder; give --data and --out"):
         evaluate("photos/3", data="digits")
-
-
-@pytest.mark.slow
-def test_a_finished_run_gives_its_scores_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its folder, a second time without work, and by the model that MLflow has of it."""
-    from pipeline.runs.train import train
-
-    lines = list[str]()
-    places = [f"storage={tmp_path / 'runs'}", f"data.path={tmp_path / 'data'}", "name=tiny"]
-    small = ["optim.epochs=2", "optim.warmup_epochs=1", "resources.workers=1", "tracking.system_metrics=false"]
-    try:
-        trained = train(load_config("digits", [*places, *small]), echo=lambda line: None)
-        found = evaluate(trained["folder"])
-        again = evaluate(trained["folder"], echo=lines.append)
-        set_names(trained["folder"], ["0=9", "1=one"])
-        labelled = evaluate(trained["folder"], echo=lines.append)
-        names = pq.read_table(labelled["outputs"]["assignments"], columns=["cluster", "name"]).to_pydict()
-        set_names(trained["folder"], ["0=", "1="])
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", trained["mlflow"]["uri"])
-        logged = assign_images(trained["mlflow"]["run_id"], str(tmp_path / "data"), str(tmp_path / "logged"))
-    finally:
-        ray.shutdown()
-    assert again == found
-    assert lines == [
-        f"{trained['folder']}/evaluation has the assignments of these images already",
-        f"{trained['folder']}/evaluation has other names of clusters; they are replaced",
-    ]
-    assert labelled["scores"] == found["scores"]
-    assert [cluster["name"] for cluster in labelled["clusters"]] == ["9", "one", *[None] * 8]
-    assert names["name"] == [{0: "9", 1: "one"}.get(cluster) for cluster in names["cluster"]]
-    assert found["scores"] == pytest.approx(trained["scores"])
-    assert found["images"] == 1797
-    assert found["health"]["cluster_largest"] == trained["last_epoch"]["cluster_largest"]
-    ours, theirs, of_mlflow = (
-        pq.read_table(summary["outputs"]["assignments"]).sort_by("index") for summary in (found, trained, logged)
-    )
-    assert of_mlflow.column("cluster").to_pylist() == theirs.column("cluster").to_pylist()
-    np.testing.assert_allclose(of_mlflow.column("similarity"), theirs.column("similarity"), atol=1e-3)
-    for column in ("index", "path", "cluster", "runner_up", "label"):
-        assert ours.column(column).to_pylist() == theirs.column(column).to_pylist()
-    for column in ("similarity", "margin", "outlier"):
-        np.testing.assert_allclose(ours.column(column), theirs.column(column), atol=1e-3)
-    assert found["drift"] == pytest.approx({"sizes": 0, "similarity": 0, "outliers": 0}, abs=1e-5)
-    assert json.loads(Path(found["outputs"]["summary"]).read_text()) == labelled
 
 
 def test_assignments_are_counted_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

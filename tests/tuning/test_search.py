@@ -131,7 +131,9 @@ def test_a_finished_search_shows_its_result_again_or_its_failure(tmp_path: Path)
     summary = {"search": "mine", "best": {"number": 1}, "trials": []}
     (folder / "summary.json").write_text(json.dumps(summary))
     assert search(config(tmp_path, "name=mine"), SPACE, echo=lines.append) == summary
-    assert "search mine is already finished" in lines[0]
+    assert lines[0] == "trials use optim.epochs=20, as SETTINGS of space mine say, in place of 80"
+    assert lines[1] == "trials use optim.warmup_epochs=8, as SETTINGS of space mine say, in place of 24"
+    assert "search mine is already finished" in lines[2]
     failed = summary | {"best": None, "trials": [{"reason": "no memory"}, {"reason": "no memory"}]}
     with pytest.raises(RunFailed, match=r"every trial of search mine failed: no memory\. Change the space"):
         successful(failed)
