@@ -470,7 +470,7 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_its_status(dashboard: str
     rare = ["checkpoint.every_epochs=500", "checkpoint.every_steps=null"]
     mine = options(settings(tmp_path, "name=long", "optim.epochs=500", *rare))
     job = detached(dashboard, "train", *mine)
-    wait_for("epoch   1/500", "logs", job, dashboard)
+    wait_for("/500  loss", "logs", job, dashboard)
     before = newest_in(f"{tmp_path}/runs/long")
     assert before is None or before["epoch"] == 0
     assert digpro("stop", job, "--address", dashboard).returncode == 0

@@ -88,9 +88,9 @@ def assign_images(
         connect()
         started = time.monotonic()
         resources = pool_resources(gpus)
-        on_cpus = not actor_pool(resources, node_resources(), 1).gpus
-        worth_it = on_cpus and is_worth_it(pieces.total, model.card.decoding["size"])
-        load = model.cpu_loader(target, echo) if worth_it else model.loader(target)
+        enough = is_worth_it(pieces.total, model.card.decoding["size"])
+        by_onnx = enough and not actor_pool(resources, node_resources(), 1).gpus
+        load = model.cpu_loader(target, echo) if by_onnx else model.loader(target)
         assignment = Assignment(load, model.card, model.batch_size, target.path, features, classes, resources)
         total = _assign(pieces, assignment, target, echo)
         summary = summarise(model.card, pieces, total, target) | {"seconds": round(time.monotonic() - started, 3)}
