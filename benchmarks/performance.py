@@ -138,7 +138,15 @@ def engines_rows(found: dict[str, Any]) -> Iterator[Row]:
             )
 
 
+def first_minutes_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The goal over the time from a clone to clusters."""
+    parts = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in found["seconds"].items())
+    what = f"the goal of {found['goal']:.0f} s over the time from a clone to printed clusters"
+    yield Row(what, [found["goal"] / sum(found["seconds"].values())], 1, f"{parts}; {found['scores']}")
+
+
 SECTIONS = {
+    "first_minutes": Section("The first minutes: clone, `make demo`", ["first_minutes"], first_minutes_rows),
     "pipeline": Section("The feed: ResNet-18, two workers, batch 64", ["pipeline"], feed_rows),
     "feed": Section("The feed alone: JPEG images at 224 pixels, two workers", ["feed"], feed_alone_rows),
     "engines": Section("Frozen backbones at 224 pixels, one core", ["engines"], engines_rows),
