@@ -400,6 +400,24 @@ def test_tiles_and_cards_say_what_they_are_and_what_they_are_sorted_by(page: Pag
     assert "outlier" in page.one("#cards .card p").text
 
 
+def test_a_class_has_the_colour_of_its_cluster(page: Page) -> None:
+    """Classes 0 and 1 fill two clusters each, class 2 one: all three have a cluster of their own."""
+    page.open("map")
+    colour = "return getComputedStyle(arguments[0]).backgroundColor"
+    swatches = {}
+    for kind in ("cluster", "class"):
+        page.driver.execute_script(
+            f"byId('map-colour').value = '{kind}'; byId('map-colour').dispatchEvent(new Event('change'))"
+        )
+        entries = page.all("#map-legend button")
+        swatches[kind] = [
+            page.driver.execute_script(colour, entry.find_element(By.CSS_SELECTOR, ".swatch")) for entry in entries
+        ]
+    assert len(set(swatches["class"])) == len(swatches["class"]) == 3
+    assert swatches["class"][2] == swatches["cluster"][2]
+    assert set(swatches["class"]) <= set(swatches["cluster"])
+
+
 def test_duplicates_in_two_clusters_are_flagged(page: Page) -> None:
     page.open("duplicates")
     page.driver.execute_script(

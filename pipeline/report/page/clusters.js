@@ -145,7 +145,7 @@ function clusterHeading(tag, cluster) {
 // A bar of the classes of a cluster, and its majority in words.
 function mixBar(cluster) {
   const parts = cluster.mix.slice(0, 6).map(({ label, count }) =>
-    make("i", { style: `width:${(100 * count) / cluster.known}%;background:${categoryColour(label)}`, title: `${className(label)} ${percent(count / cluster.known)}` }),
+    make("i", { style: `width:${(100 * count) / cluster.known}%;background:${classColour(label)}`, title: `${className(label)} ${percent(count / cluster.known)}` }),
   );
   return make("div", { class: "mix" }, make("div", { class: "mix-bar", "aria-hidden": "true" }, ...parts), MEASURES.majority.text(cluster));
 }
@@ -208,7 +208,7 @@ function classMix(cluster) {
       "li",
       {},
       make("span", {}, className(label)),
-      make("span", { class: "meter" }, make("i", { style: `width:${(100 * count) / cluster.known}%;background:${categoryColour(label)}` })),
+      make("span", { class: "meter" }, make("i", { style: `width:${(100 * count) / cluster.known}%;background:${classColour(label)}` })),
       make("a", { class: "figure", href: `#cluster-${cluster.number}/class-${label}` }, `${number(count)} · ${percent(count / cluster.known)}`),
     ),
   );

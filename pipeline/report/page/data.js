@@ -51,6 +51,21 @@ function categoryColour(n, alpha = 1) {
   return `oklch(${lightness} 0.15 ${((n * 137.508 + 20) % 360).toFixed(1)} / ${alpha})`;
 }
 
+// A class has the colour of the cluster that holds most of it; of two classes there the smaller one has its own.
+const colourNumbers = (() => {
+  const numbers = new Map();
+  const used = new Set();
+  for (const [label, number] of atlas.counts.slice().sort((a, b) => b[2] - a[2])) {
+    if (numbers.has(label) || used.has(number)) continue;
+    numbers.set(label, number);
+    used.add(number);
+  }
+  let free = 1 + Math.max(...clusters.map((cluster) => cluster.number), ...used);
+  for (const label of classTotals.keys()) if (!numbers.has(label)) numbers.set(label, free++);
+  return numbers;
+})();
+const classColour = (label) => categoryColour(colourNumbers.get(label));
+
 // From dark violet over teal to yellow, for shares from 0 to 1.
 function rampColour(share) {
   const t = Math.min(1, Math.max(0, share));

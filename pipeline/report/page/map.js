@@ -5,7 +5,7 @@ const POINT = 3; // radius in CSS pixels
 const ROOM = 26; // pixels between pictures from which on they are drawn
 const COLOURS = {
   cluster: ["cluster", (row) => categoryColour(shownAs(rows.cluster[row]))],
-  class: ["class", (row) => (rows.label[row] < 0 ? themed("--muted") : categoryColour(rows.label[row]))],
+  class: ["class", (row) => (rows.label[row] < 0 ? themed("--muted") : classColour(rows.label[row]))],
   similarity: ["similarity", (row) => rampColour((rows.similarity[row] - similarityRange[0]) / similarityRange[1])],
 };
 const onMap = Array.from(rows.x.keys()).filter((row) => !Number.isNaN(rows.x[row]));
@@ -63,12 +63,12 @@ function drawLegend() {
   const kind = byId("map-colour").value;
   const column = kind === "class" ? rows.label : rows.cluster.map(shownAs);
   const values = kind === "similarity" ? [] : Array.from(new Set(onMap.map((row) => column[row]))).sort((a, b) => a - b);
-  const text = kind === "class" ? className : clusterName;
+  const [text, colour] = kind === "class" ? [className, classColour] : [clusterName, categoryColour];
   const entries = values.length > 60 ? [] : values.filter((value) => value >= 0);
   byId("map-legend").replaceChildren(
     ...entries.map((value) =>
       make("button", { type: "button", "aria-pressed": "false", onclick: (event) => toggleOnly(event.currentTarget, (row) => column[row] === value) },
-        make("i", { class: "swatch", style: `background:${categoryColour(value)}` }), text(value)),
+        make("i", { class: "swatch", style: `background:${colour(value)}` }), text(value)),
     ),
   );
 }
