@@ -382,7 +382,7 @@ def test_a_setting_that_came_later_does_not_rename_the_runs_from_before() -> Non
 def test_runs_keep_their_names() -> None:
     assert run_name(load_config("digits"), "digits") == "digits-9687ae1c"
     assert run_name(load_config("digits", ["storage=x", "resources.workers=3"]), "digits") == "digits-9687ae1c"
-    assert run_name(load_config("cifar10"), "cifar10") == "cifar10-fe839148"
+    assert run_name(load_config("cifar10"), "cifar10") == "cifar10-268fec1c"
     assert run_name(load_config("digits", ["name=mine"]), "digits") == "mine"
 
 
