@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pipeline.collectives import all_sum
 
+MANY_CLUSTERS = 4096  # from which on those absent from a batch are taken out; to count them, a GPU has to be waited for
+
 
 def unit(x: Tensor) -> Tensor:
     """Rows of x (..., D) on the unit sphere; a zero row stays zero."""
@@ -52,6 +54,8 @@ def prototype_sums(online: Tensor, target: Tensor, labels: Tensor, num_clusters:
 
 def prototype_contrast(sums: Tensor, temperature: float = 0.5, *, empty_logit: float = float("-inf")) -> Tensor:
     """The prototype loss from the global batch's sums (K, 2D + 1), as `prototype_sums` lays them out."""
+    if len(sums) > MANY_CLUSTERS and empty_logit == float("-inf"):
+        sums = sums[sums[:, -1] > 0]  # most are absent from a batch, and the logits grow with K squared
     size = sums.shape[1] // 2
     q, k, count = unit(sums[:, :size]), unit(sums[:, size:-1]), sums[:, -1].detach()
     own = (q * k).sum(dim=1)

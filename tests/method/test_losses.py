@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.method import losses
 from pipeline.method.batchnorm import use_global_batchnorm
 from pipeline.method.encoder import build_predictor
 from pipeline.method.losses import group_loss, instance_loss, prototype_loss
@@ -69,6 +70,22 @@ def test_default_mask_equals_the_loss_without_the_empty_clusters() -> None:
     packed = torch.unique(labels, return_inverse=True)[1]
     without = prototype_loss(q, k, packed, int(packed.max()) + 1)
     assert_close(prototype_loss(q, k, labels, 6), without)
+
+
+def test_absent_clusters_are_taken_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss and its gradient are those of the masked logits."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(40, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    labels = torch.randint(0, 100, (40,), generator=generator)
+    answers = []
+    for many in (losses.MANY_CLUSTERS, 10):
+        monkeypatch.setattr(losses, "MANY_CLUSTERS", many)
+        online = q.clone().requires_grad_()
+        loss = prototype_loss(online, k, labels, 100)
+        loss.backward()
+        answers.append((loss.detach(), online.grad))
+    for found, expected in zip(answers[1], answers[0], strict=True):
+        assert_close(found, expected)
 
 
 def _prototype_half(rank: int, q: Tensor, k: Tensor, labels: Tensor, cut: int) -> tuple[Tensor, Tensor]:
