@@ -17,7 +17,8 @@ from pipeline.data.quiet import stderr_into
 from pipeline.errors import DecodeError, first_line
 
 PNG_SIGNATURE = b"\x89PNG"
-Fit = Literal["stretch", "crop"]
+Fit = Literal["stretch", "crop", "show"]
+LONG = 2.0  # times as long as wide: of such an image a square in the middle shows less than half
 
 
 def decode_table(
@@ -50,7 +51,8 @@ def decode_table(
 def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "bilinear") -> Tensor:
     """One encoded image as RGB uint8 (3, size, size), resized with antialiasing.
 
-    "stretch" does not keep the aspect. "crop" resizes the shorter side and takes the square in the middle.
+    "stretch" does not keep the aspect. "crop" resizes the shorter side and takes the square in the middle. "show", for
+    eyes, does so too, and shows a long image whole, between black bars.
     """
     return fitted(_decode_any(data), size, fit, interpolation)
 
@@ -60,8 +62,11 @@ def fitted(image: Tensor, size: int, fit: Fit = "stretch", interpolation: str = 
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as T
 
-    if image.shape[1:] != (size, size):
-        target = [size, size] if fit == "stretch" else _cover(image.shape[1], image.shape[2], size)
+    height, width = image.shape[1:]
+    if (height, width) != (size, size):
+        target = [size, size] if fit == "stretch" else _cover(height, width, size)
+        if fit == "show" and max(height, width) > LONG * min(height, width):
+            target = [max(1, size * side // max(height, width)) for side in (height, width)]
         image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
     return T.center_crop(image, [size, size])
 

@@ -130,7 +130,7 @@ def _pictures(clusters: Array, elsewhere: Array, config: RunConfig, manifest: Ma
     chosen = {int(k): order[clusters[order] == k][:SHOWN] for k in np.unique(clusters[order])}
     if not chosen:
         return {}
-    decoding = config.data.decoding | {"size": TILE}
+    decoding = config.data.decoding | {"size": TILE, "fit": "show"}
     tiles: dict[int, Array] = {}
     for table in read_chosen(config.data.path, manifest, np.concatenate(list(chosen.values()))):
         block = decode_table(table, **decoding)

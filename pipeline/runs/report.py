@@ -231,16 +231,14 @@ def _as_assignments(table: pa.Table) -> Assignments:
 
 
 def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:
-    """Small pictures uint8 (n, side, side, 3) of the sorted indices, shape kept and the middle cut out; None when the
-    shards are gone.
-    """
+    """Small pictures uint8 (n, side, side, 3) of the sorted indices, fitted for eyes; None when the shards are gone."""
     if not has_manifest(config.data.path):
         return None
     side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]
     pictures = np.empty((len(chosen), side, side, 3), np.uint8)
     done = 0
     for table in read_chosen(config.data.path, manifest, chosen):
-        block = decode_table(table, side, "crop", interpolation)["image"]
+        block = decode_table(table, side, "show", interpolation)["image"]
         pictures[done : done + len(block)] = block
         done += len(block)
     return pictures
