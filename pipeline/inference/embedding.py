@@ -7,7 +7,7 @@ centres. A run that was killed or rolled back there, and resumed, leaves the par
 from __future__ import annotations
 
 import hashlib
-import io
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from pipeline.clustering.nearest import CHUNK_VALUES, LEAST_ROWS
 from pipeline.collectives import RowRange, rank, world_size
 from pipeline.errors import DataError
 from pipeline.inference.predict import Prediction, predict
@@ -31,15 +32,28 @@ _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 
 @torch.inference_mode()
 def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange) -> None:
-    """Write the features (own rows, D) of this worker's images, and the prediction of each by centers (K, D)."""
+    """Write the features (own rows, D) of this worker's images, and the prediction of each by centers (K, D).
+
+    A row group at a time is made and written, so that memory does not grow with the images.
+    """
     folder = run.subfolder(FEATURES).make()
-    directions = unit(centers).T
-    blocks = [predict((block @ directions).float()) for block in features.split(GROUP_ROWS)]
-    prediction = Prediction(*(torch.cat(values) for values in zip(*blocks, strict=True)))
-    table = prediction_table(prediction, index=torch.arange(own.start, own.stop), features=features)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, write_page_checksum=True)
-    folder.write_bytes(_part(rank(), world_size(), _digest(centers)), buffer.getvalue())
+    directions, index = unit(centers).T, torch.arange(own.start, own.stop)
+    groups = zip(features.split(GROUP_ROWS), index.split(GROUP_ROWS), strict=True)
+    tables = (prediction_table(_predict_rows(rows, directions), index=at, features=rows) for rows, at in groups)
+    first = next(tables)
+    with (
+        folder.open_output(_part(rank(), world_size(), _digest(centers))) as stream,
+        pq.ParquetWriter(stream, first.schema, write_page_checksum=True) as writer,
+    ):
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+
+
+def _predict_rows(rows: Tensor, directions: Tensor) -> Prediction:
+    """The predictions of rows (n, D) by directions (D, K), whose cosines are made for a few rows at a time."""
+    few = max(LEAST_ROWS, CHUNK_VALUES // directions.shape[1])
+    parts = [predict((part @ directions).float()) for part in rows.split(few)]
+    return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def prediction_table(
