@@ -17,19 +17,11 @@ LEAST_PIXELS = 25_000_000  # to encode: 500 images of 224 pixels, which take tor
 
 
 class OnnxProgram:
-    """A program on the CPU, called like the module it was made of.
+    """A program of `to_onnx` on the CPU, called like its module; in one thread, as actors share the cores."""
 
-    Parameters
-    ----------
-    program : bytes
-        From `to_onnx`.
-    threads : int
-        Of a call.
-    """
-
-    def __init__(self, program: bytes, threads: int = 1) -> None:
+    def __init__(self, program: bytes) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 

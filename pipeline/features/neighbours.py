@@ -57,8 +57,7 @@ def read_neighbours(folder: Folder, count: int, device: torch.device) -> Tensor 
     """The neighbours (N, count), nearest first and never the image itself; None for a count of 0."""
     if count == 0:
         return None
-    with folder.files.open_input_file(f"{folder.root}/{_file(count)}") as file:
-        return torch.from_numpy(np.load(io.BytesIO(file.read()))).to(device)
+    return torch.from_numpy(np.load(io.BytesIO(folder.read_bytes(_file(count))))).to(device)
 
 
 def _file(count: int) -> str:

@@ -120,8 +120,7 @@ def keep_profile(profile: Folder, history: list[dict[str, float]], local: Path, 
     """Add the ledger of all epochs to what the workers recorded, and send both to MLflow."""
     profile.write(LEDGER, {"epochs": [ledger(metrics) for metrics in history]})
     for name in profile.names():
-        with profile.files.open_input_file(f"{profile.root}/{name}") as stream:
-            (local / name).write_bytes(stream.read())
+        (local / name).write_bytes(profile.read_bytes(name))
         writer.artifact(local / name, PROFILE)
 
 

@@ -88,8 +88,7 @@ def put_names(run: str) -> str | None:
     if ATLAS not in folder.names(ATLAS):
         return None
     place = folder.file(ATLAS)
-    with folder.files.open_input_stream(f"{folder.root}/{ATLAS}") as stream:
-        page = stream.read().decode()
+    page = folder.read_bytes(ATLAS).decode()
     try:
         page = rename_clusters(page, names)
     except (ValueError, KeyError, TypeError) as error:

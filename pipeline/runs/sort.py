@@ -138,8 +138,7 @@ def sort_images(
     folders = cluster_folders(images.clusters, images.names)
     chosen = choose(images.table, folders, choice)
     counts = _write(images, target, folders, chosen, choice, links, echo)
-    with target.files.open_input_file(f"{target.root}/{TABLE}") as stream:
-        tables = write_tables(table, stream.read(), target)
+    tables = write_tables(table, target.read_bytes(TABLE), target)
     summary = {
         "source": images.pieces.name,
         "images": int(chosen.sum()),

@@ -161,8 +161,7 @@ class Folder:
             When the file is damaged.
         """
         try:
-            with self.files.open_input_file(f"{self.root}/{file}") as stream:
-                return dict(json.loads(stream.read()))
+            return dict(json.loads(self.read_bytes(file)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
