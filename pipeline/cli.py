@@ -254,8 +254,8 @@ def tune(
     scheduler: Annotated[
         str,
         typer.Option(
-            metavar="asha|pbt|none",
-            help="Stop poor trials early (asha), let them take over from good ones (pbt), or neither.",
+            metavar="asha|none",
+            help="Stop poor trials early (asha), or none.",
         ),
     ] = "asha",
     concurrent: Annotated[

@@ -191,34 +191,3 @@ def record_error() -> type[Exception]:
     from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
     return CheckpointManagerInitializationError
-
-
-class TakeoverHooks:
-    """Population based training whose subclass decides who takes over from whom, and what is handed over.
-
-    Put it before Ray's class: ``class Mine(TakeoverHooks, PopulationBasedTraining)``. Ray's own takeover copies the
-    checkpoint of a trial, which it must find in Tune; trials that run Ray Train have theirs elsewhere. What is done
-    instead when a trial is compared can be changed in `_checkpoint_or_exploit` alone, and it takes `_get_new_config`
-    to perturb settings and `_trial_state[...].last_train_time` to know how far the trial has come.
-    """
-
-    _trial_state: dict[Any, Any]
-    _get_new_config: Callable[[Any, Any], tuple[dict[str, Any], dict[str, Any]]]
-
-    def choose_source(self, trial: Any, time: int, best: list[Any]) -> Any | None:
-        """The trial among the `best` that a trial of the worst takes over from, which has come to `time`; or None."""
-        raise NotImplementedError
-
-    def settings_after(self, perturbed: dict[str, Any], source: Any) -> dict[str, Any]:
-        """All settings of a trial that takes over, given the perturbed ones of its source."""
-        raise NotImplementedError
-
-    def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, best: list[Any], worst: list[Any]) -> None:
-        if trial not in worst:
-            return
-        source = self.choose_source(trial, self._trial_state[trial].last_train_time, best)
-        if source is None:
-            return
-        perturbed, _ = self._get_new_config(trial, source)
-        tune_controller.pause_trial(trial, should_checkpoint=False)  # it is started again at once
-        trial.set_config(self.settings_after(perturbed, source))

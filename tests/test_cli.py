@@ -274,7 +274,7 @@ def test_a_finished_run_shows_its_result_again(digpro, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--space", "tune_spaces/digpr"], ["there is no search space", "did you mean 'tune_spaces/digpro.py'?"]),
-        (["--space", "tune_spaces/digpro", "--scheduler", "ash"], ["unknown scheduler 'ash'", "asha, pbt, none"]),
+        (["--space", "tune_spaces/digpro", "--scheduler", "ash"], ["unknown scheduler 'ash'", "asha, none"]),
         (["--space", "tune_spaces/digpro", "--set", "optim.lrr=1"], ["optim.lrr: unknown key"]),
         (["--space", "tune_spaces/digpro"], ["method.num_clusters"]),
     ],

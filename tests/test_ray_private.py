@@ -180,19 +180,6 @@ def test_a_damaged_record_of_checkpoints_has_its_own_error() -> None:
     assert issubclass(ray_private.record_error(), Exception)
 
 
-def test_takeovers_hook_into_population_based_training() -> None:
-    from ray.tune.schedulers import PopulationBasedTraining
-
-    hooked = inspect.signature(ray_private.TakeoverHooks._checkpoint_or_exploit).parameters
-    assert list(hooked) == list(inspect.signature(PopulationBasedTraining._checkpoint_or_exploit).parameters) or len(
-        hooked
-    ) == len(inspect.signature(PopulationBasedTraining._checkpoint_or_exploit).parameters)
-    assert list(inspect.signature(PopulationBasedTraining._get_new_config).parameters)[1:3] == [
-        "trial",
-        "trial_to_clone",
-    ]
-
-
 @pytest.mark.slow
 def test_a_cluster_answers_the_question_of_ray_answers() -> None:
     import ray

@@ -64,7 +64,7 @@ def _copies(folder: Folder) -> list[str]:
 
 
 def _name(spool: Path) -> str:
-    """Of the copy of a spool: its machine, and its folder there, since a trial that takes over has a second spool."""
+    """Of the copy of a spool: its machine, and its folder there."""
     return f"{COPY}{platform.node()}-{spool.parent.name}.tar"
 
 

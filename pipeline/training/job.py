@@ -29,10 +29,8 @@ class Job:
         A `Board`, where rank 0 posts its news.
     features : str or None
         Folder with the cached features of a frozen backbone, on which the heads are trained.
-    start_from : str or None
-        Checkpoint of another run, by absolute path or URI, that this one continues when it has none of its own.
     weights_from : str or None
-        The same, of which this one takes the weights only, and begins with epoch 0.
+        Checkpoint of another run, by absolute path or URI, whose weights this one begins with.
     reading_cpus : float or None
         For reading and decoding, over all workers; None: what these leave of the cluster.
     """
@@ -43,7 +41,6 @@ class Job:
     tracking: RunRef
     board: Any = None
     features: str | None = None
-    start_from: str | None = None
     weights_from: str | None = None
     reading_cpus: float | None = None
 

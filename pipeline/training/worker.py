@@ -152,15 +152,13 @@ def open_writer(job: Job) -> RunWriter:
 
 
 def resume(run: Run) -> bool:
-    """Continue from the newest sound checkpoint of this run, or else from another run's; False when there is none."""
+    """Continue from the newest sound checkpoint of this run; False when there is none."""
     reported = ray.train.get_all_reported_checkpoints()
     values = read_agreed([report.checkpoint for report in reversed(reported)])
     if values is None and reported:
         raise CheckpointError(
             f"none of the {len(reported)} checkpoints in {run.job.folder.path} can be read; {RESTORE}"
         )
-    if values is None and run.job.start_from is not None:
-        values = read_other_run(run.job.start_from)
     if values is None:
         if run.job.weights_from is not None:
             load_weights(run.state.model, read_other_run(run.job.weights_from))

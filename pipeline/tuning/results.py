@@ -47,7 +47,7 @@ def write_results(
     for row in rows:
         end_trial_run(row, search, is_best=row is best)
     if best is not None:
-        job = trial_job(best.settings, search, best.trial, ended=True)
+        job = trial_job(best.point, search, best.trial, ended=True)
         run, model = write_artifacts(job, reopen=False), register_best(job, search)
     summary = summarise(search, folder, parent, rows, best, run, model)
     texts = {PAGE: search_page(shown_search(search, summary, rows))}
@@ -71,11 +71,11 @@ def register_best(job: Job, search: SearchJob) -> str | None:
 def end_trial_run(row: TrialRow, search: SearchJob, *, is_best: bool) -> None:
     """End the MLflow run of a trial, which the trial cannot do when it is stopped, and tag it with how it ended."""
     try:
-        config = trial_config(row.settings, search, row.trial)
+        config = trial_config(row.point, search, row.trial)
     except ConfigError:  # a point that is not a configuration: that is why the trial failed
         config = search.config
     tracking = ended_trial_run(config, search, row.trial)
-    end_run(tracking, spool_path(search.folder(row.run)), MLFLOW_STATUS[row.status], ended=row.ended)
+    end_run(tracking, spool_path(search.folder(row.trial)), MLFLOW_STATUS[row.status], ended=row.ended)
     tags = {"status": row.status, "reason": row.reason, "number": str(row.number)}
     tag_run(tracking, {f"digpro.{key}": value for key, value in (tags | ({"best": "true"} if is_best else {})).items()})
 

@@ -72,7 +72,7 @@ def search(
     label : str
         First part of the search's name where the configuration gives none: usually the preset.
     trials : int
-    scheduler : "asha", "pbt" or "none"
+    scheduler : "asha" or "none"
     concurrent : int, optional
         Trials at a time; as many as fit when absent.
     echo : callable
@@ -147,7 +147,7 @@ def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: E
     capacity = connect_and_measure(plan, concurrent)
     parent = open_parent_run(plan.config, folder, plan.space)
     job = SearchJob(
-        config=limit_trial(plan.trial_config, capacity, plan.strategy),
+        config=limit_trial(plan.trial_config, capacity),
         space=plan.space,
         manifest=plan.manifest,
         features=features_of(plan, folder, echo),
@@ -245,18 +245,7 @@ def connect_and_measure(plan: SearchPlan, concurrent: int | None) -> Capacity:
     connect()
     check_nodes(plan.config)
     mode = make_plan(plan.trial_config, plan.manifest).mode
-    capacity = search_capacity(plan.trial_config, mode, node_resources(), plan.trials, concurrent)
-    check_population(plan.strategy, plan.trials, capacity)
-    return capacity
-
-
-def check_population(strategy: Strategy, trials: int, capacity: Capacity) -> None:
-    """ConfigError where a population, which trains all at once, has no room."""
-    if strategy.all_at_once and capacity.trials < trials:
-        raise ConfigError(
-            f"population based training runs all {trials} trials at once, and there is room for {capacity.trials}; "
-            "lower --trials, resources.workers or resources.cpus_per_worker"
-        )
+    return search_capacity(plan.trial_config, mode, node_resources(), plan.trials, concurrent)
 
 
 def open_parent_run(config: RunConfig, folder: Folder, space: Space) -> RunRef:
@@ -266,15 +255,10 @@ def open_parent_run(config: RunConfig, folder: Folder, space: Space) -> RunRef:
     return tracking
 
 
-def limit_trial(config: RunConfig, capacity: Capacity, strategy: Strategy) -> RunConfig:
-    """The configuration that trials vary, with the resources of one, and saving as the strategy needs it."""
+def limit_trial(config: RunConfig, capacity: Capacity) -> RunConfig:
+    """The configuration that trials vary, with the resources of one."""
     resources = {"cpus_per_worker": capacity.cpus, "gpus": capacity.gpus}
-    return config.model_copy(
-        update={
-            "resources": config.resources.model_copy(update=resources),
-            "checkpoint": config.checkpoint.model_copy(update=strategy.checkpoints),
-        }
-    )
+    return config.model_copy(update={"resources": config.resources.model_copy(update=resources)})
 
 
 def first_message(job: SearchJob, strategy: Strategy, trials: int, capacity: Capacity) -> str:
@@ -311,7 +295,7 @@ def run_tune(job: SearchJob, folder: Folder, strategy: Strategy, observer: Trial
             search_alg=strategy.proposals,
             scheduler=strategy.scheduler,
             resources_per_trial={"memory": TRIAL_MEMORY},
-            max_concurrent_trials=None if strategy.all_at_once else capacity.trials,
+            max_concurrent_trials=capacity.trials,
             max_failures=RETRIES,
             raise_on_failed_trial=False,
             callbacks=[observer],

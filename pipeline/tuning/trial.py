@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import time
@@ -28,13 +27,12 @@ from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_
 from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import has_estep
 from pipeline.runs.identity import claim_folder, record_start
-from pipeline.storage import Folder, join
-from pipeline.tracking import RECORD, RunRef, load_ref, open_run, save_ref
+from pipeline.storage import Folder
+from pipeline.tracking import RECORD, RunRef, load_ref, open_run
 from pipeline.training.fit import failure_reason, fit, new_board, worker_errors
 from pipeline.training.job import Job
 from pipeline.training.progress import POLL_SECONDS
-from pipeline.tuning.schedulers import CHECKPOINT, START_FROM
-from pipeline.tuning.space import SearchPoint, Space
+from pipeline.tuning.space import Space
 
 TRIAL = "trial.json"  # in the folder of a trial: why it failed for good
 Metrics = dict[str, Any]  # of one epoch, or of a save inside one
@@ -87,7 +85,6 @@ def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
         job = trial_job(settings, search, trial)
         claim_folder(job.config)
         record_start(job.folder, job.manifest)
-        save_ref(job.folder, job.tracking)  # a run that takes over has a folder beside its trial's
         train_and_report(job, search.space)
     except Exception as error:
         reason = reason_of(error)
@@ -124,33 +121,18 @@ def trial_job(settings: dict[str, Any], search: SearchJob, trial: str, *, ended:
         plan,
         tracking,
         features=search.features,
-        start_from=settings.get(START_FROM),
         reading_cpus=READING_CPUS,
     )
 
 
 def trial_config(settings: dict[str, Any], search: SearchJob, trial: str) -> RunConfig:
     """The configuration of a trial."""
-    config = with_settings(search.config, point_of(settings), f"trial {trial}")
-    return config.model_copy(update={"name": run_name(trial, settings), "storage": search.trials_path})
-
-
-def point_of(settings: dict[str, Any]) -> SearchPoint:
-    """The values that the search chose, out of a trial's settings."""
-    return {key: value for key, value in settings.items() if key != START_FROM}
-
-
-def run_name(trial: str, settings: dict[str, Any]) -> str:
-    """Name of a trial's run, by which Ray Train finds the checkpoints to resume from.
-
-    It is the trial's own until it takes over from another trial: then the run is a new one.
-    """
-    source = settings.get(START_FROM)
-    return f"{trial}-{hashlib.sha256(source.encode()).hexdigest()[:6]}" if source else trial
+    config = with_settings(search.config, settings, f"trial {trial}")
+    return config.model_copy(update={"name": trial, "storage": search.trials_path})
 
 
 def open_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
-    """MLflow's run of a trial, a child of the search's: one, however often the trial is started and takes over."""
+    """MLflow's run of a trial, a child of the search's: one, however often the trial is started."""
     tags = {"mlflow.parentRunId": search.parent_run, "digpro.trial": trial}
     return open_run(config, search.folder(trial).make(), name=f"{search.config.name}-{trial}", tags=tags)
 
@@ -168,7 +150,7 @@ def train_and_report(job: Job, space: Space) -> None:
     board = new_board()
     run = in_background(lambda: fit(job, callbacks=[Relay(board)]))
     reports = 0
-    for metrics in received_metrics(board, run, job.folder.path):
+    for metrics in received_metrics(board, run):
         reports += report_epoch(metrics, job.config, space)
     if (result := run.result()) and not reports:  # it had ended before, and Tune was killed before it knew
         report_epoch(result.return_value, job.config, space)
@@ -181,9 +163,8 @@ class Relay(UserCallback):
         self.board = board
 
     def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
-        """Post rank 0's metrics, and the name of the checkpoint's folder."""
-        name = checkpoint.path.rstrip("/").rpartition("/")[2] if checkpoint else None
-        ray.get(self.board.post.remote({"metrics": metrics[0], "checkpoint": name}))
+        """Post rank 0's metrics."""
+        ray.get(self.board.post.remote(metrics[0]))
 
 
 def in_background(call: Callable[[], Result]) -> Future[Result]:
@@ -200,14 +181,11 @@ def in_background(call: Callable[[], Result]) -> Future[Result]:
     return future
 
 
-def received_metrics(board: Any, run: Future[Result], folder: str) -> Iterator[Metrics]:
-    """Metrics of every report until the run has ended, each with the path of the newest checkpoint."""
-    newest = None
+def received_metrics(board: Any, run: Future[Result]) -> Iterator[Metrics]:
+    """Metrics of every report until the run has ended."""
     while True:
         ended = run.done()
-        for item in ray.get(board.take.remote()):
-            newest = join(folder, item["checkpoint"]) if item["checkpoint"] else newest
-            yield item["metrics"] | {CHECKPOINT: newest}
+        yield from ray.get(board.take.remote())
         if ended:
             return
         time.sleep(POLL_SECONDS)
@@ -232,7 +210,7 @@ def failure_of(metrics: Metrics, config: RunConfig, space: Space) -> str | None:
     """Why a run has failed, as the metrics of a complete epoch show it; None while it has not."""
     epoch = metrics["epoch"]
     if missing := [metric for metric in space.metrics if metric not in metrics]:
-        known = ", ".join(sorted(key for key in metrics if key != CHECKPOINT))
+        known = ", ".join(sorted(metrics))
         return f"the run reports no {', '.join(missing)}; it reports {known}"
     if bad := [f"{metric} is {metrics[metric]}" for metric in space.metrics if not math.isfinite(metrics[metric])]:
         return f"{', '.join(bad)} after epoch {epoch}"

@@ -15,10 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.errors import first_line
 from pipeline.report.search_page import ShownTrial
-from pipeline.storage import Place
-from pipeline.tuning.schedulers import START_FROM
 from pipeline.tuning.space import SCORES, SearchPoint, Space, format_point
-from pipeline.tuning.trial import point_of, run_name
 
 LINE_SECONDS = 5.0  # a line this often for each trial is enough for a person
 EQUAL = 0.05  # of the first objective's spread: trials that differ less in it are told apart by the others
@@ -38,8 +35,8 @@ class TrialRow:
         Tune's id.
     reason : str
         Why it did not finish.
-    settings : dict
-        What Tune gave it: its point, and the checkpoint that it took over where it did.
+    point : dict
+        The values that the search chose.
     history : list of dict
         Epoch, objectives and scores of each reported epoch.
     ended : float or None
@@ -50,19 +47,9 @@ class TrialRow:
     trial: str
     status: TrialStatus
     reason: str
-    settings: dict[str, Any]
+    point: SearchPoint
     history: History
     ended: float | None = None
-
-    @property
-    def point(self) -> SearchPoint:
-        """The values that the search chose."""
-        return point_of(self.settings)
-
-    @property
-    def run(self) -> str:
-        """Name of its newest run, a folder beside those of other trials."""
-        return run_name(self.trial, self.settings)
 
     @property
     def epochs(self) -> int:
@@ -88,7 +75,6 @@ class TrialRow:
             "epochs": self.epochs,
             **self.last,
             "point": self.point,
-            "took_over": self.settings.get(START_FROM),
         }
 
 
@@ -144,14 +130,10 @@ class Trials(Callback):
             self.histories.setdefault(trial.trial_id, [])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """A trial's actor is there: it is new, has taken over, failed before, or belongs to a resumed search."""
+        """A trial's actor is there: it is new, failed before, or belongs to a resumed search."""
         self.on_step_begin(iteration, trials)  # one that was made in this very step
-        if source := trial.config.get(START_FROM):
-            owner = Place.parse(source).parent.name.partition("-")[0]
-            verb = f"takes over from trial {self.numbers.get(owner, '?')}"
-        else:
-            verb = "resumes" if self.histories[trial.trial_id] else "starts again" if trial.num_failures else "starts"
-        self.echo(f"trial {self.numbers[trial.trial_id]} {verb}: {format_point(point_of(trial.config))}")
+        verb = "resumes" if self.histories[trial.trial_id] else "starts again" if trial.num_failures else "starts"
+        self.echo(f"trial {self.numbers[trial.trial_id]} {verb}: {format_point(trial.config)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any

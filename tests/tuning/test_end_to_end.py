@@ -1,4 +1,4 @@
-"""Real searches on Ray: killed and resumed, with trials that are stopped, that fail, and that take over."""
+"""Real searches on Ray: killed and resumed, with trials that are stopped and that fail."""
 
 from __future__ import annotations
 
@@ -16,14 +16,9 @@ import ray
 from mlflow import MlflowClient
 from ray.util.state import list_actors, list_placement_groups
 
-from pipeline.build import build_run_schedules
 from pipeline.config.loading import load_config
-from pipeline.training.checkpoint import newest_in
-from pipeline.tuning import schedulers
-from pipeline.tuning.schedulers import START_FROM
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
-from pipeline.tuning.trial import run_name
 from tests.helpers.runs import EPOCHS, end, family, options, settings, train_workers
 
 pytestmark = pytest.mark.chaos  # kills, and minutes: run by `make chaos`
@@ -160,38 +155,7 @@ def test_a_finished_search_shows_its_result_again(folder: Path, summary: dict[st
     assert "already finished" in lines[0]
 
 
-@pytest.fixture(scope="module")
-def taken_over(folder: Path) -> dict[str, Any]:
-    """Population based training of a good and a poor trial, long enough for the poor one to meet the good one."""
-    (folder / "pair.py").write_text(SPACE.replace("(0.1, 0.01, 1e6)", "(0.001,)").replace("1e6", "0.2"))
-    config = load_config("digits", settings(folder, "name=pair", "optim.epochs=30", *TRIAL))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedulers, "PBT_ROUNDS", 3)  # a takeover is a restart, which takes longer than all epochs here
-        return search(config, load_space(str(folder / "pair.py")), scheduler="pbt", trials=2)
-
-
-def history(run: Path) -> list[dict[str, float]]:
-    values = newest_in(str(run))
-    assert values is not None
-    return list(values["history"])
-
-
-def test_the_poor_trial_resumes_from_the_others_checkpoint(folder: Path, taken_over: dict[str, Any]) -> None:
-    good, poor = taken_over["trials"]
-    assert [trial["epochs"] for trial in (good, poor)] == [30, 30]
-    trials, settings = folder / "runs" / "pair" / "trials", {START_FROM: poor["took_over"]}
-    mine, before = history(trials / run_name(poor["trial"], settings)), history(trials / poor["trial"])
-    source, first = history(Path(poor["took_over"]).parent), history(trials / good["trial"])
-    assert mine[2] == source[2] == first[2] != before[2]  # what it has of early epochs is the other's
-    shared = [metrics == other for metrics, other in zip(mine, source, strict=False)]
-    assert len(mine) > sum(shared) >= 9  # and what it trained since is its own
-    config = load_config(
-        "digits", ["optim.epochs=30", "optim.warmup_epochs=1", f"optim.lr={poor['point']['optim.lr']}"]
-    )
-    assert mine[29]["lr"] == pytest.approx(build_run_schedules(config, 14).lr[29 * 14 - 1])  # by its own settings
-
-
-def test_nothing_is_left_on_the_cluster(taken_over: dict[str, Any]) -> None:
+def test_nothing_is_left_on_the_cluster(summary: dict[str, Any]) -> None:
     deadline, cluster = time.monotonic() + 60, {"address": ray.get_runtime_context().gcs_address}
     while left := [
         *(group.placement_group_id for group in list_placement_groups(filters=[("state", "!=", "REMOVED")], **cluster)),

@@ -20,7 +20,6 @@ from pipeline.tracking import end_run, open_run, spool_path
 from pipeline.tuning import search as module
 from pipeline.tuning.schedulers import Strategy, make_strategy
 from pipeline.tuning.search import (
-    check_population,
     claim_search,
     end_interrupted_runs,
     first_message,
@@ -143,24 +142,15 @@ def strategy(folder: Path, scheduler: str) -> Strategy:
     return make_strategy(scheduler, with_settings(config(folder), SPACE.settings, "test"), SPACE, 8, [])
 
 
-def job(folder: Path, scheduler: str = "asha") -> SearchJob:
+def job(folder: Path) -> SearchJob:
     base = with_settings(config(folder, "name=mine"), SPACE.settings, "test")
-    limited = limit_trial(base, CAPACITY, strategy(folder, scheduler))
+    limited = limit_trial(base, CAPACITY)
     return SearchJob(limited, SPACE, manifest(), f"{folder}/runs/mine/trials", "parent", "digits")
 
 
-def test_a_trial_has_the_resources_of_one_and_a_population_saves_for_others(tmp_path: Path) -> None:
-    plain, population = job(tmp_path).config, job(tmp_path, "pbt").config
-    assert (plain.resources.cpus_per_worker, plain.resources.gpus) == (0.5, False)
-    saves = [(c.checkpoint.every_epochs, c.checkpoint.every_steps, c.checkpoint.keep) for c in (plain, population)]
-    assert saves == [(10, None, 2), (2, None, 4)]
-
-
-def test_a_population_needs_room_for_all(tmp_path: Path) -> None:
-    check_population(strategy(tmp_path, "asha"), 8, CAPACITY)
-    check_population(strategy(tmp_path, "pbt"), 3, CAPACITY)
-    with pytest.raises(ConfigError, match="runs all 8 trials at once, and there is room for 3; lower --trials"):
-        check_population(strategy(tmp_path, "pbt"), 8, CAPACITY)
+def test_a_trial_has_the_resources_of_one(tmp_path: Path) -> None:
+    resources = job(tmp_path).config.resources
+    assert (resources.cpus_per_worker, resources.gpus) == (0.5, False)
 
 
 def test_the_first_line_says_what_will_happen(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from ray.train import WorkerGroupError
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, Diverged, RunFailed
 from pipeline.tuning import trial as module
-from pipeline.tuning.schedulers import CHECKPOINT, START_FROM
 from pipeline.tuning.space import Space
 from pipeline.tuning.trial import (
     SearchJob,
@@ -26,7 +25,6 @@ from pipeline.tuning.trial import (
     reason_of,
     received_metrics,
     report_epoch,
-    run_name,
     run_trial,
     trial_config,
 )
@@ -58,7 +56,7 @@ def test_metrics_show_that_a_run_has_failed(change: dict[str, float], reason: st
 
 
 def test_an_objective_that_the_run_does_not_report_is_named_with_those_it_does() -> None:
-    reason = failure_of({"epoch": 3, "loss": 1.0, CHECKPOINT: "x"}, CONFIG, SPACE)
+    reason = failure_of({"epoch": 3, "loss": 1.0}, CONFIG, SPACE)
     assert reason == "the run reports no label_free; it reports epoch, loss"
 
 
@@ -73,11 +71,11 @@ def test_complete_epochs_alone_are_reported_to_tune(monkeypatch: pytest.MonkeyPa
         report_epoch(METRICS | {"label_free": float("inf")}, CONFIG, SPACE)
 
 
-def test_metrics_carry_the_newest_checkpoint_until_the_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_come_until_the_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     posts = [
-        [{"metrics": {"epoch": 0}, "checkpoint": None}],
-        [{"metrics": {"epoch": 1}, "checkpoint": "checkpoint_1"}, {"metrics": {"epoch": 2}, "checkpoint": None}],
-        [{"metrics": {"epoch": 3}, "checkpoint": "checkpoint_3"}],
+        [{"epoch": 0}],
+        [{"epoch": 1}, {"epoch": 2}],
+        [{"epoch": 3}],
     ]
     run: Future[Any] = Future()
 
@@ -92,13 +90,8 @@ def test_metrics_carry_the_newest_checkpoint_until_the_run_has_ended(monkeypatch
 
     monkeypatch.setattr(module.ray, "get", lambda value: value)
     monkeypatch.setattr(module, "POLL_SECONDS", 0)
-    found = [(item["epoch"], item[CHECKPOINT]) for item in received_metrics(Board(), run, "s3://b/t")]
-    assert found == [
-        (0, None),
-        (1, "s3://b/t/checkpoint_1"),
-        (2, "s3://b/t/checkpoint_1"),
-        (3, "s3://b/t/checkpoint_3"),
-    ]
+    found = [item["epoch"] for item in received_metrics(Board(), run)]
+    assert found == [0, 1, 2, 3]
 
 
 def test_work_in_the_background_gives_its_result_or_its_error_and_holds_no_process() -> None:
@@ -143,19 +136,10 @@ def test_a_reason_is_one_line_that_says_what_is_wrong(error: Exception, reason: 
     assert reason_of(error) == reason
 
 
-def test_a_trial_keeps_its_runs_name_until_it_takes_over() -> None:
-    assert run_name("a1", {"optim.lr": 0.1}) == "a1"
-    taken = run_name("a1", {START_FROM: "/runs/b2/checkpoint_4"})
-    assert taken == run_name("a1", {START_FROM: "/runs/b2/checkpoint_4"})
-    assert taken.startswith("a1-")
-    assert taken != run_name("a1", {START_FROM: "/runs/b2/checkpoint_5"})
-
-
 def test_a_trials_configuration_lives_below_the_search() -> None:
     search = SearchJob(CONFIG, SPACE, manifest(), "/runs/search/trials", "parent", "digits")
-    config = trial_config({"optim.lr": 0.3, START_FROM: "/runs/b2/checkpoint_4"}, search, "a1")
-    assert (config.optim.lr, config.storage) == (0.3, "/runs/search/trials")
-    assert (config.name or "").startswith("a1-")
+    config = trial_config({"optim.lr": 0.3}, search, "a1")
+    assert (config.optim.lr, config.storage, config.name) == (0.3, "/runs/search/trials", "a1")
     with pytest.raises(ConfigError, match=r"configuration 'trial a1' cannot be used:\n  optim\.lr"):
         trial_config({"optim.lr": -1}, search, "a1")
 

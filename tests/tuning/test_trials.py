@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from pipeline.config.loading import load_config
 from pipeline.tuning import trials as module
-from pipeline.tuning.schedulers import START_FROM, make_strategy
+from pipeline.tuning.schedulers import make_strategy
 from pipeline.tuning.space import Space
 from pipeline.tuning.trials import TrialRow, Trials, best_trial, pareto_front, trial_failure
 
@@ -68,12 +68,6 @@ def test_the_life_of_trials_in_lines(observer: Trials, lines: list[str]) -> None
     ]
 
 
-def test_it_says_who_takes_over_from_whom(observer: Trials, lines: list[str]) -> None:
-    trials = [made_up("a"), made_up("b", **{START_FROM: "s3://b/runs/s/trials/a-123abc/checkpoint_7"})]
-    observer.on_trial_start(0, trials, trials[1])
-    assert lines == ["trial 1 takes over from trial 0: optim.lr=0.1235"]
-
-
 def test_what_is_saved_is_what_comes_back(lines: list[str]) -> None:
     config = load_config("digits", ["optim.epochs=9", "optim.warmup_epochs=0"])
 
@@ -109,7 +103,7 @@ def test_a_trial_without_an_exception_of_its_own_has_a_reason_too() -> None:
 def test_rows_say_how_each_trial_ended(observer: Trials) -> None:
     a, b, c = (
         made_up("a", **{"optim.lr": 0.2}),
-        made_up("b", **{"optim.lr": 0.1, START_FROM: "/r/a/checkpoint_1"}),
+        made_up("b", **{"optim.lr": 0.1}),
         made_up("c", RuntimeError("in worker 0: Diverged: not finite\nmore"), "ERROR"),
     )
     observer.on_step_begin(0, [a, b, c])
@@ -124,8 +118,6 @@ def test_rows_say_how_each_trial_ended(observer: Trials) -> None:
     assert [row.reason for row in rows] == ["", "behind others after epoch 1", "in worker 0: Diverged: not finite"]
     assert rows[0].last == {"label_free": 0.4}
     assert rows[1].point == {"optim.lr": 0.1}
-    assert rows[1].run.startswith("b-")
-    assert rows[1].as_dict()["took_over"] == "/r/a/checkpoint_1"
     assert rows[2].as_dict()["reason"].startswith("in worker 0")
 
 
