@@ -1,7 +1,7 @@
 """One command for each row of docs/results.md: train it, record what it reached, and write the page.
 
     python -m benchmarks.reproduce digits --seeds 5
-    python -m benchmarks.reproduce digits-paper-raw-groups --seeds 3     # a difference, and the row it differs from
+    python -m benchmarks.reproduce digits-groups-as-clusters --seeds 3   # a difference, and the row it differs from
     python -m benchmarks.reproduce uc-merced-short uc-merced-short-reference --source uc-merced=FOLDER --minutes 60
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce --render                              # the pages, from the records

@@ -28,7 +28,11 @@ from pipeline.method.precision import multiplies_bfloat16
 from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
 from pipeline.progress import Echo
 
-REFERENCE_LEAD_MOMENTUM, REFERENCE_EMPTY_LOGIT = 0.99, -10.0  # fixed in the reference code
+REFERENCE = {  # numbers that are fixed in the reference code
+    "reference_lead_momentum": 0.99,
+    "reference_empty_logit": -10.0,
+    "reference_raw_groups": True,
+}
 DEFAULT_SIZE = 32  # pixels, of the reference's views
 ROUNDING_STD = 1 / 255 / 12**0.5  # what rounding to 8 bits alone makes; a channel that varies less is constant
 
@@ -101,8 +105,7 @@ def build_model(
         autocast=autocast_dtype(config, device),
     )
     model.to(device, torch.float64 if config.optim.precision == "float64" else torch.float32)
-    last = config.optim.channels_last
-    if device.type == "cpu" if last == "auto" else last:
+    if device.type == "cpu":  # where it is faster
         model.use_channels_last()
     if config.optim.compile:
         model.compile_networks()
@@ -110,16 +113,9 @@ def build_model(
 
 
 def method_settings(method: MethodConfig, num_clusters: int) -> DigProSettings:
-    """The method's own settings: the fields of one name are taken over, switches become the reference's numbers."""
+    """The method's own settings: the fields of one name are taken over."""
     shared = method.model_dump(include={field.name for field in fields(DigProSettings)})
-    return DigProSettings(
-        **shared
-        | {
-            "num_clusters": num_clusters,
-            "reference_lead_momentum": REFERENCE_LEAD_MOMENTUM if method.reference_double_momentum else None,
-            "reference_empty_logit": REFERENCE_EMPTY_LOGIT if method.reference_empty_logit else float("-inf"),
-        }
-    )
+    return DigProSettings(**shared | {"num_clusters": num_clusters} | (REFERENCE if method.reference else {}))
 
 
 def data_parallel(model: DigPro) -> nn.Module:
@@ -172,12 +168,10 @@ def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
         epochs=o.epochs,
         steps_per_epoch=steps,
         warmup_epochs=o.warmup_epochs,
-        final_lr=lr * o.final_lr_fraction,
         predictor_lr_factor=o.predictor_lr_factor,
-        fixed_predictor_lr=o.fixed_predictor_lr,
         target_momentum=m.target_momentum,
         increase_momentum=m.increase_momentum,
-        reference_long_cosine=m.reference_long_cosine,
+        reference_long_cosine=m.reference,
     )
 
 

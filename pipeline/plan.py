@@ -142,6 +142,5 @@ def has_estep(config: RunConfig, epoch: int) -> bool:
     """
     estep, optim = config.estep, config.optim
     last_in_warmup = optim.warmup_epochs - optim.warmup_epochs % estep.every
-    thinned = epoch < last_in_warmup and not estep.warm_start
-    every = estep.every * (estep.warmup_every if thinned else 1)
+    every = estep.every * (estep.warmup_every if epoch < last_in_warmup else 1)
     return epoch % every == 0 or epoch == optim.epochs

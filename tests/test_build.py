@@ -59,20 +59,19 @@ def test_what_is_left_open_about_the_images_is_settled() -> None:
     assert settle_images(own) == own
 
 
-def test_reference_switches_reach_the_method() -> None:
+def test_the_reference_behaviour_reaches_the_method() -> None:
     ours = build_model(config(), 3, CPU).settings
     assert (ours.reference_lead_momentum, ours.reference_raw_groups) == (None, False)
     assert ours.reference_empty_logit == float("-inf")
-    names = ("double_momentum", "raw_groups", "empty_logit")
-    reference = build_model(config(*(f"method.reference_{name}=true" for name in names)), 3, CPU).settings
+    reference = build_model(config("method.reference=true"), 3, CPU).settings
     assert (reference.reference_lead_momentum, reference.reference_raw_groups) == (0.99, True)
     assert reference.reference_empty_logit == -10.0
 
 
-def test_the_long_cosine_ends_above_its_end() -> None:
+def test_the_references_cosine_ends_above_its_end() -> None:
     few = ("optim.epochs=10", "optim.warmup_epochs=5")
     assert build_run_schedules(config(*few), 4).lr[-1] == pytest.approx(0, abs=1e-12)
-    assert build_run_schedules(config(*few, "method.reference_long_cosine=true"), 4).lr[-1] > 0.01
+    assert build_run_schedules(config(*few, "method.reference=true"), 4).lr[-1] > 0.01
 
 
 def test_rates_scale_with_the_batch() -> None:

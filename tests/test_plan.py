@@ -118,8 +118,6 @@ def test_a_plan_travels() -> None:
         (["estep.warmup_every=3"], [3, 6, 7, 8, 9, 10]),
         (["estep.warmup_every=20"], [7, 8, 9, 10]),  # the last of the warm-up gives the labels of the next epoch
         (["estep.every=3", "estep.warmup_every=2"], [6, 9, 10]),
-        (["estep.warmup_every=3", "estep.settled_restarts=1"], [3, 6, 7, 8, 9, 10]),
-        (["estep.warmup_every=3", "estep.warm_start=true"], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
     ],
 )
 def test_epochs_that_end_with_an_e_step(settings: list[str], epochs: list[int]) -> None:

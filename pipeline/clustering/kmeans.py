@@ -60,7 +60,6 @@ def spherical_kmeans(
     tol: float = 1e-4,
     seed: int = 0,
     empty: Literal["keep", "reseed"] = "keep",
-    extra_start: Tensor | None = None,
     fit_rows: int | None = None,
     scope: Scope = Scope.ALL_WORKERS,
 ) -> KMeansResult:
@@ -87,8 +86,6 @@ def spherical_kmeans(
     empty : "keep" or "reseed"
         The centre of a cluster without rows: zero, at distance 1 from everything (as in the reference code), or the
         row that lies farthest from its own centre.
-    extra_start : Tensor (K, D), optional
-        Centres of one more start beside the restarts, for example the last result. It needs no samples.
     fit_rows : int, optional
         Fit the centres on a sample of so many rows, then assign all rows once; by default they are fitted on all.
     scope : Scope
@@ -111,8 +108,6 @@ def spherical_kmeans(
         starts = init[None].to(features.device, rows.dtype)
     else:
         starts = _start(fit, num_clusters, restarts, seed, max_iter, reseed)
-    if extra_start is not None:
-        starts = torch.cat([starts, extra_start[None].to(starts)])
     runs = _iterate(fit, starts, reseed, max_iter, tol * fit.mean_column_variance(), TIE)
     return _best(runs, rows)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.loading import get_setting, settings_table
 from pipeline.config.models import CIRCUMSTANCE, ENVIRONMENT, LATER, NAME_BYTES, RunConfig
+from pipeline.config.removed import STILL_NAMED
 from pipeline.storage import Place
 
 
@@ -38,7 +39,7 @@ def fingerprint(config: RunConfig) -> str:
     """Eight characters that change with every setting that decides the result, and with the data folder's name."""
     folder = Place.parse(config.data.path).name  # not where it lies: moving it changes nothing
     settings = {key: value for key, value in result_settings(config).items() if not _is_later_default(key, value)}
-    values = {"images": folder, **settings}
+    values = {"images": folder, **settings, **STILL_NAMED}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.models import RunConfig, Section
+from pipeline.config.removed import REMOVED
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.storage import refuse_secrets
 
 SHOWN = 80  # characters of a bad value that a message repeats
-REMOVED_FROM_DATA = ("shuffle_buffer", "prefetch_batches")  # of a stream whose order depended on the workers
 
 
 def preset_names() -> list[str]:
@@ -80,8 +80,12 @@ def _refuse_secrets(value: Any, *keys: str) -> None:
 
 def parse_saved(values: dict[str, Any], origin: str) -> RunConfig:
     """The configuration that a run has saved, also where an earlier version had settings that are gone."""
-    kept = {key: value for key, value in values["data"].items() if key not in REMOVED_FROM_DATA}
-    return parse_config(values | {"data": kept}, origin)
+    kept = {
+        section: {key: value for key, value in below.items() if f"{section}.{key}" not in REMOVED}
+        for section, below in values.items()
+        if isinstance(below, dict)
+    }
+    return parse_config(values | kept, origin)
 
 
 def with_settings(config: RunConfig, changes: Mapping[str, Any], origin: str) -> RunConfig:
@@ -252,6 +256,8 @@ def _explain(error: ValidationError) -> list[str]:
 def _explain_one(key: str, faults: list[Any]) -> str:
     """The faults at one key as a sentence with the key, the value and what to do."""
     first, location = faults[0], [str(part) for part in faults[0]["loc"]]
+    if key in REMOVED:
+        return f"{key}: is no longer a setting, because {REMOVED[key]}; leave it out"
     if first["type"] == "extra_forbidden" and len(location) <= 2:
         return f"{key}: unknown key{_nearest(location[-1], _keys_beside(location))}"
     if first["type"] == "model_type" and key in _SECTIONS:

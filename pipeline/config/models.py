@@ -188,7 +188,7 @@ class ModelConfig(Section):
 
 
 class MethodConfig(Section):
-    """DigPro's own settings (arXiv 2401.13581). The `reference_*` switches restore what the reference code does."""
+    """DigPro's own settings (arXiv 2401.13581)."""
 
     num_clusters: int | None = Field(None, ge=2, description="K; null takes the number of classes of the manifest")
     num_groups: int | None = Field(
@@ -207,11 +207,10 @@ class MethodConfig(Section):
     )
     target_momentum: Probability = Field(0.996, description="fraction of the target network that a step keeps")
     increase_momentum: bool = Field(False, description="cosine from target_momentum to 1 over the run")
-    reference_double_momentum: bool = Field(False, description="move the target a first time, by 0.99, each step")
-    reference_raw_groups: bool = Field(False, description="mix raw instead of unit features into the groups")
-    reference_empty_logit: bool = Field(False, description="mask empty prototypes with -10 instead of -inf")
-    reference_long_cosine: bool = Field(
-        False, description="cosine over all epochs after the warm-up, so that the rate never reaches its end"
+    reference: Later[bool] = Field(
+        False,
+        description="compute as the reference code does: two updates of the target a step, raw features in the groups, "
+        "empty prototypes at logit -10, a cosine that never reaches its end (docs/differences.md)",
     )
 
 
@@ -229,10 +228,8 @@ class OptimConfig(Section):
         "each cluster equally often (docs/data.md)",
     )
     lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
-    final_lr_fraction: Probability = Field(0.0, description="rate of the last step over the highest rate")
     encoder_lr_factor: Later[float] = Field(1.0, gt=0, description="the encoder learns this many times faster")
     predictor_lr_factor: float = Field(10.0, gt=0, description="the predictor learns this many times faster")
-    fixed_predictor_lr: bool = Field(False, description="the predictor's rate is the highest rate all along instead")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     decay_bias_and_norm: bool = Field(True, description="as in the reference, which decays every tensor")
@@ -245,10 +242,6 @@ class OptimConfig(Section):
     compile: Later[bool] = Field(
         False,
         description="compile the networks by torch.compile; the first step takes a minute, and needs a C++ compiler",
-    )
-    channels_last: Later[bool | Literal["auto"]] = Field(
-        "auto",
-        description="networks keep the channels of a pixel together in memory; auto: on a CPU, where it is faster",
     )
 
     @model_validator(mode="after")
@@ -268,26 +261,17 @@ class EStepConfig(Section):
         1,
         ge=1,
         description="in the warm-up, whose steps use no pseudo-labels, make only each n-th of these E-steps: fewer "
-        "metrics, the same labels. Without effect with `warm_start`, where each E-step depends on the one before",
+        "metrics, the same labels",
     )
     batch_size: Circumstance[int] = Field(512, ge=1, description="images per worker and forward pass")
     restarts: int = Field(10, ge=1, description="starts of k-means; the lowest inertia wins")
     max_iter: int = Field(300, ge=1, description="iterations of a start at most")
     tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
-    warm_start: bool = Field(False, description="add the last centres as one more start")
     fit_rows: Later[int | None] = Field(
         None, ge=1, description="images that the centres are fitted on, drawn by the seed; null: all of them"
     )
     fit_views: Later[bool] = Field(
         False, description="with a frozen backbone: fit the centres on each image's mean feature over all cached views"
-    )
-    settled_restarts: Later[int | None] = Field(
-        None,
-        ge=1,
-        description="starts beside the last centres, once labels have settled after warm-up; null: always `restarts`",
-    )
-    settled_churn: Later[Probability] = Field(
-        0.02, description="labels have settled when the last E-step changed no larger share of them"
     )
     probe: Circumstance[int] = Field(
         512, ge=0, description="images that the label-free objectives use (docs/objectives.md); 0 switches them off"
@@ -324,9 +308,6 @@ class MonitorConfig(Section):
         0, ge=0, description="epochs between measures of weighted k-nearest-neighbour accuracy; 0: none"
     )
     probe_every: Circumstance[int] = Field(0, ge=0, description="epochs between linear probes; 0: none")
-    held_out: Circumstance[float] = Field(
-        0.2, gt=0, lt=1, description="share of the images on which both are scored; the others are what they learn from"
-    )
 
 
 AlarmLevel = Literal["ignore", "warn", "stop", "roll_back"]
@@ -355,24 +336,14 @@ class AlarmsConfig(Section):
         3, ge=1, description="returns to a checkpoint before an alarm of level roll_back ends the run"
     )
     rollback_lr_factor: Circumstance[float] = Field(
-        0.5, gt=0, le=1, description="each return multiplies optim.lr by this"
+        0.5, gt=0, le=1, description="each return multiplies optim.lr by this, and changes the seed of views and noise"
     )
-    rollback_seed: Circumstance[bool] = Field(True, description="each return changes the seed of views and noise")
 
     @property
     def levels(self) -> dict[str, AlarmLevel]:
         """The level of each kind of alarm."""
-        others = {"max_rollbacks", "rollback_lr_factor", "rollback_seed"}
+        others = {"max_rollbacks", "rollback_lr_factor"}
         return {name: getattr(self, name) for name in type(self).model_fields if name not in others}
-
-    @model_validator(mode="after")
-    def _a_return_changes_something(self) -> AlarmsConfig:
-        if "roll_back" in self.levels.values() and self.rollback_lr_factor == 1 and not self.rollback_seed:
-            raise ValueError(
-                "rollback_lr_factor is 1.0 and rollback_seed is false, so that a run would only repeat what led to the "
-                "alarm; lower rollback_lr_factor, or set rollback_seed=true"
-            )
-        return self
 
 
 class WorkerRange(Section):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.scores import contingency_table
-from pipeline.collectives import RowRange, all_sum, from_rank_zero
+from pipeline.collectives import RowRange, all_sum
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.features.inputs import FeatureSource
@@ -95,35 +94,18 @@ def mean_over_views(
     return unit(mean)
 
 
-def _cluster(
-    features: Tensor, num_clusters: int, settings: EStepConfig, seed: int, restarts: int, last: Tensor | None
-) -> KMeansResult:
-    """K-means as configured; coarse clusters, divided, where there are very many: these start anew each time."""
+def _cluster(features: Tensor, num_clusters: int, settings: EStepConfig, seed: int) -> KMeansResult:
+    """K-means as configured; coarse clusters, divided, where there are very many."""
     options: dict[str, Any] = {
-        "restarts": restarts,
+        "restarts": settings.restarts,
         "max_iter": settings.max_iter,
         "tol": settings.tol,
         "seed": seed,
         "empty": "reseed",
         "fit_rows": settings.fit_rows,
     }
-    if num_clusters >= MANY_CLUSTERS:
-        return hierarchical_kmeans(features, num_clusters, **options)
-    return spherical_kmeans(features, num_clusters, extra_start=last, **options)
-
-
-def have_settled(
-    history: Sequence[Mapping[str, float]], settings: EStepConfig, warmup_epochs: int, device: torch.device
-) -> bool:
-    """Whether the last E-step of a run's history changed so few labels that fewer starts will do; never in the warm-up.
-
-    Rank 0's answer, which alone has counted them.
-    """
-    if settings.settled_restarts is None:
-        return False
-    counted = [metrics for metrics in history if "label_churn" in metrics and metrics["epoch"] > warmup_epochs]
-    churn = counted[-1]["label_churn"] if counted else math.inf
-    return bool(from_rank_zero(torch.tensor(churn <= settings.settled_churn, device=device)))
+    method = hierarchical_kmeans if num_clusters >= MANY_CLUSTERS else spherical_kmeans
+    return method(features, num_clusters, **options)
 
 
 def estimate(
@@ -134,19 +116,14 @@ def estimate(
     seed: int,
     previous: PseudoLabels | None,
     *,
-    settled: bool = False,
     fitted: Tensor | None = None,
 ) -> tuple[PseudoLabels, dict[str, float]]:
     """Cluster the workers' features (own rows, D); their pseudo-labels, and the health of both.
 
-    `settled` labels take the fewer starts of `settled_restarts`. Centres are fitted on `fitted` (own rows, D) where it
-    is given; the labels are those of the features all the same, as a model that sees each image once would say.
+    Centres are fitted on `fitted` (own rows, D) where it is given. The labels are those of the features all the same,
+    as a model that sees each image once would say.
     """
-    fewer = settings.settled_restarts if settled else None
-    warm = previous is not None and (settings.warm_start or fewer is not None)
-    last = previous.centers if previous is not None and warm else None
-    rows = features if fitted is None else fitted
-    result = _cluster(rows, num_clusters, settings, seed, fewer or settings.restarts, last)
+    result = _cluster(features if fitted is None else fitted, num_clusters, settings, seed)
     labels = result.labels if fitted is None else nearest_center(features, result.centers).labels
     found = PseudoLabels(labels.int(), result.centers, own, result.others)
     health = {"inertia": result.inertia / own.total, "kmeans_iterations": float(result.n_iter)}

@@ -16,6 +16,7 @@ from pipeline.keyed_random import Stream, uniform
 from pipeline.plan import has_estep
 
 MEASURES = {"knn_acc": knn_accuracy, "linear_acc": linear_accuracy}
+HELD_OUT = 0.2  # of the images with a class
 BINS = 1 << 16  # of random numbers in [0, 1): of ten million images, one holds about 150
 
 
@@ -43,7 +44,7 @@ def make_monitors(
     index = own.start + known
     draws = uniform(config.seed, 0, index, Stream.HELD_OUT, 1)[:, 0]
     held_out = torch.zeros(own.size, dtype=torch.bool, device=device)
-    held_out[known] = are_smallest(draws, index, max(1, round(config.monitor.held_out * total)))
+    held_out[known] = are_smallest(draws, index, max(1, round(HELD_OUT * total)))
     return Monitors(classes, held_out)
 
 

@@ -77,6 +77,5 @@ def roll_back(job: Job, halt: dict[str, Any]) -> str:
 
 def changed(config: RunConfig) -> tuple[int, float]:
     """Seed and learning rate after one more return to a checkpoint."""
-    alarms = config.alarms
-    seed = (config.seed + SEED_STEP) % (LARGEST_SEED + 1) if alarms.rollback_seed else config.seed
-    return seed, config.optim.lr * alarms.rollback_lr_factor
+    seed = (config.seed + SEED_STEP) % (LARGEST_SEED + 1)
+    return seed, config.optim.lr * config.alarms.rollback_lr_factor

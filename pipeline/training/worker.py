@@ -44,7 +44,7 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.estep import encode_all, estimate, have_settled, mean_over_views
+from pipeline.training.estep import encode_all, estimate, mean_over_views
 from pipeline.training.feed import open_feed
 from pipeline.training.health import non_finite, rank_spread
 from pipeline.training.job import Job
@@ -327,7 +327,6 @@ def estimate_labels(run: Run) -> tuple[Tensor, dict[str, float]]:
         config.estep,
         config.seed,
         state.pseudo,
-        settled=have_settled(state.history, config.estep, config.optim.warmup_epochs, features.device),
         fitted=fitted_features(run, features),
     )
     return features, health

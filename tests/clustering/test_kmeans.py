@@ -98,13 +98,6 @@ def test_reseeding_is_the_same_for_every_split(pair: Workers) -> None:
     assert torch.cat([p.labels for p in parts]).equal(whole.labels)
 
 
-def test_an_extra_start_can_win() -> None:
-    x = _features()
-    good = spherical_kmeans(x, 5, restarts=10)
-    helped = spherical_kmeans(x, 5, init=_far_centre(x), extra_start=good.centers)
-    assert helped.inertia == pytest.approx(good.inertia, rel=1e-6)
-
-
 def test_the_other_starts_are_those_that_lost() -> None:
     x = _features()
     result = spherical_kmeans(x, 5, restarts=4, seed=9)

@@ -21,6 +21,7 @@ from pipeline.config.loading import (
     with_settings,
 )
 from pipeline.config.models import CIRCUMSTANCE, Circumstance, EStepConfig, RunConfig
+from pipeline.config.removed import REMOVED, STILL_NAMED
 from pipeline.errors import ConfigError
 
 
@@ -309,9 +310,15 @@ def test_a_setting_that_came_later_renames_no_run() -> None:
 def test_what_an_earlier_version_saved_can_be_read() -> None:
     values = load_config("digits").model_dump(mode="json")
     values["data"] |= {"shuffle_buffer": 8192, "prefetch_batches": 1}
+    values["estep"] |= {"warm_start": False}
     assert parse_saved(values, "run.json") == load_config("digits")
-    with pytest.raises(ConfigError, match=r"data\.shuffle_buffer"):
+    with pytest.raises(ConfigError, match=r"data\.shuffle_buffer: is no longer a setting.*leave it out"):
         parse_config(values, "mine.yaml")
+
+
+def test_what_is_removed_is_no_setting() -> None:
+    assert not REMOVED.keys() & settings_table().keys()
+    assert STILL_NAMED.keys() <= REMOVED.keys()
 
 
 # Before the marks at the fields, these beginnings of keys decided; existing runs keep their names.

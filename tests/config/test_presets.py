@@ -40,7 +40,7 @@ def test_presets_are_at_the_reference_settings(name: str) -> None:
     optim = config.optim
     found = (config.method.num_clusters, config.views.size, optim.batch_size, optim.warmup_epochs)
     assert found == REFERENCE[name]
-    assert (optim.epochs, optim.lr, optim.final_lr_fraction, optim.weight_decay) == (1000, 0.05, 0.0, 5e-4)
+    assert (optim.epochs, optim.lr, optim.weight_decay) == (1000, 0.05, 5e-4)
     assert (optim.momentum, optim.predictor_lr_factor) == (0.9, 10.0)
     assert (config.model.encoder, config.model.small_stem, config.model.feature_size) == ("resnet18", True, 256)
     assert config.views == ViewsConfig(size=config.views.size)  # the defaults are the reference's

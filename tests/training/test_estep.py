@@ -12,7 +12,7 @@ from pipeline.collectives import RowRange, row_range
 from pipeline.config.models import EStepConfig
 from pipeline.data.shards import Manifest
 from pipeline.training import estep
-from pipeline.training.estep import PseudoLabels, encode_all, estimate, have_settled
+from pipeline.training.estep import PseudoLabels, encode_all, estimate
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -86,33 +86,6 @@ def test_spread_is_one_on_an_even_sphere_and_zero_when_collapsed() -> None:
     assert clustered(sphere, 2, settings)[1]["feature_spread"] == pytest.approx(1, abs=0.01)
     same = torch.ones(50, 4) / 2
     assert clustered(same, 2, settings)[1]["feature_spread"] == pytest.approx(0, abs=1e-3)
-
-
-@pytest.mark.parametrize(("settled", "starts"), [(False, 5), (True, 3)])
-def test_settled_labels_take_fewer_starts_and_the_last_centres(settled: bool, starts: int) -> None:
-    features = torch.nn.functional.normalize(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    settings = EStepConfig(restarts=5, settled_restarts=2)
-    previous, _ = clustered(features, 3, settings)
-    found, _ = clustered(features, 3, settings, previous, settled=settled)
-    assert found.others is not None
-    assert 1 + len(found.others) == starts
-
-
-def _settled(rank: int, churn: float, warmup_epochs: int = 0) -> bool:
-    history = [{"epoch": 0}, {"epoch": 1, **({} if rank else {"label_churn": churn})}, {"epoch": 2}]
-    return have_settled(history, SETTLING, warmup_epochs, torch.device("cpu"))
-
-
-SETTLING = EStepConfig(settled_restarts=1, settled_churn=0.02)
-
-
-@pytest.mark.parametrize(("churn", "settled"), [(0.02, True), (0.03, False)])
-def test_workers_agree_with_the_first_whether_labels_have_settled(pair: Workers, churn: float, settled: bool) -> None:
-    """By the last E-step, not the last epoch; before the first churn nothing has, nor in the warm-up."""
-    assert pair.run(_settled, churn) == [settled, settled]
-    assert not _settled(0, churn, warmup_epochs=1)
-    assert not have_settled([{"epoch": 0}], SETTLING, 0, torch.device("cpu"))
-    assert not have_settled([{"epoch": 1, "label_churn": 0.0}], EStepConfig(), 0, torch.device("cpu"))
 
 
 def test_very_many_clusters_are_found_in_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:

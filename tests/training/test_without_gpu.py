@@ -21,7 +21,7 @@ EVERY_VIEW = ["views.jitter=0.8", "views.hue=0.1", "views.grayscale=0.2", "views
 VARIANTS = {
     "paper": [],
     "resnet": ["model.encoder=resnet18", *EVERY_VIEW],
-    "reference": ["method.reference_double_momentum=true", "method.reference_raw_groups=true"],
+    "reference": ["method.reference=true"],
     "lead": ["method.latent_noise=0", "optim.decay_bias_and_norm=false"],
 }
 

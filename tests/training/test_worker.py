@@ -298,8 +298,8 @@ def test_rarer_e_steps_in_the_warmup_change_no_label(
     monkeypatch.setattr(worker, "save_is_urgent", lambda run: False)
 
     def trained(warmup_every: int) -> worker.Run:
-        warmup = ["optim.warmup_epochs=3", f"estep.warmup_every={warmup_every}", "estep.settled_restarts=1"]
-        made = small_run(images, manifest, "optim.epochs=6", *warmup, "estep.settled_churn=1")
+        warmup = ["optim.warmup_epochs=3", f"estep.warmup_every={warmup_every}"]
+        made = small_run(images, manifest, "optim.epochs=6", *warmup)
         worker.train(made)
         return made
 

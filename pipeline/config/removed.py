@@ -1,0 +1,36 @@
+"""Settings that are gone. Runs that were saved with them can still be read, and keep their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REFERENCE = "method.reference=true restores all of the reference's behaviour"
+
+REMOVED = {
+    "data.shuffle_buffer": "the order of a stream is that of resident images",
+    "data.prefetch_batches": "Ray Data decides how far it reads ahead",
+    "method.reference_double_momentum": REFERENCE,
+    "method.reference_raw_groups": REFERENCE,
+    "method.reference_empty_logit": REFERENCE,
+    "method.reference_long_cosine": REFERENCE,
+    "optim.final_lr_fraction": "the rate ends at 0",
+    "optim.fixed_predictor_lr": "the predictor's rate is optim.predictor_lr_factor times that of the others",
+    "optim.channels_last": "networks on a CPU keep the channels of a pixel together in memory",
+    "estep.warm_start": "each E-step starts k-means anew, estep.restarts times",
+    "estep.settled_restarts": "each E-step starts k-means anew, estep.restarts times",
+    "estep.settled_churn": "each E-step starts k-means anew, estep.restarts times",
+    "alarms.rollback_seed": "each return to a checkpoint changes the seed",
+    "monitor.held_out": "a fifth of the images with a class are held out",
+}
+"""Setting -> what all runs do now."""
+
+STILL_NAMED: dict[str, Any] = {
+    "method.reference_double_momentum": False,
+    "method.reference_raw_groups": False,
+    "method.reference_empty_logit": False,
+    "method.reference_long_cosine": False,
+    "optim.final_lr_fraction": 0.0,
+    "optim.fixed_predictor_lr": False,
+    "estep.warm_start": False,
+}
+"""Those that were part of every run's fingerprint, and the value that all runs have now."""
