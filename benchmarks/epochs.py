@@ -48,8 +48,10 @@ from pipeline.method.precision import multiplies_bfloat16
 from pipeline.plan import make_plan
 from pipeline.runs.identity import run_folder
 from pipeline.tracking import open_run
+from pipeline.training.estep import run_estep
 from pipeline.training.job import Job
-from pipeline.training.worker import build_run, run_estep, train_epoch
+from pipeline.training.mstep import train_epoch
+from pipeline.training.run import build_run
 
 CLAIM = 1.5
 BASELINES = {"reference": Reference, "lightly": Lightly}

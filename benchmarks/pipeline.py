@@ -49,9 +49,10 @@ from pipeline.plan import make_plan
 from pipeline.runs.identity import run_folder
 from pipeline.storage import absolute
 from pipeline.tracking import open_run
-from pipeline.training.estep import PseudoLabels
 from pipeline.training.job import Job
-from pipeline.training.worker import Run, build_run, train_step
+from pipeline.training.mstep import train_step
+from pipeline.training.run import Run, build_run
+from pipeline.training.state import PseudoLabels
 
 CLAIM = 0.97
 PRECISION_STEPS = 4  # per block when comparing float32 with bfloat16
@@ -62,11 +63,11 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Time the blocks; runs in each Ray Train worker."""
     run, rounds, epochs = build_run(settings["job"]), settings["rounds"], itertools.count(1)
     groups = run.state.model.groups.features
-    device, own = groups.device, run.inputs.own
+    device, own = groups.device, run.feed.inputs.own
     labels = torch.arange(own.start, own.stop, device=device, dtype=torch.int32) % len(groups)
     run.state.pseudo = PseudoLabels(labels, groups, own)
     run.step_model.train()
-    in_memory = list(run.inputs.epoch(0))
+    in_memory = list(run.feed.inputs.epoch(0))
     train_on(run, in_memory[:2])  # warm-up: the first steps allocate
     seconds = time_interleaved(
         {"bare": lambda: train_on(run, in_memory), "fed": lambda: train_on(run, fed_batches(run, next(epochs)))},
@@ -91,7 +92,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 def wait_until_full(run: Run) -> None:
     """Wait until a stream has read ahead all it may: `bare` is measured alone, and `fed` reads as much as it uses."""
-    source, before = run.inputs.source, -1
+    source, before = run.feed.inputs.source, -1
     while isinstance(source, StreamedImages) and source.stream and source.stream.waiting != before:
         before = source.stream.waiting
         time.sleep(1)
@@ -99,7 +100,7 @@ def wait_until_full(run: Run) -> None:
 
 def fed_batches(run: Run, epoch: int) -> Iterable[Batch]:
     """The batches of an epoch, timed as `train_epoch` does."""
-    return run.timer.timed(run.inputs.epoch(epoch))
+    return run.timer.timed(run.feed.inputs.epoch(epoch))
 
 
 def train_on(run: Run, batches: Iterable[Batch], precision: torch.dtype | None = None) -> None:

@@ -10,14 +10,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray.train import Checkpoint, Result
 from torch import Tensor
-from torch.optim import SGD
 
 from pipeline.collectives import RowRange, all_sum, gather_to_rank_zero, object_from_rank_zero, rank, world_size
 from pipeline.config.models import RunConfig
@@ -26,7 +24,7 @@ from pipeline.method.digpro import DigPro
 from pipeline.provenance import version_of
 from pipeline.ray_private import record_error
 from pipeline.storage import Folder, filesystem
-from pipeline.training.estep import PseudoLabels
+from pipeline.training.state import PseudoLabels, TrainState
 
 STATE, ABOUT = "state.pt", "about.json"
 RAY_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
@@ -34,43 +32,6 @@ RESTORE = "restore what was deleted, or start afresh under another name (--set n
 FORMAT = 1
 LOSSES_BEFORE_0_2 = ("loss_instance", "loss_prototype", "loss_group", "loss")
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainState:
-    """What changes during a run.
-
-    Attributes
-    ----------
-    epoch : int
-        Finished epochs.
-    step : int
-        Steps done in the epoch under way.
-    loss_sums : dict of Tensor () float64
-        Sums of this worker's losses over these steps, by name; wide enough that the order of adding does not show.
-    pseudo : PseudoLabels or None
-        None before the first E-step.
-    skipped : Tensor () int64
-        Steps of the epoch under way whose gradients were not finite; the same on every worker.
-    backbone : dict of Tensor
-        Weights of a frozen backbone, which does not change: with them a checkpoint is all that images need. Empty
-        where the encoder is trained.
-    history : list of dict
-        Metrics of every finished epoch, the initial E-step's first.
-    """
-
-    model: DigPro
-    optimizer: SGD
-    loss_sums: dict[str, Tensor]
-    epoch: int = 0
-    step: int = 0
-    pseudo: PseudoLabels | None = None
-    backbone: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    skipped: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.skipped = torch.zeros((), dtype=torch.int64, device=self.model.groups.features.device)
 
 
 def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
@@ -87,7 +48,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
         "mean_loss_sums": mean_over_workers(state.loss_sums),
         "labels": gather_to_rank_zero(state.pseudo.labels),
         "centers": state.pseudo.centers,
-        "epoch": state.epoch,
+        "epoch": state.epochs_done,
         "step": state.step,
         "skipped": int(state.skipped),
         "history": state.history,
@@ -98,7 +59,7 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
         about = {
             "format": FORMAT,
             "sha256": _digest(folder / STATE),
-            "epoch": state.epoch,
+            "epoch": state.epochs_done,
             "step": state.step,
             "workers": world_size(),
             "versions": {name: version_of(name) for name in ("torch", "torchvision", "ray")},
@@ -142,8 +103,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
     """Put a checkpoint's values into a freshly built state, on its device and for this worker, which owns rows `own`.
 
-    The optimizer takes over its momenta; its settings stay those of the configuration it was built from, which differ
-    where a search lets a run go on from another run's checkpoint.
+    The optimizer takes over its momenta; its settings stay those of the configuration it was built from.
 
     Raises
     ------
@@ -157,7 +117,7 @@ def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
     for name, total in state.loss_sums.items():
         total.fill_(values["mean_loss_sums"].get(name, 0.0))
     state.pseudo = PseudoLabels(_own_labels(values["labels"], own).to(device), values["centers"].to(device), own)
-    state.epoch, state.step = values["epoch"], values["step"]
+    state.epochs_done, state.step = values["epoch"], values["step"]
     state.history = values["history"]
     state.skipped.fill_(values.get("skipped", 0))  # older checkpoints count none
 

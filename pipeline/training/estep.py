@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,50 +10,86 @@ from torch import Tensor
 
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
+from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
 from pipeline.clustering.nearest import nearest_center
-from pipeline.clustering.scores import contingency_table
-from pipeline.collectives import RowRange, all_sum
+from pipeline.clustering.scores import class_table, contingency_scores, contingency_table
+from pipeline.collectives import RowRange
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.features.inputs import FeatureSource
+from pipeline.inference.embedding import write_features
 from pipeline.inference.encode import encode_blocks
 from pipeline.method.digpro import DigPro
 from pipeline.method.losses import unit
-from pipeline.training.health import change_metrics, feature_spread, size_metrics
+from pipeline.training.health import change_metrics, feature_spread, rank_spread, size_metrics
+from pipeline.training.monitors import monitor_metrics
+from pipeline.training.probe import label_free_metrics
+from pipeline.training.run import Run
+from pipeline.training.state import PseudoLabels
 
 MANY_CLUSTERS = 10_000  # from here on comparing each image with all centres takes longer than encoding it
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
-    """Result of an E-step. The centres are equal on every worker; each keeps the labels of its own images only.
+def run_estep(run: Run) -> None:
+    """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
+    state, job = run.state, run.job
+    last = state.epochs_done == job.config.optim.epochs
+    if last:  # what it finds is what the model says that the run leaves, which computes in float32; no step follows
+        state.model.autocast = None
+    with run.timer.time("estep"):
+        features, metrics = estimate_labels(run)
+    with run.timer.time("evaluate"):
+        metrics |= score_labels(run, features, metrics)
+    assert state.pseudo is not None
+    if last:  # before the last checkpoint, so that who has that has these
+        with run.timer.time("checkpoint"):
+            write_features(job.folder, features, state.pseudo.centers, state.pseudo.own)
+    if run.monitors:
+        with run.timer.time("monitor"):
+            metrics |= monitor_metrics(run.monitors, features, job.config, state.epochs_done)
+    spread = {"group_rank_spread": rank_spread(state.model.groups.features)}
+    state.history.append({"epoch": state.epochs_done, **metrics, **spread})
 
-    Attributes
-    ----------
-    labels : Tensor (own rows,) int32
-        Clusters of the images that this worker owns.
-    centers : Tensor (K, D)
-    own : RowRange
-        Their rows.
-    others : Tensor (R-1, K, D) or None
-        Centres of the other starts of k-means; None after a resume, since only the E-step itself looks at them.
+
+def estimate_labels(run: Run) -> tuple[Tensor, dict[str, float]]:
+    """New pseudo-labels; returns the features (own rows, D) that they come from, and their health."""
+    state, config, plan = run.state, run.job.config, run.job.plan
+    features = encode_all(state.model, run.feed.inputs, run.feed.preprocess)
+    state.pseudo, health = estimate(
+        features,
+        run.feed.inputs.own,
+        plan.num_clusters,
+        config.estep,
+        config.seed,
+        state.pseudo,
+        fitted=fitted_features(run, features),
+    )
+    return features, health
+
+
+def fitted_features(run: Run, features: Tensor) -> Tensor | None:
+    """What k-means fits its centres on in place of the features (own rows, D); None where it is these."""
+    if not run.job.config.estep.fit_views:
+        return None
+    assert isinstance(run.feed.inputs.source, FeatureSource)
+    return mean_over_views(run.state.model, run.feed.inputs.source, run.feed.preprocess, features)
+
+
+def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dict[str, float]:
+    """Label-free metrics of the pseudo-labels of features (own rows, D), and scores where classes are known.
+
+    On rank 0; other workers have none. The first E-step agrees with nothing, and so has no `label_free`.
     """
-
-    labels: Tensor
-    centers: Tensor
-    own: RowRange
-    others: Tensor | None = None
-
-    def of(self, index: Tensor) -> Tensor:
-        """Clusters (n,) int64 of own images, by their index (n,) in the whole set; without waiting for the device.
-
-        IndexError on a CPU, and a failed assertion of the device on a GPU, when an image is another worker's.
-        """
-        return self.labels.index_select(0, index - self.own.start).long()
-
-    def sizes(self) -> Tensor:
-        """Images (K,) int64 of each cluster on all workers, which all call it."""
-        return all_sum(torch.bincount(self.labels, minlength=len(self.centers)))
+    found, scores = run.state.pseudo, dict[str, float]()
+    assert found is not None
+    if run.feed.probe:
+        scores = label_free_metrics(run.state.model, run.feed.probe, features, found)
+    if LABEL_FREE_WEIGHTS.keys() <= {*health, *scores}:
+        scores["label_free"] = label_free_score({**health, **scores})
+    if run.labels is not None:
+        table = class_table(torch.as_tensor(run.labels, device=features.device), found.labels, len(found.centers))
+        scores |= {} if table is None else contingency_scores(table)
+    return scores
 
 
 def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.build import build_model, build_preprocess, build_views
 from pipeline.collectives import row_range
-from pipeline.data.loader import Inputs
+from pipeline.data.loader import Inputs, Source
 from pipeline.errors import DataError
 from pipeline.features.cache import read_cache
 from pipeline.features.embed import read_backbone
@@ -60,10 +60,15 @@ def open_feed(job: Job, device: torch.device) -> Feed:
     if job.features is not None:
         first_on_node = ray.train.get_context().get_local_rank() == 0
         return feature_feed(job, Folder(job.features), device, first_on_node=first_on_node)
+    return image_feed(job, image_source(job, device), device)
+
+
+def image_feed(job: Job, source: Source, device: torch.device) -> Feed:
+    """The feed of images."""
     config, manifest = job.config, job.manifest
     views = build_views(config, manifest)
     return Feed(
-        inputs=Inputs(job.plan.order, image_source(job, device), device),
+        inputs=Inputs(job.plan.order, source, device),
         views=views,
         preprocess=build_preprocess(config, manifest).to(device),
         probe=read_probe(config, manifest, views, device),

@@ -10,17 +10,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model, build_preprocess, build_run_optimizer, build_run_schedules, build_views
 from pipeline.collectives import RowRange
-from pipeline.data.loader import Inputs, ResidentImages
+from pipeline.data.loader import ResidentImages
 from pipeline.data.reader import PieceReader
 from pipeline.plan import has_estep
-from pipeline.training.checkpoint import TrainState
+from pipeline.training.estep import run_estep
+from pipeline.training.feed import image_feed
 from pipeline.training.job import Job
-from pipeline.training.probe import read_probe
+from pipeline.training.mstep import train_epoch
 from pipeline.training.progress import Reporter, progress_line
-from pipeline.training.timing import EpochTimer
-from pipeline.training.worker import Run, complete_epoch, run_estep, train_epoch, zero_losses
+from pipeline.training.run import Run, new_run
+from pipeline.training.state import TrainState
+from pipeline.training.worker import complete_epoch
 
 
 def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]) -> TrainState:
@@ -34,9 +35,9 @@ def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]
     run = open_run_in_process(job, device)
     run_estep(run)
     _tell(run, echo)
-    while run.state.epoch < job.config.optim.epochs:
+    while run.state.epochs_done < job.config.optim.epochs:
         train_epoch(run, between_steps=lambda run: None)
-        if has_estep(job.config, run.state.epoch):
+        if has_estep(job.config, run.state.epochs_done):
             run_estep(run)
         _tell(run, echo)
     return run.state
@@ -44,23 +45,9 @@ def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]
 
 def open_run_in_process(job: Job, device: torch.device) -> Run:
     """The only worker of a run on images, whose classes nobody knows."""
-    config, order = job.config, job.plan.order
-    model, views = build_model(config, job.plan.num_clusters, device), build_views(config, job.manifest)
-    own = RowRange(0, order.num_images, order.num_images)
-    source = ResidentImages(_decode_all(job).to(device), own, config.estep.batch_size)
-    return Run(
-        job=job,
-        inputs=Inputs(order, source, device),
-        views=views,
-        preprocess=build_preprocess(config, job.manifest).to(device),
-        probe=read_probe(config, job.manifest, views, device),
-        labels=None,
-        state=TrainState(model, build_run_optimizer(config, model), zero_losses(device)),
-        step_model=model,
-        schedules=build_run_schedules(config, order.steps),
-        timer=EpochTimer(device),
-        reporter=Reporter(),
-    )
+    own = RowRange(0, job.plan.order.num_images, job.plan.order.num_images)
+    source = ResidentImages(_decode_all(job).to(device), own, job.config.estep.batch_size)
+    return new_run(job, image_feed(job, source, device), Reporter())
 
 
 def _decode_all(job: Job) -> Tensor:

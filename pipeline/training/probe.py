@@ -16,7 +16,7 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
 from pipeline.method.digpro import DigPro
-from pipeline.training.estep import PseudoLabels
+from pipeline.training.state import PseudoLabels
 
 Views = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Inputs (B, ...), their index (B,) and an epoch to two views, as `TwoViews` makes them."""

@@ -79,7 +79,7 @@ class Reporter:
         if self.writer is not None:
             self.writer.tag(ALARMS, ", ".join(kinds))
 
-    def checkpoint_requested(self) -> bool:
+    def take_request(self) -> bool:
         """Whether the driver asks for a checkpoint, True once; always False on workers without a board."""
         if self.board is None or self.request_known:
             return False

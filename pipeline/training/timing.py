@@ -58,7 +58,7 @@ class EpochTimer:
             yield item
             entry = "batch_wait"
 
-    def page(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         """Seconds of all entries, and of the `epoch` as a whole; waits for the device."""
         for entry, begin, end in self.marks:
             end.synchronize()

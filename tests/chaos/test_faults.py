@@ -152,7 +152,7 @@ def worker_with_nan(step: int, times: int, marks: Path) -> Callable[[dict[str, A
         original = worker.train_step
 
         def train_step(run: worker.Run, batch: Any) -> None:
-            if (run.state.epoch, run.state.step) == (1, step):
+            if (run.state.epochs_done, run.state.step) == (1, step):
                 passes = len(list(marks.glob(f"{rank()}-*")))
                 (marks / f"{rank()}-{passes}").touch()
                 if passes < times:
@@ -189,7 +189,7 @@ def worker_with_bad_gradients() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
         def train_step(run: worker.Run, batch: Any) -> None:
             weight = next(run.state.model.networks.online.parameters())
-            bad = (run.state.epoch, run.state.step) == (1, 3) and run.job.config.seed == 0
+            bad = (run.state.epochs_done, run.state.step) == (1, 3) and run.job.config.seed == 0
             hook = weight.register_hook(lambda gradient: gradient * (float("nan") if bad else 1))
             original(run, batch)
             hook.remove()

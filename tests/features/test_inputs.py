@@ -27,7 +27,9 @@ from pipeline.features.inputs import FeatureSource
 from pipeline.features.load import load_features
 from pipeline.method.losses import unit
 from pipeline.storage import Folder
-from pipeline.training.worker import Run, fitted_features, run_estep, train_epoch
+from pipeline.training.estep import fitted_features, run_estep
+from pipeline.training.mstep import train_epoch
+from pipeline.training.run import Run
 from tests.helpers.features import feature_run, frozen_config, make_cache
 from tests.helpers.small_run import snapshot
 from tests.helpers.workers import Workers
@@ -170,8 +172,8 @@ def test_two_workers_equal_one(pair: Workers, cached: Any, mode: str) -> None:
 def test_centres_are_fitted_on_the_mean_over_the_views(cached: Any) -> None:
     config, folder, _, manifest = cached
     run = feature_run(config, folder.path, manifest)
-    assert isinstance(run.inputs.source, FeatureSource)
-    encoded = [run.state.model.encode(run.inputs.source.features[:, view].float()) for view in range(4)]
+    assert isinstance(run.feed.inputs.source, FeatureSource)
+    encoded = [run.state.model.encode(run.feed.inputs.source.features[:, view].float()) for view in range(4)]
     fitted = fitted_features(run, encoded[0])
     assert fitted is not None
     torch.testing.assert_close(fitted, unit(torch.stack(encoded).sum(dim=0)))

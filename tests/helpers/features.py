@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.backbones.weights import digest
-from pipeline.build import build_run_optimizer, build_run_schedules, channel_statistics, data_parallel, open_encoder
+from pipeline.build import channel_statistics, open_encoder
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
@@ -20,12 +20,10 @@ from pipeline.plan import make_plan
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef
-from pipeline.training.checkpoint import TrainState
 from pipeline.training.feed import feature_feed
 from pipeline.training.job import Job
 from pipeline.training.progress import Reporter
-from pipeline.training.timing import EpochTimer
-from pipeline.training.worker import Run, zero_losses
+from pipeline.training.run import Run, new_run
 from tests.helpers.small_run import SMALL
 
 FROZEN = [
@@ -64,19 +62,5 @@ def feature_run(config: RunConfig, features: str, manifest: Manifest) -> Run:
     """A run on cached features, of this process together with the others of the process group, if any."""
     plan = make_plan(config, manifest)
     job = Job(config, manifest, plan, RunRef("sqlite:///none", "none", "digpro", "small", {}, {}), features=features)
-    cpu = torch.device("cpu")
-    feed = feature_feed(job, Folder(features), cpu, first_on_node=rank() == 0)
-    state = TrainState(feed.model, build_run_optimizer(config, feed.model), zero_losses(cpu), backbone=feed.backbone)
-    return Run(
-        job=job,
-        inputs=feed.inputs,
-        views=feed.views,
-        preprocess=feed.preprocess,
-        probe=feed.probe,
-        labels=None,
-        state=state,
-        step_model=data_parallel(feed.model),
-        schedules=build_run_schedules(config, plan.steps_per_epoch),
-        timer=EpochTimer(),
-        reporter=Reporter(),
-    )
+    feed = feature_feed(job, Folder(features), torch.device("cpu"), first_on_node=rank() == 0)
+    return new_run(job, feed, Reporter())

@@ -11,10 +11,7 @@ from torch import Tensor
 from pipeline.build import (
     build_model,
     build_preprocess,
-    build_run_optimizer,
-    build_run_schedules,
     build_views,
-    data_parallel,
     settle_images,
 )
 from pipeline.collectives import RowRange, gather_rows, row_range
@@ -27,13 +24,12 @@ from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest
 from pipeline.plan import make_plan
 from pipeline.tracking import RunRef
-from pipeline.training.checkpoint import TrainState
-from pipeline.training.estep import PseudoLabels
+from pipeline.training.feed import Feed
 from pipeline.training.job import Job
 from pipeline.training.probe import Probe, Views, draw_probe
 from pipeline.training.progress import Reporter
-from pipeline.training.timing import EpochTimer
-from pipeline.training.worker import Run, zero_losses
+from pipeline.training.run import Run, new_run
+from pipeline.training.state import PseudoLabels
 
 IMAGES = 200  # four steps of 48 images
 SMALL = [
@@ -74,21 +70,17 @@ def small_job(manifest: Manifest, *overrides: str) -> Job:
 def small_run(images: Tensor, manifest: Manifest, *overrides: str, double: bool = False) -> Run:
     """A run of this process, together with the other processes of the process group, if any."""
     job = small_job(manifest, *overrides, *(["optim.precision=float64"] if double else []))
-    config, cpu = job.config, torch.device("cpu")
-    model, views = build_model(config, job.plan.num_clusters, cpu), build_views(config, manifest)
-    return Run(
-        job=job,
+    config = job.config
+    views = build_views(config, manifest)
+    feed = Feed(
         inputs=resident_inputs(images, job.plan.order, block_size=50),
         views=views,
         preprocess=build_preprocess(config, manifest),
         probe=_probe(images, views, config.estep.probe),
-        labels=None,
-        state=TrainState(model, build_run_optimizer(config, model), zero_losses(cpu)),
-        step_model=data_parallel(model),
-        schedules=build_run_schedules(config, job.plan.steps_per_epoch),
-        timer=EpochTimer(),
-        reporter=Reporter(),
+        model=build_model(config, job.plan.num_clusters, torch.device("cpu")),
+        backbone={},
     )
+    return new_run(job, feed, Reporter())
 
 
 def resident_inputs(images: Tensor, order: Order, block_size: int) -> Inputs:

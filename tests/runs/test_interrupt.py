@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.training.checkpoint import newest_in
-from pipeline.training.worker import URGENT_STEPS
+from pipeline.training.saving import URGENT_STEPS
 from tests.helpers.runs import settings, start
 
 RARE = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null", "optim.epochs=200"]  # no other save is due

@@ -35,7 +35,10 @@ from pipeline.training.checkpoint import (
     restore,
     save_state,
 )
-from pipeline.training.worker import Run, draw_weights, mean_losses, run_estep, train_step
+from pipeline.training.estep import run_estep
+from pipeline.training.mstep import draw_weights, train_step
+from pipeline.training.run import Run
+from pipeline.training.worker import mean_losses
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run, snapshot
 from tests.helpers.workers import Workers
@@ -45,12 +48,12 @@ def _advance(run: Run, epochs: int, stop_at: tuple[int, int] | None = None) -> N
     """Run whole epochs, or up to a step of one."""
     if run.state.pseudo is None:
         run_estep(run)
-    while run.state.epoch < epochs:
-        for batch in run.inputs.epoch(run.state.epoch, run.state.step, draw_weights(run)):
-            if (run.state.epoch, run.state.step) == stop_at:
+    while run.state.epochs_done < epochs:
+        for batch in run.feed.inputs.epoch(run.state.epochs_done, run.state.step, draw_weights(run)):
+            if (run.state.epochs_done, run.state.step) == stop_at:
                 return
             train_step(run, batch)
-        run.state.epoch, run.state.step = run.state.epoch + 1, 0
+        run.state.epochs_done, run.state.step = run.state.epochs_done + 1, 0
         run_estep(run)
 
 
@@ -68,8 +71,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     _advance(whole, 3)
     _advance(first, 3, stop_at)
     save_state(first.state, first.job.config, tmp_path)
-    restore(second.state, read_checkpoint(tmp_path), second.inputs.own)
-    assert (second.state.epoch, second.state.step) == stop_at
+    restore(second.state, read_checkpoint(tmp_path), second.feed.inputs.own)
+    assert (second.state.epochs_done, second.state.step) == stop_at
     _advance(second, 3)
     expected = snapshot(whole)
     for name, value in snapshot(second).items():
@@ -101,7 +104,7 @@ def test_two_workers_equal_one_also_across_a_resume(
     """The workers are saved in the second epoch, in which images are drawn by their pseudo-labels, or not."""
     expected, _ = pair.run(_save_on_workers, data, tmp_path, balance)
     alone, whole = (small_run(*data, f"optim.balance={balance}", double=True) for _ in range(2))
-    restore(alone.state, read_checkpoint(tmp_path), alone.inputs.own)
+    restore(alone.state, read_checkpoint(tmp_path), alone.feed.inputs.own)
     _advance(alone, 2)
     _advance(whole, 1)
     mean_losses(whole)
@@ -118,7 +121,7 @@ def _load_on_workers(
 ) -> tuple[Tensor, dict[str, float], dict[str, float]]:
     """The bank, the losses so far as a checkpoint would keep them, and the mean losses of the finished epoch."""
     run = small_run(*data, double=True)
-    restore(run.state, read_checkpoint(folder), run.inputs.own)
+    restore(run.state, read_checkpoint(folder), run.feed.inputs.own)
     bank, sums = run.state.model.bank.gather(), mean_over_workers(run.state.loss_sums)
     _advance(run, 1)
     return bank, sums, mean_losses(run)
@@ -261,7 +264,7 @@ def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(
     giver, taker = small_run(*data), small_run(*data, "optim.momentum=0.5", "optim.weight_decay=0")
     _advance(giver, 1)
     save_state(giver.state, giver.job.config, tmp_path)
-    restore(taker.state, read_other_run(str(tmp_path)), taker.inputs.own)
+    restore(taker.state, read_other_run(str(tmp_path)), taker.feed.inputs.own)
     assert {(group["momentum"], group["weight_decay"]) for group in taker.state.optimizer.param_groups} == {(0.5, 0.0)}
     momenta = [state["momentum_buffer"] for state in taker.state.optimizer.state.values()]
     expected = [state["momentum_buffer"] for state in giver.state.optimizer.state.values()]

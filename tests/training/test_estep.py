@@ -12,7 +12,8 @@ from pipeline.collectives import RowRange, row_range
 from pipeline.config.models import EStepConfig
 from pipeline.data.shards import Manifest
 from pipeline.training import estep
-from pipeline.training.estep import PseudoLabels, encode_all, estimate
+from pipeline.training.estep import encode_all, estimate
+from pipeline.training.state import PseudoLabels
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -25,8 +26,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
 
 def _estep(rank: int, data: tuple[Tensor, Manifest]) -> tuple[Tensor, PseudoLabels, dict[str, float]]:
     run = small_run(*data)
-    features = encode_all(run.state.model, run.inputs, run.preprocess)
-    return features, *estimate(features, run.inputs.own, 10, run.job.config.estep, 0, None)
+    features = encode_all(run.state.model, run.feed.inputs, run.feed.preprocess)
+    return features, *estimate(features, run.feed.inputs.own, 10, run.job.config.estep, 0, None)
 
 
 def test_workers_agree_with_one_process(pair: Workers, data: tuple[Tensor, Manifest]) -> None:
@@ -53,9 +54,9 @@ def test_blocks_with_other_rows_than_the_workers_are_an_error(data: tuple[Tensor
     run = small_run(*data)
     index = torch.arange(rows) % IMAGES
     images = data[0]
-    run.inputs.blocks = lambda: iter([(images[index], index)])
+    run.feed.inputs.blocks = lambda: iter([(images[index], index)])
     with pytest.raises(ValueError, match=f"{rows} images were read for rows 0 to 199 of 200, which are 200; ingest"):
-        encode_all(run.state.model, run.inputs, run.preprocess)
+        encode_all(run.state.model, run.feed.inputs, run.feed.preprocess)
 
 
 def clustered(

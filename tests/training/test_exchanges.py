@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline import collectives
 from pipeline.data.shards import Manifest
 from pipeline.local_mesh import LocalMesh
-from pipeline.training.worker import run_estep, train_step
+from pipeline.training.estep import run_estep
+from pipeline.training.mstep import train_step
 from tests.helpers.small_run import digits, give_labels, small_run
 from tests.helpers.workers import Workers
 
@@ -29,7 +30,7 @@ def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest], direct: bool)
     """Of the third, by the name of what carries them."""
     run = small_run(*data, "optim.warmup_epochs=0")
     give_labels(run)
-    batches = run.inputs.epoch(0)
+    batches = run.feed.inputs.epoch(0)
     for _ in range(2):  # DistributedDataParallel arranges its buckets by the first, and says so in the second
         train_step(run, next(batches))
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.read import read_labels
 from pipeline.keyed_random import Stream, uniform
-from pipeline.training import worker
+from pipeline.training.estep import run_estep
 from pipeline.training.monitors import Monitors, are_smallest, make_monitors, monitor_metrics, monitor_warnings
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -103,11 +103,11 @@ def test_an_estep_measures_features_and_counts_the_time(tmp_path: Path) -> None:
     labels = read_labels(str(tmp_path))
     assert labels is not None
     run.monitors = _made(torch.from_numpy(labels[:IMAGES]), run.job.config)
-    worker.run_estep(run)
+    run_estep(run)
     metrics = run.state.history[-1]
     assert 0.3 < metrics["knn_acc"] <= 1  # the digits' pixels suffice for more, also behind an untrained network
     assert 0.3 < metrics["linear_acc"] <= 1
-    assert run.timer.page()["monitor"] > 0
+    assert run.timer.totals()["monitor"] > 0
 
 
 def test_monitors_without_effect_are_told_of() -> None:

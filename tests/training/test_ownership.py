@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ from pipeline.collectives import RowRange
 from pipeline.data.read import read_labels
 from pipeline.data.shards import Manifest
 from pipeline.training.checkpoint import read_checkpoint, restore, save_state
+from pipeline.training.estep import run_estep
 from pipeline.training.monitors import make_monitors
+from pipeline.training.mstep import draw_weights
 from pipeline.training.probe import gather_probe
-from pipeline.training.worker import Run, draw_weights, run_estep
+from pipeline.training.run import Run
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -56,7 +58,7 @@ class Found(NamedTuple):
 def _owning(data: tuple[Tensor, Manifest], classes: Tensor, own: RowRange) -> Run:
     """A run of which this worker owns the rows `own`."""
     run = small_run(*data, *SETTINGS, double=True)
-    run.inputs = OwnImages(data[0][own.start : own.stop], own)
+    run.feed = replace(run.feed, inputs=OwnImages(data[0][own.start : own.stop], own))
     run.labels = classes[own.start : own.stop].numpy()
     run.monitors = make_monitors(run.labels, own, run.job.config, torch.device("cpu"))
     return run
@@ -74,7 +76,7 @@ def _two_esteps(rank: int, data: tuple[Tensor, Manifest], classes: Tensor, cuts:
     run = _owning(data, classes, own := RowRange(cuts[rank], cuts[rank + 1], IMAGES))
     run_estep(run)
     _change(run)
-    run.state.epoch = 1
+    run.state.epochs_done = 1
     run_estep(run)
     features = torch.zeros((own.size, 3), dtype=torch.float64)
     found, weights = run.state.pseudo, draw_weights(run)
@@ -91,7 +93,7 @@ def _two_esteps(rank: int, data: tuple[Tensor, Manifest], classes: Tensor, cuts:
         run.state.history,
         found.centers,
         found.labels,
-        gather_probe(run.probe, features, found)[1],
+        gather_probe(run.feed.probe, features, found)[1],
         run.monitors.held_out,
         weights,
         other.state.pseudo.labels,

@@ -16,8 +16,9 @@ from pipeline.data.decode import decode_table
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_sample
 from pipeline.data.shards import Manifest, read_manifest
+from pipeline.training.estep import run_estep
+from pipeline.training.mstep import train_step
 from pipeline.training.probe import PROBE_EPOCH, Probe, read_probe, view_clusters
-from pipeline.training.worker import run_estep, train_step
 from tests.helpers.small_run import digits, small_run
 from tests.helpers.workers import Workers
 
@@ -40,9 +41,9 @@ def _history(rank: int, data: tuple[Tensor, Manifest], probe: int, steps: int) -
     """Pages of the E-step before and after a few steps, in float64."""
     run = small_run(*data, f"estep.probe={probe}", double=True)
     run_estep(run)
-    for batch in list(run.inputs.epoch(0))[:steps]:
+    for batch in list(run.feed.inputs.epoch(0))[:steps]:
         train_step(run, batch)
-    run.state.epoch = 1
+    run.state.epochs_done = 1
     run_estep(run)
     return run.state.history
 
@@ -78,20 +79,20 @@ def test_workers_agree_with_one_process(
 def test_views_of_the_probe_are_those_of_no_epoch_and_always_the_same(data: tuple[Tensor, Manifest]) -> None:
     run = small_run(*data)
     index = torch.arange(8)
-    probe, again = (run.views(data[0][:8], index, PROBE_EPOCH) for _ in range(2))
+    probe, again = (run.feed.views(data[0][:8], index, PROBE_EPOCH) for _ in range(2))
     assert all(view.equal(other) for view, other in zip(probe, again, strict=True))
     for epoch in range(run.job.config.optim.epochs):
-        assert not any(view.equal(probe[0]) for view in run.views(data[0][:8], index, epoch))
+        assert not any(view.equal(probe[0]) for view in run.feed.views(data[0][:8], index, epoch))
 
 
 def test_view_clusters_are_those_of_the_nearest_centre(data: tuple[Tensor, Manifest]) -> None:
     run = small_run(*data)
     run_estep(run)
     assert run.state.pseudo is not None
-    centers, total = run.state.pseudo.centers, run.probe.total
-    found = view_clusters(run.state.model, run.probe, 100 * centers)  # their length is no matter
+    centers, total = run.state.pseudo.centers, run.feed.probe.total
+    found = view_clusters(run.state.model, run.feed.probe, 100 * centers)  # their length is no matter
     assert found.shape == (total, 2)
-    views = run.views(data[0][:total], torch.arange(total), PROBE_EPOCH)
+    views = run.feed.views(data[0][:total], torch.arange(total), PROBE_EPOCH)
     for column, view in zip(found.T, views, strict=True):
         features = run.state.model.encode(view)
         nearest_center = torch.nn.functional.cosine_similarity(features[:, None], centers, dim=2).argmax(dim=1)
@@ -103,8 +104,8 @@ def test_seeds_agree_where_clusters_are_plain_and_one_seed_agrees_with_none(data
     run = small_run(*data)
     run_estep(run)
     assert run.state.pseudo is not None
-    total, found = run.probe.total, run.state.pseudo
-    features = run.state.model.encode(run.preprocess(data[0][:total]))
+    total, found = run.feed.probe.total, run.state.pseudo
+    features = run.state.model.encode(run.feed.preprocess(data[0][:total]))
     agreements = [
         assignment_agreement(found.labels[:total], nearest_center(features, other).labels) for other in found.others
     ]
@@ -120,7 +121,7 @@ def test_looking_changes_nothing(data: tuple[Tensor, Manifest]) -> None:
     for run in runs:
         run.step_model.train()
         run_estep(run)
-        train_step(run, next(run.inputs.epoch(0)))
+        train_step(run, next(run.feed.inputs.epoch(0)))
     for value, other in zip(*(run.state.model.state_dict().values() for run in runs), strict=True):
         assert value.equal(other)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pipeline.data.shards import Manifest
 from pipeline.storage import Folder
+from pipeline.training.mstep import epoch_batches, train_epoch
 from pipeline.training.profile import SKIPPED, StepProfiler
-from pipeline.training.worker import Run, epoch_batches, train_epoch
+from pipeline.training.run import Run
 from tests.helpers.small_run import digits, give_labels, small_run
 
 
@@ -43,7 +44,7 @@ def test_data_alone_makes_no_step(data: tuple[Tensor, Manifest]) -> None:
     run = _labelled(data, "profile.only=data")
     before = [weight.clone() for weight in run.state.model.parameters()]
     train_epoch(run)
-    assert (run.state.epoch, run.timer.batches) == (1, 4)
+    assert (run.state.epochs_done, run.timer.batches) == (1, 4)
     assert all(a.equal(b) for a, b in zip(before, run.state.model.parameters(), strict=True))
 
 
@@ -53,4 +54,4 @@ def test_compute_alone_takes_one_batch_again_and_again(data: tuple[Tensor, Manif
     assert len(others) == 3
     assert all(batch is first for batch in others)
     train_epoch(run)
-    assert run.state.epoch == 1
+    assert run.state.epochs_done == 1

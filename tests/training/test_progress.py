@@ -71,5 +71,5 @@ def test_a_request_for_the_last_checkpoint_outlives_a_lost_answer(monkeypatch: p
     board = _LocalBoard()
     board._board.request_checkpoint()
     reporter = Reporter(board=board)
-    assert [reporter.checkpoint_requested() for _ in range(3)] == [False, True, False]
-    assert Reporter(board=board).checkpoint_requested()  # a worker that was started again asks anew
+    assert [reporter.take_request() for _ in range(3)] == [False, True, False]
+    assert Reporter(board=board).take_request()  # a worker that was started again asks anew

@@ -21,15 +21,15 @@ def test_the_timer_tells_first_batch_wait_and_work_apart() -> None:
     for _ in timer.timed(batches()):
         with timer.time("step"):
             time.sleep(0.02)
-    page = timer.page()
-    assert set(page) == {*ENTRIES, "epoch"}
-    assert 0.05 <= page["first_batch"] < 0.2
-    assert 0.02 <= page["batch_wait"] < 0.2
-    assert 0.06 <= page["step"] < 0.3
-    assert page["epoch"] >= page["first_batch"] + page["batch_wait"] + page["step"]
+    totals = timer.totals()
+    assert set(totals) == {*ENTRIES, "epoch"}
+    assert 0.05 <= totals["first_batch"] < 0.2
+    assert 0.02 <= totals["batch_wait"] < 0.2
+    assert 0.06 <= totals["step"] < 0.3
+    assert totals["epoch"] >= totals["first_batch"] + totals["batch_wait"] + totals["step"]
     assert timer.batches == 3
     timer.restart()
-    assert timer.page()["step"] == timer.batches == 0
+    assert timer.totals()["step"] == timer.batches == 0
 
 
 def _fail_slowly() -> None:
@@ -41,7 +41,7 @@ def test_an_error_inside_an_entry_still_counts_its_time() -> None:
     timer = EpochTimer()
     with pytest.raises(KeyError), timer.time("estep"):
         _fail_slowly()
-    assert timer.page()["estep"] >= 0.01
+    assert timer.totals()["estep"] >= 0.01
 
 
 class Mark:
@@ -70,7 +70,7 @@ def test_on_a_gpu_its_own_clock_times_the_step(monkeypatch: pytest.MonkeyPatch) 
             time.sleep(0.01)
     with timer.time("estep"):
         time.sleep(0.01)
-    page = timer.page()
-    assert page["step"] == pytest.approx(0.001 + 0.004)  # from 1 to 2, and from 4 to 8
-    assert page["estep"] >= 0.01
-    assert timer.page()["step"] == page["step"]  # counted once
+    totals = timer.totals()
+    assert totals["step"] == pytest.approx(0.001 + 0.004)  # from 1 to 2, and from 4 to 8
+    assert totals["estep"] >= 0.01
+    assert timer.totals()["step"] == totals["step"]  # counted once

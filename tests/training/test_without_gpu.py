@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +12,10 @@ from pipeline.build import build_run_optimizer
 from pipeline.collectives import RowRange
 from pipeline.data.loader import Inputs, ResidentImages
 from pipeline.data.shards import Manifest
-from pipeline.training.checkpoint import TrainState
-from pipeline.training.estep import PseudoLabels, encode_all
-from pipeline.training.worker import Run, train_step, zero_losses
+from pipeline.training.estep import encode_all
+from pipeline.training.mstep import train_step
+from pipeline.training.run import Run
+from pipeline.training.state import PseudoLabels, TrainState
 from tests.helpers.fake_gpu import DEVICE, Float64, empty_like, to_fake_gpu, without_data
 from tests.helpers.small_run import IMAGES, digits, small_run
 from tests.helpers.workers import Workers
@@ -36,21 +39,21 @@ def _to_device(run: Run) -> None:
     model, config = run.state.model, run.job.config
     to_fake_gpu(model)
     run.step_model = model  # DistributedDataParallel needs gradients with data
-    for constants in (run.preprocess, run.views._preprocess):  # which a GPU gets at its first step
+    for constants in (run.feed.preprocess, run.feed.views._preprocess):  # which a GPU gets at its first step
         to_fake_gpu(constants)
-    run.state = TrainState(model, build_run_optimizer(config, model), zero_losses(torch.device(DEVICE)))
+    run.state = TrainState(model, build_run_optimizer(config, model))
     labels = torch.empty(IMAGES, dtype=torch.int32, device=DEVICE)
     run.state.pseudo = PseudoLabels(labels, model.groups.features, RowRange(0, IMAGES, IMAGES))
-    assert isinstance(run.inputs.source, ResidentImages)
-    source = ResidentImages(empty_like(run.inputs.source.images), run.inputs.own, 50)
-    run.inputs = Inputs(run.job.plan.order, source, torch.device(DEVICE))
+    assert isinstance(run.feed.inputs.source, ResidentImages)
+    source = ResidentImages(empty_like(run.feed.inputs.source.images), run.feed.inputs.own, 50)
+    run.feed = replace(run.feed, inputs=Inputs(run.job.plan.order, source, torch.device(DEVICE)))
 
 
 def _train(rank: int, data: tuple[Tensor, Manifest], settings: list[str]) -> list[str]:
     run = small_run(*data, "optim.warmup_epochs=0", *settings)
     with without_data(), Float64() as wide:
         _to_device(run)
-        for batch in run.inputs.epoch(0):
+        for batch in run.feed.inputs.epoch(0):
             train_step(run, batch)
     assert run.state.step == 4
     assert all(weight.device.type == DEVICE for weight in run.state.model.state_dict().values())
@@ -61,7 +64,7 @@ def _encode(rank: int, data: tuple[Tensor, Manifest]) -> list[str]:
     run = small_run(*data, "model.encoder=resnet18")
     with without_data(), Float64() as wide:
         _to_device(run)
-        features = encode_all(run.state.model, run.inputs, run.preprocess)
+        features = encode_all(run.state.model, run.feed.inputs, run.feed.preprocess)
     assert features.device.type == DEVICE
     assert features.shape == (IMAGES, 16)
     return sorted(wide.found)

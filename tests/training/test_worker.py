@@ -18,30 +18,27 @@ from pipeline.alarms import all_alarms
 from pipeline.data.shards import Manifest
 from pipeline.errors import Diverged
 from pipeline.method.losses import unit
-from pipeline.training import worker
-from pipeline.training.estep import encode_all
+from pipeline.training import estep, mstep, saving, worker
+from pipeline.training.estep import encode_all, run_estep
+from pipeline.training.halting import check_run_finite, raise_alarms
+from pipeline.training.mstep import draw_weights, train_epoch
 from pipeline.training.rollback import ROLLBACKS, Halt
-from pipeline.training.worker import (
-    check_run_finite,
-    draw_weights,
-    mean_losses,
-    preemption_announced,
-    raise_alarms,
-    train_epoch,
-)
+from pipeline.training.run import Run
+from pipeline.training.saving import ASYNC, SYNC, take_new_preemptions
+from pipeline.training.worker import mean_losses
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import digits, give_labels, small_job, small_run, snapshot
 from tests.helpers.workers import Workers
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> worker.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = small_run(*digits(tmp_path_factory.mktemp("digits")))
     give_labels(made)
     return made
 
 
-def test_weights_that_are_not_finite_are_told_of_with_their_place(run: worker.Run) -> None:
+def test_weights_that_are_not_finite_are_told_of_with_their_place(run: Run) -> None:
     weight = next(run.state.model.parameters()).data
     before = weight.clone()
     weight[0] = float("inf")
@@ -50,12 +47,12 @@ def test_weights_that_are_not_finite_are_told_of_with_their_place(run: worker.Ru
     weight.copy_(before)
 
 
-def test_losses_that_are_not_finite_end_the_epoch_early(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "FINITE_STEPS", 2)
+def test_losses_that_are_not_finite_end_the_epoch_early(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mstep, "FINITE_STEPS", 2)
     run.state.loss_sums["loss"].fill_(float("nan"))
     with pytest.raises(Diverged, match="not finite in epoch 1, at or before step 2 "):
         train_epoch(run)
-    assert (run.state.epoch, run.state.step) == (0, 2)  # of 4 steps
+    assert (run.state.epochs_done, run.state.step) == (0, 2)  # of 4 steps
     run.state.loss_sums["loss"].zero_()
     run.state.step = 0
 
@@ -64,7 +61,7 @@ COLLAPSED = {"feature_spread": 0.001, "size_entropy": 0.9}
 
 
 @pytest.fixture
-def alarmed(run: worker.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+def alarmed(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
     """Gives a run a history after its warm-up of one epoch, with levels of alarms; returns its lines and tags."""
     lines: list[str] = []
     monkeypatch.setattr(run.reporter, "message", lines.append)
@@ -74,13 +71,13 @@ def alarmed(run: worker.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         alarms = [f"alarms.{kind}={level}" for kind, level in levels.items()]
         monkeypatch.setattr(run, "job", small_job(run.job.manifest, f"storage={tmp_path}", "name=mine", *alarms))
         monkeypatch.setattr(run.state, "history", [{"epoch": 2.0 + n, **epoch} for n, epoch in enumerate(epochs)])
-        monkeypatch.setattr(run.state, "epoch", len(epochs) + 1)
+        monkeypatch.setattr(run.state, "epochs_done", len(epochs) + 1)
         return lines
 
     return set_up
 
 
-def test_alarms_are_reported_once_and_tagged(run: worker.Run, alarmed: Callable[..., list[str]]) -> None:
+def test_alarms_are_reported_once_and_tagged(run: Run, alarmed: Callable[..., list[str]]) -> None:
     lines = alarmed({"acc": 0.9, "nmi": 0.01}, COLLAPSED)
     raise_alarms(run)
     assert lines == [
@@ -94,7 +91,7 @@ def test_alarms_are_reported_once_and_tagged(run: worker.Run, alarmed: Callable[
 
 
 @pytest.mark.parametrize("level", ["stop", "roll_back"])
-def test_an_alarm_halts_for_as_long_as_it_lasts(run: worker.Run, alarmed: Callable[..., list[str]], level: str) -> None:
+def test_an_alarm_halts_for_as_long_as_it_lasts(run: Run, alarmed: Callable[..., list[str]], level: str) -> None:
     """A run that is resumed with another level stops although the alarm is not new."""
     lines = alarmed(COLLAPSED, COLLAPSED, collapse=level)
     with pytest.raises(Halt) as found:
@@ -103,7 +100,7 @@ def test_an_alarm_halts_for_as_long_as_it_lasts(run: worker.Run, alarmed: Callab
     assert lines[0].startswith(f"alarms.collapse={level} halts the run at epoch 3: collapsed: feature_spread is 0.0010")
 
 
-def test_an_ignored_alarm_is_not_raised(run: worker.Run, alarmed: Callable[..., list[str]]) -> None:
+def test_an_ignored_alarm_is_not_raised(run: Run, alarmed: Callable[..., list[str]]) -> None:
     lines = alarmed(COLLAPSED, collapse="ignore", empty_clusters="stop")
     raise_alarms(run)
     assert lines == []
@@ -111,7 +108,7 @@ def test_an_ignored_alarm_is_not_raised(run: worker.Run, alarmed: Callable[..., 
 
 def _agreed(rank: int, manifest: Manifest) -> str:
     made = small_run(torch.zeros(200, 16, 16, 3, dtype=torch.uint8), manifest, "alarms.empty_scores=stop", "name=none")
-    made.state.history, made.state.epoch = [{"epoch": 2.0} | ({"acc": 0.9, "nmi": 0.01} if rank == 0 else {})], 2
+    made.state.history, made.state.epochs_done = [{"epoch": 2.0} | ({"acc": 0.9, "nmi": 0.01} if rank == 0 else {})], 2
     try:
         raise_alarms(made)
     except Halt as halt:
@@ -119,11 +116,11 @@ def _agreed(rank: int, manifest: Manifest) -> str:
     return ""
 
 
-def test_all_workers_halt_by_what_rank_0_alone_can_see(run: worker.Run, pair: Workers) -> None:
+def test_all_workers_halt_by_what_rank_0_alone_can_see(run: Run, pair: Workers) -> None:
     assert pair.run(_agreed, run.job.manifest) == ["empty_scores"] * 2
 
 
-def _spoil_gradients(made: worker.Run, steps: Collection[int]) -> None:
+def _spoil_gradients(made: Run, steps: Collection[int]) -> None:
     """Gradients of one weight become NaN in these steps, on this worker alone."""
     weight = next(made.state.model.networks.online.parameters())
     weight.register_hook(lambda grad: grad * (float("nan") if made.state.step in steps else 1))
@@ -131,7 +128,7 @@ def _spoil_gradients(made: worker.Run, steps: Collection[int]) -> None:
 
 def _train_with_broken_gradients(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
     made = small_run(images, manifest, double=True)
-    worker.run_estep(made)
+    run_estep(made)
     if rank == dist.get_world_size() - 1 if dist.is_initialized() else True:
         _spoil_gradients(made, {1, 3})
     train_epoch(made)
@@ -144,7 +141,7 @@ def test_steps_with_gradients_that_are_not_finite_are_skipped_on_all_workers(
 ) -> None:
     """Two workers are one in this too, although only one of the two has the bad value."""
     data = digits(tmp_path_factory.mktemp("digits"))
-    monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
+    monkeypatch.setattr(mstep, "save_inside_epoch", lambda run: None)
     expected, loss, skipped = _train_with_broken_gradients(0, *data)
     assert skipped == 2
     for found, other_loss, other_skipped in pair.run(_trained_by_worker, *data):
@@ -155,7 +152,7 @@ def test_steps_with_gradients_that_are_not_finite_are_skipped_on_all_workers(
 
 def _trained_by_worker(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "save_inside_epoch", lambda run: None)  # there is no Ray here
+        patch.setattr(mstep, "save_inside_epoch", lambda run: None)  # there is no Ray here
         return _train_with_broken_gradients(rank, images, manifest)
 
 
@@ -168,9 +165,9 @@ def test_skipped_steps_become_an_alarm(
     )
     saves: list[object] = []
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append(save))
-    monkeypatch.setattr(worker, "save_inside_epoch", lambda run: None)
-    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
-    worker.run_estep(made)
+    monkeypatch.setattr(mstep, "save_inside_epoch", lambda run: None)
+    monkeypatch.setattr(saving, "take_new_preemptions", lambda run: False)
+    run_estep(made)
     _spoil_gradients(made, {1})
     if level == "stop":
         with pytest.raises(Halt, match="1 step was skipped"):
@@ -184,9 +181,7 @@ def test_skipped_steps_become_an_alarm(
     assert int(made.state.skipped) == 0
 
 
-def test_a_run_with_weights_that_are_not_finite_is_halted_by_level(
-    run: worker.Run, alarmed: Callable[..., list[str]]
-) -> None:
+def test_a_run_with_weights_that_are_not_finite_is_halted_by_level(run: Run, alarmed: Callable[..., list[str]]) -> None:
     lines = alarmed({}, not_finite="roll_back")
     run.job.folder.make().write(ROLLBACKS, {"rollbacks": [{"kind": "collapse"}]})
     groups, before = run.state.model.groups, run.state.model.groups.features
@@ -202,17 +197,17 @@ def test_throughput_counts_the_images_of_this_process_only(
 ) -> None:
     """A run that was resumed after 3 of 4 steps has trained on one batch, not on four."""
     resumed = small_run(*digits(tmp_path_factory.mktemp("digits")), "estep.every=2")
-    worker.run_estep(resumed)
+    run_estep(resumed)
     resumed.state.step = 3
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: None)
-    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
+    monkeypatch.setattr(saving, "take_new_preemptions", lambda run: False)
     train_epoch(resumed)
     worker.finish_epoch(resumed)
     metrics = resumed.state.history[-1]
     assert metrics["images_per_second"] * metrics["seconds_epoch"] == pytest.approx(48)
 
 
-def test_each_announced_node_is_answered_once(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_announced_node_is_answered_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[str] = []
 
     def info() -> PreemptionInfo | None:
@@ -222,7 +217,7 @@ def test_each_announced_node_is_answered_once(run: worker.Run, monkeypatch: pyte
 
     def answers(step: int) -> bool:
         run.state.step = step
-        return preemption_announced(run)
+        return take_new_preemptions(run)
 
     assert not answers(10)
     announced.append("a")
@@ -233,31 +228,29 @@ def test_each_announced_node_is_answered_once(run: worker.Run, monkeypatch: pyte
     run.state.step = 0
 
 
-def test_the_driver_gets_the_checkpoint_that_it_asks_for(run: worker.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_gets_the_checkpoint_that_it_asks_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     saves: list[object] = []
-    monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append((metrics["step"], save)))
-    monkeypatch.setattr(worker, "URGENT_STEPS", 2)
-    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
+    monkeypatch.setattr(saving, "report", lambda run, metrics, save: saves.append((metrics["step"], save)))
+    monkeypatch.setattr(saving, "URGENT_STEPS", 2)
+    monkeypatch.setattr(saving, "take_new_preemptions", lambda run: False)
     wanted = iter([False, True, False])
-    monkeypatch.setattr(run.reporter, "checkpoint_requested", lambda: next(wanted))
+    monkeypatch.setattr(run.reporter, "take_request", lambda: next(wanted))
     for step in range(1, 7):
         run.state.step = step
-        worker.save_inside_epoch(run)
+        saving.save_inside_epoch(run)
     run.state.step = 0
-    assert saves == [(4, worker.SYNC)]
+    assert saves == [(4, SYNC)]
 
 
-def test_a_request_in_an_epoch_of_few_steps_is_answered_at_its_end(
-    run: worker.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "preemption_announced", lambda run: False)
+def test_a_request_in_an_epoch_of_few_steps_is_answered_at_its_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "take_new_preemptions", lambda run: False)
     wanted = iter([False, True])
-    monkeypatch.setattr(run.reporter, "checkpoint_requested", lambda: next(wanted))
-    monkeypatch.setattr(run.state, "epoch", 3)  # of 4, and the preset saves each 10
-    assert worker.save_after_epoch(run) is None
-    assert worker.save_after_epoch(run) == worker.SYNC
-    monkeypatch.setattr(run.state, "epoch", 4)
-    assert worker.save_after_epoch(run) == worker.SYNC
+    monkeypatch.setattr(run.reporter, "take_request", lambda: next(wanted))
+    monkeypatch.setattr(run.state, "epochs_done", 3)  # of 4, and the preset saves each 10
+    assert saving.save_after_epoch(run) is None
+    assert saving.save_after_epoch(run) == SYNC
+    monkeypatch.setattr(run.state, "epochs_done", 4)
+    assert saving.save_after_epoch(run) == SYNC
 
 
 def test_the_last_estep_is_in_the_precision_of_the_model_that_the_run_leaves(
@@ -266,26 +259,26 @@ def test_the_last_estep_is_in_the_precision_of_the_model_that_the_run_leaves(
     images, manifest = digits(tmp_path_factory.mktemp("digits"))
     made = small_run(images, manifest, "optim.precision=bfloat16")
     written: list[Tensor] = []
-    monkeypatch.setattr(worker, "write_features", lambda folder, features, *rest: written.append(features))
-    worker.run_estep(made)
+    monkeypatch.setattr(estep, "write_features", lambda folder, features, *rest: written.append(features))
+    run_estep(made)
     assert written == []
-    rough = encode_all(made.state.model, made.inputs, made.preprocess)
-    made.state.epoch = made.job.config.optim.epochs
-    worker.run_estep(made)
-    exact = made.state.model.networks.target.eval()(made.preprocess(images))
+    rough = encode_all(made.state.model, made.feed.inputs, made.feed.preprocess)
+    made.state.epochs_done = made.job.config.optim.epochs
+    run_estep(made)
+    exact = made.state.model.networks.target.eval()(made.feed.preprocess(images))
     assert_close(written[0], unit(exact), rtol=1e-5)
     assert (written[0] - rough).abs().max() > 1e-3
 
 
 def test_balance_waits_for_the_end_of_the_warm_up(
-    run: worker.Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     balanced = small_run(*digits(tmp_path_factory.mktemp("digits")), "optim.balance=1", "optim.warmup_epochs=2")
     balanced.state.pseudo = run.state.pseudo
     for epoch, drawn in ((0, False), (1, False), (2, True), (3, True)):
-        balanced.state.epoch = epoch
+        balanced.state.epochs_done = epoch
         assert (draw_weights(balanced) is not None) == drawn
-    monkeypatch.setattr(run.state, "epoch", 3)
+    monkeypatch.setattr(run.state, "epochs_done", 3)
     assert draw_weights(run) is None
 
 
@@ -295,9 +288,9 @@ def test_rarer_e_steps_in_the_warmup_change_no_label(
     images, manifest = digits(tmp_path_factory.mktemp("digits"))
     monkeypatch.setattr(worker, "resume", lambda run: False)
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: None)
-    monkeypatch.setattr(worker, "save_is_urgent", lambda run: False)
+    monkeypatch.setattr(saving, "agree_on_urgent_save", lambda run: False)
 
-    def trained(warmup_every: int) -> worker.Run:
+    def trained(warmup_every: int) -> Run:
         warmup = ["optim.warmup_epochs=3", f"estep.warmup_every={warmup_every}"]
         made = small_run(images, manifest, "optim.epochs=6", *warmup)
         worker.train(made)
@@ -310,12 +303,12 @@ def test_rarer_e_steps_in_the_warmup_change_no_label(
 
 
 def test_an_epoch_without_checkpoint_does_not_wait_for_the_upload_before_it(
-    run: worker.Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Train reports in order: a SYNC report waits for every upload before it, even if it has none itself."""
     modes: list[object] = []
     monkeypatch.setattr(ray.train, "report", lambda metrics, **how: modes.append(how["checkpoint_upload_mode"]))
-    monkeypatch.setattr(worker, "write_checkpoint", lambda run: None)
-    for save in (None, worker.ASYNC, worker.SYNC):
-        worker.report(run, {}, save=save)
-    assert modes == [worker.ASYNC, worker.ASYNC, worker.SYNC]
+    monkeypatch.setattr(saving, "write_checkpoint", lambda run: None)
+    for save in (None, ASYNC, SYNC):
+        saving.report(run, {}, save=save)
+    assert modes == [ASYNC, ASYNC, SYNC]
