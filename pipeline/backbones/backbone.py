@@ -1,4 +1,4 @@
-"""What is known of a network that makes features of images, and of the images that it expects."""
+"""A network that turns images into features, and the images that it expects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How a network's images are prepared, as whoever trained it says.
+    """How to prepare a network's images, according to whoever trained it.
 
     With the fit "crop" the shorter side is resized to `size / crop`, and the square of `size` pixels in the middle is
     taken; with "stretch" the image is resized to the square.
@@ -37,7 +37,7 @@ class ImageInput:
         Side of the square over the shorter side of the image, at most 1.
     fit : "crop" or "stretch"
     unsupported : str
-        What of its own preparation is not done here, in words; empty where all is.
+        Steps of its own preparation that are not supported here, in words; empty if all are.
     """
 
     size: int
@@ -51,9 +51,9 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network (B, 3, H, W) -> (B, F), and the images that it expects; None where it has no opinion.
+    """A network (B, 3, H, W) -> (B, F), and the images that it expects; None if it does not say.
 
-    `prefix` is what the names of its weights begin with in their file.
+    `prefix` is the prefix of its weights' names in their file.
     """
 
     module: nn.Module
@@ -73,7 +73,7 @@ def without_dropout(module: nn.Module) -> nn.Module:
 
 
 def _other_input(module: nn.Module) -> str:
-    """Why a network takes no float32 images of 3 channels, where its layers say it."""
+    """Why a network does not take float32 images of 3 channels, if its layers show it."""
     dtypes = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
     if others := sorted(dtypes - {"float32"}):
         return f"has weights of {', '.join(others)}, and images come in float32; return network.float()"
@@ -87,7 +87,7 @@ def _other_input(module: nn.Module) -> str:
 
 
 def feature_size(module: nn.Module, size: int, name: str) -> int:
-    """F, from a pass over black images of `size` pixels.
+    """The number of features F, from a pass over black images of `size` pixels.
 
     Raises
     ------

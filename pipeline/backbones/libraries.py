@@ -29,18 +29,18 @@ def open_backbone(
         `torchvision:NAME`, `timm:NAME` or `python:MODULE:FUNCTION`. The function takes no arguments and returns a
         module, with its weights, or a `Backbone`.
     weights : str or None
-        None leaves the network as it is made, "default" takes the library's own, else the path or URI of a state dict.
+        None keeps the network as created, "default" loads the library's own; else the path or URI of a state dict.
     size : int, optional
         Side of the images in pixels, for transformers of timm, which are built for one size.
     partial : bool
         Accept a state dict with missing or unexpected names.
     prefix : str, optional
-        What the network's names begin with in the state dict; found where it is absent.
+        Prefix of the network's names in the state dict; detected if absent.
 
     Raises
     ------
     ConfigError
-        For an unknown name, weights that cannot be had, or that do not fit.
+        For an unknown name, or weights that cannot be obtained or do not fit.
     """
     library, inner = split_name(name)
     if library == "torchvision":
@@ -79,7 +79,7 @@ def _torchvision(name: str, weights: str | None, partial: bool, prefix: str | No
 
 
 def _read_state(path: str, module: nn.Module, partial: bool, prefix: str | None) -> tuple[dict[str, Tensor], str]:
-    """What a file has of a network, and what its names begin with there."""
+    """The tensors of a network in a file, and the prefix of their names there."""
     return choose_state(read_tensors(path), module.state_dict(), path, prefix=prefix, partial=partial)
 
 
@@ -135,7 +135,7 @@ def _timm(name: str, weights: str | None, size: int | None, partial: bool, prefi
 def _create_timm(timm: Any, name: str, sized: dict[str, Any], **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, num_classes=0, **sized, **options)
-    except TypeError:  # networks of convolutions take any size and no `img_size`
+    except TypeError:  # convolutional networks take any size, and no `img_size`
         return timm.create_model(name, num_classes=0, **options)
     except OSError as error:
         repository = timm.get_pretrained_cfg(name).hf_hub_id
@@ -143,7 +143,7 @@ def _create_timm(timm: Any, name: str, sized: dict[str, Any], **options: Any) ->
 
 
 def _timm_config(timm: Any, name: str) -> Any:
-    """What timm knows of a network and of the weights that its tag names."""
+    """What timm knows about a network and about the weights that its tag names."""
     if "/" in name or name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         known = did_you_mean(name.rpartition("/")[2], timm.list_pretrained())
         raise ConfigError(
@@ -153,7 +153,7 @@ def _timm_config(timm: Any, name: str) -> Any:
     network, _, tag = name.partition(".")
     try:
         config = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # the tag
+    except RuntimeError:  # an unknown tag
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{network}.*")]
         raise ConfigError(
             f"model.encoder=timm:{name} has the tag {tag!r}, which timm {timm.__version__} does not know"
@@ -204,17 +204,17 @@ def _python(name: str, weights: str | None, partial: bool = False, prefix: str |
 
 
 def _call(name: str) -> Any:
-    """What the function that MODULE:FUNCTION names returns; the module may lie in the working folder.
+    """Call the function MODULE:FUNCTION and return its result; the module may be in the working folder.
 
-    That folder comes last, so that no file in it hides an installed module. Ray puts it on the path of its workers, and
-    a submitted job runs in a copy of it.
+    That folder comes last on the path, so that no file in it hides an installed module. Ray puts it on the path of its
+    workers, and a submitted job runs in a copy of it.
     """
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         made = getattr(importlib.import_module(module), function)
-    except Exception as error:  # of whatever the module does when it is imported
+    except Exception as error:  # importing a module can raise anything
         raise ConfigError(
             f"model.encoder=python:{name} cannot be imported ({type(error).__name__}: {first_line(error)}); give "
             "MODULE:FUNCTION, importable on every node: put MODULE.py into the working folder, or its folder into "

@@ -1,4 +1,4 @@
-"""The names of networks: those of our own, and those of libraries. Light to import, for the configuration."""
+"""The names of networks, our own and those of libraries. Light to import, for the configuration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LIBRARY_NAME = re.compile(rf"({'|'.join(LIBRARIES)}):(\S+)")
 
 
 def is_library_name(name: str) -> bool:
-    """Whether an encoder is of a library, and not one of our own."""
+    """Whether an encoder comes from a library and is not one of our own."""
     return _LIBRARY_NAME.fullmatch(name) is not None
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Library and name within it, of `LIBRARY:NAME`."""
+    """Split `LIBRARY:NAME` into the library and the name within it."""
     match = _LIBRARY_NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not of the form LIBRARY:NAME, with one of {', '.join(LIBRARIES)}")

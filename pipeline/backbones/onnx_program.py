@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from pipeline.errors import RunFailed, first_line
 from pipeline.progress import Echo
 
-TOLERANCE = 1e-4  # between torch and onnxruntime, of the largest value, or of 1
+TOLERANCE = 1e-4  # difference between torch and onnxruntime, relative to the largest value or to 1
 EXAMPLES = 5  # images to export and check with
 LEAST_PIXELS = 25_000_000  # to encode: 500 images of 224 pixels, which take torch longer than the export does
 
 
 class OnnxProgram:
-    """A program of `to_onnx` on the CPU, called like its module; in one thread, as actors share the cores."""
+    """A program of `to_onnx` on the CPU, called like its module; in one thread, because actors share the cores."""
 
     def __init__(self, program: bytes) -> None:
         options = onnxruntime.SessionOptions()
@@ -31,21 +31,21 @@ class OnnxProgram:
 
 
 def to_onnx(module: nn.Module, images: Tensor, outputs: Sequence[str]) -> bytes:
-    """A module on the CPU as a program with a free batch, by torch's dynamo exporter; checked on the spot.
+    """Export a module on the CPU to a program for any batch size, by torch's dynamo exporter, and check the result.
 
     Parameters
     ----------
     module : nn.Module
         In evaluation mode.
     images : Tensor
-        `EXAMPLES` that it takes: the export sees two of them, and the check all.
+        `EXAMPLES` inputs: the export uses two of them, the check all.
     outputs : sequence of str
-        What to call its outputs.
+        Names for its outputs.
 
     Raises
     ------
     RunFailed
-        When onnxruntime does not compute what torch does.
+        When onnxruntime's outputs differ from torch's.
     """
     exported = torch.export.export(module, (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     made = torch.onnx.export(exported, (), input_names=["images"], output_names=list(outputs), verbose=False)
@@ -61,17 +61,17 @@ def check_equal(expected: Sequence[Tensor], found: Sequence[Tensor], outputs: Se
     """RunFailed when outputs of onnxruntime differ from torch's by more than `TOLERANCE`."""
     for name, ours, theirs in zip(outputs, expected, found, strict=True):
         difference = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
-        if not difference <= TOLERANCE:  # nor when it is not a number
+        if not difference <= TOLERANCE:  # true also for NaN
             raise RunFailed(f"{name} by onnxruntime differ from torch's by {difference:.2g}, more than {TOLERANCE}")
 
 
 def is_worth_it(images: int | None, size: int) -> bool:
-    """Whether so many images of `size` pixels repay the seconds of an export; None is an unknown number."""
+    """Whether an export pays off for so many images of `size` pixels; None is an unknown number."""
     return images is None or images * size * size >= LEAST_PIXELS
 
 
 def faster_program(module: nn.Module, images: Tensor, outputs: Sequence[str], echo: Echo) -> bytes | None:
-    """The program of `to_onnx`; where there is none, a line says why."""
+    """The program of `to_onnx`; None if it fails, with a line that says why."""
     try:
         return to_onnx(module, images, outputs)
     except Exception as error:  # the exporter and onnxruntime raise many kinds

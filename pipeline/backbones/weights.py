@@ -27,7 +27,7 @@ State = Mapping[str, Tensor]
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """All tensors of a file or URI, safetensors or what `torch.save` writes; those of nested dicts by dotted names.
+    """All tensors of a file or URI, written by safetensors or `torch.save`; those of nested dicts have dotted names.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
 def _parse(content: bytes) -> Any:
     if _is_safetensors(content):
         return safetensors.torch.load(content)
-    with warnings.catch_warnings(action="ignore"):  # of TorchScript
+    with warnings.catch_warnings(action="ignore"):  # torch warns about TorchScript
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -64,7 +64,7 @@ def _is_safetensors(content: bytes) -> bool:
 
 
 def _describe(content: bytes) -> str:
-    """In words, what a file is that holds no state dict which can be read."""
+    """Describe a file that holds no readable state dict."""
     head = content[:512].lstrip().lower()
     for mark, words in (
         (b"<", "an HTML or XML page, perhaps the error page of a download"),
@@ -82,7 +82,7 @@ def _describe(content: bytes) -> str:
 
 
 def _describe_pickle(content: bytes) -> str:
-    """What `torch.save` may have written: other objects are named, and never made."""
+    """Describe what `torch.save` may have written; objects other than tensors are named, and never created."""
     try:
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
     except Exception:
@@ -109,15 +109,15 @@ def _flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
 def choose_state(
     tensors: State, expected: State, source: str, *, prefix: str | None = None, partial: bool = False
 ) -> tuple[dict[str, Tensor], str]:
-    """The tensors that are the network's, by its names, and the prefix that they have in the file.
+    """The network's tensors, under its names, and the prefix that they have in the file.
 
-    Training scripts keep networks under many names, often several of them in a file. A prefix is taken when it alone
-    explains all names of the network; no prefix is taken before any other.
+    Training scripts keep networks under many names, often several of them in a file. A prefix is chosen if it alone
+    explains all names of the network; the empty prefix is preferred to any other.
 
     Raises
     ------
     ConfigError
-        When several prefixes explain the names and `prefix` does not say which, or no name has that one.
+        When several prefixes explain the names and `prefix` does not say which, or no name has that prefix.
     """
     needed = {name for name in expected if not _is_count(name)}
     matches = _count_matches(tensors, needed)
@@ -139,12 +139,12 @@ def choose_state(
 
 
 def _count_matches(tensors: State, needed: set[str]) -> Counter[str]:
-    """How many of the needed names there are, by the prefix that they have."""
+    """How many of the needed names there are under each prefix."""
     return Counter(before for name in tensors for before, after in _splits(name) if after in needed)
 
 
 def _without_wrappers(name: str, expected: State) -> str:
-    """The name without what wrappers have put into its middle, where the network itself has no such name."""
+    """The name without what wrappers have put into its middle, unless the network itself has such a name."""
     for wrapper in INNER_WRAPPERS:
         inner = f".{wrapper}."
         if inner in name and not any(inner in own for own in expected):
@@ -159,7 +159,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _best(matches: Counter[str], tensors: State, expected: State) -> list[str]:
-    """The prefixes that explain most names; of these no prefix, or else those with the network's shapes."""
+    """The prefixes that explain the most names: of these the empty one, or else those with the network's shapes."""
     most = max(matches.values(), default=0)
     best = sorted(prefix for prefix, found in matches.items() if found == most)
     if "" in best:
@@ -189,7 +189,7 @@ def _named_prefix(wanted: str, tensors: State, matches: Counter[str], source: st
 
 
 def check_names(expected: State, given: State, source: str, *, partial: bool) -> None:
-    """ConfigError that names what is missing and what is unexpected, unless `partial` allows it."""
+    """Raise a ConfigError that says what is missing and what is unexpected, unless `partial` allows it."""
     expected = {name: value for name, value in expected.items() if name in given or not _is_count(name)}
     missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
     other = {name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape}

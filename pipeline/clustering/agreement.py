@@ -10,7 +10,7 @@ from pipeline.clustering.scores import match
 
 
 def match_clusters(table: csr_array) -> NDArray[np.int64]:
-    """The cluster of A (B,) that each of B is, matched one to one (`pipeline.clustering.scores.match`); -1 for none.
+    """The cluster of A (B,) that each of B is matched to, one to one (`pipeline.clustering.scores.match`); -1 for none.
 
     Parameters
     ----------
@@ -24,10 +24,10 @@ def match_clusters(table: csr_array) -> NDArray[np.int64]:
 
 
 def jaccard_of_best(table: csr_array) -> NDArray[np.float64]:
-    """For each cluster of A (A,) the Jaccard index with the cluster of B that is most like it; 0 for an empty one.
+    """For each cluster of A (A,) the Jaccard index with the most similar cluster of B; 0 for an empty one.
 
-    The mean of it over other clusterings is the stability of Hennig (2007), "Cluster-wise assessment of cluster
-    stability", who takes values below 0.6 for unstable and above 0.85 for very stable.
+    Its mean over other clusterings is the stability of Hennig (2007), "Cluster-wise assessment of cluster stability",
+    who calls values below 0.6 unstable and values above 0.85 very stable.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Sums that are exact: of values rounded to whole multiples of a small step, as whole numbers.
+"""Exact sums: values are rounded to whole multiples of a small step and added as whole numbers.
 
 An exact sum is the same in every order, for every split of the rows over chunks and workers, and under the atomic
-additions of a GPU. Members can be added and taken away again without error. A CPU keeps the whole numbers as float64,
+additions of a GPU. Members can be added and removed again without error. A CPU keeps the whole numbers as float64,
 which it adds fastest; a GPU as int64, since many have hardly any float64 units.
 """
 
@@ -18,13 +18,13 @@ BITS = 52  # float64 holds all whole numbers up to 2 ** 53
 def step_for(exponent: int, count: int) -> float:
     """The finest step, a power of two, at which `count` values below 2 ** exponent have an exact sum.
 
-    For float32 values it is exact itself for all but the smallest: 2 ** -36 of the bound for 60,000 rows.
+    All but the smallest float32 values are exact multiples of it: for 60,000 rows it is 2 ** -36 of the bound.
     """
     return 2.0 ** (exponent + math.ceil(math.log2(max(count, 1))) - BITS)
 
 
 def to_steps(values: Tensor, step: float) -> Tensor:
-    """Values as whole numbers of steps, of the type in which sums of this device are exact."""
+    """Values as whole numbers of steps, in the type in which sums on this device are exact."""
     return (values * (1 / step)).round_().to(exact_type(values.device))
 
 

@@ -38,7 +38,7 @@ def hierarchical_kmeans(
     """Cluster rows by cosine distance into K >= 10,000 clusters, or fewer.
 
     Parameters are those of :func:`spherical_kmeans`, which finds about sqrt(K) coarse clusters and then divides each of
-    them into its share of K, in proportion to its rows. `restarts`, `max_iter` and `tol` hold for each of these. PASSES
+    them into its share of K, in proportion to its rows. `restarts`, `max_iter` and `tol` apply to each of these. PASSES
     of Lloyd's iterations then move all centres, since rows of a cluster may lie in several coarse ones.
 
     Returns
@@ -71,7 +71,7 @@ def hierarchical_kmeans(
 
 
 def _shares(sizes: list[int], total: int) -> list[int]:
-    """`total` divided in proportion to `sizes`: at least 1 where there are rows, and never more than them."""
+    """`total` divided in proportion to `sizes`: at least 1 for a size above 0, and never more than the size."""
     shares, left = [], total
     for number, size in enumerate(sizes):
         rest = sizes[number + 1 :]
@@ -84,7 +84,7 @@ def _shares(sizes: list[int], total: int) -> list[int]:
 
 
 def _moved(fit: Rows, parts: list[Tensor]) -> list[Tensor]:
-    """The parts with each centre at the mean of the rows nearest to it; one without rows stays."""
+    """The parts with each centre moved to the mean of the rows nearest to it; one without rows stays."""
     centers = torch.cat(parts)
     sums = fit.member_sums(nearest_of_parts(fit, parts).labels, len(centers))
     return list(torch.where(sums[:, -1:] > 0, fit.means(sums), centers).split([len(part) for part in parts]))
@@ -96,9 +96,9 @@ def nearest_of_parts(rows: Rows, parts: list[Tensor]) -> Nearest:
     Parameters
     ----------
     rows : Rows
-        This worker's (n, D).
+        This worker's rows (n, D).
     parts : list of P Tensors (K_p, D)
-        Centres, numbered through in this order.
+        Centres, numbered consecutively in this order.
     """
     features = rows.features
     first = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
@@ -115,7 +115,7 @@ def nearest_of_parts(rows: Rows, parts: list[Tensor]) -> Nearest:
 
 
 def _search_parts(chunk: Tensor, near: Tensor, directions: list[Tensor], first: list[int], best: Nearest) -> None:
-    """Improve on `best` of rows (m, D) in place, in those parts that near (m, P) names."""
+    """Improve `best` of rows (m, D) in place, searching only the parts that near (m, P) names."""
     for part, own in enumerate(directions):
         who = (near == part).any(dim=1).nonzero()[:, 0]
         dots, label = (chunk[who] @ own.T).max(dim=1)

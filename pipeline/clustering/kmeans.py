@@ -1,8 +1,8 @@
-"""Spherical k-means over rows that lie on one worker or on many, with the same result.
+"""Spherical k-means over rows on one worker or on many, with the same result.
 
-Workers hold contiguous blocks of the rows, in rank order. They exchange a sample to start from, and then sums, counts
-and inertia only, in whole numbers, so that the split does not show. All restarts run together, as one large matrix
-product a pass.
+Workers hold contiguous blocks of the rows, in rank order. They exchange a sample to start from, and then only sums,
+counts and inertia, in whole numbers, so that the split does not affect the result. All restarts run together, as one
+large matrix product per pass.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.clustering.rows import Rows, look_at
 from pipeline.clustering.seeding import draws, kmeans_plus_plus
 from pipeline.collectives import Scope, gather_rows, row_range
 
-SEED_ROWS, ROWS_PER_CLUSTER = 10_000, 10  # of the sample that k-means++ chooses from: at least; 5,000 cost inertia
+SEED_ROWS, ROWS_PER_CLUSTER = 10_000, 10  # least rows in the sample of k-means++; 5,000 gave a worse inertia
 GROWTH = 4  # of the samples
-# A sample is done with when a pass lowers the inertia by less; all rows when it changes by less, which is a tie.
+# Iterations end when a pass changes the inertia by a smaller share: on a sample, and on all rows, where it is a tie.
 SAMPLE_GAIN, TIE = 1e-3, 1e-6
 
 
@@ -74,13 +74,13 @@ def spherical_kmeans(
         K.
     init : "k-means++" or Tensor (K, D)
         Greedy k-means++ from each of `restarts` seeds, or the centres of a single start. With more than SEED_ROWS rows
-        (or ROWS_PER_CLUSTER per cluster) k-means++ chooses among a sample of so many, on which the first iterations
-        run; further ones run on samples GROWTH times as large each, and the last on all rows.
+        (or ROWS_PER_CLUSTER per cluster) k-means++ chooses from a sample of that size. The first iterations run on it,
+        further ones on samples each GROWTH times as large, and the last on all rows.
     max_iter : int
-        On all rows, and on each sample.
+        Limit on all rows, and on each sample.
     tol : float
-        Stop when the centres' total move, 1 - cosine each, is at most tol times the mean variance of the columns, or
-        when a pass changes the inertia by less than a millionth.
+        Stop when the centres' total movement (the sum of 1 - cosine) is at most tol times the mean variance of the
+        columns, or when a pass changes the inertia by less than a millionth.
     seed : int
         Restart r draws from seed + r, and the samples from seed.
     empty : "keep" or "reseed"
@@ -94,7 +94,7 @@ def spherical_kmeans(
     Returns
     -------
     KMeansResult
-        Of the start with the lowest inertia, the first of several that agree to one part in a million.
+        The result of the start with the lowest inertia, the first of several that agree to one part in a million.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def _start(fit: Rows, num_clusters: int, restarts: int, seed: int, max_iter: int
     count = max(SEED_ROWS, ROWS_PER_CLUSTER * num_clusters)
     sample = fit.sample(count, seed)
     gathered = gather_rows(sample.features, fit.scope).to(fit.dtype)
-    own = row_range(restarts, scope=fit.scope)  # each start is one worker's, because processors may round differently
+    own = row_range(restarts, scope=fit.scope)  # one worker makes each start, because processors may round differently
     seeds = range(seed + own.start, seed + own.stop)
     found = kmeans_plus_plus(gathered, *draws(sample.total, num_clusters, seeds, gathered.device))
     starts = gather_rows(found.centers, fit.scope)

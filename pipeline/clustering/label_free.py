@@ -1,4 +1,4 @@
-"""How separate and how stable clusters are, without classes."""
+"""How well separated and how stable clusters are, without classes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
     Returns
     -------
     float
-        In [-1, 1]. The mean of (b - a) / max(a, b), with a, b a row's mean distances to its own and to the next
-        cluster; 0 for a row alone in its cluster. -1, the worst, when one cluster has all rows: b does not exist then.
+        In [-1, 1]. The mean of (b - a) / max(a, b), with a, b a row's mean distances to its own and to the nearest
+        other cluster; 0 for a row alone in its cluster. -1, the worst, when one cluster has all rows, so that b does
+        not exist.
     """
     from sklearn.metrics import silhouette_score
 
@@ -50,8 +51,8 @@ def cosine_silhouette(features: Tensor, labels: Tensor) -> float:
 def assignment_agreement(first: ArrayLike, second: ArrayLike) -> float:
     """Whether two clusterings put the same images together, corrected for chance: the adjusted Rand index.
 
-    Agreement of clusterings that should not differ (two views, two E-steps) is the stability by which Ben-Hur et al.
-    (2002) and Lange et al. (2004) choose models. Cluster numbers carry no meaning, so that one measure serves all such
+    Agreement of clusterings that should not differ (two views, two E-steps) is the stability that Ben-Hur et al. (2002)
+    and Lange et al. (2004) use to choose models. Cluster numbers carry no meaning, so one measure serves all such
     pairs. It is corrected for chance (Hubert and Arabie 1985) because lopsided clusterings agree by accident.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Lloyd's iterations of spherical k-means: every start in one pass over the rows, and the same on any split of them."""
+"""Lloyd's iterations of spherical k-means: all starts share each pass over the rows, however these are split."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.clustering.fixed_point import exact_type, to_steps
 from pipeline.clustering.rows import Rows, counted
 from pipeline.collectives import all_sum, gather_rows
 
-UNSEEN = 1 << 62  # above all inertias in steps
+UNSEEN = 1 << 62  # larger than any inertia in steps
 
 
 class Totals(NamedTuple):
-    """What a pass finds out about all rows, in whole numbers, for each active start.
+    """What a pass computes over all rows, in whole numbers, for each active start.
 
     `sums` (A, K, D+1): each cluster's summed rows, in steps, and their count. `inertia` (A,): summed distances, in
     steps. `changed` (A,): rows with another label than before.
@@ -28,18 +28,18 @@ class Totals(NamedTuple):
 
 
 class Lloyd:
-    """All starts at once; one that has converged takes no part in further passes.
+    """Runs all starts at once; one that has converged is left out of further passes.
 
-    On a CPU a pass does only what it must: sums are moved by the rows that changed their cluster, and rows whose own
-    centre stood still are compared with the moved centres alone. A GPU would have to wait for the number of such rows,
-    and does all of it.
+    On a CPU a pass does only the necessary work: only rows that changed their cluster update the sums, and rows whose
+    own centre did not move are compared only with the centres that did. A GPU would have to wait for the number of such
+    rows, so it does all the work.
 
     Parameters
     ----------
     rows : Rows
     starts : Tensor (R, K, D)
     reseed : bool
-        Empty clusters take the rows farthest from their own centre.
+        Put the centres of empty clusters at the rows that are farthest from their own centre.
     """
 
     def __init__(self, rows: Rows, starts: Tensor, *, reseed: bool) -> None:
@@ -59,8 +59,8 @@ class Lloyd:
     def iterate(self, tol: float, least_gain: float) -> bool:
         """One pass of the active starts: new centres, new labels.
 
-        A start continues while labels change, the centres' total move, 1 - cosine each, is above tol, and the inertia
-        changes by more than this share of it. False when none continues.
+        A start continues while labels change, the centres' total movement (the sum of 1 - cosine) is above `tol`, and
+        the inertia changes by more than the share `least_gain` of it. False when none continues.
         """
         active, old = self.active, self.centers[self.active]
         centers = self._means()
@@ -76,7 +76,7 @@ class Lloyd:
         return self._keep((found.changed > 0) & (shift > tol) & gained)
 
     def _keep(self, unfinished: Tensor) -> bool:
-        """Keep the active starts that are unfinished; whether there are any."""
+        """Keep the active starts that are unfinished; return whether there are any."""
         goes_on, hollow = _wait_for(torch.stack([unfinished, self._have_empty()]))  # the one synchronisation of a pass
         if not all(goes_on):
             kept = [i for i, on in enumerate(goes_on) if on]
@@ -106,7 +106,7 @@ class Lloyd:
         return rows[torch.argsort(cosines, stable=True)[:count]].to(self.rows.dtype)
 
     def _pass(self, centers: Tensor, moved: Tensor | None) -> Totals:
-        """Label all rows by the active starts' centers (A, K, D), of which these have `moved` (A, K); None at first."""
+        """Label all rows by the active starts' centers (A, K, D); `moved` (A, K) says which moved, None at first."""
         search, anew = _Search(centers, moved), moved is None or centers.device.type != "cpu"
         inertia = self.own_sums.new_zeros(len(centers))
         changed = torch.zeros_like(inertia)
@@ -134,7 +134,7 @@ class Lloyd:
             self.own_sums[start].index_add_(0, joined, members)
 
     def _move_members(self, chunk: Tensor, old: Tensor, new: Tensor) -> None:
-        """Take those of rows (m, D) whose labels (A, m) differ out of their old sums, and add them to the new."""
+        """Move the rows (m, D) whose labels (A, m) changed from their old sums to the new ones."""
         for start, left, joined in zip(self.active, old, new, strict=True):
             who = (left != joined).nonzero()[:, 0]
             members = counted(chunk[who], self.rows.step)
@@ -142,7 +142,7 @@ class Lloyd:
 
 
 class _Search:
-    """Finds each start's nearest of centers (A, K, D); of those that have `moved` (A, K) only, where that is enough."""
+    """Finds each start's nearest of centers (A, K, D), only among those that `moved` (A, K) where that is enough."""
 
     def __init__(self, centers: Tensor, moved: Tensor | None) -> None:
         self.directions, self.moved = F.normalize(centers, dim=2), None
@@ -156,7 +156,7 @@ class _Search:
             self.few_directions = torch.take_along_dim(self.directions, self.few[..., None], dim=1)
 
     def __call__(self, chunk: Tensor, lengths: Tensor, labels: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:
-        """New labels and cosines (A, m) of rows (m, D), given those under the centres before."""
+        """New labels and cosines (A, m) of rows (m, D), given those under the previous centres."""
         if self.moved is None:
             return _nearest(chunk, lengths, self.directions)
         searched = self.moved.gather(1, labels.long()).any(dim=0)
@@ -172,7 +172,7 @@ class _Search:
 
 
 def _wait_for(flags: Tensor) -> list[Any]:
-    """Flags of the GPU on the host, as lists."""
+    """Copy flags from the GPU to the host, as lists."""
     return flags.tolist()
 
 

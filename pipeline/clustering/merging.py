@@ -1,4 +1,4 @@
-"""Merging clusters of which there are too many: a tree over their centres, cut where the wanted number is left."""
+"""Merges clusters if there are too many: a tree over their centres, cut where the wanted number is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def center_tree(centers: Tensor) -> Array:
     Returns
     -------
     ndarray (K - 1, 4)
-        As scipy's `linkage` has it.
+        As scipy's `linkage` returns it.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def center_tree(centers: Tensor) -> Array:
 
 def cut(tree: Array, groups: int) -> Array:
     """The group (K,) of each cluster when the tree is cut into `groups`, numbered by their first clusters."""
-    found = cut_tree(tree, groups)[:, 0]  # fcluster leaves fewer where merges are equally dear
+    found = cut_tree(tree, groups)[:, 0]  # fcluster leaves fewer groups where merges have equal heights
     _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
 
@@ -50,16 +50,16 @@ def merged_centers(centers: Tensor, sizes: Tensor, groups: Array) -> Tensor:
 
 
 def merge_jumps(tree: Array) -> Array:
-    """By how much dearer the merge after each number of groups is than the one before (K - 1,).
+    """How much higher the merge after each number of groups is than the one before (K - 1,).
 
-    Entry G - 1 is the height at which G groups become G - 1, less the height at which they came to be; 0 for G = 1,
-    which nothing follows. Parts of one cluster merge low, clusters high: the jump stands where clusters are left.
+    Entry G - 1 is the height at which G groups become G - 1, minus the height of the merge that left G; 0 for G = 1,
+    which no merge follows. Parts of one cluster merge low, clusters high: the jump shows where only clusters are left.
     """
     heights = tree[::-1, 2]  # of the merges that leave 1, 2, ... groups
     return np.concatenate([[0.0], -np.diff(heights)])
 
 
 def group_names(groups: Array) -> dict[int, str]:
-    """A name for each cluster that its group shares: the numbers of the group's clusters, as in "3+17"."""
+    """A name for each cluster, shared by its group: the numbers of the group's clusters, as in "3+17"."""
     members = [np.flatnonzero(groups == group) for group in groups]
     return {cluster: "+".join(map(str, found)) for cluster, found in enumerate(members)}

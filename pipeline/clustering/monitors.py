@@ -1,6 +1,6 @@
 """How well features tell known classes apart: weighted nearest neighbours, and a linear classifier in closed form.
 
-Rows lie on many workers; the results are those of all rows, and the same on every worker.
+Rows are spread over many workers; the results cover all rows and are the same on every worker.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from pipeline.collectives import all_stack, all_sum, gather_rows, world_size
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # those of DINO (arXiv 2104.14294)
-RIDGE = 1.0  # on the squared weights of features of unit variance, as scikit-learn's
+RIDGE = 1.0  # penalty on the squared weights of features of unit variance, as scikit-learn's
 LEAST_VARIANCE = 1e-8  # of a feature that is not constant
 BLOCK_VALUES = 1 << 24  # similarities, or values in float64, that are held at a time
-BLOCK_QUERIES = 1 << 13  # of all workers, that are exchanged at a time
-TILE_QUERIES = 1 << 10  # whose similarities are computed together
+BLOCK_QUERIES = 1 << 13  # queries of all workers that are exchanged at a time
+TILE_QUERIES = 1 << 10  # queries whose similarities are computed together
 
 
 def knn_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> float:
@@ -42,7 +42,7 @@ def knn_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> float:
     block, width = max(1, BLOCK_QUERIES // world_size()), int(_largest(classes)) + 1
     correct = torch.zeros((), dtype=torch.int64, device=features.device)
     longest = int(all_stack(torch.tensor(len(queries), device=features.device)).max())
-    for start in range(0, longest, block):  # as many rounds on every worker
+    for start in range(0, longest, block):  # the same number of rounds on every worker
         rows = slice(start, start + block)
         similarity, votes = _nearest(gather_rows(queries[rows]), known, answers)
         ballot = similarity.new_zeros((len(similarity), width))
@@ -66,7 +66,7 @@ def _nearest(queries: Tensor, known: Tensor, answers: Tensor) -> tuple[Tensor, T
 
 
 def _nearest_own(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity and number (m, 20 or fewer) of the own rows nearest to queries (m, D), tile by tile."""
+    """Similarity and number (m, 20 or fewer) of this worker's rows nearest to queries (m, D), tile by tile."""
     best, numbers = queries.new_empty((len(queries), 0)), torch.empty_like(queries[:, :0], dtype=torch.int64)
     tile = BLOCK_VALUES // TILE_QUERIES
     for start in range(0, len(known), tile):
@@ -79,7 +79,7 @@ def _nearest_own(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> float:
-    """Share of held-out rows that a linear classifier, fitted to the other rows, gives their class.
+    """Share of held-out rows that a linear classifier, fitted to the other rows, classifies correctly.
 
     The classifier is a ridge regression, with intercept, of the classes as vectors of 0 and 1. It is exact: its sums
     are D x D and D x classes, whatever the number of rows.
@@ -105,7 +105,7 @@ def linear_accuracy(features: Tensor, classes: Tensor, held_out: Tensor) -> floa
 def ridge(features: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     """Weights (D + 1, classes) float64 of a ridge regression of one-hot classes; the last row is the intercept.
 
-    The penalty is that of features scaled to unit variance: the classes of a young network lie close together.
+    The penalty is that of features scaled to unit variance, because classes lie close together early in training.
     """
     size = features.shape[1] + 1
     sums = torch.zeros(size, size + num_classes, dtype=torch.float64, device=features.device)
@@ -116,7 +116,7 @@ def ridge(features: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     sums = all_sum(sums)
     variance = sums.diagonal() / sums[-1, size - 1] - (sums[-1, :size] / sums[-1, size - 1]) ** 2
     penalty = RIDGE * variance.clamp(min=LEAST_VARIANCE)
-    penalty[-1] = 0  # of the intercept
+    penalty[-1] = 0  # the intercept has no penalty
     return torch.linalg.solve(sums[:, :size] + penalty.diag(), sums[:, size:])
 
 

@@ -1,4 +1,4 @@
-"""The nearest centre by cosine, and by how much it is nearer than the next: rows against centres, in chunks."""
+"""The nearest centre by cosine, and its margin over the next nearest: rows against centres, in chunks."""
 
 from __future__ import annotations
 

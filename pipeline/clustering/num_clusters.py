@@ -1,4 +1,4 @@
-"""How many clusters? Criteria that judge a number of clusters K without classes, and what they say together.
+"""How many clusters? Criteria that judge a number of clusters K without classes, and what they recommend together.
 
 Rows are unit vectors, clustered by spherical k-means in one process.
 """
@@ -23,11 +23,11 @@ from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import Scope
 
 Array = np.ndarray[Any, Any]
-RESTARTS, ITERATIONS = 3, 50  # of a k-means: criteria compare many of them, and need none at its best
+RESTARTS, ITERATIONS = 3, 50  # of a k-means: criteria compare many runs, and none has to be the best possible
 QUERIES = 1024  # rows whose similarities with all rows are in memory at a time
 CLUSTER_SHARE, LEAST_NEIGHBOURS = 2 / 3, 5  # neighbours of a row as a share of a mean cluster, and at least
-DENSE = 300  # rows of a graph whose eigenvalues are found all at once
-NEAR = 1  # picks that differ by one agree: criteria have their noise, and so do classes
+DENSE = 300  # most rows of a graph whose eigenvalues are all computed at once
+NEAR = 1  # picks that differ by one agree: criteria are noisy, and so are classes
 
 
 def cluster(features: Tensor, num_clusters: int, seed: int, start: Tensor | None = None) -> KMeansResult:
@@ -60,8 +60,8 @@ def stability(features: Tensor, num_clusters: int, *, pairs: int, seed: int) -> 
     Returns
     -------
     float
-        In [-1/2, 1]. The adjusted Rand index, which corrects for chance, of all rows under the centres of the one half
-        and under those of the other.
+        In [-1/2, 1]. The adjusted Rand index, which corrects for chance, between the clusters of all rows under the
+        centres of one half and under those of the other.
     """
     generator = torch.Generator().manual_seed(seed)
     agreement = []
@@ -80,7 +80,7 @@ def gap_statistic(features: Tensor, start: Tensor, *, references: int, seed: int
     features : Tensor (n, D)
         Unit vectors.
     start : Tensor (K, D)
-        Centres from which k-means starts. Those of nested clusterings make a curve over K without jumps of luck.
+        Centres from which k-means starts. Those of nested clusterings give a curve over K without random jumps.
     references : int
         Sets without clusters: uniform in the box around the rows along their principal axes, and put on the sphere.
     seed : int
@@ -110,8 +110,8 @@ def gap_statistic(features: Tensor, start: Tensor, *, references: int, seed: int
 def neighbours_for(rows: int, num_clusters: int) -> int:
     """How many neighbours a row has in the graph that judges K: a share of a mean cluster.
 
-    With few neighbours the graph shows each cluster's inner structure, as the parts into which a model trained with too
-    many clusters has cut a class; with more than a cluster has rows, clusters run into one another.
+    With few neighbours the graph shows each cluster's inner structure, such as the parts into which a model trained
+    with too many clusters has cut a class; with more neighbours than a cluster has rows, clusters run into one another.
     """
     return max(LEAST_NEIGHBOURS, round(CLUSTER_SHARE * rows / num_clusters))
 
@@ -148,12 +148,12 @@ def eigengap(graph: sparse.csr_matrix, num_clusters: int) -> float:
 
 
 def _connected_eigenvalues(graph: sparse.csr_matrix, most: int) -> Array:
-    """The lowest eigenvalues of a connected graph: there 0 is a single one, and Lanczos finds no eigenvalue twice."""
+    """The lowest eigenvalues of a connected graph: it has 0 only once, and Lanczos finds no eigenvalue twice."""
     scale = sparse.diags(np.asarray(graph.sum(axis=1)).ravel() ** -0.5)
     links, count = scale @ graph @ scale, graph.shape[0]
     if count <= max(DENSE, most):
         return 1 - np.linalg.eigvalsh(links.toarray())[::-1][:most]
-    start = np.random.default_rng(0).random(count)  # ARPACK's own is another one in every call
+    start = np.random.default_rng(0).random(count)  # ARPACK's own start differs in every call
     return 1 - eigsh(links, k=most, which="LA", return_eigenvectors=False, v0=start, tol=1e-5)
 
 
@@ -170,8 +170,8 @@ def modularity(graph: sparse.csr_matrix, labels: Array) -> float:
     Returns
     -------
     float
-        In [-1/2, 1). Splitting a cluster cuts links within it, and merging two that share none gains none: so it has a
-        peak.
+        In [-1/2, 1). Splitting a cluster cuts links within it, and merging two that share none gains none, so the
+        curve over K has a peak.
     """
     links = cluster_links(graph, labels)
     links = links / links.sum()
@@ -197,17 +197,18 @@ def highest(numbers: Sequence[int], curve: Sequence[float]) -> int:
 
 
 def sharpest_bend(numbers: Sequence[int], curve: Sequence[float]) -> int:
-    """The K after which a curve rises the least compared with before: where 2 c(K) - c(K-1) - c(K+1) is highest.
+    """The K after which the rise of a curve slows down the most: where 2 c(K) - c(K-1) - c(K+1) is highest.
 
-    For the gap statistic it is the rule of Yan and Ye (2007), DDGap. The first rule, that of Tibshirani et al. (2001),
-    takes a K that the next does not beat by its standard error: on features whose clusters have inner structure, as
-    images' have, the gap keeps rising slowly, and that rule with it. Neither end of the curve can be picked.
+    For the gap statistic this is the rule of Yan and Ye (2007), DDGap. The original rule of Tibshirani et al. (2001)
+    takes a K that the next does not beat by its standard error: on features whose clusters have inner structure, such
+    as those of images, the gap keeps rising slowly, and so does the K of that rule. Neither end of the curve can be
+    picked.
     """
     return numbers[1 + int(np.argmax(-np.diff(np.asarray(curve), n=2)))]
 
 
 def recommend(picks: Mapping[str, int]) -> Recommendation:
-    """The pick that most criteria are within one of; of several, the one nearest to the median, then the lowest.
+    """The pick with the most criteria within one of it; on ties the one nearest to the median, then the lowest.
 
     Parameters
     ----------

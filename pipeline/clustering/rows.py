@@ -16,7 +16,7 @@ from pipeline.collectives import Scope, all_stack, all_sum, rank
 
 @dataclass(frozen=True)
 class Rows:
-    """This worker's rows, which follow those of the workers before it. No copy of them is ever made as a whole.
+    """This worker's rows, which follow those of the workers before it. They are never copied as a whole.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class Rows:
     lengths : Tensor (n_local,) dtype
         Tiny for zero rows.
     exponent : int
-        All values of all workers are below 2 ** exponent in size.
+        All values of all workers are below 2 ** exponent in magnitude.
     offset, total : int
         Rows of the workers before this one, and of all workers.
     scope : Scope
@@ -75,7 +75,7 @@ class Rows:
         return sums[..., :-1].to(self.dtype) * self.step / sums[..., -1:].to(self.dtype).clamp(min=1)
 
     def sample(self, count: int, seed: int) -> Rows:
-        """`count` of all workers' rows, one of each of `count` equal stretches, whatever the number of workers."""
+        """`count` of all workers' rows, one from each of `count` equal stretches, whatever the number of workers."""
         if count >= self.total:
             return self
         edges = torch.arange(count + 1) * self.total // count
@@ -88,7 +88,7 @@ class Rows:
         return Rows(self.features[own], self.lengths[own], self.exponent, before, count, self.scope)
 
     def mean_column_variance(self) -> float:
-        """Mean over columns of the unbiased variance of all rows; about the mean, so that it cannot cancel."""
+        """Mean over columns of the unbiased variance of all rows; computed about the mean, so that nothing cancels."""
         size, step = self.features.shape[1], self.step
         sums = torch.zeros(size, dtype=exact_type(self.features.device), device=self.features.device)
         for _, chunk in self.chunks(1):

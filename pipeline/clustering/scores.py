@@ -1,6 +1,6 @@
 """How well clusters agree with known classes.
 
-Tables of counts are sparse: of K x K pairs of clusters no more occur than there are rows, and rank 0 alone has them.
+Tables of counts are sparse: no more of the K x K pairs of clusters occur than there are rows. Only rank 0 has them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.collectives import all_stack, gather_to_rank_zero
 
-BLOCK_PAIRS = 1 << 17  # of clusters, that are looked at together
+BLOCK_PAIRS = 1 << 17  # pairs of clusters that are processed together
 Numbers = NDArray[np.int64]
 EXACT_MATCHING = 10_000  # classes or clusters, the fewer of the two, up to which the best matching takes seconds
 
@@ -119,19 +119,19 @@ def matching_accuracy(table: csr_array) -> float:
 
 
 def match(table: csr_array) -> tuple[Numbers, Numbers]:
-    """Rows and columns of the table (A, B) that are matched one to one, so that their counts have a large sum.
+    """Match rows and columns of the table (A, B) one to one, so that their counts have a large sum.
 
-    The largest; with more than `EXACT_MATCHING` clusters on both sides the matching is greedy, because the best one
-    would take minutes.
+    It is the largest sum, except with more than `EXACT_MATCHING` clusters on both sides: then the matching is greedy,
+    because the best one would take minutes.
     """
     return (greedy_matching if min(table.shape) > EXACT_MATCHING else best_matching)(table)
 
 
 def best_matching(table: csr_array) -> tuple[Numbers, Numbers]:
-    """Rows and columns of the table (A, B) that are matched so that their counts have the largest sum.
+    """Match rows and columns of the table (A, B) one to one, so that their counts have the largest sum.
 
-    scipy's matching is a full one along the counts that there are, so each row and column is given the choice of a
-    partner of its own without counts; those of a matched row and column are matched with each other.
+    scipy matches all rows and columns, along nonzero counts only. So each row and column gets a dummy partner of its
+    own with count 0; the dummies of a matched row and column are matched with each other.
     """
     rows, columns = table.shape
     counts = table.tocoo()
@@ -146,7 +146,7 @@ def best_matching(table: csr_array) -> tuple[Numbers, Numbers]:
 
 
 def greedy_matching(table: csr_array) -> tuple[Numbers, Numbers]:
-    """Rows and columns of the table (A, B) matched by their counts, the largest first; of equal ones any."""
+    """Match rows and columns of the table (A, B) by their counts, the largest first; on ties in any order."""
     counts = table.tocoo()
     order = np.argsort(-counts.data, kind="stable")
     free_rows, free_columns = (np.ones(size, bool) for size in counts.shape)
@@ -171,11 +171,11 @@ def _nmi(table: csr_array) -> float:
         float(entr(counts / total).sum()) for counts in (table.sum(axis=0), table.sum(axis=1), table.data)
     )
     information = of_clusters + of_classes - joint
-    return float(max(information, 0.0) / ((of_clusters + of_classes) / 2))  # rounding can take 0 below it
+    return float(max(information, 0.0) / ((of_clusters + of_classes) / 2))  # rounding can make 0 negative
 
 
 def adjusted_rand_index(table: csr_array) -> float:
-    """From the counts (A, B) of rows in each pair of clusters (Hubert and Arabie 1985).
+    """The adjusted Rand index, from the counts (A, B) of rows in each pair of clusters (Hubert and Arabie 1985).
 
     Pairs of rows are counted in whole numbers, which cannot overflow.
     """

@@ -1,9 +1,9 @@
-"""The second pass of an ingest: the verified parts mixed into shards, with a dense index; and the file of labels.
+"""The second pass of an ingest: mixes the verified parts into shards with a dense index, and writes the file of labels.
 
-Training that streams reads runs of rows, and its shuffle reaches no further than a buffer. A source in the order of its
-classes would give it batches of one class, so the parts' row groups, each about a hundredth of a shard long, are dealt
-out in a fixed random order. Within each 1,024 rows of a shard the rows are shuffled once more, and then written as
-several row groups, so that a reader of few rows reads little.
+Streaming training reads runs of rows and shuffles only within a buffer, so a source sorted by class would give it
+batches of one class. Therefore the parts' row groups, each about a hundredth of a shard long, are dealt out in a fixed
+random order. Each run of 1,024 rows in a shard is then shuffled once more and written as several row groups, so that a
+reader of few rows reads little.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipeline.data.verify import HELD_BYTES, PartReport, part_file
 from pipeline.storage import filesystem
 
 PIECES_PER_SHARD = 128
-SHUFFLED_ROWS = 1024  # rows of a shard that are shuffled together, where they have no more than HELD_BYTES
-LABEL_ROWS = 1 << 18  # and more: a row group of the file of labels, two megabytes
+SHUFFLED_ROWS = 1024  # rows of a shard that are shuffled together, or fewer if they reach HELD_BYTES
+LABEL_ROWS = 1 << 18  # least rows in a row group of the file of labels: two megabytes
 OPEN_PARTS = 64  # part files that a task keeps open, each with its footer
 
 
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
 
 def rows_per_piece(rows_per_shard: int) -> int:
-    """Length of the parts' row groups: what stays together when the parts are mixed."""
+    """Length of the parts' row groups, whose rows stay together when the parts are mixed."""
     return -(-rows_per_shard // PIECES_PER_SHARD)
 
 
@@ -53,7 +53,7 @@ def write_shards(
     for info in fs.get_file_info(pafs.FileSelector(root)):
         if (
             info.base_name.startswith("shard-") or info.base_name == LABELS
-        ):  # of an ingest that was killed here before its source changed
+        ):  # left by an ingest that was killed here before its source changed
             fs.delete_file(info.path)
     calls = (
         (out, work, i, i * rows_per_shard, pieces, class_names)
@@ -72,7 +72,7 @@ def _deal(reports: list[PartReport], rows_per_shard: int) -> Iterator[list[Piece
 def _write_shard(
     out: str, work: str, number: int, first: int, pieces: list[Piece], class_names: tuple[str, ...]
 ) -> Shard:
-    """Write the rows of `pieces` as a shard, with the indices from `first` on, and its labels beside the parts."""
+    """Write the rows of `pieces` as a shard, with indices from `first` on, and its labels into a file in `work`."""
     fs, root = filesystem(out)
     name, schema = f"shard-{number:05d}.parquet", shard_schema(class_names)
     groups: list[int] = []
@@ -106,7 +106,7 @@ def _read(fs: pafs.FileSystem, work: str, pieces: list[Piece]) -> Iterator[pa.Ta
 
 
 def _joined(tables: Iterable[pa.Table], rows: int, size: float) -> Iterator[pa.Table]:
-    """Join small tables until they have so many rows, or bytes."""
+    """Join small tables until they have `rows` rows or `size` bytes."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
@@ -125,7 +125,7 @@ def _row_groups(table: pa.Table) -> list[pa.Table]:
 
 
 def write_labels(shards: int, out: str, work: str) -> None:
-    """Join the labels of all shards into one file; the labels of few shards are held at a time."""
+    """Join the labels of all shards into one file, with the labels of only a few shards in memory at a time."""
     fs, root = filesystem(out)
     tables = _read_labels(fs, work, shards)
     with pq.ParquetWriter(f"{root}/{LABELS}", LABELS_SCHEMA, filesystem=fs, write_page_checksum=True) as writer:

@@ -1,4 +1,4 @@
-"""The books of an ingest: everything that was seen became an image, was quarantined, or was left out by a rule."""
+"""The accounts of an ingest: everything that was seen became an image, was quarantined, or was left out by a rule."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MODULUS = 2**256
 
 
 class Tally(BaseModel):
-    """What one part yielded beside its rows, and the sum of its rows' digests.
+    """What one part yielded besides its rows, and the sum of its rows' digests.
 
-    A sum does not depend on the order of the rows, nor on the parts into which they were cut.
+    The sum depends neither on the order of the rows nor on how they were cut into parts.
     """
 
     seen: int = 0
@@ -58,7 +58,7 @@ def content_digest(source: Source, pixels: PixelOptions, tallies: Iterable[Tally
 
 
 def read_content_digest(source: Source, pixels: PixelOptions) -> str:
-    """The digest of a source's content, which is read for it but not decoded."""
+    """The digest of a source's content, which is read but not decoded."""
     return content_digest(source, pixels, run_each(_tally_part, ((part,) for part in source.parts)))
 
 
@@ -70,7 +70,7 @@ def _tally_part(part: Part) -> Tally:
 
 
 def collect_entries(source: Source, tallies: Sequence[Tally]) -> tuple[list[Quarantined], list[LeftOut]]:
-    """All that was quarantined and left out, while listing and while reading, each by its path."""
+    """All that was quarantined and left out while listing and while reading, each sorted by path."""
     quarantined = [*source.quarantined, *(entry for tally in tallies for entry in tally.quarantined)]
     left_out = [*source.left_out, *(entry for tally in tallies for entry in tally.left_out)]
     return sorted(quarantined, key=lambda entry: entry.path), sorted(left_out, key=lambda entry: entry.path)
@@ -79,12 +79,12 @@ def collect_entries(source: Source, tallies: Sequence[Tally]) -> tuple[list[Quar
 def take_balance(
     source: Source, tallies: Sequence[Tally], images: int, quarantined: list[Quarantined], left_out: list[LeftOut]
 ) -> Balance:
-    """Count what was seen and what became of it: `images`, and the entries that :func:`collect_entries` gives.
+    """Count what was seen and what became of it: `images`, and the entries that :func:`collect_entries` returns.
 
     Raises
     ------
     RuntimeError
-        When the numbers do not add up, which is a fault of this program.
+        When the numbers do not add up, which is a bug in this program.
     """
     balance = Balance(
         unit=source.unit,

@@ -25,8 +25,8 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """torchvision's `adjust_hue` of images (B, 3, H, W) in [0, 1] by a fraction of the circle for each, of shape (B,).
 
-    A hue shift keeps the largest and the smallest channel, so that the conversion to HSV and back shortens to a
-    ramp between the two for each channel.
+    A hue shift keeps the largest and the smallest channel value, so the conversion to HSV and back reduces to a ramp
+    between the two for each channel.
     """
     red, green, blue = images.unbind(1)
     high, low = images.amax(1), images.amin(1)
@@ -65,5 +65,5 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """`base` at factor 0, `images` at factor 1, beyond them at larger factors."""
+    """Blend from `base` at factor 0 to `images` at factor 1, and beyond at larger factors."""
     return torch.lerp(base, images, factor[:, None, None, None]).clamp_(0, 1)

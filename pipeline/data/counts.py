@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.class_lists import ClassList
 
-SHOWN = 10  # classes that a message of several lines names
-NAMED = 3  # and one of a single line
+SHOWN = 10  # classes named in a message of several lines
+NAMED = 3  # classes named in a message of one line
 ALL = "all classes together"
 
 
@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class Difference(_Record):
-    """A class with another number of images than expected; None where the list gives no number and none was found."""
+    """A class with an unexpected number of images; `expected` is None if the list gives none and no image was found."""
 
     name: str
     found: int
@@ -35,7 +35,7 @@ class CountCheck(_Record):
     list_name: str
     classes: int
     counted: int
-    """Classes of which the list says how many images they have."""
+    """Classes whose number of images the list gives."""
     images: int
     expected: int | None
     """Images of all classes together; None where the list does not count them all."""
@@ -71,9 +71,9 @@ def check_counts(classes: ClassList, found: Mapping[str, int] | None, images: in
     Parameters
     ----------
     found : mapping, optional
-        Images of each class by its name; None, in an ingest of an earlier version, compares all classes together.
+        Images of each class by its name; None, for an ingest of an earlier version, compares all classes together.
     images : int
-        Of all classes together.
+        In all classes together.
     """
     numbers = [number for number in classes.images.values() if number is not None]
     expected = sum(numbers) if len(numbers) == len(classes.images) else None

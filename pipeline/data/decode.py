@@ -18,13 +18,13 @@ from pipeline.errors import DecodeError, first_line
 
 PNG_SIGNATURE = b"\x89PNG"
 Fit = Literal["stretch", "crop", "show"]
-LONG = 2.0  # times as long as wide: of such an image a square in the middle shows less than half
+LONG = 2.0  # times as long as wide: the square in the middle of a longer image shows less than half of it
 
 
 def decode_table(
     table: pa.Table, size: int, fit: Fit = "stretch", interpolation: str = "bilinear"
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Rows of a shard to a block {"image": uint8 (n, size, size, 3), "index": int64 (n,)}; other columns stay.
+    """Decode rows of a shard to a block {"image": uint8 (n, size, size, 3), "index": int64 (n,)}; keep other columns.
 
     `fit` and `interpolation` are those of `decode`.
 
@@ -35,7 +35,7 @@ def decode_table(
     """
     index = table.column("index").to_numpy()
     images = np.empty((len(index), size, size, 3), dtype=np.uint8)
-    with open(os.devnull, "wb") as null, stderr_into(null.fileno()):  # libjpeg prints what it forgives
+    with open(os.devnull, "wb") as null, stderr_into(null.fileno()):  # libjpeg prints the errors that it tolerates
         for row, image in enumerate(table.column("image").to_pylist()):
             try:
                 images[row] = decode(image["bytes"], size, fit, interpolation).permute(1, 2, 0).numpy()
@@ -51,8 +51,8 @@ def decode_table(
 def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "bilinear") -> Tensor:
     """One encoded image as RGB uint8 (3, size, size), resized with antialiasing.
 
-    "stretch" does not keep the aspect. "crop" resizes the shorter side and takes the square in the middle. "show", for
-    eyes, does so too, and shows a long image whole, between black bars.
+    "stretch" does not keep the aspect ratio. "crop" resizes the shorter side and takes the square in the middle.
+    "show", for display, does the same, but shows a long image whole, between black bars.
     """
     return fitted(_decode_any(data), size, fit, interpolation)
 
@@ -77,9 +77,9 @@ def _cover(height: int, width: int, size: int) -> list[int]:
 
 
 def _decode_any(data: bytes) -> Tensor:
-    """torchvision's decoder, twice as fast on JPEG; PIL for the formats that it does not know, and for PNG.
+    """Decode with torchvision, twice as fast on JPEG; with PIL where torchvision does not know the format, and for PNG.
 
-    A PNG with a flipped bit ends torchvision's decoder, and with it the process, in a segmentation fault.
+    A PNG with a flipped bit crashes torchvision's decoder, and with it the process, with a segmentation fault.
     """
     if not data.startswith(PNG_SIGNATURE):
         from torchvision.io import ImageReadMode, decode_image

@@ -1,4 +1,4 @@
-"""What the footer of a Parquet file says of its row groups, without reading their data."""
+"""What the footer of a Parquet file says about its row groups, without reading their data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
 
 
 def column_statistics(file: pq.ParquetFile, group: int, name: str) -> pq.Statistics | None:
-    """Statistics of the column `name` in a row group; None where the writer left them or their limits out."""
+    """Statistics of the column `name` in a row group; None if the writer left out the statistics or their limits."""
     row_group = file.metadata.row_group(group)
     chunks = (row_group.column(i) for i in range(row_group.num_columns))
     statistics = next(chunk.statistics for chunk in chunks if chunk.path_in_schema == name)

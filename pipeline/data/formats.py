@@ -1,17 +1,17 @@
-"""What a file is, decided by its first bytes and never by its name: suffixes are wrong too often."""
+"""Detects the type of a file from its first bytes, never from its name: suffixes are wrong too often."""
 
 from __future__ import annotations
 
 import re
 
 HEAD_BYTES = 512
-"""What `image_format` and `describe` need of a file: the mark of DICOM is at 128, an SVG may start with comments."""
+"""Bytes of a file that `image_format` and `describe` need: DICOM's mark is at 128, an SVG may start with comments."""
 
 _SIGNATURES = (  # (offset, bytes, name of an image format)
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (8, b"WEBP", "WebP"),
-    (8, b"CR", "CR2"),  # a TIFF by its first bytes, so it is asked for before
+    (8, b"CR", "CR2"),  # starts like a TIFF, so it is tested before TIFF
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
     (0, b"II+\0", "TIFF"),  # BigTIFF
@@ -34,8 +34,8 @@ _SIGNATURES = (  # (offset, bytes, name of an image format)
     (0, b"IIU\0", "RW2"),
     (128, b"DICM", "DICOM"),
 )
-_CONTAINERS = {b"RIFF": b"WEBP", b"II*\0": b"CR"}  # what must stand at 0 for a mark at 8 to count
-_BRANDS = {  # of the ISO container, in the order in which they decide
+_CONTAINERS = {b"RIFF": b"WEBP", b"II*\0": b"CR"}  # what must be at 0 for a mark at 8 to count
+_BRANDS = {  # of the ISO container, in order of precedence
     "AVIF": {b"avif", b"avis"},
     "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"},
     "CR3": {b"crx "},
@@ -56,9 +56,9 @@ _NOT_IMAGES = (
 
 
 def image_format(head: bytes) -> str | None:
-    """The name of the image format that the first `HEAD_BYTES` of a file show, or None for what is not an image.
+    """The name of the image format, from the first `HEAD_BYTES` of a file, or None if it is not an image.
 
-    A name does not promise that the format can be read (DICOM, SVG), only that the file is meant to be an image.
+    A name does not mean that the format can be read (DICOM, SVG), only that the file is meant to be an image.
     """
     for offset, mark, name in _SIGNATURES:
         if head.startswith(mark, offset) and (offset != 8 or _CONTAINERS.get(head[:4]) == mark):
@@ -85,7 +85,7 @@ def _is_svg(head: bytes) -> bool:
 
 
 def describe(head: bytes) -> str:
-    """In words, what a file is that is not an image, with the remedy where there is one."""
+    """Describe a file that is not an image, with the remedy if there is one."""
     if not head:
         return "empty file; fetch it again"
     for mark, words in _NOT_IMAGES:

@@ -1,9 +1,9 @@
 """Ingest: any source of images -> verified Parquet shards with a dense index, and their manifest.
 
-Two passes. The first (`verify`) decodes every image and writes what is good below ``<out>/_ingest``, part by part, so
-that a killed ingest is resumed where it was. The second (`assemble`) mixes the parts into shards. Then come the lists
-of what was quarantined and left out, the summary, and the manifest last. Neither the order in which tasks end nor
-their number changes a byte of the shards.
+There are two passes. The first (`verify`) decodes every image and writes the good ones below ``<out>/_ingest``, part by
+part, so that a killed ingest resumes where it stopped. The second (`assemble`) mixes the parts into shards. The lists
+of what was quarantined and left out and the summary are written too, and the manifest last. The shards are the same
+byte for byte, however many tasks there are and in whatever order they finish.
 
 Tasks run on Ray when it is initialised, otherwise one after the other in this process. On a Ray cluster of
 several machines both source and `out` must be reachable from all of them. One ingest per folder at a time.
@@ -51,9 +51,9 @@ from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, check_readable, filesystem, join, probe, remedy_for, write_atomically
 
 INGEST_VERSION = 4  # part of the identity of unfinished work: raise it when parts are written differently
-REASONS = 20  # of the most frequent in the summary
+REASONS = 20  # in the summary, the most frequent ones
 PACKAGES = ("digpro-ray", "ray", "pyarrow", "torchvision", "pillow", "tifffile", "imagecodecs")
-RANGE = "range.json"  # in the work folder: the options with the range that was measured
+RANGE = "range.json"  # in the work folder: the options with the measured range
 
 
 def ingest(
@@ -69,7 +69,7 @@ def ingest(
 ) -> Manifest:
     """Turn `source` into shards in the folder `out`; resume where an earlier, killed call stopped.
 
-    The rows lie in a fixed random order, so that every shard is a mixture whatever the order of the source was.
+    The rows are stored in a fixed random order, so every shard is a mixture, whatever the order of the source.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ def ingest(
     out : str
         Local folder or filesystem URI. When it already holds this very source, its manifest is returned as it is.
     pixels : PixelOptions
-        What the numbers of the source's files mean, where the files do not say it.
+        How to read the pixel values of the source's files where the files do not say it.
     rows_per_shard : int
         Images in a shard; the last one may have fewer.
     image_column, label_column : str, optional
         Columns of Parquet files; detected when absent.
     classes : ClassList, optional
-        Take these classes only. Numbers of images that differ from the list's are kept in the manifest and in
+        Ingest only these classes. Numbers of images that differ from the list's are recorded in the manifest and in
         ``summary.json``; see `pipeline.data.counts.check_counts`.
     on_progress : callable, optional
         Called with (parts done, parts in all, images so far) at the start and after each verified part.
@@ -92,7 +92,7 @@ def ingest(
     Raises
     ------
     DataError
-        For an unusable source, an `out` that is not writable or holds something else, or no readable image.
+        If the source is unusable, `out` is not writable or holds something else, or no image can be read.
     """
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard is {rows_per_shard}; give 1 or more")
@@ -139,7 +139,7 @@ def _read_finished(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, ro
 
 
 def _compare_content(source: Source, manifest: Manifest, out: str) -> Manifest:
-    """The manifest with the source's new stamp, when only times differ: after a download or a `git clone`, say."""
+    """The manifest with the source's new stamp, if only times differ, as after a download or a `git clone`."""
     found = manifest.source
     remedy = "choose another folder, or delete this one"
     if other := set(source.class_names) ^ set(manifest.class_names):  # known without reading the source
@@ -157,7 +157,7 @@ def _compare_content(source: Source, manifest: Manifest, out: str) -> Manifest:
             f"changed since; {remedy}"
         )
     manifest = manifest.model_copy(update={"source": found.model_copy(update={"stamp": source.stamp})})
-    with contextlib.suppress(OSError):  # a folder that is read-only keeps the old stamp, and is compared again
+    with contextlib.suppress(OSError):  # a read-only folder keeps the old stamp, and is compared again next time
         manifest.write(out)
     return manifest
 
@@ -178,7 +178,7 @@ def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
 def _open_work(
     source: Source, pixels: PixelOptions, fs: pafs.FileSystem, root: str, out: str, rows_per_shard: int
 ) -> str:
-    """Create the work folder of this source, shard size and options, prove it writable, drop those of others."""
+    """Create the work folder of this source, shard size and options, check that it is writable, and delete others."""
     identity = hashlib.sha256(f"{source.stamp} {pixels.model_dump_json()}".encode()).hexdigest()
     key = f"v{INGEST_VERSION}-{rows_per_shard}-{identity[:16]}"
     work = f"{root}/{WORK_FOLDER}/{key}"
@@ -197,7 +197,7 @@ def _open_work(
 def _with_range(
     source: Source, pixels: PixelOptions, fs: pafs.FileSystem, work: str, rows_per_shard: int
 ) -> PixelOptions:
-    """The options, with the range measured where it is asked for, or found in the work of a killed ingest."""
+    """The options, with a percentile range measured now or taken from the work of a killed ingest."""
     if pixels.range != "percentile":
         return pixels
     path = f"{work}/{RANGE}"
@@ -210,7 +210,7 @@ def _with_range(
 
 
 def _write_lists(source: Source, reports: list[PartReport], out: str) -> tuple[list[Quarantined], list[LeftOut]]:
-    """Write the lists of what was quarantined and what was left out, by path, and return them."""
+    """Write the lists of what was quarantined and what was left out, sorted by path, and return them."""
     fs, root = filesystem(out)
     quarantined, left_out = collect_entries(source, [report.tally for report in reports])
     for name, entries in ((QUARANTINE, quarantined), (LEFT_OUT, left_out)):
@@ -257,7 +257,7 @@ def _assemble(
 
 
 def _first(quarantined: list[Quarantined], left_out: list[LeftOut], out: str) -> str:
-    """Where the reasons are, and the first of them."""
+    """Where the reasons are listed, and the first of them."""
     if quarantined:
         return f"see {join(out, QUARANTINE)}, which starts with {quarantined[0].path}: {quarantined[0].reason}"
     first = f", which starts with {left_out[0].path}: {left_out[0].rule}" if left_out else ""
@@ -272,7 +272,7 @@ def _write_summary(
     out: str,
     seconds: float,
 ) -> None:
-    """Write ``summary.json``: what was done, in numbers, and where it lies. `seconds` are those of the last call."""
+    """Write ``summary.json``: what was done, in numbers, and where it is. `seconds` are those of the last call."""
     fs, root = filesystem(out)
     balance = manifest.balance
     assert balance is not None  # None in manifests of earlier versions only
@@ -303,7 +303,7 @@ def _write_summary(
 
 
 def _with_list(manifest: Manifest, classes: ClassList | None) -> Manifest:
-    """The manifest, with the check of its numbers of images, and titles of its classes, where there is a list."""
+    """The manifest; with a list, it gets the check of its numbers of images and the titles of its classes."""
     if classes is None:
         return manifest
     counts = check_counts(classes, manifest.images_of_classes, manifest.num_images)
@@ -315,14 +315,14 @@ def _count_again(manifest: Manifest, classes: ClassList | None, out: str) -> Man
     """The manifest of a finished ingest, checked against the list as it is now."""
     checked = _with_list(manifest, classes)
     if checked.counts and checked != manifest:
-        with contextlib.suppress(OSError):  # a folder that is read-only keeps the check of before
+        with contextlib.suppress(OSError):  # a read-only folder keeps the earlier check
             Folder(absolute(out)).update(SUMMARY, counts=checked.counts.model_dump())
             checked.write(out)
     return checked
 
 
 def _most_common(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """The most frequent reasons and their counts; reasons that differ in numbers or names only count as one."""
+    """The most frequent reasons and their counts; reasons that differ only in numbers or names count as one."""
     total: Counter[str] = Counter()
     for reason, count in counts:
         total[reason] += count

@@ -1,8 +1,8 @@
 """What a worker trains on: batches of inputs with their index, from its own share of the data set.
 
-An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`). Which inputs a
-batch has is decided in `pipeline.data.order`. Where they come from is the business of a `Source`: the share is in
-memory (resident, here) or is read as it is needed (`pipeline.data.streaming`).
+An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`).
+`pipeline.data.order` decides which inputs a batch has. A `Source` supplies them: it holds the share in memory
+(resident, here) or reads it as needed (`pipeline.data.streaming`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Batch:
     index: Tensor
     rows: RowRange
     keys: Tensor
-    """Of the random numbers (B_local,): the index, but where images come more than once in an epoch (`Order.draw`)."""
+    """Of the random numbers (B_local,): the index, unless images come more than once in an epoch (`Order.draw`)."""
 
 
 class Source(Protocol):
     """Where the inputs of this worker's share come from."""
 
     def begin(self, epoch: int, step: int) -> None:
-        """Called before the windows of an epoch, or of what is left of it from `step` on, are opened."""
+        """Begin an epoch at `step`; called before any of its windows is opened."""
 
     def open(self, images: Tensor, drawn: Tensor) -> None:
-        """Images (m,), ascending, are read now; of these, `drawn` (n,) will be taken, each as often as it is there."""
+        """Read images (m,), ascending; of these, `drawn` (n,) will be taken, each as often as it occurs there."""
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
-        """Inputs (n, ...) of the images keys % N, on the device that trains."""
+        """Inputs (n, ...) of the images keys % N, on the training device."""
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Un-augmented inputs (n, ...) and index (n,) of the whole share, in order of the index."""
@@ -54,7 +54,7 @@ class Inputs:
     Attributes
     ----------
     own : RowRange
-        Images of the share. Those of the workers follow each other in rank order; sizes differ by a lane.
+        Images of the share. The workers' shares follow each other in rank order; sizes differ by a lane.
     """
 
     def __init__(self, order: Order, source: Source, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Inputs:
         self.own, self.rows = order.images_of(self.lanes), order.batch_rows(self.lanes)
 
     def epoch(self, epoch: int, first_step: int = 0, weights: Tensor | None = None) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on; as many on every worker, with weights or without.
+        """The batches of an epoch from `first_step` on: the same number on every worker, with or without weights.
 
         `weights` (own images,) say how often each image is drawn (`pipeline.data.sampling`); None takes each once.
         """
@@ -75,7 +75,7 @@ class Inputs:
             yield Batch(inputs, keys % self.order.num_images, self.rows, keys)
 
     def _lane(self, lane: int, epoch: int, first_step: int, weights: Tensor | None) -> Iterator[Tensor]:
-        """Keys (rows of the lane,) for each step; a window is opened when the first step that needs it comes."""
+        """Keys (rows of the lane,) for each step; a window is opened at the first step that needs it."""
         size, waiting = self.order.lane_rows(lane), torch.empty(0, dtype=torch.int64)
         for _, window, start, stop in self.order.taken(epoch, lane, first_step):
             own = None if weights is None else weights[window.images - self.own.start]
@@ -92,7 +92,7 @@ class Inputs:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; the host does not wait for what a GPU still has to do before."""
+    """Copy a host tensor to a device; the host does not wait for a GPU's pending work."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
@@ -102,7 +102,7 @@ class ResidentImages:
     Parameters
     ----------
     images : Tensor (own images, H, W, 3) uint8
-        On the device that trains.
+        On the training device.
     own : RowRange
     block_size : int
         Images that `blocks` yields at a time.
@@ -115,7 +115,7 @@ class ResidentImages:
         """Nothing is read."""
 
     def open(self, images: Tensor, drawn: Tensor) -> None:
-        """All images are there."""
+        """All images are in memory."""
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Images (n, H, W, 3) of the keys (n,)."""

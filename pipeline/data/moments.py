@@ -1,4 +1,4 @@
-"""Mean and deviation of pixels, summed so that nothing cancels: a constant channel has deviation 0 exactly."""
+"""Mean and deviation of pixels, computed without cancellation: a constant channel has deviation exactly 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Channels = tuple[float, float, float]
 
 
 class Moments(BaseModel):
-    """Mean, and sum of squared deviations from it, of RGB grey levels (0..255) over images that weigh the same."""
+    """Mean, and sum of squared deviations from it, of RGB grey levels (0..255) over equally weighted images."""
 
     images: int = 0
     mean: Channels = (0.0, 0.0, 0.0)
@@ -19,7 +19,7 @@ class Moments(BaseModel):
 
     @classmethod
     def of(cls, image: Image.Image) -> Moments:
-        """Those of one RGB image, from integer sums over its histogram."""
+        """The moments of one RGB image, from integer sums over its histogram."""
         counts = np.reshape(image.histogram(), (3, 256))
         sums, squares = (counts @ LEVELS).tolist(), (counts @ LEVELS**2).tolist()
         pixels = image.width * image.height
@@ -29,7 +29,7 @@ class Moments(BaseModel):
         return cls(images=1, mean=mean, squares=variance)
 
     def merged(self, other: Moments) -> Moments:
-        """Those of both sets of images, by Chan's formula."""
+        """The moments of both sets of images together, by Chan's formula."""
         images = self.images + other.images
         if images == 0:
             return self

@@ -1,10 +1,10 @@
 """The order of the images in every epoch: a pure function, the same for any number of workers.
 
-The images are divided into *lanes*, contiguous ranges of rows. Every batch takes the same number of rows of each lane,
-so a lane is used up at the pace of the epoch, and a worker that has some of the lanes reads no row of the others. A
-lane is read in *windows* of whole row groups: the order of the row groups in a lane, and of the rows in a window, is
-drawn anew each epoch by keys (`pipeline.keyed_random`). Where a step's rows lie is arithmetic, so a resume needs the
-number of the step and nothing else. The lanes are the "canonical nodes" of MosaicML's StreamingDataset.
+The images are divided into *lanes*, contiguous ranges of rows. Every batch takes the same number of rows from each
+lane, so a lane is used up at the pace of the epoch, and a worker reads only the rows of its own lanes. A lane is read
+in *windows* of whole row groups: the order of the row groups in a lane, and of the rows in a window, is drawn anew each
+epoch with keyed random numbers (`pipeline.keyed_random`). The rows of a step follow from its number, so a resume needs
+nothing else. The lanes are the "canonical nodes" of MosaicML's StreamingDataset.
 
 Rows are shuffled at ingest, so a lane is a fair sample of the data set.
 """
@@ -21,13 +21,13 @@ from torch import Tensor
 from pipeline.collectives import RowRange
 from pipeline.keyed_random import Stream, uniform
 
-GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, are spread evenly over 0 to 1
+GOLDEN = 0.6180339887498949  # the fractional parts of its multiples are spread evenly over 0 to 1
 Segments = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a lane that are shuffled together: those of `segments`, at the positions `first ..` of the lane's order.
+    """Rows of a lane that are shuffled together: those of `segments`, at positions from `first` on in the lane's order.
 
     Segments are ranges [start, stop) of images, each within a row group.
     """
@@ -75,20 +75,20 @@ class Order:
 
     @cached_property
     def lanes(self) -> int:
-        """How many there are: with at least two rows of each batch, and a row group in each window.
+        """Number of lanes: each has at least two rows of each batch, and a row group in each window.
 
-        No more workers can take part.
+        It is also the largest number of workers.
         """
         most = max(self.batch_size // 2, 1)
         return most if self.covers else min(most, usual_number(max(self.window // max(self.groups), 1)))
 
     def batch_rows(self, lanes: RowRange) -> RowRange:
-        """The rows of each batch that a range of lanes gives."""
+        """The rows of each batch that come from a range of lanes."""
         start, stop = (self.batch_size * lane // self.lanes for lane in lanes[:2])
         return RowRange(start, stop, self.batch_size)
 
     def lane_rows(self, lane: int) -> int:
-        """Rows of each batch that a lane gives."""
+        """Rows of each batch that come from a lane."""
         rows = self.batch_rows(_one(lane))
         return rows.stop - rows.start
 
@@ -123,9 +123,9 @@ class Order:
         return uniform(self.seed, epoch, keys, stream, 1)[:, 0].argsort(stable=True)
 
     def taken(self, epoch: int, lane: int, first_step: int = 0) -> Iterator[tuple[int, Window, int, int]]:
-        """What the steps from `first_step` on take of a lane: each window's number, itself, and positions in it.
+        """What the steps from `first_step` on take from a lane: each window's number, the window, and positions in it.
 
-        The images of the window at `draw(...)[start:stop]`; a window of which nothing is taken any more is left out.
+        These are the window's images `draw(...)[start:stop]`; windows from which nothing is taken are left out.
         """
         rows = self.lane_rows(lane)
         begin, end = first_step * rows, self.steps * rows
@@ -137,9 +137,9 @@ class Order:
     def draw(self, epoch: int, window: Window, weights: Tensor | None = None) -> Tensor:
         """Keys (n,) of a window's images in the order in which batches take them.
 
-        Each image once, and then keys are images. With `weights` (n,) of the window's images, ascending, draws with
-        replacement: key = image + num_images * how often it has come before. They are systematic: an image is drawn
-        as often as its share of the window's weights says, rounded up or down.
+        By default each image comes once, and its key is its index. With `weights` (n,) of the window's images,
+        ascending, images are drawn with replacement: key = image + num_images * how often it has come before. The draws
+        are systematic: an image is drawn in proportion to its share of the window's weights, rounded up or down.
         """
         images = window.images
         order = self._permutation(epoch, images, Stream.ROW_ORDER)
@@ -160,8 +160,8 @@ def _one(lane: int) -> RowRange:
 def _cut(segments: list[tuple[int, int]], size: float, lane: int) -> tuple[Window, ...]:
     """Segments as windows of about `size` rows.
 
-    The first window is shorter, by lane: if all lanes came to a new window at the same step, all workers would read at
-    once and wait. What is cut off its last segment comes last in the lane.
+    The first window is shorter, differently in each lane: if all lanes reached a new window at the same step, all
+    workers would read at once and wait. The rest of the segment that this cuts comes last in the lane.
     """
     total = sum(stop - start for start, stop in segments)
     if total <= size:
@@ -200,15 +200,15 @@ def _numbered(parts: Iterator[list[tuple[int, int]]]) -> Iterator[Window]:
 
 
 def usual_number(most: int) -> int:
-    """The largest number up to `most` that is a power of two or three times one, as numbers of workers mostly are."""
+    """The largest number up to `most` that is a power of two or three times one, as worker counts usually are."""
     power = 1 << (most.bit_length() - 1)
     return power + power // 2 if power > 1 and most >= power + power // 2 else power
 
 
 def number_copies(images: Tensor, total: int) -> Tensor:
-    """Keys (n,) of images (n,) of which some come more than once: image + total * how often it has come before.
+    """Keys (n,) of images (n,), which may repeat: image + total * how often it has come before.
 
-    So a repeated image has views and noise of its own each time, and one that comes once has those that it always has.
+    So each repetition has views and noise of its own, and the first occurrence has those that the image always has.
     """
     found, places = images.sort(stable=True)
     before = torch.arange(len(images)) - torch.searchsorted(found, found)

@@ -1,4 +1,4 @@
-"""How files become 8-bit RGB: the options of an ingest, kept in its manifest so that later files are read alike."""
+"""How files become 8-bit RGB: the options of an ingest, kept in its manifest to read later files the same way."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def _colour(name: str) -> str:
 
 
 class PixelOptions(BaseModel):
-    """What a file's numbers mean where the file itself does not say it. A constant of a data set."""
+    """How to read a file's values where the file itself does not say it. The same for all files of a data set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bands: Annotated[tuple[int, ...], AfterValidator(_one_or_three)] | None = None
     """Bands to show as red, green and blue, or one as gray; counted from 1, as GDAL and satellites do."""
     range: Annotated[Limits, AfterValidator(_ascending)] | Literal["percentile"] | None = None
-    """Values shown as black and white; of files with more than 8 bits only, since 8 bits are shown as they are."""
+    """Values shown as black and white, for files with more than 8 bits; 8-bit files are shown as they are."""
     background: Annotated[str, AfterValidator(_colour)] = "white"
-    """What shows through transparent pixels. White, as a page: a shape kept in the alpha alone is nearly always black,
-    and would vanish on black."""
+    """What shows through transparent pixels. White, like a page: a shape stored only in the alpha channel is nearly
+    always black, and would vanish on black."""
     measured: tuple[Limits, Limits, Limits] | None = None
-    """The range of each channel that ingest found, where `range` is "percentile"."""
+    """The range of each channel that ingest measured, if `range` is "percentile"."""
 
     @property
     def requested(self) -> PixelOptions:
@@ -63,7 +63,7 @@ class PixelOptions(BaseModel):
         return red, green, blue
 
     def __str__(self) -> str:
-        """The options as one types them."""
+        """The options as typed on the command line."""
         words = [f"--bands {','.join(map(str, self.bands))}"] if self.bands else []
         if self.range:
             words.append(f"--range {self.range if isinstance(self.range, str) else '{:g},{:g}'.format(*self.range)}")
@@ -71,7 +71,7 @@ class PixelOptions(BaseModel):
 
 
 AS_THEY_ARE = PixelOptions()
-"""No band chosen, no range: what needs either is quarantined."""
+"""No bands chosen, no range: files that need either are quarantined."""
 
 
 def parse_pixel_options(bands: str | None, range_: str | None, background: str) -> PixelOptions:

@@ -1,7 +1,7 @@
-"""Encoded bytes, of any image format, to 8-bit RGB pixels as a viewer shows them.
+"""Decodes bytes of any image format to 8-bit RGB pixels, as a viewer shows them.
 
-Content decides what a file is. What has one meaning for every decoder is marked `as_stored`, so that ingest keeps its
-bytes; of anything else the pixels count, or the file is `Unreadable` and the reason says why.
+File types are detected from content. A file that every decoder reads the same way is marked `as_stored`, so that ingest
+keeps its bytes; of any other file only the pixels are kept, or it is `Unreadable` and the reason says why.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pipeline.errors import first_line, how_to_install
 
 PILLOW_NAMES = {"WebP": "WEBP", "PNM": "PPM", "HEIC": "HEIF", "JPEG 2000": "JPEG2000"}  # where they differ from ours
 BY_PILLOW = {"JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP", "PNM", "AVIF", "HEIC", "JPEG 2000"}
-STORED = {"JPEG", "PNG", "WebP", "TIFF"}  # what the decoder of training reads
+STORED = {"JPEG", "PNG", "WebP", "TIFF"}  # what the decoder in training reads
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 FIRST_OF_MANY = ("MPO", "TIFF")  # a phone's JPEG with extras that no viewer shows; and `read_tiff` counts pages better
 PNM_TOP = re.compile(rb"P[2356]\s+(?:(?:#[^\n]*\n\s*)*\d+\s+){2}(?:#[^\n]*\n\s*)*(\d+)\s")  # the value of white
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it logs of damaged files, the reasons say
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # the reasons say what it logs about damaged files
 
 
 class Picture(NamedTuple):
@@ -39,11 +39,11 @@ class Picture(NamedTuple):
     image: Image.Image
     """Of mode RGB."""
     as_stored: bool
-    """Whether every decoder, that of training too, reads just this from the bytes that it came from."""
+    """Whether every decoder, also the one in training, reads exactly this image from the original bytes."""
 
 
 def read_picture(data: bytes, options: PixelOptions) -> Picture:
-    """The pixels of an encoded image: upright, on the background, bands and range as the options say.
+    """The pixels of an encoded image: upright, on the background, with bands and range from the options.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def read_picture(data: bytes, options: PixelOptions) -> Picture:
 
 
 def stored_bytes(data: bytes, options: PixelOptions) -> bytes:
-    """An encoded image as an ingest stores it: as it is, or as PNG where not every decoder reads the same from it.
+    """An encoded image as an ingest stores it: as it is, or as PNG if not every decoder reads it the same way.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def stored_bytes(data: bytes, options: PixelOptions) -> bytes:
 
 
 def shown(image: Image.Image, options: PixelOptions) -> Image.Image:
-    """The pixels, of mode RGB, of an image that Pillow has opened, as those of its file are read.
+    """The RGB pixels of an image that Pillow has opened, as they would be read from its file.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def read_values(data: bytes, options: PixelOptions) -> Array | None:
-    """The values (N, 3), in red, green and blue, of the pixels that a range applies to; None for an image of 8 bits."""
+    """The red, green and blue values (N, 3) of the pixels that a range applies to; None for an 8-bit image."""
     opened = _open(data, options)
     if isinstance(opened, Picture) or not needs_range(opened):
         return None
@@ -114,14 +114,14 @@ def _open(data: bytes, options: PixelOptions) -> Picture | RawValues:
             return _open_by_pillow(name, data, options)
     except Unreadable:
         raise
-    except Exception as error:  # decoders raise whatever the bytes drive them to
+    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
         raise Unreadable(f"{name}, damaged: {first_line(error)}") from error
     raise Unreadable(f"{name}, which is not read; convert it to PNG, or to TIFF where it has more than 8 bits")
 
 
 def _open_by_pillow(name: str, data: bytes, options: PixelOptions) -> Picture | RawValues:
     image = _pillow_image(name, data)
-    if name == "PNG" and data[24] == 16:  # bits, in the header; Pillow keeps the upper 8 of colours
+    if name == "PNG" and data[24] == 16:  # bits per sample, from the header; Pillow keeps the upper 8 of colours
         bands = _three_axes(imagecodecs.png_decode(data))
         return RawValues(name, bands, alpha=bands.shape[2] in (2, 4), orientation=_orientation(image))
     if name == "JPEG 2000" and (bands := _three_axes(imagecodecs.jpeg2k_decode(data))).dtype != np.uint8:
@@ -133,7 +133,7 @@ def _open_by_pillow(name: str, data: bytes, options: PixelOptions) -> Picture | 
 
 
 def _pillow_image(name: str, data: bytes) -> Image.Image:
-    """A single still image, of a safe size, whose checksums are right; not decoded yet."""
+    """A single still image of a safe size, with correct checksums; not decoded yet."""
     _prepare_plugin(name)
     formats = (PILLOW_NAMES.get(name, name),)
     try:
@@ -168,7 +168,7 @@ def _prepare_plugin(name: str) -> None:
 
 
 def _open_tiff_picture(data: bytes, options: PixelOptions) -> Picture | RawValues:
-    """An ordinary TIFF. libtiff prints what it stumbles over; that is held back, and such a file is not kept as is."""
+    """An ordinary TIFF. libtiff's warnings are hidden, and a file that causes some is not kept as it is."""
     with tempfile.TemporaryFile() as printed:
         with stderr_into(printed.fileno()):
             opened = _picture("TIFF", _pillow_image("TIFF", data), options)
@@ -190,7 +190,7 @@ def _three_axes(bands: Array) -> Array:
 
 
 def _picture(name: str, image: Image.Image, options: PixelOptions) -> Picture | RawValues:
-    """An image of 8 bits; its bands, where the options choose among them."""
+    """An 8-bit image, or its bands if the options choose among them."""
     orientation = _orientation(image)
     image.load()
     upright = ImageOps.exif_transpose(image) if orientation != 1 else image  # Pillow has turned a TIFF by now
@@ -208,7 +208,7 @@ def _picture(name: str, image: Image.Image, options: PixelOptions) -> Picture | 
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 by the EXIF data; viewers ignore it where it is damaged, and so do we."""
+    """1 to 8, from the EXIF data; damaged EXIF data are ignored, as viewers do."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:

@@ -1,4 +1,4 @@
-"""The view of evaluation: from decoded images to the input of the networks, without randomness."""
+"""The evaluation view: turns decoded images into network input, without randomness."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 
 class Preprocess(nn.Module):
-    """Make the square that evaluation looks at, of the decoded image or of its middle, and normalise the channels.
+    """Make the square view for evaluation, from the decoded image or its middle, and normalise the channels.
 
-    A module, so that it moves with a model to a device and is exported with it. Its statistics are part of the state:
-    saved weights cannot be used with those of another data set by mistake.
+    A module, so that it moves with a model to a device and is exported with it. Its statistics are part of the state,
+    so saved weights cannot be used with those of another data set by mistake.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Preprocess(nn.Module):
         Of the data set's channels, on images scaled to [0, 1]. A `std` of 0 marks a constant channel, which is only
         centred.
     crop : bool
-        Take the `size` pixels in the middle, as pretrained networks want it, instead of resizing the whole image.
+        Take the `size` pixels in the middle, as pretrained networks expect, instead of resizing the whole image.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class Preprocess(nn.Module):
         return self.normalize(pixels)
 
     def _middle(self, images: Tensor) -> Tensor:
-        """The square in the middle of images (B, H, W, 3), rounded as torchvision does; all of those no larger."""
+        """The square in the middle of images (B, H, W, 3), rounded as torchvision does; short sides stay whole."""
         top, left = (round(max(0, side - self.size) / 2) for side in images.shape[1:3])
         return images[:, top : top + self.size, left : left + self.size]
 

@@ -1,4 +1,4 @@
-"""Keeping off the screen what C and C++ libraries print: our own messages say what a user can act on."""
+"""Hides what C and C++ libraries print: our own messages say what a user can act on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ONE_AT_A_TIME = threading.Lock()  # the descriptor belongs to the whole process
 
 @contextlib.contextmanager
 def stderr_into(descriptor: int) -> Iterator[None]:
-    """Send what this process writes to its stderr into another open file."""
+    """Redirect this process's stderr to another open file."""
     with _ONE_AT_A_TIME:
         kept = os.dup(2)
         os.dup2(descriptor, 2)
@@ -28,7 +28,7 @@ def stderr_into(descriptor: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpp_log_lines_hidden() -> Iterator[None]:
-    """Inside, lines that Ray's C++ core logs are kept off the screen; others appear when the block ends.
+    """Hide log lines of Ray's C++ core inside the block; other lines appear when the block ends.
 
     The core writes to the driver's stderr whatever the level of Python's loggers, and has one level for all processes.
     """

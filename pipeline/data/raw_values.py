@@ -1,4 +1,4 @@
-"""Numbers of files that are not colours yet (many bands, many bits), and how the options make them so."""
+"""Raw values of files (many bands, many bits), and how the options turn them into colours."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 from pipeline.data.pixel_options import PixelOptions
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-MAX_BYTES = 2 << 30  # of all bands of an image; a damaged header asks for any number
-NO_DATA_TAG = 42113  # GDAL's, a text
+MAX_BYTES = 2 << 30  # of all bands of an image; a damaged header may ask for any number
+NO_DATA_TAG = 42113  # GDAL's; its value is a text
 ALPHAS = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 PLAIN = {"MINISWHITE", "MINISBLACK", "RGB"}  # colour models whose bands can be taken as they are
 SAMPLES = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "SEPARATED": 4}  # 4: CMYK
@@ -33,7 +33,7 @@ class RawValues:
 
     format: str
     bands: Array
-    """(H, W, C), of any type; the last is the alpha where `alpha`."""
+    """(H, W, C), of any type; the last band is the alpha channel if `alpha`."""
     alpha: bool = False
     premultiplied: bool = False
     white_is_zero: bool = False
@@ -42,19 +42,19 @@ class RawValues:
     pages: bool = False
 
     def __str__(self) -> str:
-        """What it is, as reasons have it: TIFF of 13 bands, uint16."""
+        """A description for quarantine reasons, such as: TIFF of 13 bands, uint16."""
         count = self.bands.shape[2] - self.alpha
         noun = ("page" if self.pages else "band") + ("" if count == 1 else "s")
         return f"{self.format} of {count} {noun}{' and alpha' if self.alpha else ''}, {self.bands.dtype.name}"
 
 
 def channels(raw: RawValues, options: PixelOptions) -> tuple[Array, Array]:
-    """The values to show as red, green and blue (H, W, 3), and the coverage (H, W) in 0..1, 0 where there is none.
+    """The red, green and blue values to show (H, W, 3), and the coverage (H, W) in 0..1, 0 for pixels without a value.
 
     Raises
     ------
     Unreadable
-        Naming the options that are missing, or the band that is.
+        Naming the missing options, or the missing band.
     """
     chosen = raw.bands[..., _chosen_bands(raw, options)]
     values = chosen.astype(np.result_type(chosen.dtype, np.float32))
@@ -88,12 +88,12 @@ def _chosen_bands(raw: RawValues, options: PixelOptions) -> list[int]:
 
 
 def needs_range(raw: RawValues) -> bool:
-    """Whether the values are not in 0..255 by their type."""
+    """Whether the values need a range, because their type is not uint8."""
     return raw.bands.dtype != np.uint8
 
 
 def render(raw: RawValues, options: PixelOptions) -> Image.Image:
-    """The values as 8-bit RGB on the background; not turned yet."""
+    """The values as 8-bit RGB on the background; not turned upright yet."""
     values, coverage = channels(raw, options)
     limits = options.limits if needs_range(raw) else [(0, 255)] * 3
     if limits is None:
@@ -107,7 +107,7 @@ def render(raw: RawValues, options: PixelOptions) -> Image.Image:
 
 
 def check_size(what: str, width: int, height: int, bytes_per_pixel: int = 1) -> None:
-    """Refuse what a decompression bomb, or a damaged header, asks for."""
+    """Refuse sizes that a decompression bomb or a damaged header asks for."""
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{what} of {width} x {height} pixels, above the {MAX_PIXELS} that are safe to decode")
     if width * height * bytes_per_pixel > MAX_BYTES:
@@ -117,9 +117,9 @@ def check_size(what: str, width: int, height: int, bytes_per_pixel: int = 1) -> 
 
 
 def read_tiff(data: bytes, options: PixelOptions) -> RawValues | None:
-    """The values of a TIFF; None for an ordinary picture of 8 bits or less, which any reader shows alike.
+    """The values of a TIFF; None for an ordinary picture of 8 bits or less, which all readers show alike.
 
-    With `--bands`, the bands are the file's own, whatever it says that they are.
+    With `--bands`, the bands are taken as stored, whatever colours the file says they are.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def read_tiff(data: bytes, options: PixelOptions) -> RawValues | None:
 
 
 def _pages(pages: Sequence[Any]) -> list[Any]:
-    """The pages that are pictures or bands of one: no overviews (of a pyramid) and masks."""
+    """The pages that are pictures, or bands of one, without the overviews of a pyramid and without masks."""
     if not pages:
         raise Unreadable("TIFF, damaged: its directory cannot be read")
     if pages[0].is_reduced:
@@ -168,7 +168,7 @@ def _pages(pages: Sequence[Any]) -> list[Any]:
 
 
 def _stacked(pages: list[Any]) -> Array:
-    """(H, W, C) of the bands of one page, or of a page for each band."""
+    """The bands (H, W, C), from one page or from a page for each band."""
     if len(pages) > 1:
         bands = np.stack([page.asarray(maxworkers=1) for page in pages], axis=2)
     elif pages[0].axes in ("YX", "YXS", "SYX"):

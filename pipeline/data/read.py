@@ -1,4 +1,4 @@
-"""Small reads from shards, without Ray: labels of all images, a sample of them, and chosen ones."""
+"""Small reads from shards, without Ray: labels, a sample of the images, and chosen images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.storage import filesystem, join, remedy_for
 
 
 def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any] | None:
-    """Classes (stop - start,) int64 of the rows from `start` to `stop - 1`, -1 where unknown; of all by default.
+    """Classes (stop - start,) int64 of the rows from `start` to `stop - 1`, -1 where unknown; all rows by default.
 
-    Only what holds these rows is read: of the file of labels, or of the shards of a data set that has no such file,
-    because an earlier version ingested it.
+    Only the row groups that hold these rows are read: from the file of labels or, if an earlier version ingested the
+    data set without such a file, from the shards.
 
     Returns
     -------
@@ -94,12 +94,12 @@ def _any_labelled(folder: str, manifest: Manifest) -> bool:
 
 
 def with_groups(folder: str, manifest: Manifest) -> Manifest:
-    """The manifest with the row groups of every shard; those of earlier versions lack them, and footers are read.
+    """The manifest with the row groups of every shard; if an earlier version left them out, from the footers.
 
     Raises
     ------
     DataError
-        Naming the first shard that cannot be read, or has other rows than the manifest says.
+        Naming the first shard that cannot be read, or has another number of rows than the manifest says.
     """
 
     def completed(shard: Shard) -> Shard:
@@ -220,7 +220,7 @@ def _chosen_of_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> Iterat
 
 @contextmanager
 def _opened(folder: str, shard: Shard) -> Iterator[pq.ParquetFile]:
-    """The shard's file; what is wrong with it, now or while it is read, becomes a DataError."""
+    """The shard's file; errors in opening or reading it become a DataError."""
     files, root = filesystem(folder)
     with shard_errors(folder, shard), files.open_input_file(f"{root}/{shard.file}") as handle:
         yield pq.ParquetFile(handle, page_checksum_verification=True)
@@ -228,7 +228,7 @@ def _opened(folder: str, shard: Shard) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def shard_errors(folder: str, shard: Shard) -> Iterator[None]:
-    """What goes wrong inside, in reading a shard, becomes a DataError that names it."""
+    """Turn errors in reading a shard, inside the block, into a DataError that names the shard."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""Which images a worker reads, in the order in which it needs them; and the reading: shards to decoded blocks."""
+"""Which images a worker reads, in the order in which it needs them, and how shards are read into decoded blocks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.data.read import shard_errors
 from pipeline.data.shards import Manifest, Shard
 from pipeline.storage import filesystem
 
-SWEEP = -1  # in place of the epoch of a piece that is read for an E-step
-SWEPT_ROWS = 1024  # of a piece of an E-step
+SWEEP = -1  # in place of the epoch in a piece that is read for an E-step
+SWEPT_ROWS = 1024  # in a piece of an E-step
 OPEN_SHARDS = 64  # files that a reader keeps open, each with its footer
 KEPT_GROUPS = 2  # row groups that a reader keeps, for lanes that are shorter than one
 
 
 class Piece(NamedTuple):
-    """What is read at a time: the images at `start` to `stop` of a window's order; or of the index, for an E-step."""
+    """What is read at a time: positions `start` to `stop` in a window's order or, for an E-step, in the index."""
 
     epoch: int
     lane: int
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 def epoch_pieces(order: Order, lanes: RowRange, epoch: int, steps: range, *, whole: bool) -> list[Piece]:
     """The pieces that steps of an epoch need, in the order in which `Inputs.epoch` asks for them.
 
-    `whole` windows are read where the draws from them are not known yet.
+    With `whole`, whole windows are read, because the draws from them are not known yet.
     """
     found = []
     for lane in range(*lanes[:2]):
@@ -58,13 +58,13 @@ def swept_pieces(own: RowRange) -> list[Piece]:
 
 
 class PieceReader:
-    """Reads pieces: a callable for Ray Data, which makes one for each process that reads.
+    """Reads pieces: a callable class for Ray Data, which creates an instance in each reading process.
 
     Parameters
     ----------
     order : Order
     path : str
-        Of the shards.
+        The folder of the shards.
     manifest : Manifest
         With the rows of each row group.
     decoding : dict

@@ -1,9 +1,9 @@
 """The shard contract: Parquet files in the Hugging Face image layout, and the manifest beside them.
 
 A data set is a folder (local, or any pyarrow filesystem URI) of ``shard-*.parquet`` files, one file of their labels
-where images have classes, and one ``manifest.json``. The manifest is written last, so a folder that has one is
-complete. The rows lie in a random order, fixed at ingest, so any run of them is a fair sample; ``index`` counts them
-in that order.
+if images have classes, and one ``manifest.json``. The manifest is written last, so a folder that has one is complete.
+The rows are in a random order, fixed at ingest, so any run of them is a fair sample; ``index`` numbers them in that
+order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.storage import Place, filesystem, join, raise_storage_fault, remed
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
-LABELS = "labels.pqt"  # Parquet, under a suffix by which programs that read all *.parquet do not take it for a shard
+LABELS = "labels.pqt"  # Parquet, but its suffix keeps programs that read all *.parquet from taking it for a shard
 QUARANTINE = "quarantine.jsonl"
 LEFT_OUT = "left_out.jsonl"
 SUMMARY = "summary.json"
@@ -41,7 +41,7 @@ COLUMNS = {"image": IMAGE_TYPE, "label": pa.int64(), "index": pa.int64()}
 LABELS_SCHEMA = pa.schema([("label", pa.int64())])
 
 GROUP_ROWS = 256
-GROUP_BYTES = 8 << 20  # a row group is the least that a reader reads: a few megabytes, in one piece of the file
+GROUP_BYTES = 8 << 20  # a row group is the smallest unit that a reader reads: a few megabytes, contiguous in the file
 # Encoded images neither compress nor repeat; checksums let a reader tell a flipped bit from a bad picture.
 WRITE_OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -82,7 +82,7 @@ class Quarantined(_Record):
 
 
 class LeftOut(_Record):
-    """Something in the source that is not an image, or that a rule passes over; no image is lost with it."""
+    """Something in the source that is not an image, or that a rule excludes; no image is lost with it."""
 
     path: str = Field(description="where it stands in the source; `x.tar: *.cls` for members that a tar has many of")
     rule: str = Field(description="the rule; what follows a colon differs from file to file")
@@ -108,7 +108,7 @@ class Balance(_Record):
 
 
 class ImageStatistics(_Record):
-    """Pixel statistics in 0..1 (RGB) over ``sampled`` images, each weighing the same; sizes over all images."""
+    """Pixel statistics in 0..1 (RGB) over ``sampled`` images, equally weighted; sizes over all images."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -128,9 +128,9 @@ class ImageStatistics(_Record):
 class SourceInfo(_Record):
     """What was ingested.
 
-    ``digest`` changes with the content: images, how they are read, names, labels, classes. It is the same wherever
-    the source lies, whenever it was copied, and however it was cut into parts. ``stamp`` changes with the names, sizes
-    and times of the source's files, too: while it is the same, the digest is known without reading the source.
+    ``digest`` changes with the content: images, how they are read, names, labels, classes. It does not depend on where
+    the source is, when it was copied, or how it was cut into parts. ``stamp`` also changes with the names, sizes and
+    times of the source's files: while it is the same, the digest is known without reading the source.
     """
 
     source: str
@@ -141,7 +141,7 @@ class SourceInfo(_Record):
 
 
 class Manifest(_Record):
-    """All that readers need to know of a data set without opening its shards."""
+    """All that readers need to know about a data set without opening its shards."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     num_images: int = Field(ge=0)
@@ -185,7 +185,7 @@ class Manifest(_Record):
         return self.counts.warning if self.counts else ""
 
     def write(self, folder: str) -> None:
-        """Write ``manifest.json`` into `folder`, whole or not at all; a shard takes one line."""
+        """Write ``manifest.json`` into `folder` atomically; each shard takes one line."""
         fs, root = filesystem(folder)
         head = self.model_dump_json(indent=1, exclude={"shards"}).removesuffix("\n}")
         shards = ",\n  ".join(shard.model_dump_json() for shard in self.shards)
@@ -193,7 +193,7 @@ class Manifest(_Record):
 
 
 def shard_schema(class_names: Sequence[str]) -> pa.Schema:
-    """The schema of a shard, with the metadata by which Hugging Face ``datasets`` decodes it."""
+    """The schema of a shard, with the metadata that Hugging Face ``datasets`` needs to decode it."""
     label = {"_type": "ClassLabel", "names": list(class_names)} if class_names else {"_type": "Value", "dtype": "int64"}
     features = {"image": {"_type": "Image"}, "label": label, "index": {"_type": "Value", "dtype": "int64"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -201,7 +201,7 @@ def shard_schema(class_names: Sequence[str]) -> pa.Schema:
 
 
 def has_manifest(folder: str) -> bool:
-    """Whether a folder holds a data set that is complete."""
+    """Whether a folder holds a complete data set."""
     files, root = filesystem(folder)
     return bool(files.get_file_info(f"{root}/{MANIFEST}").is_file)
 
@@ -241,7 +241,7 @@ def _why_no_manifest(fs: pafs.FileSystem, root: str, folder: str) -> str:
 
 
 def _beside(folder: str, name: str) -> str:
-    """A folder for the shards of what lies at `folder`, for the command line."""
+    """A folder for the shards of the source at `folder`, quoted for the command line."""
     return shlex.quote(str(Place.parse(folder).parent / f"{name}-shards"))
 
 
@@ -262,8 +262,8 @@ def _parse_manifest(raw: bytes, folder: str) -> Manifest:
 def validate_shards(folder: str) -> Manifest:
     """Check every shard of `folder` against its manifest: existence, columns, types, rows, indices, size; also labels.
 
-    Reads footers, with the statistics in them. Only where these do not prove the indices of a row group, because the
-    file is damaged or another program wrote it without statistics, its index column is read.
+    Reads footers, with the statistics in them. The index column of a row group is read only if these do not prove its
+    indices, because the file is damaged or another program wrote it without statistics.
 
     Raises
     ------
@@ -338,7 +338,7 @@ def _first_difference(found: Sequence[int], expected: Sequence[int]) -> str:
 
 
 def _index_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
-    """The first wrong index; row groups are read only where their statistics do not show that there is none."""
+    """The first wrong index; a row group is read only if its statistics do not prove that it has none."""
     row = 0
     for group, rows in enumerate(group_rows(file)):
         first = shard.first_index + row
@@ -358,7 +358,7 @@ def open_labels(folder: str, manifest: Manifest) -> Iterator[pq.ParquetFile]:
     Raises
     ------
     DataError
-        When it is missing, damaged, now or while it is read, or has not a label for each image.
+        When it is missing, damaged (found now or while it is read), or does not have a label for each image.
     """
     fs, root = filesystem(folder)
     remedy = "delete the folder and ingest the source again"

@@ -1,8 +1,8 @@
 """The images of a share, read and decoded by Ray Data in the order in which the worker needs them.
 
-Each worker runs one pipeline of its own, from where its run begins to the end of the schedule: windows of epochs and
-sweeps of E-steps follow each other, so that reading continues while the worker computes, and no process is started
-between them. Resident images come through the same pipeline, which then ends.
+Each worker runs one pipeline, from the point where its run begins to the end of the schedule. Windows of epochs and
+sweeps of E-steps follow each other in it, so reading continues while the worker computes, and no process is started in
+between. Resident images are loaded through the same pipeline, which then ends.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from pipeline.data.reader import SWEPT_ROWS, Piece, PieceReader
 from pipeline.errors import user_error_in
 
 Block = dict[str, np.ndarray[Any, Any]]
-BLOCK_BYTES = 8 << 20  # decoded, that travel from a reader to its worker at a time
-TASKS = 2000  # of a pipeline: all are made before it begins, and each costs half a millisecond then
-MOST_TASK_BYTES = 64 << 20  # decoded: with each reader, so much waits for those that were asked before
-FEW_BYTES = 24 << 20  # decoded, in a second or so: less than other processes take to start
+BLOCK_BYTES = 8 << 20  # decoded bytes that a reader sends to its worker at a time
+TASKS = 2000  # of a pipeline: all are made before it begins, at half a millisecond each
+MOST_TASK_BYTES = 64 << 20  # decoded bytes of a task; each reader may hold so many until earlier tasks are done
+FEW_BYTES = 24 << 20  # decoded bytes; they take about a second, less than other processes take to start
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Readers:
     ----------
     count : int
     cpus : float
-        That each reserves.
+        CPUs that each reserves.
     """
 
     count: int
@@ -54,13 +54,13 @@ class Readers:
 
     @classmethod
     def of(cls, cpus: float) -> Readers:
-        """As many as have a CPU each, or one with what there is: it is started also where workers have taken all."""
+        """One reader per whole CPU, or one with what is left: it starts even if workers have taken all CPUs."""
         count = max(int(cpus), 1)
         return cls(count, max(int(cpus / count * 100) / 100, 0.0))
 
 
 class Pipeline:
-    """Reads pieces with processes on this node or, where it has no room, another.
+    """Reads pieces with processes on this node, or on another one if this node has no room.
 
     Parameters
     ----------
@@ -68,16 +68,16 @@ class Pipeline:
         Arguments of `PieceReader`.
     readers : Readers
     image_bytes : int
-        Of a decoded image.
+        Size of a decoded image.
     """
 
     def __init__(self, reader: tuple[Any, ...], readers: Readers, image_bytes: int) -> None:
         self.reader, self.readers, self.image_bytes = reader, readers, image_bytes
 
     def blocks(self, pieces: Iterable[Piece], images: int) -> Iterator[Block]:
-        """Blocks of the pieces, of about so many `images` in all, in their order.
+        """Blocks of the pieces, in order; the pieces hold about `images` images in all.
 
-        The first ones are read in this process, while the others start.
+        The first ones are read in this process while the reading processes start.
         """
         left = iter(pieces)
         few = next(group_pieces(left, FEW_BYTES // self.image_bytes), None)
@@ -91,13 +91,13 @@ class Pipeline:
             yield from by_others
 
     def _blocks_of_others(self, pieces: Iterator[Piece], images: int) -> Iterator[Block]:
-        """Blocks of the pieces, from processes of Ray Data; none are started where there are no pieces."""
+        """Blocks of the pieces, read by Ray Data processes; none is started if there are no pieces."""
         size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
         tasks = group_pieces(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
             self._set_context(size)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            dataset = ray.data.from_blocks(some).map_batches(  # from_arrow waits for a CPU, of which there may be none
+            dataset = ray.data.from_blocks(some).map_batches(  # from_arrow waits for a CPU, and none may be free
                 PieceReader,
                 fn_constructor_args=self.reader,
                 batch_size=None,
@@ -109,7 +109,7 @@ class Pipeline:
             yield from dataset.iter_batches(batch_size=None, prefetch_batches=1)
 
     def _set_context(self, task_bytes: int) -> None:
-        """Ray Data's settings of this process: the order is kept, and a share of the cluster taken."""
+        """Set Ray Data's options in this process: keep the order, and use only a share of the cluster."""
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         context = quiet_data_context()
         context.target_max_block_size = BLOCK_BYTES
@@ -121,14 +121,14 @@ class Pipeline:
 
 
 def quiet_data_context() -> DataContext:
-    """Ray Data's settings of this process, without progress bars."""
+    """Ray Data's settings in this process, with progress bars turned off."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     return context
 
 
 def group_pieces(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
-    """A table for each task: pieces that follow each other, of `rows` images or more together."""
+    """A table for each task: consecutive pieces with `rows` images or more in all."""
     held: list[dict[str, int]] = []
     images = 0
     for piece in pieces:
@@ -148,7 +148,7 @@ class ImageStream:
     ----------
     blocks : iterator of {"image": uint8 (n, S, S, 3), "index": int64 (n,)}
     room : int
-        Images that are fetched ahead at most; a block is in any case.
+        Most images to fetch ahead; one block is fetched in any case.
     """
 
     def __init__(self, blocks: Iterator[Block], room: int) -> None:
@@ -159,7 +159,7 @@ class ImageStream:
         threading.Thread(target=self._fetch, name="image-stream", daemon=True).start()
 
     def read(self, index: Tensor) -> Tensor:
-        """Images (n, S, S, 3) of the index (n,); they must be those that come next.
+        """Images (n, S, S, 3) of the index (n,), which must be the next ones in the stream.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class ImageStream:
         return images
 
     def _next(self, most: int) -> tuple[Tensor, Tensor]:
-        """The next images and their index, `most` at the most."""
+        """The next images and their index, at most `most` of them."""
         with self.changed:
             self.changed.wait_for(lambda: bool(self.fetched))
             first = self.fetched.popleft()
@@ -203,7 +203,7 @@ class ImageStream:
             self.changed.notify_all()
 
     def _keep(self, images: Tensor, index: Tensor) -> None:
-        """Wait for room, and keep a block; in this process's memory, because Ray's object store is for all."""
+        """Wait for room, then keep a block in this process's memory, because all processes share Ray's object store."""
         with self.changed:
             self.changed.wait_for(lambda: not self.waiting or self.waiting + len(index) <= self.room)
             self.fetched.append((images, index))
@@ -212,23 +212,23 @@ class ImageStream:
 
 
 class ImagePool:
-    """Images of the windows that are open, each until it has been taken as often as it was drawn."""
+    """Images of the open windows; each is kept until it has been taken as often as it was drawn."""
 
     def __init__(self, own: RowRange, side: int) -> None:
         self.own = own
         self.images = torch.empty((0, side, side, 3), dtype=torch.uint8)
         self.place = torch.full((own.stop - own.start,), -1, dtype=torch.int32)  # of each image; -1: not here
-        self.left = torch.zeros(0, dtype=torch.int32)  # draws of each place
+        self.left = torch.zeros(0, dtype=torch.int32)  # remaining draws of each place
         self.free = torch.zeros(0, dtype=torch.int64)
 
     def clear(self) -> None:
-        """Keep no image."""
+        """Drop all images."""
         self.place.fill_(-1)
         self.left.zero_()
         self.free = torch.arange(len(self.images))
 
     def put(self, images: Tensor, index: Tensor, draws: Tensor) -> None:
-        """Keep images (n, S, S, 3) with their index (n,) for so many draws (n,) each."""
+        """Keep images (n, S, S, 3) with their index (n,), each for its number of draws (n,)."""
         wanted = draws > 0
         images, index, draws = images[wanted], index[wanted], draws[wanted]
         self._grow(len(index) - len(self.free))
@@ -237,7 +237,7 @@ class ImagePool:
         self.place[index - self.own.start] = places.int()
 
     def take(self, index: Tensor) -> Tensor:
-        """Images of the index (n,), one draw of each."""
+        """Images of the index (n,); this uses up one draw of each."""
         places = self.place[index - self.own.start].long()
         images = self.images[places]
         self.left.index_add_(0, places, torch.full_like(places, -1, dtype=torch.int32))
@@ -246,7 +246,7 @@ class ImagePool:
         return images
 
     def _grow(self, missing: int) -> None:
-        """Room for so many more images, and an eighth, since each growth copies all."""
+        """Make room for `missing` more images, and an eighth on top, since each growth copies all."""
         if missing <= 0:
             return
         count = len(self.images)
@@ -262,12 +262,12 @@ class StreamedImages:
     Parameters
     ----------
     begin_stream : callable
-        (epoch, step) where the run begins, None at its first E-step, to the stream of the rest of the run.
+        Takes the (epoch, step) where the run begins, None at its first E-step; returns the stream for all that follows.
     own : RowRange
     side : int
-        Of a decoded image.
+        Of a decoded image, in pixels.
     device : torch.device
-        That trains.
+        The training device.
     block_size : int
         Images that `blocks` yields at a time.
     """
@@ -285,12 +285,12 @@ class StreamedImages:
         self.stream: ImageStream | None = None
 
     def begin(self, epoch: int, step: int) -> None:
-        """The stream begins here when the run does."""
+        """Start the stream if the run begins here, and empty the pool."""
         self.stream = self.stream or self.begin_stream((epoch, step))
         self.pool.clear()
 
     def open(self, images: Tensor, drawn: Tensor) -> None:
-        """Read images (m,), and keep those that are among the drawn (n,)."""
+        """Read images (m,), and keep those in `drawn` (n,)."""
         assert self.stream is not None
         draws = torch.bincount(torch.searchsorted(images, drawn), minlength=len(images))
         for index, often in zip(images.split(SWEPT_ROWS), draws.split(SWEPT_ROWS), strict=True):

@@ -13,7 +13,7 @@ from pipeline.errors import RunFailed, UserError, first_line, user_error_in
 from pipeline.memory import memory_shortage
 from pipeline.storage import raise_storage_fault, storage_fault
 
-TASKS_PER_CPU = 4  # those that wait keep CPUs busy, and make an autoscaler add nodes
+TASKS_PER_CPU = 4  # waiting tasks keep CPUs busy, and make an autoscaler add nodes
 
 
 def run_each(task: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -44,15 +44,15 @@ def run_each(task: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iter
 
 
 def _room(pending: int) -> int:
-    """How many more tasks the cluster may have at a time; as it is now, since clusters grow and shrink."""
+    """How many more tasks the cluster may have now; its size is looked up each time, since clusters grow and shrink."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     return max(TASKS_PER_CPU * max(cpus, 1) - pending, 0)
 
 
 def own_error(error: RayError, what: str, place: str) -> UserError:
-    """The error of ours that Ray wrapped; or one that says what failed, and why in a line.
+    """Our own error, if Ray wrapped one; else one that says in a line what failed, and why.
 
-    `place` is the folder that keeps what is done, so that the same command continues.
+    `place` is the folder that keeps the finished work, so that the same command continues.
     """
     kept = f"what is in {place} is kept, and the same command continues"
     why = memory_shortage(error) or storage_fault(error) or first_line(error)

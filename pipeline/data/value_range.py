@@ -1,8 +1,8 @@
-"""The first look of an ingest with `--range percentile`: which values of the whole data set are black and white.
+"""The first step of an ingest with `--range percentile`: measures which values of the data set become black and white.
 
-A range of each image alone would show a dark and a bright one alike. So every image is scaled by the same range: of
-about 1,024 images, evenly spaced over the source, 4,096 random pixels each; the 1st and the 99th percentile of
-each channel. Pixels without a value (transparent, NaN, GDAL's no-data) do not count.
+Scaling each image by its own range would make a dark and a bright one look alike, so all images share one range: the
+1st and the 99th percentile of each channel, over 4,096 random pixels from each of about 1,024 images, evenly spaced
+over the source. Pixels without a value (transparent, NaN, GDAL's no-data) are ignored.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PERCENTILES = (1, 99)
 
 
 def measure_range(source: Source, pixels: PixelOptions, rows_per_part: int) -> tuple[Limits, Limits, Limits]:
-    """(low, high) of red, green and blue. Every byte of the source is read, a sample is decoded.
+    """(low, high) of red, green and blue. This reads every byte of the source and decodes a sample.
 
     Raises
     ------
     DataError
-        Where no image of the sample has more than 8 bits, so that a range has no use.
+        If no image of the sample has more than 8 bits, so that a range has no effect.
     """
     stride = max(1, len(source.parts) * rows_per_part // IMAGES)
     calls = [(part, k, pixels, stride) for k, part in enumerate(source.parts)]

@@ -1,4 +1,4 @@
-"""The first pass of an ingest: every image decoded once; the good rows of a part into one file, and its report.
+"""The first pass of an ingest: decodes every image once, and writes the good rows of each part to a file, and a report.
 
 A part's report is written after its file, so that it marks the part as done.
 """
@@ -27,7 +27,7 @@ from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically
 
-HELD_BYTES = 64 << 20  # of encoded images that a task holds at once, in both passes
+HELD_BYTES = 64 << 20  # encoded images that a task holds at once, in both passes
 STATISTICS_SAMPLE = 4096  # images measured for mean and std, roughly
 PART_SCHEMA = pa.schema([(name, COLUMNS[name]) for name in ("image", "label")])
 
@@ -35,7 +35,7 @@ Progress = Callable[[int, int, int], None]
 
 
 class PartReport(BaseModel):
-    """What became of one part."""
+    """The result of verifying one part."""
 
     groups: list[int] = []
     """Rows of each row group of the part's file."""
@@ -44,7 +44,7 @@ class PartReport(BaseModel):
     labels: Counter[int] = Counter()
     """Images of each label."""
     rewritten: int = 0
-    """Images whose bytes are not those of the source."""
+    """Images re-encoded as PNG."""
     moments: Moments = Moments()
     widths: tuple[int, int] | None = None
     heights: tuple[int, int] | None = None
@@ -64,9 +64,9 @@ def verify_parts(
     rows_per_group: int,
     on_progress: Progress | None,
 ) -> tuple[list[PartReport], Counter[int]]:
-    """Reports of all parts, in order, and the images of each label; what an earlier call finished is not done again.
+    """Reports of all parts, in order, and the images of each label; parts that an earlier call finished are reused.
 
-    The reports hand their labels over to the sum: of many classes, they would be most of what the driver holds.
+    Labels are dropped from the reports once summed: with many classes they would take most of the driver's memory.
     """
     fs, _ = filesystem(out)
     total = len(source.parts)
@@ -87,7 +87,7 @@ def verify_parts(
 
 
 class _Found:
-    """The reports that are there so far, by the numbers of their parts, and sums over them."""
+    """The reports so far, by part number, and sums over them."""
 
     def __init__(self, total: int, on_progress: Progress | None) -> None:
         self.total = total
@@ -97,13 +97,13 @@ class _Found:
         self.images = 0
 
     def add(self, k: int, report: PartReport) -> None:
-        """Take in the report of part number `k`."""
+        """Add the report of part number `k`."""
         self.labels.update(report.labels)
         self.images += report.images
         self.reports[k] = report.model_copy(update={"labels": Counter()})
 
     def report_progress(self) -> None:
-        """Call `on_progress` where there is one."""
+        """Call `on_progress` if it is given."""
         if self.on_progress:
             self.on_progress(len(self.reports), self.total, self.images)
 
@@ -128,7 +128,7 @@ def _verify_part(
     fs, _ = filesystem(out)
     report = PartReport()
     with (
-        warnings.catch_warnings(action="ignore"),  # what Pillow warns of, the reasons say
+        warnings.catch_warnings(action="ignore"),  # the reasons say what Pillow warns about
         pq.ParquetWriter(part_file(work, k), PART_SCHEMA, filesystem=fs, **WRITE_OPTIONS) as writer,
     ):
         for group in _row_groups(_good_rows(part, report, pixels, stride, num_classes), rows_per_group):
@@ -139,12 +139,12 @@ def _verify_part(
 
 
 def _good_rows(part: Part, report: PartReport, pixels: PixelOptions, stride: int, num_classes: int) -> Iterator[Row]:
-    """Yield the rows that verify, as they are to be stored; count and measure all, and the quarantined, in `report`."""
+    """Yield the good rows as they will be stored; record counts, measurements and quarantined rows in `report`."""
     for position, row in enumerate(read_part(part, report.tally)):
         try:
             _check_label(row.label, num_classes)
             picture = read_picture(row.data, pixels)
-        except Exception as error:  # one bad image, or one too large for the memory, never costs the others
+        except Exception as error:  # a bad image, or one too large for the memory, must not affect the others
             report.tally.quarantined.append(Quarantined(path=row.where, reason=first_line(error)))
             continue
         _measure(picture.image, report, sample=position % stride == 0)
@@ -164,7 +164,7 @@ def _measure(image: Image.Image, report: PartReport, *, sample: bool) -> None:
     report.images += 1
     report.widths = _widen(report.widths, image.width)
     report.heights = _widen(report.heights, image.height)
-    if sample or not report.moments.images:  # at least one a part, also when those of the stride are all quarantined
+    if sample or not report.moments.images:  # at least one per part, even if all at the stride are quarantined
         report.moments = report.moments.merged(Moments.of(image))
 
 

@@ -1,8 +1,8 @@
 """Two augmented views of a batch of uint8 images, on the batch's device, with random parameters for each sample.
 
-The set is that of SimCLR as torchvision defines it: random resized crop, rotation, flips, colour jitter, grayscale,
-gaussian blur. Parameters come from `keyed_random` under (seed, epoch, sample index, view), so that neither the number
-of workers nor the order of the batch changes a view. On CUDA nothing here waits for the device.
+The operations are those of SimCLR, as torchvision defines them: random resized crop, rotation, flips, colour jitter,
+grayscale, gaussian blur. Parameters come from `keyed_random`, keyed by (seed, epoch, sample index, view), so that
+neither the number of workers nor the order of the batch changes a view. On CUDA nothing here waits for the device.
 
 Resampling is two small matrix products per image, one along each axis: on 32-pixel images on a CPU that is faster
 than `grid_sample`, and unlike it shrinks without aliasing, exactly as torchvision does with ``antialias=True``.
@@ -29,14 +29,14 @@ from pipeline.data.colour import (
 from pipeline.data.preprocess import Preprocess, check_images, scale_to_unit
 from pipeline.keyed_random import Stream, uniform
 
-if TYPE_CHECKING:  # views need its fields only, so that they can be made where pydantic is not installed
+if TYPE_CHECKING:  # only for the type, so that views work where pydantic is not installed
     from pipeline.config.models import ViewsConfig
 
 CROP_TRIES = 10  # torchvision's number
 
 
 class _Draws(NamedTuple):
-    """The uniform numbers of each sample that do not belong to the crop's size, each of shape (B,)."""
+    """The uniform numbers of each sample, except those for the crop's size, each of shape (B,)."""
 
     left: Tensor
     top: Tensor
@@ -57,12 +57,12 @@ class TwoViews:
     """Draws two views of each image.
 
     Colour jitter applies brightness, contrast, saturation and hue in this order to every sample. torchvision shuffles
-    the four for each image, which a batch could only follow by computing all of them several times over.
+    the four for each image, which a batch could only match by computing all of them several times over.
 
     Parameters
     ----------
     policy : ViewsConfig
-        Which operations, how often and how strongly; with a size.
+        Which operations to apply, how often and how strongly; its `size` must be set.
     mean, std : sequence of 3 floats
         Of the data set's channels, as `Preprocess` takes them.
     seed : int
@@ -154,7 +154,7 @@ class TwoViews:
         return adjust_hue(images, _between(hue, -policy.hue, policy.hue)) if policy.hue > 0 else images
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
-        """Gaussian blur of every image; the kernel reaches 3 of the largest sigma, or as far as the image."""
+        """Gaussian blur of every image; the kernel's radius is 3 times the largest sigma, or what the image allows."""
         radius = min(math.ceil(3 * self.policy.blur_sigma[1]), self.size - 1)
         return gaussian_blur(images, sigma, radius)
 
@@ -180,8 +180,8 @@ def _crop_size(
 ) -> tuple[Tensor, Tensor]:
     """Width and height (B,) in whole pixels of `RandomResizedCrop`'s boxes, from `draws` (B, tries, 2).
 
-    As in torchvision the first try that fits is taken, and where none does, the largest box of a permitted ratio
-    (torchvision then takes it from the middle; here its place is drawn as any box's is).
+    As in torchvision, the first box that fits is taken or, if none does, the largest box of a permitted ratio. In that
+    case torchvision takes the middle of the image; here the position is drawn as for any box.
     """
     area = height * width * _between(draws[..., 0], *scale)
     aspect = _between(draws[..., 1], math.log(ratio[0]), math.log(ratio[1])).exp_()
@@ -224,7 +224,7 @@ def _resample(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _rotate(pixels: Tensor, angle: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Rotate (B, H, W, 3) counter-clockwise by `angle` (B,) radians about pixel positions (x, y), each (B,).
 
-    Outside the image lies its mirror image, so that dark corners do not reveal the angle.
+    The image is mirrored at its edges, so that dark corners do not reveal the angle.
     """
     height, width = pixels.shape[1:3]
     cos, sin = angle.cos(), angle.sin()

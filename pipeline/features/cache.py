@@ -1,7 +1,7 @@
 """The cache of a frozen backbone's features: Parquet parts, the backbone, and a description that is written last.
 
 A part holds the rows {"index", "view", "feature"} of a range of images: view 0 is un-augmented, the others are
-augmented. What decides the features is the key of the cache; a folder holds the features of one key.
+augmented. The key of the cache consists of all that determines the features; a folder holds the features of one key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Record(BaseModel):
 
 
 class CacheKey(_Record):
-    """All that decides the features; caches of one key are equal."""
+    """All that determines the features; caches with the same key are equal."""
 
     version: int = KEY_VERSION
     images: str
@@ -68,7 +68,7 @@ class FeatureCache(_Record):
     feature_size: int
     parts: tuple[Part, ...]
     seconds: float
-    """That the command which completed it took."""
+    """Time that the command which completed it took."""
 
     @property
     def bytes(self) -> int:
@@ -79,7 +79,7 @@ class FeatureCache(_Record):
 def cache_key(config: RunConfig, manifest: Manifest, weights: str, mean: list[float], std: list[float]) -> CacheKey:
     """The key of the features that a settled configuration asks for.
 
-    `weights` is the digest of the backbone's, `mean` and `std` are those by which the images are normalised.
+    `weights` is the digest of the backbone's weights; `mean` and `std` normalise the images.
     """
     views = config.views.model_dump(mode="json", exclude={"neighbours"})
     preprocessing = {**config.data.decoding, "mean": mean, "std": std}
@@ -123,7 +123,7 @@ def read_cache(folder: Folder) -> FeatureCache | None:
 
 
 def check_same_key(found: CacheKey, wanted: CacheKey, folder: Folder) -> None:
-    """DataError that lists what differs, when a folder holds the features of another key."""
+    """Raise a DataError that lists the differences if a folder holds the features of another key."""
     before, now = found.model_dump(mode="json"), wanted.model_dump(mode="json")
     if changed := [f"{name} {_difference(before[name], now[name])}" for name in now if before[name] != now[name]]:
         raise DataError(

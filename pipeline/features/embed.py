@@ -1,7 +1,7 @@
-"""Making the cache of a frozen backbone's features, by a pool of Ray Data actors that each hold the backbone.
+"""Makes the cache of a frozen backbone's features with a pool of Ray Data actors that each hold the backbone.
 
-Actors write the parts themselves: features never pass through the driver. What parts are there when the command starts
-again are kept.
+Actors write the parts themselves: features never pass through the driver. When the command is run again, existing parts
+are kept.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder, Place
 
 Row = dict[str, Any]
-PROGRAM = "backbone.onnx"  # for actors on CPUs, where there is one
-PARTS = 64  # at least, so that little is lost with a kill and all actors have work to the end
+PROGRAM = "backbone.onnx"  # for actors on CPUs, if it was made
+PARTS = 64  # at least, so that a kill loses little and all actors have work to the end
 PART_IMAGES = range(32, 1025)  # images in a part
 PART_BYTES = 128 << 20  # of its decoded images, at most
 CPU_BATCH = 8  # images in a forward pass on a CPU: with more, the kernel clears memory for a fifth of the time
@@ -71,11 +71,11 @@ def settled(config: RunConfig, precision: str) -> RunConfig:
 
 
 def settle_precision(config: RunConfig, key: Callable[[RunConfig], CacheKey], begun: str | None) -> RunConfig:
-    """With `auto`, the precision that a run has `begun` with, or that of a cache that is there; all actors alike.
+    """Replace `auto` by the precision that a run has `begun` with, or that of an existing cache; all actors use it.
 
-    Else bfloat16 where GPUs are asked for, or this processor multiplies it in hardware. What the cluster has at the
-    moment may be another thing at the next call. The features are kept in float16 anyway; k-means on those of both
-    precisions has the same scores.
+    Otherwise use bfloat16 if GPUs are requested or this CPU supports it in hardware, else float32. The cluster may have
+    other hardware at the next call. The features are stored in float16 anyway; k-means has the same scores on those of
+    both precisions.
     """
     if config.optim.precision != "auto":
         return config
@@ -88,7 +88,7 @@ def settle_precision(config: RunConfig, key: Callable[[RunConfig], CacheKey], be
 
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
-    """Where the features of a key are kept: the name of the data folder says what they are of."""
+    """The folder for the features of a key; its name begins with that of the data folder."""
     assert config.data.features is not None
     return Folder(config.data.features).subfolder(f"{Place.parse(config.data.path).name}-{key.digest}")
 
@@ -96,18 +96,18 @@ def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
 def embed(
     config: RunConfig, manifest: Manifest, echo: Echo = print, *, begun: str | None = None
 ) -> tuple[Folder, FeatureCache]:
-    """The cache of the features that a settled configuration asks for, made where there is none; Ray is connected.
+    """The cache of the features that a settled configuration asks for, made if there is none; Ray is connected.
 
-    `begun` is the precision that the run has begun with, where it has.
+    `begun` is the precision that the run has begun with, if it has.
 
     Raises
     ------
     ConfigError
-        When the backbone or its weights cannot be had, or another command is at work in the folder.
+        When the backbone or its weights cannot be obtained, or another command is using the folder.
     DataError
         When the folder holds other features, or images cannot be read.
     RunFailed
-        When Ray cannot carry it out; the same call continues.
+        When Ray fails; the same call resumes.
     """
     module, size = open_encoder(config, echo)
     weights, statistics = digest(module.state_dict()), channel_statistics(config, manifest)
@@ -128,7 +128,7 @@ def embed(
 
 
 def _complete(config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo) -> FeatureCache:
-    """Write what is missing of a cache, and its description last."""
+    """Write the missing parts of a cache, then its description."""
     started = time.monotonic()
     _write_parts(config, manifest, folder, cache, echo)
     cache = cache.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
@@ -139,7 +139,7 @@ def _complete(config: RunConfig, manifest: Manifest, folder: Folder, cache: Feat
 def claim(
     folder: Folder, key: CacheKey, module: nn.Module, config: RunConfig, manifest: Manifest, size: int, echo: Echo
 ) -> FeatureCache:
-    """The cache as it will be, noted in the folder so that a later call continues with the same parts."""
+    """The planned cache, recorded in the folder so that a later call continues with the same parts."""
     if (begun := folder.read(WORK)) is not None:
         cache = FeatureCache.model_validate(begun)
         check_same_key(cache.key, key, folder)
@@ -156,9 +156,9 @@ def claim(
 
 
 def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: int, echo: Echo) -> None:
-    """Put the backbone's weights into the folder, and a program of it where onnxruntime is to encode so many images.
+    """Put the backbone's weights into the folder, and an ONNX program of it if onnxruntime should encode the images.
 
-    That is on CPUs, in float32: PyTorch is the faster one in bfloat16.
+    It does so for enough images on CPUs in float32; in bfloat16 PyTorch is faster.
     """
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     folder.write_bytes(BACKBONE, safetensors.torch.save(state))
@@ -184,7 +184,7 @@ def cut_parts(images: int, side: int) -> tuple[Part, ...]:
 
 
 def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo) -> None:
-    """Write the parts that are missing, and say how far it is."""
+    """Write the missing parts, and report progress."""
     there = set(folder.names("part-"))
     missing = [part for part in cache.parts if part.file not in there]
     if not missing:
@@ -204,11 +204,11 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
 
 
 def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:
-    """Parts that are written while the data set is read: images are decoded by tasks, and encoded by actors."""
+    """A data set that writes the parts while it is read: tasks decode the images, actors encode them."""
     quiet_data_context()
     rows = [part.model_dump() for part in parts]
     pool = actor_pool(config.resources, node_resources(), len(rows))
-    # On CPUs an actor and a decoding task share one: actors that took whole CPUs would never be fed.
+    # Without GPUs, an actor and a decoding task share a CPU: actors that took all CPUs would never get images.
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(decode_part, fn_args=[config, manifest], num_cpus=1 if pool.gpus else 0.25)
@@ -238,7 +238,7 @@ class Embedder:
         Settled.
     manifest : Manifest
     folder : str
-        Of the cache, with the backbone's weights in it.
+        The folder of the cache, with the backbone's weights in it.
     """
 
     def __init__(self, config: RunConfig, manifest: Manifest, folder: str) -> None:
@@ -255,7 +255,7 @@ class Embedder:
         self.preprocess = build_preprocess(config, manifest).to(self.device)
 
     def __call__(self, part: Row) -> Row:
-        """Write the part's file; returns what it holds, without the images."""
+        """Write the part's file; return the part without the images."""
         images = torch.from_numpy(np.ascontiguousarray(part.pop("images")))
         index = torch.arange(part["first_index"], part["first_index"] + len(images))
         blocks = zip(images.split(self.batch), index.split(self.batch), strict=True)
@@ -298,12 +298,12 @@ class Embedder:
 
 
 def load_backbone(config: RunConfig, folder: Folder) -> nn.Module:
-    """The backbone with the weights that lie in a cache, in evaluation mode; nothing is downloaded."""
+    """The backbone with the weights stored in a cache, in evaluation mode; nothing is downloaded."""
     module = open_encoder(without_weights(config))[0]
     module.load_state_dict(read_backbone(folder))
     return module.eval()
 
 
 def read_backbone(folder: Folder) -> dict[str, Tensor]:
-    """The backbone's weights that lie in a cache."""
+    """The backbone's weights stored in a cache."""
     return dict(safetensors.torch.load(folder.read_bytes(BACKBONE)))

@@ -1,8 +1,8 @@
 """What a worker trains on with a frozen backbone: pairs of cached features, from memory or from a file on its node.
 
 Features that fit are resident in each worker, on its device. Larger sets are copied once to a file on each node and
-mapped: a batch reads its rows from there, and the operating system keeps what it has room for. Order, pairs and
-resuming are the same in both.
+mapped: a batch reads its rows from there, and the operating system caches what fits in memory. Order, pairs and
+resuming are the same in both cases.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pipeline.keyed_random import Stream, uniform
 
 
 class FeatureSource:
-    """Pairs (B, 2, F) float16 of the cached views of images, which every worker has of all images.
+    """Supplies pairs (B, 2, F) float16 of the cached views of images; every worker has those of all images.
 
     Parameters
     ----------
     features : Tensor (N, 1 + V, F) float16
         View 0 is un-augmented; on the training device, or mapped from a file.
     device : torch.device
-        That trains.
+        The training device.
     neighbours : Tensor (N, k) int64, optional
-        The second of a pair is a view of one of these images; of the image itself when absent.
+        The second of a pair is a view of one of these images; if absent, of the image itself.
     own : RowRange
         Images of this worker's share.
     seed : int
-        Of the run; with the epoch and the key it decides a pair.
+        The run's seed; with the epoch and the key it determines a pair.
     block_size : int
         Images that `blocks` yields at a time.
     """
@@ -53,7 +53,7 @@ class FeatureSource:
         """Nothing is read."""
 
     def open(self, images: Tensor, drawn: Tensor) -> None:
-        """All features are there."""
+        """All features are available."""
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Pairs (n, 2, F) of the keys (n,)."""
@@ -84,7 +84,7 @@ class FeatureSource:
 
 
 def split_pair(pairs: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-    """The two views of a batch of pairs (B, 2, F), as `TwoViews` gives those of images; drawn already."""
+    """The two views of a batch of pairs (B, 2, F), already drawn: the counterpart of `TwoViews`."""
     first, second = pairs.float().unbind(1)
     return first, second
 

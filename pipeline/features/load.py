@@ -1,4 +1,4 @@
-"""A worker's way to the cached features: into its memory, or into a file that the workers of its node share."""
+"""Loads cached features for a worker: into its memory, or into a file that the workers of its node share."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def load_features(
 ) -> Tensor:
     """The features (N, 1 + V, F) float16: on `device` up to `limit_gb` GiB, else mapped from a file.
 
-    All workers call it. On each node `first_on_node` writes the file; it has no name once all have mapped it, so that
-    nothing is left when they end, however they end.
+    All workers call it. On each node the worker with `first_on_node` writes the file. Its name is removed once all have
+    mapped it, so that nothing is left when they end, however they end.
 
     Raises
     ------
@@ -54,14 +54,14 @@ def load_features(
 
 
 def _own_path(device: torch.device) -> Path:
-    """A name that these workers share, and no others: trials on a node may map the same features."""
+    """A path that only these workers share: other trials on a node may map the same features."""
     number = from_rank_zero(torch.tensor(secrets.randbits(62), device=device))
     return Path(tempfile.gettempdir(), f"{PREFIX}{os.getuid()}-{int(number):016x}")
 
 
 @contextlib.contextmanager
 def _locked_file(path: Path, size: int) -> Iterator[None]:
-    """A file of this size, without its name after the block; what killed workers left of theirs is deleted before."""
+    """A file of this size; its name is removed after the block. Files that killed workers left are deleted first."""
     _delete_leftovers(path.parent)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix="digpro-", delete=False) as file:
         try:
@@ -83,12 +83,12 @@ def _delete_leftovers(folder: Path) -> None:
 
 
 def _lock(file: IO[bytes]) -> None:
-    """Lock a file until it is closed, by a kill too; BlockingIOError where another process has."""
+    """Lock a file until it is closed, also by a kill; BlockingIOError if another process holds the lock."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Take the room on the disk now: a write to a mapped file that finds none kills the process."""
+    """Reserve the disk space now: a write to a mapped file that finds none kills the process."""
     folder = os.path.dirname(file.name)
     free = shutil.disk_usage(folder).free
     try:

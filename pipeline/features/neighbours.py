@@ -1,6 +1,7 @@
 """The nearest neighbours of every image by the un-augmented features of a frozen backbone, found once for a cache.
 
-Up to `EXACT_IMAGES` they are exact, by tasks that share the work; above, approximate, by an inverted file of faiss.
+Up to `EXACT_IMAGES` images the search is exact, split among tasks; above that it is approximate, by an inverted file of
+faiss.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pipeline.features.cache import FeatureCache, Half, read_cache, read_part
 from pipeline.storage import Folder
 
 EXACT_IMAGES = 100_000
-QUERIES = 512  # whose similarities with all images are in memory at a time
-TASK_IMAGES = 5_000  # queries of a task
-TRAIN_PER_LIST, PROBES = 40, 32  # of faiss's inverted file: images that place a list, and lists that a query looks at
+QUERIES = 512  # images whose similarities with all images are in memory at a time
+TASK_IMAGES = 5_000  # queries per task
+TRAIN_PER_LIST, PROBES = 40, 32  # of faiss's inverted file: training images per list, and lists searched per query
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -34,7 +35,7 @@ def ensure_neighbours(folder: Folder, cache: FeatureCache, count: int) -> None:
     Raises
     ------
     ConfigError
-        When there are not so many other images, or too many images for exact search and faiss is not installed.
+        When there are too few other images, or too many images for exact search and faiss is not installed.
     """
     if count >= cache.num_images:
         raise ConfigError(f"views.neighbours={count} is not less than the {cache.num_images} images; lower it")
@@ -47,7 +48,7 @@ def ensure_neighbours(folder: Folder, cache: FeatureCache, count: int) -> None:
 
 
 def complete_neighbours(folder: Folder, count: int) -> None:
-    """The same for a cache that is complete; nothing for a count of 0."""
+    """Find the neighbours for a complete cache; do nothing for a count of 0."""
     cache = read_cache(folder)
     if count and cache is not None:
         ensure_neighbours(folder, cache, count)
@@ -65,7 +66,7 @@ def _file(count: int) -> str:
 
 
 def exact_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
-    """By all similarities, shared by tasks on Ray where it is initialised."""
+    """Exact search over all similarities, split among tasks on Ray if it is initialised."""
     features = np.empty((cache.num_images, cache.feature_size), np.float16)
     for part in cache.parts:
         features[part.first_index : part.first_index + part.rows] = read_part(folder, part, cache)[:, 0]
@@ -109,7 +110,7 @@ def nearest_rows(unit: Tensor, start: int, stop: int, count: int) -> tuple[Tenso
 
 
 def approximate_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
-    """By faiss: an inverted file over features in float16, which takes as much memory as view 0 of the cache."""
+    """Search by faiss: an inverted file over features in float16, which takes as much memory as view 0 of the cache."""
     faiss, images = _import_faiss(cache.num_images), cache.num_images
     lists = int(4 * math.sqrt(images))
     index = faiss.index_factory(cache.feature_size, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
@@ -145,9 +146,9 @@ def _unit(features: Half) -> np.ndarray[Any, Any]:
 
 
 def _without_itself(found: Rows, own: Rows) -> Rows:
-    """(n, k+1) neighbours to (n, k): the image itself is taken out, or the last where it was not found.
+    """Reduce (n, k+1) neighbours to (n, k): drop the image itself, or the last one if it was not found.
 
-    An image with fewer neighbours in the lists that were looked at is its own for the rest.
+    If the searched lists have too few neighbours, the image itself fills the other places.
     """
     found = np.where(found < 0, own[:, None], found)
     is_other = found != own[:, None]

@@ -1,7 +1,8 @@
 """Lists of classes: which classes of a source an ingest takes, and how many images each of them should have.
 
-A list is a text of one class a line. Behind a tab may stand the number of its images, and behind another tab its title.
-Lines that start with # are comments. The lists of well-known data sets are the .txt files of this folder.
+A list is a text with one class per line: its name, optionally a tab and the number of its images, and optionally
+another tab and its title. Lines that start with # are comments. The .txt files of this folder are the lists of
+well-known data sets.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pipeline.storage import filesystem
 
 
 class ClassList(BaseModel):
-    """Classes by name, each with the number of its images, or None where the list does not say it.
+    """Classes by name, each with the number of its images, or None if the list does not give it.
 
-    `titles` are what pictures and pages call the classes that have one.
+    `titles` are the names that pictures and pages show, for classes that have one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,12 +44,12 @@ def class_list_names() -> list[str]:
 
 
 def load_class_list(given: str, folder: str = "") -> ClassList:
-    """A list of the package by its name, or one in a file by its path or URI.
+    """Load a list of the package by its name, or one in a file by its path or URI.
 
     Parameters
     ----------
     folder : str
-        A relative path starts here; the current folder where it is empty.
+        Where a relative path starts; the current folder if empty.
 
     Raises
     ------

@@ -3,8 +3,8 @@
 A source string is ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``webdataset:PATTERN``,
 ``torchvision:NAME:PATH``, or a plain path whose kind is detected.
 
-Where a source allows it, its images are read in a shuffled order, the same each time. Whatever lies in a source is
-yielded as a row, quarantined, or left out by a rule, and counted.
+Where a source allows it, its images are read in a shuffled order, the same each time. Everything in a source is yielded
+as a row, quarantined, or left out by a rule, and counted.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def open_source(source: str, rows_per_part: int, columns: Columns = DETECT, clas
     Parameters
     ----------
     columns : Columns
-        For Parquet: the columns of images and labels; None is to be detected.
+        For Parquet: the columns of images and labels, detected where None.
     classes : ClassList, optional
-        Take these classes only; all where it is absent.
+        Take only these classes; by default all.
 
     Raises
     ------

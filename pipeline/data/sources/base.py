@@ -23,9 +23,9 @@ _SUFFIXES = """
 .jxl .heic .heif .avif .ico .tga .svg .psd .exr .hdr .dcm .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf
 """
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
-"""A file of such a name that cannot be read is an image lost. Which files are images is decided by their content."""
+"""An unreadable file with such a suffix counts as a lost image. Which files are images is decided by their content."""
 UNKNOWN_LABEL = -1
-ORDER_SEED = 0  # of every shuffle during ingest, which is the same for all: an order, not a draw of the experiment
+ORDER_SEED = 0  # of every shuffle during ingest; fixed, because this order is not part of the experiment's randomness
 
 T = TypeVar("T")
 
@@ -40,13 +40,13 @@ class Row(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """So many more files, rows or members were seen; for sources that cannot count them while they are listed."""
+    """`number` more files, rows or members were seen; for sources that cannot count them while they are listed."""
 
     number: int
 
 
 Part = Callable[[], Iterator[Row | Quarantined | LeftOut | Seen]]
-"""Reads a slice of a source: picklable, so that any process can, and always in the same order."""
+"""Reads a slice of a source, always in the same order; picklable, so that any process can read it."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Source:
     unit : str
         What `seen` counts, as the balance at the end of an ingest names it.
     seen : int
-        How many of them are known from the listing; parts add what they meet only while they read.
+        How many of them are known from the listing; parts add those that they find only while reading.
     classes : str
-        The list of the classes that are taken; empty where all are.
+        The list of the classes that are ingested; empty if all are.
     stamp : str
-        Digest of the names, sizes and times of the files: a hint that nothing has changed, and no more than that.
+        Digest of the names, sizes and times of the files: only a hint that nothing has changed.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Source:
 
 
 def refuse_overlap(source: Source, fs: pafs.FileSystem, root: str, out: str) -> None:
-    """Refuse an `out` inside the source: the next call would read it. Links make no difference."""
+    """Refuse an `out` inside the source, also through links: the next call would read it."""
     if source.location and source.location[0].equals(fs):
         is_local = isinstance(fs, pafs.LocalFileSystem)
         inner, outer = (os.path.realpath(path) if is_local else path for path in (root, source.location[1]))
@@ -88,9 +88,9 @@ def refuse_overlap(source: Source, fs: pafs.FileSystem, root: str, out: str) -> 
 
 
 def read_image(file: Any, name: str) -> bytes | str:
-    """The content of an open file that is an image, or in words what else it is. `name` decides for damaged ones only.
+    """The content of an open file if it is an image, else a description. `name` decides only for damaged images.
 
-    Of files that are not images, no more than the first bytes are read.
+    Of files that are not images, only the first bytes are read.
     """
     if has_image_suffix(name):
         return bytes(file.read())
@@ -99,7 +99,7 @@ def read_image(file: Any, name: str) -> bytes | str:
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether the name claims to be that of an image; what a web address appends to it does not matter."""
+    """Whether the name has the suffix of an image; the query string of a URL is ignored."""
     return posixpath.splitext(name.partition("?")[0])[1].lower() in IMAGE_SUFFIXES
 
 
@@ -133,7 +133,7 @@ def pack(lengths: Iterable[int], size: int) -> Iterator[list[tuple[int, int, int
 
 
 def stamp(kind: str, class_names: Iterable[str], files: Iterable[File] = ()) -> str:
-    """A digest of names, sizes and times: it changes with whatever changes the shards, and sometimes without need."""
+    """A digest of names, sizes and times: it changes whenever the shards would, and sometimes when they would not."""
     state = hashlib.sha256(json.dumps([kind, list(class_names)]).encode())
     for file in files:
         state.update(json.dumps([file.name, file.size, file.mtime_ns]).encode())

@@ -21,7 +21,7 @@ _MARKS = re.compile(r"[*?\[]")
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path, which does not exist as it is, means all that match it."""
+    """Whether a path, which does not exist literally, is a pattern."""
     return _MARKS.search(Place.parse(path).path) is not None
 
 
@@ -51,7 +51,7 @@ def list_pattern(path: str) -> tuple[pafs.FileSystem, Listing]:
 
 
 def _translate(pattern: str) -> str:
-    """A pattern of the shell as a regular expression."""
+    """A shell pattern as a regular expression."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
     def translated(piece: str) -> str:
@@ -63,7 +63,7 @@ def _translate(pattern: str) -> str:
 
 
 def list_one(fs: pafs.FileSystem, file: File, path: str) -> Listing:
-    """The files of a path that is a file: itself where it is an image, else those that it lists.
+    """The files that a single file stands for: itself if it is an image, else the files that it lists.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def list_one(fs: pafs.FileSystem, file: File, path: str) -> Listing:
 
 
 def _read_list(fs: pafs.FileSystem, file: File, path: str) -> Listing:
-    """The files of a list, whose paths are from the root or from the folder of the list."""
+    """The files of a list, whose paths are absolute or relative to the folder of the list."""
     with open_file(fs, file.path) as handle:
         lines = bytes(handle.read()).decode("utf-8-sig", "surrogateescape").splitlines()
     names = [posixpath.normpath(posixpath.join(file.root, line.strip())) for line in lines if _is_path(line)]
@@ -111,7 +111,7 @@ def _is_path(line: str) -> bool:
 
 def _look_up(fs: pafs.FileSystem, root: str, name: str) -> File | Quarantined:
     path = posixpath.join(root, name)
-    if isinstance(fs, pafs.LocalFileSystem):  # which takes UTF-8 paths only
+    if isinstance(fs, pafs.LocalFileSystem):  # which accepts only UTF-8 paths
         if not os.path.isfile(path):
             return Quarantined(path=printable(name), reason="cannot be read: there is no such file")
         info = os.stat(path)

@@ -1,4 +1,4 @@
-"""What kind of source a plain path is, by the files that lie there."""
+"""Detects the kind of source at a plain path from the files there."""
 
 from __future__ import annotations
 

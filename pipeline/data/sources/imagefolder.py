@@ -1,6 +1,6 @@
 """Folders of image files; the folder that a file lies in is its class.
 
-With a list of classes, folders of other classes are left out without a look into them.
+With a list of classes, folders of other classes are left out without being listed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def open_imagefolder(source: str, path: str, rows_per_part: int, wanted: ClassLi
 
 
 def _list(path: str, skip: Skip | None) -> tuple[pafs.FileSystem, str | None, Listing]:
-    """The files of a source; and its root, None where it is not all of a folder."""
+    """The filesystem, root and files of a source; the root is None if the source is not a whole folder."""
     fs, root = filesystem(path)
     try:
         listing = list_files(fs, root, skip)
@@ -90,7 +90,7 @@ class _Files(NamedTuple):
 
     root: str
     names: bytes
-    """Separated by zeros, which no name has."""
+    """Separated by zero bytes, which no name contains."""
     labels: array[int]
 
     @classmethod
@@ -129,12 +129,12 @@ def _classes(fs: pafs.FileSystem, files: Sequence[File]) -> dict[str, str]:
 
 
 def _part(folder: str, depth: int) -> str:
-    """The part of a folder's name `depth` levels below the root; empty where it does not reach so far."""
+    """The part of a folder's name `depth` levels below the root; empty if it has fewer levels."""
     return next(iter(folder.split("/")[depth:]), "")
 
 
 def _skip(wanted: ClassList, folder: str) -> str | None:
-    """The rule that leaves a folder out: it is neither that of a listed class, nor may it hold one."""
+    """The rule that leaves a folder out, or None if it belongs to a listed class or may hold one."""
     may_hold_classes = folder.lower() in SPLIT_FOLDERS
     return None if may_hold_classes or _listed_class(wanted, folder) is not None else wanted.rule
 
@@ -148,7 +148,7 @@ def _listed_class(wanted: ClassList, folder: str) -> str | None:
 
 
 def _listed_classes(fs: pafs.FileSystem, files: Sequence[File], wanted: ClassList) -> dict[str, str]:
-    """The class of each folder, all of which are of listed classes; a class without an image is none."""
+    """The listed class of each folder; a class without an image does not count."""
     folders = {posixpath.dirname(file.name) for file in files}
     classes = {folder: name for folder in folders if (name := _listed_class(wanted, folder))}
     held = _with_images(fs, files, lambda folder: classes.get(folder, ""))
@@ -156,12 +156,12 @@ def _listed_classes(fs: pafs.FileSystem, files: Sequence[File], wanted: ClassLis
 
 
 def _folders_with_images(fs: pafs.FileSystem, files: Sequence[File], depth: int) -> set[str]:
-    """The folders `depth` levels below the root; a folder of annotations or notes is not a class."""
+    """The folders `depth` levels below the root that hold images; a folder of annotations or notes is not a class."""
     return _with_images(fs, files, lambda folder: _part(folder, depth))
 
 
 def _with_images(fs: pafs.FileSystem, files: Sequence[File], name_of: Callable[[str], str]) -> set[str]:
-    """The names under which an image lies; `name_of` gives one to a folder, or nothing."""
+    """The names with an image; `name_of` gives each folder its name, or an empty one."""
     held: dict[str, list[File]] = {}
     for file in files:
         if name := name_of(posixpath.dirname(file.name)):

@@ -1,4 +1,4 @@
-"""All files of a source: links are followed, each folder is read once, and nothing is passed over in silence."""
+"""All files of a source: links are followed, each folder is read once, and nothing is skipped silently."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pipeline.errors import DataError
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 
 Skip = Callable[[str], str | None]
-"""The rule that leaves out the folder of this name with all that is in it, or None."""
+"""From a folder's name, the rule that leaves it out with all its contents, or None."""
 
 Identity = tuple[int, int]
-"""Device and number of a local folder: the same by whatever path it is reached."""
+"""Device and inode number of a local folder: the same for every path that leads to it."""
 
 
 class File(NamedTuple):
     """A file of a source: the source's root, and its name, which is the path below the root.
 
-    The root is one string for all files, which may be millions.
+    All files, perhaps millions, share one string as their root.
     """
 
     root: str
@@ -43,7 +43,7 @@ class File(NamedTuple):
 
 @dataclass
 class Listing:
-    """Every file below a root: to be read, left out by a rule, or out of reach."""
+    """Every file below a root: to be read, left out by a rule, or unreachable."""
 
     files: list[File] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Listing:
         return len(self.files) + len(self.left_out) + len(self.quarantined)
 
     def keep(self, wanted: Callable[[str], bool], rule: str) -> Listing:
-        """This listing with all files left out by `rule` whose names are not `wanted`."""
+        """This listing, with all files whose names are not `wanted` left out by `rule`."""
         others = [LeftOut(path=printable(file.name), rule=rule) for file in self.files if not wanted(file.name)]
         files = [file for file in self.files if wanted(file.name)]
         return Listing(files, [*self.left_out, *others], self.quarantined)
@@ -67,14 +67,14 @@ def list_files(fs: pafs.FileSystem, root: str, skip: Skip | None = None) -> List
     Parameters
     ----------
     skip : callable, optional
-        Folders to which it gives a rule are left out as a whole, one entry each: what lies in them is not listed.
+        Folders for which it returns a rule are left out as a whole, one entry each; their contents are not listed.
 
     Raises
     ------
     DataError
         When `root` does not exist.
     OSError
-        When `root` itself cannot be listed. What cannot be listed below it is quarantined.
+        When `root` itself cannot be listed. Folders below it that cannot be listed are quarantined.
     """
     listing = _list_local(root, skip) if isinstance(fs, pafs.LocalFileSystem) else _list_remote(fs, root, skip)
     listing.files.sort(key=lambda file: file.name)
@@ -82,7 +82,7 @@ def list_files(fs: pafs.FileSystem, root: str, skip: Skip | None = None) -> List
 
 
 def open_file(fs: pafs.FileSystem, path: str) -> Any:
-    """A file opened for reading. pyarrow takes UTF-8 paths only, so local names of other bytes are left to Python."""
+    """A file opened for reading. pyarrow accepts only UTF-8 paths, so Python opens local files with other names."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -91,7 +91,7 @@ def open_file(fs: pafs.FileSystem, path: str) -> Any:
 
 
 def is_of_system(name: str) -> bool:
-    """Whether the name is that of what an operating system leaves in a folder, or of another hidden file."""
+    """Whether a file of this name was left in the folder by an operating system, or is hidden."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
@@ -133,7 +133,7 @@ def _list_remote(fs: pafs.FileSystem, root: str, skip: Skip | None) -> Listing:
 
 
 def _add_remote(listing: Listing, found: pafs.FileInfo, root: str, name: str) -> None:
-    """Sort what is not a folder into the listing."""
+    """Add an entry that is not a folder to the listing."""
     if rule := rule_by_name(name):
         listing.left_out.append(LeftOut(path=name, rule=rule))
     elif found.type == pafs.FileType.File:
@@ -143,14 +143,14 @@ def _add_remote(listing: Listing, found: pafs.FileInfo, root: str, name: str) ->
 
 
 def _list_local(root: str, skip: Skip | None) -> Listing:
-    """Walk all folders below `root`, those behind links last: a folder goes by its own name where it has one."""
+    """Walk all folders below `root`, those behind links last, so that a folder gets its own name if it has one."""
     try:
         info = os.stat(root)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{root!r} does not exist; give a path that does") from None
     if not stat.S_ISDIR(info.st_mode):
         return Listing([File(*posixpath.split(root), info.st_size, info.st_mtime_ns)])
-    os.scandir(root).close()  # below the root, a folder that cannot be listed costs its own files only
+    os.scandir(root).close()  # raises here only; below the root, a folder that cannot be listed loses its own files
     listing, names = Listing(), _folders_above(root)
     waiting = deque([""])
     while waiting:
@@ -183,7 +183,7 @@ def _identity(folder: str) -> Identity:
 
 
 def _enter(root: str, folder: str, listing: Listing, names: dict[Identity, str]) -> list[os.DirEntry[str]]:
-    """The entries of a folder that is reached for the first time; why there are none goes into `listing`."""
+    """The entries of a folder that is reached for the first time; else none, and `listing` gets the reason."""
     path = posixpath.join(root, folder) if folder else root
     try:
         identity = _identity(path)
@@ -208,7 +208,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _add(listing: Listing, entry: os.DirEntry[str], root: str, name: str) -> None:
-    """Sort a file, or what else is not a folder, into the listing."""
+    """Add a file, or anything else that is not a folder, to the listing."""
     rule = rule_by_name(name)
     try:
         info = entry.stat()

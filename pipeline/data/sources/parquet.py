@@ -23,7 +23,7 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
 class Columns(NamedTuple):
-    """The columns of encoded images and of integer labels; in a request, None is to be detected."""
+    """The columns of encoded images and of integer labels; in a request, None means to detect it."""
 
     image: str | None = None
     label: str | None = None
@@ -43,7 +43,7 @@ class Table(NamedTuple):
 
 
 def open_parquet(source: str, path: str, rows_per_part: int, wanted: Columns = DETECT) -> Source:
-    """The Parquet files at or below `path`, cut into parts of `rows_per_part` rows, whatever file they lie in."""
+    """The Parquet files at or below `path`, cut into parts of `rows_per_part` rows across files."""
     fs, root = filesystem(path)
     listing = list_files(fs, root)
     is_file = [file.path for file in listing.files] == [root]
@@ -65,7 +65,7 @@ def open_parquet(source: str, path: str, rows_per_part: int, wanted: Columns = D
 
 
 def _rows(fs: pafs.FileSystem, spans: tuple[tuple[Table, int, int], ...]) -> Iterator[Row | Quarantined]:
-    """The rows of every span (table, start, stop); what damage hides is quarantined, and the others are kept."""
+    """The rows of every span (table, start, stop); rows lost to damage are quarantined, and the others are kept."""
     for table, start, stop in spans:
         try:
             file = pq.ParquetFile(open_file(fs, table.path))
@@ -155,7 +155,7 @@ def _features(metadata: pq.FileMetaData, path: str) -> dict[str, dict[str, Any]]
 
 
 def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: Columns, path: str) -> str:
-    """The column wanted, or 'image', or the only one of type Image or, without such types, of struct<bytes, path>."""
+    """The requested column, or 'image', or the only one of type Image or, without such types, struct<bytes, path>."""
     if wanted.image is not None or "image" in schema.names:
         name = _existing(wanted.image or "image", schema, path, "--image-column")
         if not _holds_bytes(schema.field(name).type):
@@ -179,7 +179,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _label_column(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: Columns, path: str) -> str | None:
-    """The column wanted, or 'label' or 'labels', or the only one of type ClassLabel; None without any of these."""
+    """The requested column, or 'label' or 'labels', or the only one of type ClassLabel; None without any of these."""
     usual = [name for name in ("label", "labels") if name in schema.names]
     typed = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     if wanted.label is None and not usual and len(typed) > 1:

@@ -1,4 +1,4 @@
-"""The classes of a list out of a source that has more."""
+"""Selects the classes on a list from a source that has more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED = 5  # classes that a message names
 
 
 def select_classes(source: Source, wanted: ClassList) -> Source:
-    """The source with the rows of the listed classes; the others are left out when they are read, and counted.
+    """The source with only the rows of the listed classes; others are left out when they are read, and counted.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def select_classes(source: Source, wanted: ClassList) -> Source:
 
 
 def refuse_lacking(source: str, wanted: ClassList, found: Iterable[str], others: Sequence[str]) -> None:
-    """DataError for listed classes of which a source holds nothing; `others` is what it holds instead."""
+    """DataError for listed classes that a source lacks; `others` are those that it has instead."""
     lacking = set(wanted.images) - set(found)
     if lacking:
         instead = f"; it has {some_of(others)} instead" if others else ""
@@ -62,7 +62,7 @@ def some_of(found: Iterable[str]) -> str:
 def _rows(
     part: Part, new_labels: Mapping[int, int], dropped: Mapping[int, str], rule: str
 ) -> Iterator[Row | Quarantined | LeftOut | Seen]:
-    """A part's rows with their new labels. A label that is out of range stays, and is quarantined for it."""
+    """A part's rows with their new labels. A label that is out of range stays, and its row is quarantined later."""
     left_out = Counter[str]()
     for entry in part():
         if not isinstance(entry, Row):

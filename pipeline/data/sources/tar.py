@@ -28,14 +28,14 @@ DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, pa.Ar
 
 
 class Member(NamedTuple):
-    """A member's name and content, or in words what it is when it is neither image nor label."""
+    """A member's name and content, or its description if it is neither an image nor a label."""
 
     name: str
     content: bytes | str
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header that notes in its archive what tarfile skips when it looks for the next header."""
+    """A member's header; it records in its archive what tarfile skips while it looks for the next header."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -49,25 +49,25 @@ class _Header(tarfile.TarInfo):
         except InvalidHeaderError:
             archive.damaged = True
             raise
-        # Concatenated archives start at a whole record; behind other zeros, a member has been overwritten.
+        # Concatenated archives start at a record boundary. Zeros before any other place have overwritten a member.
         archive.damaged |= archive.ended and start % tarfile.RECORDSIZE != 0
         archive.ended = False
         return header
 
 
 class _Archive(tarfile.TarFile):
-    """A tar read past zero blocks and damaged headers: tars may be concatenated, and damage costs its own member."""
+    """A tar read past zero blocks and damaged headers: tars may be concatenated, and damage affects only its member."""
 
     tarinfo = _Header
     ignore_zeros = True
     ended = False
-    """Whether a zero block, which ends an archive, stood behind the last member."""
+    """Whether a zero block, which ends an archive, followed the last member."""
     damaged = False
-    """Whether something that is not a header stood where one should be, since this was last asked."""
+    """Whether, since this was last reset, there was something else where a header should be."""
 
 
 def read_members(fs: pafs.FileSystem, path: str, tar: str) -> Iterator[Member | Quarantined | LeftOut | Seen]:
-    """Images, labels and what else a tar holds, in its order; damage is quarantined and never raised.
+    """Images, labels and everything else in a tar, in its order; damage is quarantined and never raised.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def _open_archive(file: Any) -> _Archive:
     file.seek(0)
     if not head:
         raise tarfile.ReadError("it is empty")
-    if head.startswith(ZSTD):  # which the tarfile of Python 3.11 does not know
+    if head.startswith(ZSTD):  # which the tarfile of Python 3.11 does not support
         archive = _Archive.open(fileobj=pa.CompressedInputStream(file, "zstd"), mode="r|")
     else:
         mode: Mode = next((mode for magic, mode in MODES.items() if head.startswith(magic)), "r:")

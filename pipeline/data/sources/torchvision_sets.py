@@ -1,4 +1,4 @@
-"""torchvision's data sets, as they lie on disk."""
+"""torchvision's data sets, read from disk."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_torchvision(source: str, path: str, rows_per_part: int) -> Source:
 
 
 def _rows(name: str, root: str, split: dict[str, Any], numbers: tuple[int, ...]) -> Iterator[Row | Quarantined]:
-    """Items of one split, encoded anew as PNG."""
+    """Items of one split, re-encoded as PNG."""
     dataset = _torchvision(name, root, split)
     prefix = "-".join([name, *(str(value).lower() for value in split.values())])
     for i in numbers:
@@ -69,7 +69,7 @@ def _torchvision(name: str, root: str, split: dict[str, Any]) -> Any:
     known = FILES_OF.get(name, name)
     try:
         dataset = getattr(torchvision.datasets, known)(root, download=False, **split)
-    except Exception as error:  # damaged files end in whatever their unpacking raises
+    except Exception as error:  # unpacking damaged files can raise anything
         call = ", ".join([repr(root), *(f"{key}={value!r}" for key, value in split.items()), "download=True"])
         raise DataError(
             f"torchvision cannot open {name} in {root} ({first_line(error)}); "

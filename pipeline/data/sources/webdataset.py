@@ -1,6 +1,6 @@
-"""WebDataset tars: the members whose names are equal up to the first dot are a sample, with one label for its images.
+"""WebDataset tars: members whose names are equal up to the first dot form a sample, with one label for its images.
 
-Every member whose content is an image is a row. A sample may lie in the tar in any order.
+Every member whose content is an image is a row. The members of a sample may come in any order.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.errors import DataError
 from pipeline.storage import filesystem
 
 HELD_BYTES = 64 << 20  # of the images of one tar that wait for their labels
-LABEL_KEYS = ("label", "cls")  # of a .json, in this order
+LABEL_KEYS = ("label", "cls")  # in a .json, tried in this order
 
 Entry = Row | Quarantined | LeftOut | Seen
 
 
 def open_webdataset(source: str, path: str, rows_per_part: int) -> Source:
-    """One part for each tar file of a pattern: it cannot be cut without reading it."""
+    """One part for each tar file of a pattern: a tar cannot be cut without reading it."""
     patterns = _expand_braces(path)
     found = [_find_tars(pattern) for pattern in patterns]
     fs, root, _ = found[0]
@@ -87,13 +87,13 @@ def _rows(fs: pafs.FileSystem, path: str, tar: str, class_names: tuple[str, ...]
 
 
 def key_of(name: str) -> str:
-    """The sample that a member belongs to: its name up to the first dot behind the last slash, as WebDataset has it."""
+    """The sample that a member belongs to: its name up to the first dot after the last slash, as in WebDataset."""
     folder, file = posixpath.split(name)
     return posixpath.join(folder, file.partition(".")[0])
 
 
 class _Label(NamedTuple):
-    """A label as a member of the tar gives it, -1 for metadata without one; or why it cannot be read."""
+    """A label from a member of the tar, -1 for metadata without one; or why it cannot be read."""
 
     member: str
     value: int
@@ -136,12 +136,12 @@ class _Joiner:
         self.class_names = class_names
         self.waiting: dict[str, _Sample] = {}
         self.held_bytes = 0
-        self.unlabelled = set[str]()  # keys of images that were handed on without a label
+        self.unlabelled = set[str]()  # keys of images that were released without a label
         self.last = ""
         self.left_out: dict[tuple[str, str], int] = {}  # (suffix, rule) -> members
 
     def add(self, member: Member) -> Iterator[Entry]:
-        """Take a member in; yield the rows that need not wait any longer."""
+        """Add a member; yield the rows that need not wait any longer."""
         name, content = member
         if isinstance(content, str):
             self._leave_out(name, f"decided by content: {content}")
@@ -160,14 +160,14 @@ class _Joiner:
             yield from self._release_oldest()
 
     def finish(self) -> Iterator[Entry]:
-        """Yield what still waits, and the members that were left out, those of one suffix together."""
+        """Yield what still waits, and the members that were left out, one entry per suffix and rule."""
         while self.waiting:
             yield from self._release(next(iter(self.waiting)))
         for (suffix, rule), count in self.left_out.items():
             yield LeftOut(path=f"{self.tar}: *{suffix}", rule=rule, files=count)
 
     def _release_last(self, name: str) -> Iterator[Entry]:
-        """Hand the last sample on when it is complete and the next member opens another, perhaps of the same name."""
+        """Release the last sample if it is complete and the next member starts another, perhaps of the same name."""
         sample = self.waiting.get(self.last)
         if sample and sample.images and sample.labels:
             names = [image for image, _ in sample.images]
@@ -204,7 +204,7 @@ class _Joiner:
         self.left_out[kind] = self.left_out.get(kind, 0) + 1
 
     def _refuse_late_label(self, label: _Label, sample: _Sample) -> None:
-        """A label must not be dropped in silence because its image could not wait for it."""
+        """Refuse a label whose image could not wait for it: it must not be dropped silently."""
         is_late = key_of(label.member) in self.unlabelled and not sample.images
         if is_late and (label.problem or label.value != UNKNOWN_LABEL):
             raise DataError(
@@ -221,12 +221,12 @@ def _read_label(member: str, content: bytes, class_names: tuple[str, ...]) -> _L
 
 
 def parse_label(suffix: str, content: bytes, class_names: tuple[str, ...]) -> int:
-    """The label in a .cls, a number or the name of a class, or in a .json, under one of `LABEL_KEYS`; -1 for none.
+    """The label in a .cls (a number or the name of a class) or in a .json (under one of `LABEL_KEYS`); -1 for none.
 
     Raises
     ------
     ValueError
-        When it is something else.
+        When the content is anything else.
     """
     if suffix == ".cls":
         return _number(content.decode("utf-8-sig", "replace").strip(), class_names)
