@@ -11,7 +11,7 @@ __all__ = ["DigPro"]
 
 
 def __getattr__(name: str) -> Any:
-    """The estimator, whose imports take seconds, is loaded when it is asked for."""
+    """Load the estimator on first access: its imports take seconds."""
     if name != "DigPro":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pipeline.estimator import DigPro

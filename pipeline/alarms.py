@@ -1,4 +1,4 @@
-"""What is wrong with a run: a pure judgement of its epochs' metrics, the same for a run as for a search."""
+"""Find what is wrong with a run: a pure function of its epochs' metrics, shared by runs and searches."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-# Least values of healthy features: untrained ones have more spread, and one cluster with all images has entropy 0.
+# Lower limits for healthy features: untrained ones have more spread, and one cluster with all images has entropy 0.
 COLLAPSED = {"feature_spread": 0.01, "size_entropy": 0.1}
-ENTROPY_FALL = 0.1  # of size_entropy since the warm-up; sound runs, of unequal classes too, have lost up to 0.04
-CHURN_ESTEPS = 20  # whose churn is averaged, and compared with that of as many before
-CHURN = 0.2  # a mean below this may rise a little: late in a run it is the noise of few images
-RANK_SPREAD = 1e-4  # of groups that are equal on all workers, to rounding
-EMPTY_SCORES = {"acc": 0.5, "nmi": 0.05}  # more ACC than this with less NMI: most images are of one class
+ENTROPY_FALL = 0.1  # drop of size_entropy since the warm-up; healthy runs, even on unequal classes, lost up to 0.04
+CHURN_ESTEPS = 20  # their mean churn is compared with that of as many before
+CHURN = 0.2  # a mean below this may rise a little: late in a run that is noise from a few images
+RANK_SPREAD = 1e-4  # upper limit for groups that are equal on all workers up to rounding
+EMPTY_SCORES = {"acc": 0.5, "nmi": 0.05}  # ACC above and NMI below these: most images are of one class
 
 Metrics = Mapping[str, float]
 History = Sequence[Metrics]
@@ -29,7 +29,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Facts:
-    """What of a run its metrics are judged by; alarms of an `ignored` kind are not raised."""
+    """The facts about a run that the rules need; alarms of an `ignored` kind are not raised."""
 
     num_clusters: int
     num_images: int
@@ -46,7 +46,7 @@ class Rule:
     metric : str
         Epochs without it are not judged.
     sentence : callable
-        (epochs that have the metric, facts) to what is wrong with the last one; None when nothing is.
+        (epochs that have the metric, facts) -> what is wrong with the last one, or None.
     in_warmup : bool
         Whether epochs of the warm-up are judged and compared too.
     """
@@ -62,12 +62,12 @@ class Rule:
 
 
 def judge(history: History, facts: Facts) -> list[Alarm]:
-    """The alarms of the last epoch of a history, none for a sound one.
+    """The alarms of the last epoch of a history; empty for a healthy one.
 
     Parameters
     ----------
     history : sequence of dict
-        Metrics of every epoch until then, as a run keeps them.
+        Metrics of all epochs so far, as a run keeps them.
     facts : Facts
     """
     last = history[-1]
@@ -80,7 +80,7 @@ def judge(history: History, facts: Facts) -> list[Alarm]:
 
 
 def new_alarms(history: History, facts: Facts) -> list[Alarm]:
-    """Those alarms of the last epoch that the epoch judged before it did not have: each once, as long as it lasts."""
+    """Alarms of the last epoch that the previous judged epoch did not have: one that persists is reported once."""
     found = []
     for alarm in judge(history, facts):
         rule = RULES[alarm.kind]
@@ -91,7 +91,7 @@ def new_alarms(history: History, facts: Facts) -> list[Alarm]:
 
 
 def all_alarms(history: History, facts: Facts) -> list[Alarm]:
-    """The alarms of a whole run, each at the epoch where it appeared, in their order."""
+    """The alarms of a whole run in order, each at the epoch where it appeared."""
     found = []
     for kind, rule in RULES.items():
         judged, before = rule.epochs(history, facts) if kind not in facts.ignored else [], None
@@ -106,7 +106,7 @@ def all_alarms(history: History, facts: Facts) -> list[Alarm]:
 def collapse(metrics: Metrics) -> str | None:
     """How an epoch's metrics show that the features have collapsed; None when they have not.
 
-    Meant for epochs after the warm-up: features that have just begun to move may look like that.
+    Meant for epochs after the warm-up: features at the start of training may look collapsed too.
     """
     low = {key: metrics[key] for key, least in COLLAPSED.items() if metrics.get(key, least) < least}
     if not low:
@@ -126,7 +126,7 @@ def _empty_clusters(history: History, facts: Facts) -> str | None:
 
 
 def _giant_cluster(history: History, facts: Facts) -> str | None:
-    """A cluster with more than halfway from an equal share to all images."""
+    """A cluster with a share more than halfway between an equal share and all images."""
     part, limit = history[-1]["cluster_largest"] / facts.num_images, (1 + 1 / facts.num_clusters) / 2
     if part <= limit:
         return None
@@ -167,7 +167,7 @@ def _not_finite(history: History, facts: Facts) -> str | None:
 
 
 def skipped_steps(count: int) -> str | None:
-    """What is wrong with so many steps whose gradients were not finite; None for 0."""
+    """The message for `count` steps skipped because gradients were not finite; None for 0."""
     if not count:
         return None
     steps = "1 step was" if count == 1 else f"{count} steps were"

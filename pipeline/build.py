@@ -1,4 +1,4 @@
-"""From a configuration to the objects of the method, which know nothing of configurations."""
+"""Build the method's objects, which know nothing of configurations, from a configuration."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ REFERENCE = {  # numbers that are fixed in the reference code
     "reference_empty_logit": -10.0,
     "reference_raw_groups": True,
 }
-DEFAULT_SIZE = 32  # pixels, of the reference's views
-ROUNDING_STD = 1 / 255 / 12**0.5  # what rounding to 8 bits alone makes; a channel that varies less is constant
+DEFAULT_SIZE = 32  # pixels; the reference's view size
+ROUNDING_STD = 1 / 255 / 12**0.5  # caused by rounding to 8 bits alone; a channel that varies less is constant
 
 
 def settle_images(config: RunConfig) -> RunConfig:
-    """The configuration with what it leaves open about the images: as the backbone expects them, or else the defaults.
+    """Fill in the image settings that a configuration leaves open: as the backbone expects them, else the defaults.
 
-    Mean and deviation of the channels stay open for a network that was trained on no images: they are the data set's.
+    Mean and deviation of the channels stay open for a network that was not pretrained: it uses the data set's.
 
     Raises
     ------
     ConfigError
-        When the backbone is unknown, wants images of a kind that is not made here, or its library is not installed.
+        When the backbone is unknown or expects images prepared in an unsupported way, or its library is not installed.
     """
     name, data, views = config.model.encoder, config.data, config.views
     own = library_input(name, config.model.weights) if is_library_name(name) else None
@@ -66,7 +66,7 @@ def settle_images(config: RunConfig) -> RunConfig:
 
 
 def open_encoder(config: RunConfig, echo: Echo | None = None) -> tuple[nn.Module, int]:
-    """The encoder with its weights, and the size of its features; says which part of a file the weights are."""
+    """The encoder with its weights, and its feature size; reports the prefix of the weights' names in a file."""
     torch.manual_seed(config.seed)
     s, size = config.model, config.views.size
     if not is_library_name(s.encoder):
@@ -80,16 +80,16 @@ def open_encoder(config: RunConfig, echo: Echo | None = None) -> tuple[nn.Module
 
 
 def without_weights(config: RunConfig) -> RunConfig:
-    """The configuration of a backbone whose weights come from elsewhere: nothing is downloaded or read for it."""
+    """The configuration without weights to download or read, for a backbone that gets them from elsewhere."""
     return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
 
 
 def build_model(
     config: RunConfig, num_clusters: int, device: torch.device, *, cached_size: int | None = None
 ) -> DigPro:
-    """A fresh model with the weights of the run's seed, on a device.
+    """A new model on a device, initialised from the run's seed.
 
-    With `cached_size` it takes features of that size, of a frozen backbone, in place of images.
+    With `cached_size` it takes cached features of that size from a frozen backbone instead of images.
     """
     torch.manual_seed(config.seed)
     encoder, size = open_encoder(config) if cached_size is None else (Standardize(cached_size), cached_size)
@@ -113,15 +113,15 @@ def build_model(
 
 
 def method_settings(method: MethodConfig, num_clusters: int) -> DigProSettings:
-    """The method's own settings: the fields of one name are taken over."""
+    """The method's own settings: fields with the same name are copied."""
     shared = method.model_dump(include={field.name for field in fields(DigProSettings)})
     return DigProSettings(**shared | {"num_clusters": num_clusters} | (REFERENCE if method.reference else {}))
 
 
 def data_parallel(model: DigPro) -> nn.Module:
-    """The model under DistributedDataParallel; itself when there is one worker.
+    """The model wrapped in DistributedDataParallel; the model itself when there is one worker.
 
-    Buffers stay out of DDP's hands: BatchNorm's are equal anyway, and each worker keeps its own part of the bank.
+    DDP does not broadcast buffers: BatchNorm's are equal anyway, and each worker keeps its own part of the bank.
     """
     if world_size() == 1:
         return model
@@ -129,25 +129,25 @@ def data_parallel(model: DigPro) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     if world_size() == 2 and model.groups.features.device.type == "cpu":
-        parallel.register_comm_hook(None, lambda _, bucket: average(bucket.buffer()))  # gloo's bytes, in one message
+        parallel.register_comm_hook(None, lambda _, bucket: average(bucket.buffer()))  # gloo's bytes in one message
     return parallel
 
 
 def average(gradients: Tensor) -> Future[Tensor]:
-    """Their mean over the workers, which is there at once."""
+    """The mean of the gradients over the workers, as a completed future."""
     done: Future[Tensor] = Future()
     done.set_result(all_stack(gradients).mean(dim=0))
     return done
 
 
 def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where asked for, or where `auto` finds that it is fast; None is the precision of the weights."""
+    """bfloat16 where configured, or where `auto` finds it fast; None means the precision of the weights."""
     fast = config.optim.precision == "auto" and multiplies_bfloat16(device)
     return torch.bfloat16 if fast or config.optim.precision == "bfloat16" else None
 
 
 def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:
-    """SGD as configured; the rates of a step come from the schedules."""
+    """SGD as configured; the schedules set the rates of each step."""
     o = config.optim
     return build_optimizer(
         model,
@@ -160,7 +160,7 @@ def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:
 
 
 def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
-    """Schedules of the whole run, `steps` to an epoch."""
+    """Schedules of the whole run, with `steps` per epoch."""
     o, m = config.optim, config.method
     lr = scaled_lr(o.lr, o.batch_size)
     return build_schedules(
@@ -176,18 +176,18 @@ def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
 
 
 def build_views(config: RunConfig, manifest: Manifest) -> TwoViews:
-    """The augmentation, normalised as the view of evaluation is."""
+    """The augmentation, normalised like the evaluation view."""
     return TwoViews(config.views, *channel_statistics(config, manifest), config.seed)
 
 
 def build_preprocess(config: RunConfig, manifest: Manifest) -> Preprocess:
-    """The view of evaluation, normalised as the augmented ones are."""
+    """The evaluation view, normalised like the augmented ones."""
     assert config.views.size is not None
     return Preprocess(config.views.size, *channel_statistics(config, manifest), crop=config.data.fit == "crop")
 
 
 def channel_statistics(config: RunConfig, manifest: Manifest) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the channels: as configured, or the data set's; 0 is that of a constant channel."""
+    """Mean and deviation of the channels: as configured, or the data set's; a constant channel has deviation 0."""
     own = manifest.statistics
     mean, std = config.data.mean or own.mean, config.data.std or own.std
     return list(mean), [value if value > ROUNDING_STD else 0.0 for value in std]

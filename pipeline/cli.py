@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function, and says where its results are."""
+"""The command line: each command parses its arguments, calls one function, and prints where its results are."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ app = typer.Typer(
     help=OVERVIEW,
 )
 
-# Marks of parameters that are, or may be, folders, files or URIs: these have to mean the same on every node of a job.
+# Marks of parameters that are, or may be, folders, files or URIs: they must mean the same on every node of a job.
 PLACE, SOURCE, MODEL = "place", "source", "model"
 SHOWN_CLUSTERS = 12
-PROFILE_SETTINGS = ["profile.steps=20"]  # of `--profile`; --set can say another number
+PROFILE_SETTINGS = ["profile.steps=20"]  # of `--profile`; --set can override the number
 BUNDLED = "digits"  # the one source that is not a place
 MORE_IS_REFUSED = {"allow_extra_args": True}  # by `_check_one_source`, with a remedy
 
@@ -74,7 +74,7 @@ or a plain path, whose kind is detected."""
 
 
 def echo(text: str, *, error: bool = False) -> None:
-    """Print a line as it is: paths and names of others are never markup, and no line is wrapped."""
+    """Print a line as it is: paths and names are never read as markup, and no line is wrapped."""
     print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
@@ -609,7 +609,7 @@ def submit(
     from pipeline.submission import job_script
     from pipeline.submission import submit as run_submission
 
-    job_script(verb, working_dir)  # an unknown command is named before its options are
+    job_script(verb, working_dir)  # an unknown command is reported before its options
     parameters, places = _parse(context, verb)
     run_submission(
         verb,
@@ -653,7 +653,7 @@ def presets(
 
 
 def _check_one_source(context: typer.Context) -> None:
-    """ConfigError for more than one SOURCE, as a shell makes of a pattern."""
+    """ConfigError for more than one SOURCE, which is what a shell makes of an unquoted pattern."""
     if context.args:
         raise ConfigError(
             f"{len(context.args)} arguments too many, the last is {context.args[-1]!r}; several images are one SOURCE: "
@@ -691,7 +691,7 @@ def _print_assignment(summary: dict[str, Any]) -> None:
 
 
 def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the command line makes of a job's arguments: all parameters by name, and those that are places."""
+    """Parse a job's arguments: all parameters by name, and those that are places."""
     group: Any = context.parent.command if context.parent else None
     command = group.get_command(context, verb)
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
@@ -719,12 +719,12 @@ def _is_place(value: str, marks: tuple[Any, ...]) -> bool:
 
 
 def main(verb: str | None = None) -> None:
-    """Entry point: what a user can fix is one message and an exit status, not a traceback.
+    """Entry point: an error that the user can fix gives one message and an exit status, not a traceback.
 
-    `verb` is the command that a script of `jobs/` stands for; its arguments are the command line's.
+    `verb` is the command that a script in `jobs/` runs, with the arguments of the command line.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
     try:
         app([verb, *sys.argv[1:]] if verb else None, prog_name="digpro")

@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS names, or one of this machine's own; and keeping it quiet."""
+"""Connect to Ray: to the cluster that RAY_ADDRESS names, or to one on this machine; and keep it quiet."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Ray Train checks its workers every 2 s, and a report waits for it: too slow for epochs of a second.
+    # Ray Train checks its workers every 2 s, and a report waits for the check: too slow for epochs of a second.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Ctrl-C ends a search as it ends any other command (pipeline/interrupts.py).
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-# Ray takes an empty value for the value: RAY_TMPDIR= would put its files into the working folder.
+# Ray treats an empty variable as set: RAY_TMPDIR= would put its files into the working folder.
 VARIABLES = (
     *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR"),
     *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
     *("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", *QUIET),
 )
 ANSWER_SECONDS = 8
-DASHBOARD = "RAY_API_SERVER_ADDRESS"  # its URL, for Ray's processes
-TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # of a cluster: itself, or the file that holds it
+DASHBOARD = "RAY_API_SERVER_ADDRESS"  # the dashboard's URL, for Ray's processes
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # a cluster's token, or the file that holds it
 
 
 def connect() -> None:
     """Connect this process to Ray, once; progress comes over the board, so workers' own output stays in Ray's logs.
 
-    Without RAY_ADDRESS it is the cluster that `ray start` began on this machine, if it still answers. Otherwise it is a
-    new one, which listens on the loopback interface only: who can reach Ray's ports can run code.
+    Without RAY_ADDRESS it joins the cluster that `ray start` started on this machine, if that still answers. Otherwise
+    it starts one that listens on the loopback interface only: anyone who can reach Ray's ports can run code.
 
     Raises
     ------
     ConfigError
-        When RAY_ADDRESS is that of a dashboard, no cluster answers there, or this machine cannot run Ray.
+        When RAY_ADDRESS names a dashboard, no cluster answers there, or this machine cannot run Ray.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
@@ -82,9 +82,9 @@ def connect() -> None:
                 send_token_if_there_is_one()
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         shorten_errors(was_interrupted)
-    except SystemExit as end:  # what Ray makes of a SIGTERM while it starts
+    except SystemExit as end:  # raised by Ray for a SIGTERM while it starts
         raise Interrupted(int(end.code or 15), RUN_AGAIN) from None
-    except Exception as error:  # a plain one where Ray's own processes do not start in time
+    except Exception as error:  # Ray raises a plain Exception when its processes do not start in time
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(_connection_fault(address, reason, time.monotonic() - began)) from error
 
@@ -104,12 +104,12 @@ def _connection_fault(address: str | None, reason: str, seconds: float) -> str:
 def own_cluster() -> Iterator[dict[str, Any]]:
     """Inside, `ray.init` with these options starts a cluster that is closed to others and knows its own dashboard.
 
-    A helper of Ray Train asks the dashboard whether a run is still alive, and frees its workers' places when it is
-    not. Without the variable it looks for any cluster of the machine and fails where there are several: the CPUs of a
-    trial that was stopped would stay reserved for ever. Ray's processes inherit it; ours need not keep it.
+    A helper of Ray Train asks the dashboard whether a run is still alive, and frees its workers' resources when it is
+    not. Without the variable the helper looks for any cluster on the machine and fails if it finds several: the CPUs of
+    a stopped trial would stay reserved for ever. Ray's processes inherit the variable; ours need not keep it.
 
-    Its token is a new one, in the environment of its processes alone. Ray would keep one in ~/.ray/auth_token, readable
-    by everybody, and a later `ray start` would use it and refuse all nodes that do not have the file.
+    The cluster gets a new token, which is only in the environment of its processes. Ray would store one in
+    ~/.ray/auth_token, readable by everybody; a later `ray start` would use it and refuse all nodes without the file.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -133,7 +133,7 @@ def variable(name: str, value: str) -> Iterator[None]:
 
 
 def cluster_address() -> str | None:
-    """Address of the cluster to connect to, where something answers; None to start one on this machine.
+    """Address of a cluster that answers; None to start one on this machine.
 
     Raises
     ------
@@ -164,14 +164,14 @@ def cluster_address() -> str | None:
 
 
 def unset_empty_variables() -> None:
-    """Remove the environment variables of Ray that are empty, so that they count as unset."""
+    """Remove Ray's empty environment variables, so that they count as unset."""
     for name in VARIABLES:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
 
 
 def _is_searched_for() -> bool:
-    """Whether the cluster is the one that was started on this machine, if any, and not one that RAY_ADDRESS names."""
+    """Whether to look for a cluster that was started on this machine, because RAY_ADDRESS names none."""
     return os.environ.get("RAY_ADDRESS", "").strip() in ("", "auto")
 
 
@@ -187,7 +187,7 @@ def _recorded_address() -> str | None:
 def answers(address: str) -> bool:
     """Whether a Ray cluster answers at `host:port` or `ray://host:port`, within `ANSWER_SECONDS`.
 
-    Ray itself tries for minutes, and at a port that accepts connections and says nothing it tries for ever.
+    Ray itself retries for minutes, and for ever at a port that accepts connections but never replies.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def answers(address: str) -> bool:
 
 
 def refusal(*, sent: bool) -> str:
-    """What a cluster did that refused the token, or wanted one; and the remedy."""
+    """The message for a cluster that refused the token or requires one, with the remedy."""
     if not sent:
         return f"wants its token; set RAY_AUTH_MODE=token, and {' or '.join(TOKENS)} to it"
     return f"refuses the token of {auth_token()[1]}; set {' or '.join(TOKENS)} to that of the cluster"
@@ -222,7 +222,7 @@ def on_driver_node() -> NodeAffinitySchedulingStrategy:
 
 
 def cluster_facts() -> dict[str, Any]:
-    """What the connected cluster has, and the versions in use; for summaries."""
+    """Hardware of the connected cluster and versions in use, for summaries."""
     import ray
 
     resources = ray.cluster_resources()

@@ -2,7 +2,7 @@
 
 Gradient convention: :func:`all_sum` adds up the gradients of all workers in its backward pass. A loss computed
 from global sums is the same number on every worker, so after the sum each worker holds W times the gradient of
-that loss, and the average that DistributedDataParallel takes brings it out exactly once.
+that loss, and after DistributedDataParallel's average it counts exactly once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.local_mesh import LocalMesh, connect_mesh
 
 T = TypeVar("T")
-_MESHES: dict[Any, LocalMesh | None] = {}  # of the process group, which there is one of
+_MESHES: dict[Any, LocalMesh | None] = {}  # by process group; there is only one at a time
 SMALL = 1 << 18  # up to this many numbers, sending them to every worker costs less than a second round of messages
 
 
@@ -65,7 +65,7 @@ def row_range(total: int, of_rank: int | None = None, scope: Scope = Scope.ALL_W
 
 
 def equal_rows(count: int) -> RowRange:
-    """This worker's rows of a global batch of which every worker has `count`, in rank order."""
+    """This worker's rows of a global batch in which every worker has `count`, in rank order."""
     return RowRange(count * rank(), count * (rank() + 1), count * world_size())
 
 
@@ -83,7 +83,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum over all workers. Few numbers are exchanged once, which halves the latency that dominates their cost."""
+    """Sum over all workers. Small tensors take one exchange, which halves the latency that dominates their cost."""
     if x.numel() * world_size() <= SMALL:
         return all_stack(x).sum(dim=0)
     total = x.clone(memory_format=torch.contiguous_format)
@@ -106,11 +106,11 @@ def sum_together(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def attach_sum(x: Tensor, total: Tensor, *, shared: bool = False) -> Tensor:
-    """`total`, which `sum_together` has made of `x`, with the gradient that `all_sum` would have.
+    """`total`, the sum of `x` by `sum_together`, with the gradient that `all_sum` would have.
 
-    Sums that were exchanged one after another thus have their gradients exchanged together, in one backward pass.
-    `shared` promises that every worker computes one and the same loss from the total: the workers' gradients are then
-    equal, W times the own one is their sum, and nothing is exchanged.
+    Sums that were exchanged one after another thus exchange their gradients together, in one backward pass. `shared`
+    promises that every worker computes the same loss from the total: then the workers' gradients are equal, their sum
+    is W times the local one, and nothing is exchanged.
     """
     if world_size() == 1:
         return x
@@ -129,7 +129,7 @@ def all_stack(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
 
 
 def _mesh(x: Tensor) -> LocalMesh | None:
-    """The direct connections for tensors like `x`, made at first use; None where they go through the process group."""
+    """The direct connections for tensors like `x`, opened at first use; None where the process group is used."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or dist.get_backend() != "gloo":
         return None
     group = dist.group.WORLD
@@ -182,6 +182,6 @@ def gather_to_rank_zero(x: Tensor) -> Tensor | None:
 
 
 def _exchange(operations: list[dist.P2POp]) -> None:
-    """Run messages between two workers each at the same time, and wait for them."""
+    """Run point-to-point messages at the same time, and wait for all of them."""
     for work in dist.batch_isend_irecv(operations) if operations else []:
         work.wait()

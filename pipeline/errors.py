@@ -1,7 +1,7 @@
-"""What a user can act on, each with the exit status of the command; and the helpers that messages share.
+"""Errors that a user can act on, each with the exit status of the command; and helpers that messages share.
 
-Every message names the bad value, where it was found, and the remedy. Whatever is not one of these is a fault of ours
-and keeps its traceback.
+Every message names the bad value, where it was found, and the remedy. Any other exception is a bug of ours and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """The error of ours that others have wrapped, Ray for one; None where there is none."""
+    """The UserError that another error wraps, such as one of Ray's; None if there is none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = getattr(cause, "cause", None) or cause.__cause__
@@ -38,11 +38,11 @@ class DataError(UserError, ValueError):
 
 
 class DecodeError(UserError, ValueError):
-    """An image that was whole at ingest and cannot be read now; the message names it."""
+    """An image that was readable at ingest and no longer is; the message names it."""
 
 
 class RunFailed(UserError, RuntimeError):
-    """A run that started and could not end; the message says why, and where to look."""
+    """A run that started and could not finish; the message says why, and where to look."""
 
 
 class CheckpointError(RunFailed):
@@ -50,7 +50,7 @@ class CheckpointError(RunFailed):
 
 
 class CheckpointDamaged(CheckpointError):
-    """A checkpoint that no further try can read."""
+    """A checkpoint that cannot be read, however often it is tried."""
 
 
 class Diverged(RunFailed):
@@ -58,11 +58,11 @@ class Diverged(RunFailed):
 
 
 class Alarmed(RunFailed):
-    """A run that an alarm has ended, by the level that its settings give the alarm."""
+    """A run that an alarm has ended, because of the alarm's level in the settings."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM ended the command; not an `Exception`, so that nothing that handles failures swallows it.
+    """Ctrl-C or SIGTERM ended the command; not an `Exception`, so that no failure handler swallows it.
 
     `exit_status` is the shell's: 130 for Ctrl-C, 143 for SIGTERM.
     """
@@ -74,7 +74,7 @@ class Interrupted(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its class where it has none."""
+    """The first line of an error's message; its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -84,6 +84,6 @@ def how_to_install(extra: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or nothing where none is near."""
+    """`; did you mean 'x'?` for the closest known name, or an empty string if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""DigPro as an estimator of scikit-learn: for programs and notebooks that have their images in an array or a folder."""
+"""DigPro as a scikit-learn estimator, for programs and notebooks with images in an array or a folder."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ Array = np.ndarray[Any, Any]
 class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """Deep clustering of images without labels.
 
-    Images in an array are trained on in this process, without Ray. A folder of images or of shards is trained on by
-    Ray, as `digpro train` does it: the run is recorded, and the same call resumes it. On the same images, seed and
-    precision both find the same clusters.
+    On an array of images, it trains in this process, without Ray. On a folder of images or shards, it trains on Ray
+    like `digpro train`: the run is recorded, and the same call resumes it. With the same images, seed and precision
+    both find the same clusters.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     image_shape : tuple, optional
         (H, W) or (H, W, 3) of images that come as rows of a two-dimensional array, such as those of `load_digits`.
     random_state : int, RandomState or None
-        An integer is the seed of the run; from others one is drawn.
+        An integer is the seed of the run; from anything else a seed is drawn.
     storage : str
         Folder or URI of runs on Ray.
     verbose : bool
@@ -69,15 +69,15 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     labels_ : ndarray (n,) int64
         Cluster of each image.
     cluster_centers_ : ndarray (n_clusters, D) float32
-        On the unit sphere of the features that `transform` gives.
+        Unit vectors in the feature space of `transform`.
     n_features_in_ : int
-        Numbers in an array of one image; of a folder's, as the network reads it.
+        Values per image of the array; for a folder, per image as the network reads it.
     n_iter_ : int
         Epochs of the training.
     history_ : list of dict
         Metrics of each epoch, as docs/objectives.md describes them.
     paths_ : ndarray (n,) of str
-        Of the images of a folder, in the order of `labels_`; the order of the folder's files is another.
+        Paths of a folder's images, in the order of `labels_`, which is not the order of the files.
     run_ : str
         Folder of a run on Ray.
     """
@@ -107,8 +107,8 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Parameters
         ----------
         X : array or str or Path
-            RGB (n, H, W, 3) or gray (n, H, W) images: uint8, other integers from 0 to 255, or floats, of which 0 is
-            black and 1 is white. Or a folder of images, a folder of shards, or any source of `digpro ingest`.
+            RGB (n, H, W, 3) or gray (n, H, W) images: uint8, other integers from 0 to 255, or floats from 0 (black) to
+            1 (white). Or a folder of images, a folder of shards, or any source of `digpro ingest`.
         y : ignored
 
         Raises
@@ -116,12 +116,12 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError
             When the array does not hold images.
         ConfigError, DataError
-            When settings, or settings and images, do not go together.
+            When the settings contradict each other or do not fit the images.
         """
         if isinstance(X, (str, Path)):
             return self._fit_source(str(X))
         images = as_images(X, self.image_shape)
-        # torch's random numbers are the caller's
+        # keeps the caller's torch random state
         with TemporaryDirectory(prefix="digpro-") as folder, torch.random.fork_rng():
             job = self._prepare(images, Path(folder))
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,7 +148,8 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def score(self, X: Any, y: Any = None) -> float:
         """Mean cosine between the images of an array and the centres of their clusters: higher is tighter.
 
-        It compares models of one number of clusters. With known classes, score `predict` by a metric of scikit-learn.
+        It compares models with the same number of clusters. With known classes, score `predict` by a scikit-learn
+        metric.
         """
         return float(self._apply(X, lambda similarities, _: similarities.max(dim=1).values).mean(dtype=np.float64))
 
@@ -173,7 +174,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return with_settings(load_config(self.preset), {**(self.settings or {}), **own, **places}, "DigPro(settings)")
 
     def _prepare(self, images: Array, folder: Path) -> Job:
-        """The job of images (n, H, W, 3) uint8, with its files in a folder."""
+        """The job for images (n, H, W, 3) uint8, with its files in a folder."""
         places = {"name": "run", "storage": f"{folder}/runs", "data.path": f"{folder}/shards", "data.source": None}
         alone = {"data.mode": "resident", "resources.workers": 1, "tracking.enabled": False}
         config = resolve(self._config(places | alone), "run")
@@ -235,7 +236,7 @@ def as_images(X: Any, image_shape: tuple[int, ...] | None = None) -> Array:
     Raises
     ------
     ValueError
-        When it is not one, with what it is.
+        When `X` is not an array of images; the message says what it is.
     """
     images = np.asarray(X)
     if images.ndim == 2 and image_shape is not None:
@@ -262,14 +263,14 @@ def _check_shape(images: Array) -> None:
 
 
 def _as_uint8(images: Array) -> Array:
-    """Pixels as uint8; ValueError for numbers that are none."""
+    """Pixels as uint8; ValueError for numbers that are not pixels."""
     kind, meant = images.dtype.kind, "integers from 0 to 255, or floats from 0 (black) to 1 (white)"
     if images.dtype == np.uint8:
         return images
     if kind not in "iuf":
         raise ValueError(f"X is {images.dtype}; give {meant}")
     low, high = images.min(), images.max()
-    if not (low >= 0 and high <= (1 if kind == "f" else 255)):  # also where some is NaN
+    if not (low >= 0 and high <= (1 if kind == "f" else 255)):  # also catches NaN
         raise ValueError(f"X is {images.dtype} from {low} to {high}; give {meant}")
     return np.rint(images * 255).astype(np.uint8) if kind == "f" else images.astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in one way, whatever handlers Ray installs."""
+"""Ctrl-C and SIGTERM end a command in the same way, whatever handlers Ray installs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pipeline.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RUN_AGAIN = "run the same command again to continue"
 was_interrupted = threading.Event()
-"""Set for good by the first signal: what processes that are being ended say is of no interest."""
+"""Set permanently by the first signal: errors of processes that are being ended are not worth showing."""
 
 
 @contextlib.contextmanager
 def interruptible(remedy: str = RUN_AGAIN) -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM raise `Interrupted`, whose message ends with `remedy`.
 
-    The handlers of before are back once the block has ended, so that within an outer `interruptible` a second signal
-    ends the cleaning up too. Only the main thread can handle signals; in any other the block just runs.
+    The previous handlers are restored after the block, so that within an outer `interruptible` a second signal ends
+    the cleanup too. Only the main thread can handle signals; in any other the block just runs.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,7 +32,7 @@ def interruptible(remedy: str = RUN_AGAIN) -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
         was_interrupted.set()
-        raise KeyboardInterrupt  # the one exception that gets out of `ray.get`
+        raise KeyboardInterrupt  # the only exception that `ray.get` lets through
 
     with signal_handlers_kept():
         for number in SIGNALS:
@@ -45,9 +45,9 @@ def interruptible(remedy: str = RUN_AGAIN) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signal_handlers_kept() -> Iterator[None]:
-    """Puts the handlers of before back: `ray.init` installs one for SIGTERM that prints a C++ stack trace.
+    """Restores the previous handlers: `ray.init` installs one for SIGTERM that prints a C++ stack trace.
 
-    Where there was none, Ray's Python handler stays, which shuts Ray down, but not the C++ one on top of it.
+    Where there was none, Ray's Python handler, which shuts Ray down, stays, and the C++ one on top of it is removed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

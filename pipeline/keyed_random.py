@@ -23,7 +23,7 @@ _FIELD = (1 << 24) - 1  # a float32 holds 24 bits exactly, so that k / 2**24 is 
 
 @unique
 class Stream(IntEnum):
-    """What numbers are drawn for: the registry of all streams. Numbers are part of every run: never change one."""
+    """The registry of all streams: what numbers are drawn for. The values are part of every run: never change one."""
 
     VIEW_A = 0
     VIEW_B = 1
@@ -67,7 +67,7 @@ def uniform(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> 
 def normal(seed: int, epoch: int, index: Tensor, stream: Stream, size: int) -> Tensor:
     """Standard normal numbers for each sample (Box-Muller), all within +-5.8.
 
-    Parameters, shape and errors are those of `uniform`. Devices agree to the last bits of log, cos and sin.
+    Parameters, shape and errors are those of `uniform`. Devices agree up to the last bits of log, cos and sin.
     """
     words = _words(seed, epoch, index, stream, (size + 1) // 2)
     radius = (1 - _fraction(words, 40)).log_().mul_(-2).sqrt_()  # 1 - u is in (0, 1], so that the log is finite

@@ -1,11 +1,11 @@
-"""One command at a time in a folder: a lease that a kill cannot leave behind, on any filesystem.
+"""One command at a time in a folder, on any filesystem: a lease that dies with its holder.
 
-The holder writes a small file and renews it. On the machine that wrote it, the holder's process tells at once whether
-the lease is alive. From elsewhere a lease is watched: one that is not renewed for `EXPIRY_SECONDS` is dead. Clocks are
-never compared between machines.
+The holder writes a small file and renews it. On the same machine, the holder's process shows at once whether the lease
+is alive. Other machines watch the file: a lease that is not renewed for `EXPIRY_SECONDS` is dead. Clocks are never
+compared between machines.
 
-A holder that was paused for so long (a suspended laptop, a stalled storage) may find another's lease when it resumes.
-It ends at once, as if it had been killed: whatever it still did would be done to the other's files.
+A holder that was paused for that long (a suspended laptop, stalled storage) may find another's lease when it resumes.
+It ends at once, as if it had been killed: anything it still wrote would damage the other's files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pipeline.storage import Folder
 LEASE = "lease.json"
 RENEW_SECONDS = 5.0
 EXPIRY_SECONDS = 20.0  # several renewals: storage can be slow, and a paused process is not dead
-LOST_STATUS = 1  # of a process that another has replaced
-SETTLE_SECONDS = 0.3  # after which the last of two commands that started together has written
+LOST_STATUS = 1  # exit status of a process that another has replaced
+SETTLE_SECONDS = 0.3  # by then, two commands that started together have both written
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def _renew(folder: Folder, mine: dict[str, Any], ended: threading.Event) -> None
     renewals = 0
     while not ended.wait(RENEW_SECONDS):
         renewals += 1
-        with contextlib.suppress(OSError, ConfigError):  # storage that fails is reported where it matters
+        with contextlib.suppress(OSError, ConfigError):  # storage failures are reported where they matter
             found = folder.read(LEASE)
             if (found or {}).get("token") != mine["token"]:
                 _end_process(folder, found)
@@ -84,7 +84,7 @@ def _end_process(folder: Folder, holder: dict[str, Any] | None) -> NoReturn:
 
 
 def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
-    """Whether the holder's process runs, or, for one of another machine, whether the lease is renewed."""
+    """Whether the holder's process runs, or, for a holder on another machine, whether the lease is renewed."""
     if holder["machine"] == _machine():
         return _process_start(holder["pid"]) == holder["started"]
     deadline = time.monotonic() + EXPIRY_SECONDS
@@ -104,22 +104,21 @@ def _describe_process() -> dict[str, Any]:
 
 
 def _process_start(pid: int) -> float | None:
-    """When a process of this machine started; with the pid it names the process for good. None when it has ended.
+    """Start time of a process of this machine, which with the pid identifies it; None when it has ended.
 
-    On Linux in clock ticks since the machine was started: psutil adds the machine's start to them, which changes
-    whenever the clock is set.
+    On Linux in clock ticks since boot: psutil adds the boot time, which changes whenever the clock is set.
     """
     try:
         if sys.platform != "linux":
             return psutil.Process(pid).create_time()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # behind the name, which may hold any
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # after the name, which may hold ")"
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else float(fields[19])  # state, starttime: proc_pid_stat(5)
 
 
 def _machine() -> str:
-    """Names the machine until it is started again, and the container in it, which numbers its own processes."""
+    """Identifies the machine until it reboots, and the container, which has process numbers of its own."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     parts = [boot.read_text().strip() if boot.exists() else platform.node()]
     return ":".join(parts + ([os.readlink(namespace)] if namespace.is_symlink() else []))

@@ -1,7 +1,7 @@
-"""Messages between the workers of one machine, over sockets of their own.
+"""Messages between the workers of one machine, over direct sockets.
 
-gloo hands each message to threads of its own, which have to be woken on busy cores: 1 to 2 ms for a few kilobytes. The
-thread that needs the message can fetch it itself in a tenth of that (`python -m benchmarks.workers`).
+gloo hands each message to its own threads, which have to be woken on busy cores: 1 to 2 ms for a few kilobytes. The
+thread that needs the message can fetch it itself in a tenth of that time (`python -m benchmarks.workers`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT_SECONDS = 1800.0  # without a byte from anyone; that of torch's process groups
+TIMEOUT_SECONDS = 1800.0  # without a byte from anyone; the same as in torch's process groups
 RANK_BYTES = 4
 
 
 class LocalMesh:
-    """This worker's connections to all others, by their ranks."""
+    """This worker's connections to all others, by rank."""
 
     def __init__(self, peers: dict[int, socket.socket]) -> None:
         self.peers, self.rank = peers, dist.get_rank()
@@ -36,7 +36,7 @@ class LocalMesh:
         Raises
         ------
         ConnectionError
-            When a worker has gone.
+            When a worker is gone.
         TimeoutError
             When one has not answered for half an hour.
         """
@@ -50,7 +50,7 @@ class LocalMesh:
         return out
 
     def _exchange(self, unsent: dict[int, memoryview], missing: dict[int, memoryview]) -> bool:
-        """Send and receive what goes without waiting; whether something is left."""
+        """Send and receive what is possible without waiting; returns whether anything is left."""
         for rank, peer in self.peers.items():
             try:
                 unsent[rank], missing[rank] = _send(peer, unsent[rank]), _receive(peer, missing[rank])
@@ -70,7 +70,7 @@ class LocalMesh:
 
 
 def _send(peer: socket.socket, data: memoryview) -> memoryview:
-    """Send as much as the peer takes; the rest."""
+    """Send as much as the peer takes; returns the rest."""
     with suppress(BlockingIOError):
         while data:
             data = data[peer.send(data) :]
@@ -78,7 +78,7 @@ def _send(peer: socket.socket, data: memoryview) -> memoryview:
 
 
 def _receive(peer: socket.socket, space: memoryview) -> memoryview:
-    """Fill as much as has come; the rest."""
+    """Receive what has arrived; returns the space that is still empty."""
     with suppress(BlockingIOError):
         while space:
             if not (count := peer.recv_into(space)):
@@ -103,7 +103,7 @@ def connect_mesh() -> LocalMesh | None:
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """A folder of rank 0's, to be found by the others where they share its disk."""
+    """A folder that rank 0 makes; the other workers see it if they share its disk."""
     folder = [tempfile.mkdtemp(prefix="digpro-") if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(folder)
     yield folder[0]
@@ -136,6 +136,6 @@ def _call(peers: dict[int, socket.socket], folder: str, rank: int) -> None:
 
 
 def _answer(listener: socket.socket, count: int) -> dict[int, socket.socket]:
-    """Connections of the workers that call, by their ranks."""
+    """Accept the connections of `count` workers, by rank."""
     peers = (listener.accept()[0] for _ in range(count))
     return {int.from_bytes(peer.recv(RANK_BYTES), "big"): peer for peer in peers}

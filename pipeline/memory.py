@@ -1,4 +1,4 @@
-"""Where memory ran out: what Ray says of a node, torch of a device, and Python of a process, in one line."""
+"""Where memory ran out, in one line: on a node (reported by Ray), a device (torch) or in a process (Python)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ USERS = 3  # processes that are named
 
 
 def memory_shortage(error: BaseException) -> str | None:
-    """How memory ran out, and who held most of it; None where an error is of another kind.
+    """How memory ran out, and which processes held most of it; None for any other error.
 
-    A worker may raise such an error itself, or be ended by Ray together with those that would have reported it.
+    A worker may raise such an error itself, or Ray may end it together with the processes that would have reported it.
     """
     text = str(error)
     if node := _NODE.search(text):

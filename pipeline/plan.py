@@ -1,4 +1,4 @@
-"""What follows from a configuration and a manifest: computed once, before anything starts, and passed on."""
+"""The numbers that follow from a configuration and a manifest, computed once before anything starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
 
 Mode = Literal["resident", "streaming", "features"]
-WINDOW_IMAGES, WINDOW_BYTES = 65_536, 2 << 30  # shuffled together, over all workers: as many as keep within both
+WINDOW_IMAGES, WINDOW_BYTES = 65_536, 2 << 30  # limits of what is shuffled together over all workers; both apply
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Plan:
     num_clusters : int
         K.
     num_groups : int
-        G, as many as clusters where method.num_groups is null.
+        G; equal to K where method.num_groups is null.
     order : Order
-        Of the images in every epoch.
+        Order of the images in every epoch.
     reset_every : int or None
         Steps between two resets of the groups; None where the group loss is off.
     mode : "resident", "streaming" or "features"
-        How the images reach the workers; "features" are those of a frozen backbone, in place of images.
+        How the images reach the workers; "features": cached features of a frozen backbone instead of images.
     mode_reason : str
         Why this mode, as a clause.
     """
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches; the images that are left over differ from epoch to epoch."""
+        """Whole global batches; the leftover images differ from epoch to epoch."""
         return self.order.steps
 
     @property
@@ -65,7 +65,7 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
     Raises
     ------
     ConfigError
-        When configuration and images do not go together; the message names both.
+        When the configuration does not fit the images; the message names both.
     """
     method, batch = config.method, config.optim.batch_size
     clusters = _cluster_count(config, manifest)
@@ -80,9 +80,9 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
 
 
 def make_order(config: RunConfig, manifest: Manifest) -> Order:
-    """The order of the images; the same in memory and in a stream, so that the mode does not show in the result.
+    """The order of the images; the same for resident and streaming, so that this choice does not change the result.
 
-    Cached features are in reach of every worker, so that all of them are shuffled together.
+    Every worker can read all cached features, so they are all shuffled together.
     """
     window = manifest.num_images if config.model.freeze else shuffle_window(config)
     groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
@@ -96,7 +96,7 @@ def shuffle_window(config: RunConfig) -> int:
 
 
 def image_bytes(config: RunConfig) -> int:
-    """Of a decoded image."""
+    """Bytes of a decoded image."""
     size: int = config.data.decoding["size"]
     return size * size * 3
 
@@ -138,7 +138,7 @@ def is_balanced(config: RunConfig, epoch: int) -> bool:
 def has_estep(config: RunConfig, epoch: int) -> bool:
     """Whether an epoch, counted from 1, ends with an E-step; in the warm-up some are left out (`estep.warmup_every`).
 
-    The last one there gives the labels that training begins with, and is always made.
+    The last one of the warm-up gives the labels that training begins with, and always runs.
     """
     estep, optim = config.estep, config.optim
     last_in_warmup = optim.warmup_epochs - optim.warmup_epochs % estep.every

@@ -1,4 +1,4 @@
-"""Lines that say how far a long command is."""
+"""Progress lines of long commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPORT_SECONDS = 5.0  # between two lines
 class Progress:
     """Prints a line now and then: items done, their rate in this call, and the time that is left.
 
-    The rate counts from the first item on, which waits for processes to start.
+    The rate is measured after the first item, because that one waits for processes to start.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def git_commit() -> str | None:
     """Commit of the checkout that this code runs from, with ``-dirty`` after local changes.
 
     None where the code is not in a checkout. A package installed inside somebody else's repository (a virtual
-    environment in a project's folder) is not part of that, so git must know this very file.
+    environment in a project's folder) is not part of that repository, so git must know this very file.
     """
     here = Path(__file__)
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:

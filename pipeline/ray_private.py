@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ERROR_LENGTH = 200  # characters of an error of Ray that are shown
 
 
-MODEL_VERSIONS_TAG = "mlflow.modelVersions"  # of a LoggedModel: its versions in the registry, which link both pages
+MODEL_VERSIONS_TAG = "mlflow.modelVersions"  # on a LoggedModel: its versions in the registry; links both pages
 
 
 @contextlib.contextmanager
@@ -51,13 +51,13 @@ def address_file(temporary_folder: str) -> Path:
 def ray_answers(target: str, *, client_server: bool, seconds: float, token: str) -> bool:
     """Whether the control store of a cluster, or the server of `ray://` clients, answers at host:port.
 
-    `ray.init` has no timeout, and repeats for minutes what was refused. The call is the one that it begins with. With
-    RAY_USE_TLS a connection has to do.
+    `ray.init` has no timeout, and retries a refused connection for minutes. This makes the same call that `ray.init`
+    begins with. With RAY_USE_TLS an open connection counts as an answer.
 
     Raises
     ------
     PermissionError
-        When the cluster refuses the token, or wants one where `token` is empty.
+        When the cluster refuses the token, or requires one and `token` is empty.
     """
     import grpc
 
@@ -94,16 +94,16 @@ def auth_token() -> tuple[str, str]:
 
 
 def read_token_again() -> None:
-    """Let Ray, which reads the token once in a process, read the one that is there now."""
+    """Make Ray, which reads the token only once per process, read it again."""
     from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def send_token_if_there_is_one() -> None:
-    """Let Ray send the token that it finds, unless RAY_AUTH_MODE says otherwise.
+    """Make Ray send the token that it finds, unless RAY_AUTH_MODE says otherwise.
 
-    Ray does so itself for a cluster that it looks for, and not for one whose address it is given.
+    Ray does so itself for a cluster that it looks for, but not when it is given the address.
     """
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
@@ -111,14 +111,14 @@ def send_token_if_there_is_one() -> None:
 
 
 def try_databases_once() -> None:
-    """Keep MLflow from trying to reach a database ten times, which takes 100 s: our spool tries again."""
+    """Make MLflow try a database once instead of ten times, which takes 100 s: our spool retries."""
     from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = 1
 
 
 def mlflow_migrations() -> Path:
-    """The scripts that bring MLflow's databases to the schema of this version; they name all schemas that it knows."""
+    """MLflow's database migration scripts; they name all schemas that this version knows."""
     import mlflow
 
     return Path(mlflow.__file__).parent / "store" / "db_migrations"
@@ -127,7 +127,7 @@ def mlflow_migrations() -> Path:
 def leave_signals_alone(trainer: TorchTrainer) -> None:
     """Keep `trainer.fit` from handling Ctrl-C: its handler ends the process with status 1 and no message.
 
-    With it gone, `fit` raises KeyboardInterrupt like any other code, and what cleans up after it can run.
+    Without that handler, `fit` raises KeyboardInterrupt like any other code, and cleanup code can run.
     """
     if not hasattr(trainer, "_register_sigint_handler"):
         raise AttributeError(
@@ -139,9 +139,9 @@ def leave_signals_alone(trainer: TorchTrainer) -> None:
 def shorten_errors(ending: threading.Event) -> None:
     """Show the errors that Ray collects from the cluster as one line each, once, and none when `ending` is set.
 
-    Ray prints each in full, a page for a worker that died, and as often as it happens; `log_to_driver` does not concern
-    them. Ctrl-C in a pipeline of Ray Data kills its actors, and each of their tasks would be one. The thread that
-    prints does so through a function of its module.
+    Ray prints each in full, every time it happens, and a page for a worker that died; `log_to_driver` does not affect
+    them. Ctrl-C in a Ray Data pipeline kills its actors, and each of their tasks would print an error. Ray's printing
+    thread calls a function of its module, which is replaced here.
     """
     from ray._private import worker
 
@@ -158,9 +158,9 @@ def shorten_errors(ending: threading.Event) -> None:
 
 
 def walk_working_dir(root: Path, excludes: list[str], visit: Callable[[Path], None], logger: Logger) -> None:
-    """Visit every file that `ray job submit` would send from `root`: without `excludes` and what .gitignore lists.
+    """Visit every file that `ray job submit` would send from `root`: all but `excludes` and what .gitignore lists.
 
-    Ray measures the folder only while it uploads it, and then fails after minutes.
+    Ray itself measures the folder only while it uploads it, and then fails after minutes.
     """
     from ray._private import ray_constants
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
@@ -178,7 +178,7 @@ def largest_upload() -> int:
 
 
 def cluster_versions(client: Any) -> tuple[str, str]:
-    """Versions of Ray and of Python on the cluster of a JobSubmissionClient, whose `get_version` is the interface's."""
+    """Versions of Ray and Python on the cluster of a JobSubmissionClient; its `get_version` gives the API's version."""
     answer = client._do_request("GET", "/api/v0/cluster_metadata")
     if answer.status_code != 200:  # an old Ray
         return client._server_ray_version, "unknown"
@@ -187,7 +187,7 @@ def cluster_versions(client: Any) -> tuple[str, str]:
 
 
 def record_error() -> type[Exception]:
-    """What `ray.train.Result.from_path` raises for a damaged record of checkpoints; Ray Train does not export it."""
+    """The error of `ray.train.Result.from_path` for a damaged record of checkpoints; Ray Train does not export it."""
     from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
     return CheckpointManagerInitializationError

@@ -1,4 +1,4 @@
-"""A command of ours as a job of a Ray cluster: checked before it is sent, followed to its end."""
+"""Run a command of ours as a job on a Ray cluster: check it before it is sent, and follow it to its end."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ VERBS = (
     *("label", "report", "export", "deliver", "sort", "compare"),
 )
 ADDRESS_VARIABLES = (DASHBOARD, "RAY_ADDRESS")
-# Of every job. Ray kills a job 3 s after it is told to stop; a last checkpoint and its record take longer.
+# For every job. Ray kills a job 3 s after it asks it to stop; a last checkpoint and its record take longer.
 JOB_VARIABLES = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 PYTHON = "3.11"  # the oldest that pyproject.toml allows
 ANSWER_SECONDS = 10
-EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps behind the kind of a source
+EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps after the kind of a source
 
 
 def submit(
@@ -57,21 +57,21 @@ def submit(
     arguments : list of str
         As they stand on the command line.
     parameters, places : mapping
-        What the command line makes of them: all values by name, and those that are folders, files or URIs.
+        The arguments parsed: all values by name, and those that are folders, files or URIs.
     address : str, optional
-        Of the cluster's dashboard, http://host:port; RAY_API_SERVER_ADDRESS or RAY_ADDRESS when absent.
+        The cluster's dashboard, http://host:port; RAY_API_SERVER_ADDRESS or RAY_ADDRESS when absent.
     folder : str
-        The working directory that travels: the one that holds `jobs/` and `pipeline/`.
+        The working directory to send: the one that holds `jobs/` and `pipeline/`.
     env : iterable of str
-        Environment variables of the job, NAME=VALUE or the NAME of one of this process. They are passed on, and neither
-        printed nor kept by us; Ray keeps them with the job.
+        Environment variables of the job, NAME=VALUE or the NAME of one of this process. We neither print nor store
+        them; Ray stores them with the job.
     follow : bool
         False returns as soon as the cluster has the job.
 
     Raises
     ------
     ConfigError
-        For what can be known beforehand; nothing is sent then.
+        For errors found before anything is sent.
     RunFailed
         When the job failed or was stopped, or the connection was lost while its log was followed.
     Interrupted
@@ -123,10 +123,10 @@ def check_parameters(
     """ConfigError for what could not work on the cluster: bad settings, and paths that exist on this machine only."""
     if "space" in parameters:
         _check_travels(str(Path(parameters["space"]).with_suffix(".py")), folder, files)
-    for names in parameters.get("names", []):  # of clusters, or a file of them
+    for names in parameters.get("names", []):  # cluster names, or a file of them
         if "=" not in names and not EVERYWHERE.match(names):
             _check_travels(names, folder, files)
-    if "preset" in parameters and not parameters.get("start_from"):  # a run that is trained on has its own settings
+    if "preset" in parameters and not parameters.get("start_from"):  # which has settings of its own
         preset = parameters["preset"]
         if own := preset.endswith((".yaml", ".yml")):
             _check_travels(preset, folder, files)
@@ -135,7 +135,7 @@ def check_parameters(
             places = {**places, "data.path": config.data.path, "storage": config.storage}
         if config.model.weights not in (None, DEFAULT):
             places = {**places, "model.weights": config.model.weights}
-    if isinstance(classes := parameters.get("classes"), str):  # a flag of `assign`
+    if isinstance(classes := parameters.get("classes"), str):  # in `assign` it is a flag
         _check_class_list(classes, folder, files)
     for name, place in places.items():
         refuse_secrets(place)
@@ -147,7 +147,7 @@ def check_parameters(
 
 
 def _check_class_list(given: str, folder: str, files: Mapping[str, int]) -> None:
-    """A list with a fault is refused here, and so is a file that the job would not have; others the job reads."""
+    """Refuse a faulty list, and a file that would not travel; a list at an absolute path or URI is left to the job."""
     if EVERYWHERE.match(given):
         return
     load_class_list(given, folder)
@@ -164,7 +164,7 @@ def _check_travels(file: str, folder: str, files: Mapping[str, int]) -> None:
 
 
 def read_variables(given: Iterable[str]) -> dict[str, str]:
-    """The variables of NAME=VALUE, and of each NAME that this process has; ConfigError, without values, for others."""
+    """Variables from NAME=VALUE, or from the NAME of one of this process; ConfigError, without values, for others."""
     variables = dict[str, str]()
     for item in given:
         name, equals, value = item.partition("=")
@@ -184,18 +184,17 @@ def read_variables(given: Iterable[str]) -> dict[str, str]:
 
 
 def connect_to(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's dashboard, which --address names before the environment does; ConfigError when none
-    answers."""
+    """A client of the dashboard at --address, or else of the environment's; ConfigError when none answers."""
     unset_empty_variables()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     modules = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk")  # which set their own levels
     for module in ("_private.runtime_env", "_private.authentication", *modules):
-        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)  # each upload and closed socket would be a line
+        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)  # each upload and closed socket would log a line
     named = next((name for name in ADDRESS_VARIABLES if name in os.environ), None)
     where = address or (f"{named}={os.environ[named]}" if named else "this machine's default address")
-    # Ray's client takes the variables before what it is given
+    # Ray's client prefers the variables to its argument
     first: AbstractContextManager[None] = variable(DASHBOARD, address) if address else nullcontext()
     try:
         _check_answers(address or os.environ.get(named or "", ""), by_url=named != "RAY_ADDRESS" or bool(address))
@@ -228,9 +227,9 @@ def _check_answers(address: str, *, by_url: bool) -> None:
 
 
 def check_versions(client: JobSubmissionClient) -> None:
-    """ConfigError when this code would not run on the cluster, which has another minor version of Ray or an old Python.
+    """ConfigError when the cluster has another minor version of Ray, or a Python too old for this code.
 
-    Nothing is pickled here for a job, so that Python need not be the same.
+    Nothing is pickled here for a job, so Python need not be the same.
     """
     from ray import __version__ as ours
 
@@ -254,7 +253,7 @@ def _send(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, A
 
 
 def _follow(client: JobSubmissionClient, job: str, there: str, echo: Callable[[str], None]) -> JobDetails:
-    """Print a job's log until it ends; RunFailed when the connection is lost before."""
+    """Print a job's log until it ends; RunFailed when the connection is lost before that."""
     from aiohttp import ClientError
 
     try:

@@ -1,8 +1,8 @@
 """Clusters for any number of images, by a pool of Ray Data actors that each hold the model.
 
-An actor reads a piece of the images, and writes what the model says of them as one Parquet part, block by block: no
-image passes through the driver or the object store, and memory does not grow with their number. Parts that are there
-when the command starts again are kept.
+An actor reads a piece of the images, and writes the model's predictions as one Parquet part, block by block: no image
+passes through the driver or the object store, and memory does not grow with the number of images. A command that is
+started again keeps the existing parts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pipeline.storage import Folder, whole_file
 PARTS, REPORTS = "assignments.parquet", "reports"
 """Folders of the output: the parts, which Parquet readers take as one table, and a report of each."""
 CPU_BATCH = 64  # images in a forward pass on a CPU, at most: more take more memory and no less time
-ACTOR_IMAGES = 2048  # worth the start of an actor, which takes seconds
+ACTOR_IMAGES = 2048  # that are worth starting an actor for, which takes seconds
 BATCHES_A_GROUP = 32  # in a row group
 
 T = TypeVar("T")
@@ -53,12 +53,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Assignment:
-    """How images are assigned; equal for all actors, and small.
+    """How images are assigned; the same for all actors, and small.
 
     Attributes
     ----------
     load : callable
-        Gives the model on an actor's device: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D).
+        Loads the model on an actor's device: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D).
     card : ModelCard
     batch_size : int
         Images in a forward pass.
@@ -80,10 +80,10 @@ class Assignment:
 
 
 class PartReport(BaseModel):
-    """What became of a piece, or of several together.
+    """The result for a piece, or for several together.
 
-    `sizes` has the images of each cluster, `similarity` the sum over all of them. The bad ones of a piece are listed;
-    those of several are only counted.
+    `sizes` has the number of images of each cluster, `similarity` the sum over all images. The bad images of one piece
+    are listed; those of several pieces are only counted.
     """
 
     images: int = 0
@@ -96,7 +96,7 @@ class PartReport(BaseModel):
 
     @property
     def seen(self) -> int:
-        """Images and other files that were met."""
+        """Images and other files seen so far."""
         return self.images + self.bad_count + self.left_out
 
     def refuse(self, entries: list[Quarantined]) -> None:
@@ -118,12 +118,12 @@ class PartReport(BaseModel):
 
 
 def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) -> Iterator[PartReport]:
-    """Assign what is not assigned yet, and then yield the report of each piece in order; Ray is connected.
+    """Assign what is not assigned yet, then yield the report of each piece in order; Ray must be connected.
 
     Raises
     ------
     DataError, RunFailed
-        When images cannot be read, or Ray cannot carry it out; the same call continues.
+        When images cannot be read, or Ray fails; the same call resumes.
     """
     parts, reports = (Folder(assignment.out).subfolder(name).make() for name in (PARTS, REPORTS))
     for folder in (parts, reports):
@@ -134,7 +134,7 @@ def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) 
         done = sum(_read(reports, number).seen for number in sorted(set(range(len(pieces.pieces))).difference(missing)))
         progress = Progress("assign", "images", pieces.total, done, echo)
         try:
-            with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
+            with cpp_log_lines_hidden():  # one warns, for any arguments, that actors could lose them
                 for row in _assigned(pieces, missing, assignment).iter_rows():
                     progress.add(row["seen"])
         except RayError as error:
@@ -151,7 +151,7 @@ def _read(reports: Folder, number: int) -> PartReport:
 
 
 def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray.data.Dataset:
-    """Pieces that are assigned while the data set is read; its rows are small."""
+    """A data set that assigns the pieces while it is read; its rows are small."""
     quiet_data_context()
     rows = [{"number": number, "piece": cloudpickle.dumps(pieces.pieces[number])} for number in numbers]
     useful = len(rows) if pieces.total is None else min(len(rows), math.ceil(pieces.total / ACTOR_IMAGES))
@@ -160,13 +160,13 @@ def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray
         Assigner,
         fn_constructor_args=[assignment],
         num_gpus=1 if pool.gpus else 0,
-        num_cpus=0 if pool.gpus else 0.5,  # an actor that took the only CPU would wait for ever to be fed
+        num_cpus=0 if pool.gpus else 0.5,  # an actor that took the only CPU would wait for input for ever
         concurrency=(pool.least, pool.most),
     )
 
 
 def with_names(table: pa.Table, card: ModelCard) -> pa.Table:
-    """The rows with the names that the clusters have now; without the column where none has a name."""
+    """The rows with the current names of the clusters; without the column if none has a name."""
     if "name" in table.column_names:
         table = table.drop_columns("name")
     if not card.names:
@@ -176,14 +176,14 @@ def with_names(table: pa.Table, card: ModelCard) -> pa.Table:
 
 
 def rename_clusters(out: Folder, card: ModelCard) -> None:
-    """Write the names that clusters have now into all parts; each is the old one or the new one after a kill."""
+    """Write the current names of the clusters into all parts; after a kill each part is either the old or the new."""
     folder = out.subfolder(PARTS)
     for part in (name for name in folder.names("part-") if name.endswith(".parquet")):
         rewrite_rows(folder, part, partial(with_names, card=card))
 
 
 def rewrite_rows(folder: Folder, file: str, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Put what `change` makes of its row groups in the place of a Parquet file, whole or not at all."""
+    """Rewrite a Parquet file by applying `change` to its row groups; the file is replaced whole or not at all."""
     path = f"{folder.root}/{file}"
     with whole_file(folder.files, path) as new, folder.files.open_input_file(path) as handle:
         rows = pq.ParquetFile(handle)
@@ -237,7 +237,7 @@ class Assigner:
             yield write
 
     def _tables(self, piece: Piece, report: PartReport) -> Iterator[pa.Table]:
-        """The rows of the piece, a batch at a time; what is no row is counted in the report."""
+        """The rows of the piece, a batch at a time; anything else in it is counted in the report."""
         for images, rows in _ahead(self._batches(piece, report)):
             with torch.inference_mode():
                 similarities, features = self.model(images.to(self.device))
@@ -281,7 +281,7 @@ def decoding_threads() -> int:
 
 
 def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:
-    """The images of a piece; what it lists beside them goes into the report."""
+    """The images of a piece; its other entries go into the report."""
     for entry in piece():
         if isinstance(entry, Encoded):
             yield entry
@@ -292,7 +292,7 @@ def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:
 
 
 def _decoded(row: Encoded, decoding: dict[str, Any]) -> Tensor | Quarantined:
-    """An image uint8 (S, S, 3); one that cannot be decoded never costs the others."""
+    """An image uint8 (S, S, 3); one that cannot be decoded does not affect the others."""
     try:
         return decode(row.data, **decoding).permute(1, 2, 0)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What has to be known of a model beside its weights: how images are read for it, and what its clusters are."""
+"""What is needed to use a model besides its weights: how its images are read, and what its clusters are."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ModelCard(BaseModel):
         How files of more than 8 bits, several bands or transparency become pixels.
     clusters : TrainingClusters
     names : dict of int to str
-        Names that people gave to clusters; two clusters of one name count as one. A cluster without a name is never
-        one with another.
+        Names that people gave to clusters; clusters with the same name count as one. A cluster without a name counts
+        by itself.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,7 +1,7 @@
-"""The features of a run's own images, which its last E-step leaves in the run's folder, with what it says of each.
+"""The features and predictions of a run's own images, which its last E-step leaves in the run's folder.
 
 Every worker writes the rows that it owns as one Parquet part, named after the number of workers and the E-step's
-centres. A run that was killed or rolled back there, and resumed, leaves the parts of several E-steps.
+centres. A run that was killed or rolled back at that point and then resumed leaves the parts of several E-steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange) -> None:
     """Write the features (own rows, D) of this worker's images, and the prediction of each by centers (K, D).
 
-    A row group at a time is made and written, so that memory does not grow with the images.
+    One row group at a time is made and written, so that memory does not grow with the images.
     """
     folder = run.subfolder(FEATURES).make()
     directions, index = unit(centers).T, torch.arange(own.start, own.stop)
@@ -50,7 +50,7 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange
 
 
 def _predict_rows(rows: Tensor, directions: Tensor) -> Prediction:
-    """The predictions of rows (n, D) by directions (D, K), whose cosines are made for a few rows at a time."""
+    """The predictions of rows (n, D) by directions (D, K); cosines are computed for a few rows at a time."""
     few = max(LEAST_ROWS, CHUNK_VALUES // directions.shape[1])
     parts = [predict((part @ directions).float()) for part in rows.split(few)]
     return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -59,7 +59,7 @@ def _predict_rows(rows: Tensor, directions: Tensor) -> Prediction:
 def prediction_table(
     prediction: Prediction, *, index: Tensor | None = None, features: Tensor | None = None
 ) -> pa.Table:
-    """A row for each image: its index where there is one, the prediction, and where given its features as float16."""
+    """A row for each image: its index if given, the prediction, and its features as float16 if given."""
     columns: dict[str, pa.Array] = {} if index is None else {"index": pa.array(index.numpy())}
     columns |= {name: pa.array(values.cpu().numpy()) for name, values in prediction._asdict().items()}
     if features is not None:
@@ -78,12 +78,12 @@ def _part(of_rank: int, workers: int, digest: str) -> str:
 
 
 def keep_last_parts(run: Folder, centers: Tensor) -> None:
-    """Delete all parts but those of the E-step that found these centers (K, D), which are the run's.
+    """Delete all parts except those of the E-step that found these centers (K, D), which are the run's.
 
     Raises
     ------
     DataError
-        When they are not complete.
+        When those parts are not complete.
     """
     folder = run.subfolder(FEATURES)
     there = folder.names("part-")
@@ -97,7 +97,7 @@ def keep_last_parts(run: Folder, centers: Tensor) -> None:
 
 
 def _complete_parts(names: Sequence[str], digest: str) -> set[str]:
-    """The parts with these centres from any number of workers that wrote all of theirs."""
+    """A complete set of parts with these centres, from any number of workers; empty if there is none."""
     for workers in range(1, len(names) + 1):
         expected = {_part(of_rank, workers, digest) for of_rank in range(workers)}
         if expected <= set(names):
@@ -152,7 +152,7 @@ def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[
 
 
 def _row_groups(run: Folder, columns: list[str]) -> Iterator[pa.Table]:
-    """Some row groups at a time: a request of an object store takes as long for one."""
+    """Read several row groups at a time: a request to an object store takes as long for a single one."""
     files = run.files
     for part in embedding(run).files:
         with files.open_input_file(part) as handle:

@@ -12,13 +12,13 @@ from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.method.losses import unit
 
-TARGET = "networks.target."  # beginning of the target network's names in a checkpoint
+TARGET = "networks.target."  # prefix of the target network's names in a checkpoint
 
 
 class ClusterModel(nn.Module):
     """uint8 images (B, H, W, 3) to cosine similarities (B, K) with the cluster centres, and to features (B, D).
 
-    With a frozen backbone `network` takes its features, and `backbone` makes them of images; otherwise `backbone` is
+    With a frozen backbone, `backbone` computes features of images and `network` takes them; otherwise `backbone` is
     the identity.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The images to be assigned, in pieces that any process can read: of shards, or of a source that was never ingested."""
+"""The images to assign, in pieces that any process can read: from shards, or from a source that was never ingested."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipeline.data.shards import LeftOut, Manifest, Quarantined, Shard
 from pipeline.data.sources import Part, Row, Source
 from pipeline.errors import first_line
 
-PIECES = 64  # at least, so that little is lost with a kill and all actors have work to the end
+PIECES = 64  # at least, so that a kill loses little and all actors have work to the end
 PIECE_IMAGES = range(32, 8193)
 RAW_PIECE_IMAGES = 512
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as the shards have it, or as an ingest would store it; only those of shards have an index."""
+    """An image as the shards have it, or as an ingest would store it; only images in shards have an index."""
 
     data: bytes
     path: str
@@ -39,7 +39,7 @@ class Pieces:
     Attributes
     ----------
     name : str
-        Of the source, for people.
+        Of the source, for display.
     stamp : str
         Changes when the source does.
     pieces : tuple of Piece
@@ -95,5 +95,5 @@ def _as_ingested(row: Row, pixels: PixelOptions) -> Encoded | Quarantined:
     """The image with the bytes that an ingest would store."""
     try:
         return Encoded(stored_bytes(row.data, pixels), row.path, row.label, None)
-    except Exception as error:  # decoders raise whatever the bytes drive them to
+    except Exception as error:  # decoders may raise anything on bad bytes
         return Quarantined(path=row.where, reason=first_line(error))

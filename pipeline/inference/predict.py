@@ -1,4 +1,4 @@
-"""From similarities to what is said of an image: its cluster, how sure that is, and how unusual the image is."""
+"""From similarities to the prediction for an image: its cluster, how sure that is, and how unusual the image is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 ReadBlocks = Callable[[], Iterable[tuple[Array, Array]]]
-"""Begins anew to read the cluster and the similarity, each (n,), of all images block by block."""
+"""Reads cluster and similarity, each (n,), of all images block by block; each call starts from the beginning."""
 OUTLIER = 3.5
 """An image with a larger outlier score is unusual for its cluster: the limit of Iglewicz and Hoaglin, How to Detect and
 Handle Outliers (1993)."""
@@ -21,10 +21,10 @@ LEAST_DEVIATION = 1e-3  # of similarities: in tighter clusters differences are r
 
 
 class Prediction(NamedTuple):
-    """What a model says of images, each a Tensor (n,).
+    """A model's predictions for images, each a Tensor (n,).
 
     `cluster` int64 is the nearest centre, `similarity` the cosine to it, `runner_up` int64 the second nearest centre,
-    and `margin`, in [0, 2], by how much it is less similar.
+    and `margin`, in [0, 2], how much smaller the cosine to that one is.
     """
 
     cluster: Tensor
@@ -42,7 +42,7 @@ def predict(similarities: Tensor) -> Prediction:
 
 
 class TrainingClusters(BaseModel):
-    """The clusters as the training images fill them: what other images are compared with.
+    """Statistics of the clusters' training images, which other images are compared with.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ def measure_clusters(read: ReadBlocks, num_clusters: int) -> TrainingClusters:
     """The clusters of the training images, in three passes over their predictions.
 
     Exact medians need all similarities, so they are held as float32, sorted by cluster: 4 bytes an image, and 4 more
-    for each image of the cluster that is measured.
+    for each image of the cluster that is being measured.
     """
     sizes = np.zeros(num_clusters, dtype=np.int64)
     for cluster, _ in read():
@@ -84,7 +84,7 @@ def measure_clusters(read: ReadBlocks, num_clusters: int) -> TrainingClusters:
     groups = np.split(values, np.cumsum(sizes)[:-1])
     spread = {number: _median_and_deviation(group) for number, group in enumerate(groups) if len(group)}
     if len(spread) < num_clusters:
-        of_all = _median_and_deviation(values)  # comes last, because it mixes the clusters
+        of_all = _median_and_deviation(values)  # last, because it reorders values across clusters
         spread = {number: spread.get(number, of_all) for number in range(num_clusters)}
     median, deviation = zip(*(spread[number] for number in range(num_clusters)), strict=True)
     measured = TrainingClusters(
@@ -111,7 +111,7 @@ def _by_cluster(read: ReadBlocks, sizes: Array) -> Array:
 
 
 def _median_and_deviation(values: Array) -> tuple[float, float]:
-    """Of values (n,), which come into another order."""
+    """Median and deviation of values (n,), which are reordered in place."""
     median = float(np.median(values, overwrite_input=True))
     distances = values - median
     np.abs(distances, out=distances)

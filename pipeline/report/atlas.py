@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.report.choice import Assignments, Duplicate
 from pipeline.report.sprites import Sheets, pack
 
-PAGE_BYTES = 28_000_000  # of the whole file, pictures being what gives way
+PAGE_BYTES = 28_000_000  # of the whole file; pictures are compressed until it fits
 SCRIPTS = (
     "data.js",
     "selection.js",
@@ -43,7 +43,7 @@ class ShownCluster:
     Attributes
     ----------
     name : str
-        Given by a person; empty without one. Clusters of one name are one group.
+        Given by a person; empty without one. Clusters with the same name are one group.
     cohesion, margin : float
         Means over its images of the cosine to the centre, and of how much that exceeds the cosine to the runner-up.
     cell : (column, row)
@@ -75,7 +75,7 @@ class Atlas:
     facts : sequence of (what, value)
         The headline.
     origin : sequence of (what, value)
-        What the page is of, and what it was made with.
+        What the page shows, and what it was made with.
     notes : sequence of str
         What is a sample, or missing, and why.
     total : int
@@ -89,7 +89,7 @@ class Atlas:
     places : float32 ndarray (R, 2)
         On the map, within [-1, 1]; NaN for images that are not on it.
     method : str
-        How the places were found: "UMAP", "t-SNE" or, of very few images, "PCA"; empty without a map.
+        How the places were found: "UMAP", "t-SNE" or, for very few images, "PCA"; empty without a map.
     alike : int64 ndarray (T, A)
         For each row with a picture the rows of the most similar ones, nearest first; A is 0 without features.
     counts : sequence of (class, cluster, images)
@@ -128,7 +128,7 @@ class Atlas:
 
 
 def atlas_page(atlas: Atlas) -> str:
-    """The page as HTML, of less than `PAGE_BYTES`; texts of others are data in it and never markup."""
+    """The page as HTML, smaller than `PAGE_BYTES`; texts from outside are data in it and never markup."""
     frame = Template(_asset("atlas.html"))
     style, script = _asset("atlas.css"), "\n".join(_asset(name) for name in SCRIPTS)
     data = _data(atlas)
@@ -141,7 +141,7 @@ def atlas_page(atlas: Atlas) -> str:
 
 
 def rename_clusters(page: str, names: Mapping[int, str]) -> str:
-    """A page with other names of its clusters and all else as it was; ValueError where `page` is no atlas."""
+    """The page with new cluster names and all else unchanged; ValueError if `page` is not an atlas."""
     head, found, rest = page.partition(DATA_START)
     text, end, tail = rest.partition("</script>")
     if not found or not end:
@@ -153,7 +153,7 @@ def rename_clusters(page: str, names: Mapping[int, str]) -> str:
 
 
 def _json(values: Any) -> str:
-    """JSON that can stand in a script element: it has no `<`."""
+    """JSON that is safe in a script element: it has no `<`."""
     return json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -200,12 +200,12 @@ def _data(atlas: Atlas) -> str:
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Six digits of each metric, and null for what JSON cannot say."""
+    """Six digits of each metric, and null for values that JSON cannot represent."""
     return {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in metrics.items()}
 
 
 def _sheet_tags(sheets: Sheets) -> str:
-    """Each sheet in an element of its own, so that the browser reads one when it is first needed."""
+    """Each sheet in an element of its own, so that the browser reads it only when it is needed."""
     return "\n".join(
         f'<script type="text/plain" id="sheet-{number}">{base64.b64encode(file).decode()}</script>'
         for number, file in enumerate(sheets.files)

@@ -1,4 +1,4 @@
-"""What of a clustering an atlas shows: which clusters, which of their images, which outliers and duplicates."""
+"""Choose what an atlas shows: which clusters, which of their images, which outliers and duplicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONTACTS = 12_000  # images on the contact sheets of all clusters together
 LARGEST_SHEET, SMALLEST_SHEET = 72, 6  # images on the contact sheet of one cluster
 OUTLIERS, PAIRS = 200, 300  # listed at most
 DUPLICATE = 0.99  # cosine above which two images are compared as pictures
-IDENTICAL, ALIKE = 1.5, 8.0  # mean difference of the pixels, of 255, up to which pictures count as such
+IDENTICAL, ALIKE = 1.5, 8.0  # largest mean pixel difference, of 255, of such pictures
 Array = np.ndarray[Any, Any]
 Likeness = Literal["identical", "alike", "not compared"]
 
@@ -31,8 +31,8 @@ class Assignments:
     cluster, runner_up : int64 ndarray (N,)
         Nearest and second nearest centre.
     similarity, margin, outlier : float32 ndarray (N,)
-        Cosine to the own centre; how much it exceeds that to the runner-up; and the robust z by which it lies below
-        the median of its cluster.
+        Cosine to the own centre; how much that exceeds the cosine to the runner-up; and its robust z-score below the
+        median of the cluster.
     label : int64 ndarray (N,) or None
         Class, -1 where unknown; None when no image has one.
     """
@@ -51,7 +51,7 @@ class Assignments:
 
 @dataclass(frozen=True)
 class Totals:
-    """What is counted and summed over all images of a data set, of which `Assignments` may hold the first ones.
+    """Counts and sums over all images of a data set, while `Assignments` may hold only the first of them.
 
     Attributes
     ----------
@@ -71,11 +71,11 @@ class Totals:
 
     @property
     def images(self) -> int:
-        """All of them."""
+        """Number of all images."""
         return int(self.sizes.sum())
 
     def plus(self, other: Totals) -> Totals:
-        """Those of both sets of images."""
+        """The totals of both sets of images together."""
         return Totals(
             self.sizes + other.sizes,
             self.outliers + other.outliers,
@@ -85,13 +85,13 @@ class Totals:
         )
 
     def majority(self, cluster: int) -> tuple[int, float] | None:
-        """Most frequent class of a cluster, and its share of the images with a known class; None without such."""
+        """Most frequent class of a cluster, and its share of the images with a known class; None if there are none."""
         classes, _, images = self.classes[self.classes[:, 1] == cluster].T
         return (int(classes[images.argmax()]), float(images.max() / images.sum())) if len(classes) else None
 
 
 def count_images(images: Assignments, num_clusters: int) -> Totals:
-    """Counts and sums over some images; those of all are their sum."""
+    """Counts and sums over some images; `Totals.plus` adds up those of all."""
 
     def each(weights: Array | None = None) -> Array:
         return np.bincount(images.cluster, weights, minlength=num_clusters)
@@ -109,7 +109,7 @@ class ContactSheet:
 
     @property
     def images(self) -> Array:
-        """All of them."""
+        """All images of the sheet."""
         return np.concatenate([self.typical, self.border])
 
 
@@ -124,7 +124,7 @@ class Duplicate:
 
 
 def largest_clusters(sizes: Array) -> Array:
-    """Numbers of the clusters that are shown, of those of sizes (K,): all, or the `CLUSTERS` largest; sorted."""
+    """Numbers of the clusters to show, given the sizes (K,): all, or the `CLUSTERS` largest; sorted."""
     return np.sort(np.argsort(-sizes, kind="stable")[:CLUSTERS])
 
 
@@ -169,10 +169,10 @@ def near_pairs(neighbours: Array, similarity: Array) -> tuple[Array, Array]:
 
 
 def judge_pairs(pairs: Array, cosines: Array, pictures: Array | None) -> list[Duplicate]:
-    """The pairs whose pictures are alike too, identical ones first; all of them where there are no pictures.
+    """The pairs whose pictures are alike too, identical ones first; all pairs if there are no pictures.
 
-    Features of a clustering say what belongs together, so that two pictures of one kind can be as near as two copies
-    of one picture. The pixels tell.
+    The features of a clustering put images of one kind together, so that two of them can be as near as two copies of
+    one image. The pixels tell them apart.
 
     Parameters
     ----------

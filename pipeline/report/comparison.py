@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.report.html import heading, html_page, image, paragraph, table
 from pipeline.report.sprites import strip_png
 
-UNSTABLE, STABLE = 0.6, 0.85  # of Hennig (2007)
+UNSTABLE, STABLE = 0.6, 0.85  # limits of Hennig (2007)
 STYLE = (
     "tr.unstable { background: light-dark(#fbeaea, #45211f) } tr.stable { background: light-dark(#e8f4e8, #1f3a26) }\n"
 )
@@ -33,7 +33,7 @@ class Comparison:
     stability : ndarray (K,)
         Mean Jaccard index with the most similar cluster of each other run.
     moved : ndarray (K,)
-        Images of each cluster that another run has elsewhere.
+        Images of each cluster that another run puts elsewhere.
     images : int
     pictures : mapping
         Cluster -> tiles uint8 (n, side, side, 3) of images that moved.

@@ -1,4 +1,4 @@
-"""From a clustering to the values of its atlas: chooses what is shown, and has only those images decoded."""
+"""Compose the values of an atlas from a clustering: choose what is shown, and decode only those images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Clustering:
 
 @dataclass(frozen=True)
 class Shown:
-    """What of a clustering the page shows: numbers of clusters, and images by index."""
+    """What the page shows of a clustering: numbers of clusters, and images by index."""
 
     numbers: Array
     sheets: Sequence[ContactSheet]
@@ -88,7 +88,7 @@ class Shown:
 
     @property
     def images(self) -> Array:
-        """All images with a picture. The first of each cluster come first: one sheet of pictures shows them all."""
+        """All images with a picture. The first one of each cluster comes first, so that one sheet has them all."""
         first = [sheet.typical[:1] for sheet in self.sheets]
         parts = [*first, *(sheet.images for sheet in self.sheets), self.on_map, self.outliers, self.pairs.reshape(-1)]
         together = np.concatenate(parts).astype(np.int64)
@@ -131,7 +131,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
 
 
 def choose(clustering: Clustering) -> Shown:
-    """Clusters and images for the page, from numbers alone."""
+    """Choose clusters and images for the page from numbers alone, without pictures."""
     images, embedding = clustering.images, clustering.embedding
     numbers = largest_clusters(clustering.totals.sizes)
     pairs, cosines = np.zeros((0, 2), np.int64), np.zeros(0)
@@ -197,7 +197,7 @@ def describe_clusters(clustering: Clustering, shown: Shown, row_of: Array) -> li
 def cluster_places(clustering: Clustering, numbers: Array) -> Array:
     """A place (len(numbers), 2) for each cluster: the middle of its images on the map.
 
-    Where there is no map, or a cluster has no image on it, the centres' own projection takes the place of both.
+    Where there is no map, or a cluster has no image on it, the projection of the centres is used.
     """
     own = principal_plane(unit(clustering.centers.float())[numbers])
     if clustering.embedding is None:
@@ -210,7 +210,7 @@ def cluster_places(clustering: Clustering, numbers: Array) -> Array:
 
 
 def nearest_clusters(centers: Tensor, numbers: Array) -> tuple[Array, Array]:
-    """For each of the clusters the nearest others of them, as places in `numbers`, and their cosines."""
+    """For each of the clusters the nearest other ones, as positions in `numbers`, and their cosines."""
     rows = unit(centers.float())[numbers]
     cosines = (rows @ rows.T).fill_diagonal_(-torch.inf).topk(min(NEAR, len(numbers) - 1), dim=1)
     return cosines.indices.numpy(), cosines.values.numpy()

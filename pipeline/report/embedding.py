@@ -1,4 +1,4 @@
-"""Images among images: the map, the nearest neighbours, and the table that the tool Embedding Atlas reads."""
+"""The map, the nearest neighbours, and the table that the tool Embedding Atlas reads."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def embed(features: Tensor) -> Embedding:
 def embedding_table(
     images: Assignments, embedding: Embedding, names: Mapping[int, str], rows: Array, pictures: Array
 ) -> pa.Table:
-    """The images of the embedding, in the form that Embedding Atlas reads: its neighbours are numbers of rows.
+    """The images of the embedding, in the form that Embedding Atlas reads: neighbours are row numbers.
 
     Parameters
     ----------
     names : dict
         Number of a cluster -> its name.
     rows : int64 ndarray (R,)
-        Indices of images, of which the first have `pictures`: uint8 ndarray (T, side, side, 3).
+        Indices of images; the first T have `pictures`, uint8 ndarray (T, side, side, 3).
     """
     count = len(embedding)
     thumbnails: list[dict[str, bytes] | None] = [None] * len(images)
@@ -96,12 +96,12 @@ def _lists(values: Array) -> pa.ListArray:
 
 
 def alike(embedding: Embedding, chosen: Sequence[int] | Array, count: int) -> Array:
-    """For each chosen image the `count` most similar of the other chosen ones, as their places in `chosen`.
+    """For each chosen image the `count` most similar of the other chosen ones, as positions in `chosen`.
 
     Returns
     -------
     int64 ndarray (len(chosen), count)
-        -1 where there is none: beside images that are not in the embedding, or with fewer than `count` others.
+        -1 where there is none: for images that are not in the embedding, or with fewer than `count` others.
     """
     chosen = np.asarray(chosen)
     inside = np.flatnonzero(chosen < len(embedding))

@@ -18,7 +18,7 @@ from pipeline.report.choice import Totals
 SCORES = ("acc", "nmi", "ari", "label_free", "knn_acc", "linear_acc")
 HEALTH = ("label_churn", "size_entropy", "feature_spread", "silhouette", "view_agreement")
 ROWS, TYPICAL, BORDERLINE = 20, 10, 3  # clusters on a sheet, and images of each
-GAP = 0.3  # width of the column between typical and borderline images, over an image's
+GAP = 0.3  # width of the column between typical and borderline images, relative to an image's
 Array = np.ndarray[Any, Any]
 
 

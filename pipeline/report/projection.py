@@ -16,19 +16,19 @@ from torch import Tensor
 
 FIT_ROWS = 10_000  # that UMAP learns from; more take minutes and show the same
 TSNE_ROWS = 6_000  # that t-SNE places: those on the page
-TSNE_STEPS = 500  # a fixed number, because a limit in seconds would give every machine another map
+TSNE_STEPS = 500  # a fixed number, because a limit in seconds would give another map on every machine
 BETWEEN = 5  # placed neighbours that decide where another row lies
 BLOCK = 4_096  # rows that are compared with the placed ones at a time
 LOOSE = {
     "min_dist": 0.9,
     "spread": 1.5,
-}  # features of a clustering are so tight that UMAP's own values make dots of them
+}  # features of a clustering are so tight that UMAP's defaults shrink clusters to dots
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Coordinates (n, 2) float32 within [-1, 1], and the method that made them, for people."""
+    """Coordinates (n, 2) float32 within [-1, 1], and the name of the method that made them, for display."""
 
     places: Array
     method: str
@@ -50,9 +50,9 @@ def project(unit: Tensor) -> Projection:
 
 
 def _place_neighbours(rows: Tensor) -> Array:
-    """Places (n, 2) of unit rows by t-SNE; those after `TSNE_ROWS` lie between the most similar ones before."""
+    """Places (n, 2) of unit rows by t-SNE; rows after `TSNE_ROWS` lie between the most similar of the first ones."""
     fitted = rows[:TSNE_ROWS]
-    with threadpool_limits(1):  # threads would add up in another order each time
+    with threadpool_limits(1):  # several threads would sum in another order each time
         tsne = TSNE(
             perplexity=min(30.0, (len(fitted) - 1) / 3),
             init=1e-4 * principal_plane(fitted),
@@ -71,7 +71,7 @@ def _learn(method: Any, rows: Array) -> Array:
     """Places (n, 2) by UMAP's class."""
     fitted, rest = rows[:FIT_ROWS], rows[FIT_ROWS:]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed means one thread, and that few rows have few neighbours
+        warnings.simplefilter("ignore")  # warnings that a seed means one thread, and few rows few neighbours
         model = method(metric="cosine", n_neighbors=min(30, len(fitted) - 1), random_state=0, **LOOSE)
         places = model.fit_transform(fitted)
         return np.concatenate([places, model.transform(rest)]) if len(rest) else places
@@ -80,7 +80,7 @@ def _learn(method: Any, rows: Array) -> Array:
 def principal_plane(rows: Tensor) -> Array:
     """Rows (n, D) on the plane of most variance: (n, 2) float32 within [-1, 1].
 
-    Both axes point to where the largest entry of their direction is positive, so that nothing is left to chance.
+    The signs of both axes are fixed: the largest absolute entry of each direction is positive.
     """
     centred = rows.double() - rows[:FIT_ROWS].double().mean(dim=0)
     directions = torch.linalg.eigh(centred[:FIT_ROWS].T @ centred[:FIT_ROWS]).eigenvectors[:, -2:].flip(1)
@@ -89,17 +89,17 @@ def principal_plane(rows: Tensor) -> Array:
 
 
 def _to_square(places: Array) -> Array:
-    """Moved and scaled, both axes alike, until the whole lies within [-1, 1]."""
+    """Moved and scaled, both axes alike, so that all places lie within [-1, 1]."""
     low, high = places.min(axis=0), places.max(axis=0)
     scale = max(float((high - low).max()), 1e-12) / 2
     return ((places - (low + high) / 2) / scale).astype(np.float32)
 
 
 def arrange(places: Array) -> Array:
-    """A cell (column, row) of a grid for each of K places (K, 2), neighbours near each other; no two share one.
+    """A grid cell (column, row) of its own for each of K places (K, 2), with neighbours near each other.
 
     The grid is wider than high, as screens are, and leaves few cells empty. Places are first spread evenly, then
-    assigned so that the squared distances sum to the least.
+    assigned so that the sum of squared distances is smallest.
     """
     count = len(places)
     root = math.sqrt(count)

@@ -1,4 +1,4 @@
-"""The page of a search: its table, and Optuna's pictures of it, in one file."""
+"""The page of a search: its table and Optuna's plots, in one file."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ShownSearch:
 
 @dataclass(frozen=True)
 class Plot:
-    """One of Optuna's plots; `finished` is how many finished trials it takes to mean something."""
+    """One of Optuna's plots; `finished` is the number of finished trials that it needs to be meaningful."""
 
     title: str
     meaning: str
@@ -108,7 +108,7 @@ def search_page(search: ShownSearch) -> str:
 
 
 def _plots(search: ShownSearch) -> list[str]:
-    """Optuna's plots; a line with the reason where it refuses the trials, so that the search keeps its page."""
+    """Optuna's plots, or a line with the reason if it rejects the trials: the search still gets its page."""
     try:
         study = make_study(search)
     except Exception as error:
@@ -144,7 +144,7 @@ def _frozen_trial(trial: ShownTrial, search: ShownSearch) -> FrozenTrial:
 
 
 def _drawable(value: Any) -> Any:
-    """A list as a text: Optuna's plots look values up, and a list cannot be."""
+    """A list as text: Optuna's plots use values as keys, and a list cannot be one."""
     return str(value) if isinstance(value, list) else value
 
 
@@ -156,7 +156,7 @@ def _of_drawable(distribution: BaseDistribution) -> BaseDistribution:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Settings without their section, where that is clear: Optuna cuts names off after 20 letters."""
+    """Settings without their section, where that is unambiguous: Optuna cuts names off after 20 letters."""
     last = {key: key.partition(".")[2] or key for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 

@@ -1,4 +1,4 @@
-"""Small pictures packed into sheets: one file for a thousand of them, within a number of bytes."""
+"""Small pictures packed into sheets: one file for a thousand of them, within a limit in bytes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def tile_side(count: int) -> int:
 
 
 def pack(tiles: Array, most_bytes: int) -> Sheets:
-    """Tiles uint8 (n, side, side, 3) as sheets, in the best quality in which they take no more than `most_bytes`.
+    """Tiles uint8 (n, side, side, 3) as sheets, in the best quality that takes no more than `most_bytes`.
 
-    The worst quality is the last: sheets that are too large even then are larger than `most_bytes`.
+    If even the worst quality does not fit, the sheets are larger than `most_bytes`.
     """
     side = tiles.shape[1]
     columns = SHEET // side

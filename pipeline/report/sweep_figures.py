@@ -1,4 +1,4 @@
-"""Pictures of a search for the number of clusters: what each criterion says, and how clusters merge."""
+"""Pictures of a search for the number of clusters: the curve of each criterion, and how clusters merge."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def draw_dendrogram(path: Path, tree: Array, sizes: Array, groups: int) -> None:
     path : Path
         PNG file to write.
     tree : ndarray (K - 1, 4)
-        As scipy's `linkage` has it.
+        As scipy's `linkage` returns it.
     sizes : ndarray (K,)
         Images of each cluster.
     """
     labels = [f"{cluster} ({size:,})" for cluster, size in enumerate(sizes)]
     heights = np.concatenate([[0.0], tree[:, 2], [tree[-1, 2] * 1.05]])
-    threshold = heights[len(sizes) - groups : len(sizes) - groups + 2].mean()  # after as many merges, before the next
+    threshold = heights[len(sizes) - groups : len(sizes) - groups + 2].mean()  # between the last merge and the next
     figure, axis = plt.subplots(figsize=(7, 0.22 * len(sizes) + 1.2))
     dendrogram(tree, labels=labels, orientation="right", color_threshold=threshold, ax=axis)
     axis.axvline(threshold, color="0.5", linestyle="--", linewidth=1)

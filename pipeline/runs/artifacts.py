@@ -47,7 +47,7 @@ from pipeline.training.timing import ENTRIES
 
 TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
-MLFLOW_BYTES = 64 << 20  # of a file, at most: MLflow gets a pointer to a larger one
+MLFLOW_BYTES = 64 << 20  # the largest file sent to MLflow: it gets a pointer to a larger one
 CLUSTERS, CURVES, LEDGER = "clusters.png", "curves.png", "ledger.json"
 OUTPUTS = {
     "summary": SUMMARY,
@@ -60,10 +60,10 @@ OUTPUTS = {
 
 
 def write_artifacts(job: Job, *, reopen: bool = True) -> dict[str, Any]:
-    """Write all that a finished run leaves into its folder and to MLflow; returns the summary.
+    """Write all results of a finished run into its folder and to MLflow; returns the summary.
 
-    The summary is written last: a run that has one is complete, and after a kill before it the same command writes
-    everything again. MLflow's run ends with it, or, without `reopen`, has ended when training did.
+    The summary is written last: a run that has one is complete. After a kill before that, the same command writes
+    everything again. MLflow's run ends with the summary or, without `reopen`, has already ended with the training.
     """
     folder = job.folder
     values = newest_in(folder.path)
@@ -101,7 +101,7 @@ def _keep(files: list[Path], folder: Folder, local: Path, writer: RunWriter) -> 
 
 
 def log_file(folder: Folder, name: str, local: Path, writer: RunWriter) -> None:
-    """Log a file of the run's folder to MLflow; of a large one ``<name>.json``, which says where the file lies.
+    """Log a file of the run's folder to MLflow; for a large file log ``<name>.json`` with its location.
 
     `local` is a folder for a copy.
     """
@@ -132,13 +132,13 @@ def ledger(metrics: dict[str, float]) -> dict[str, float]:
 def write_assignments(run: Folder, data: str, total: int, num_clusters: int) -> None:
     """Write the clusters' statistics and a row for each of the run's `total` images, in order of the index.
 
-    docs/using.md describes the columns. They are written block by block, so that memory does not grow with the images
-    but by what `measure_clusters` holds.
+    docs/using.md describes the columns. Rows are written block by block, so that only what `measure_clusters` holds
+    grows with the number of images.
 
     Raises
     ------
     DataError
-        When features or shards cannot be read, or there is not a feature for each image.
+        When features or shards cannot be read, or there is not one feature for each image.
     """
     clusters = measure_clusters(lambda: _predictions(run, total), num_clusters)
     run.write(TRAINING_CLUSTERS, clusters.model_dump())
@@ -197,7 +197,7 @@ def draw(job: Job, values: dict[str, Any], local: Path) -> list[Path]:
 
 
 def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tracking: RunRef) -> dict[str, Any]:
-    """Scores, losses, times, where things are, and what they were made with."""
+    """Scores, losses, times, paths of the outputs, and what they were made with."""
     history, last = values["history"], values["history"][-1]
     totals = {entry: sum(metrics.get(f"seconds_{entry}", 0.0) for metrics in history) for entry in (*ENTRIES, "epoch")}
     rates = [metrics["images_per_second"] for metrics in history if metrics["epoch"] > 0]

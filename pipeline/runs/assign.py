@@ -1,4 +1,4 @@
-"""A trained model over any images: the cluster of each, and how the images differ from those of the training."""
+"""Apply a trained model to any images: the cluster of each, and how the images differ from the training images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assign_images(
     features, classes : bool
         Add the columns `feature` (float16) and `label`.
     gpus : bool, optional
-        Whether actors get GPUs, which may not be there yet; where the cluster has any when absent.
+        Whether actors get GPUs, which the cluster may still have to add; when absent, if the cluster has any.
     echo : callable
         Takes the lines of progress.
 
@@ -74,7 +74,7 @@ def assign_images(
     ConfigError, DataError
         When there is no such model or source, or `out` belongs to another command.
     RunFailed
-        When Ray cannot carry it out; the same call continues.
+        When Ray fails; the same call resumes.
     """
     model = open_model(run)
     pieces = open_pieces(source, model.card.pixels, out)
@@ -95,19 +95,19 @@ def assign_images(
         total = _assign(pieces, assignment, target, echo)
         summary = summarise(model.card, pieces, total, target) | {"seconds": round(time.monotonic() - started, 3)}
         target.write(SUMMARY, summary)
-        target.delete(ONNX)  # of the nodes without GPUs
+        target.delete(ONNX)  # only for the nodes without GPUs
     return summary
 
 
 def pool_resources(gpus: bool | None) -> ResourcesConfig:
-    """What is asked of the cluster: whatever GPUs it has, or those that it will have."""
+    """The resources to request: the GPUs that the cluster has, or, where `gpus` is given, those that it can add."""
     return ResourcesConfig() if gpus is None else ResourcesConfig(gpus=gpus, autoscale=True)
 
 
 def open_pieces(source: str, pixels: PixelOptions, out: str | None = None) -> Pieces:
-    """The images of a folder of shards; or those of another source, read with the options of the training.
+    """The images of a folder of shards, or of another source, which is read with the options of the training.
 
-    With `out` a source that holds this folder is refused.
+    A source that contains `out` is refused.
     """
     if not _KIND.match(source) and has_manifest(source):
         return shard_pieces(absolute(source), validate_shards(source))
@@ -118,10 +118,10 @@ def open_pieces(source: str, pixels: PixelOptions, out: str | None = None) -> Pi
 
 
 def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: bool, classes: bool, echo: Echo) -> None:
-    """Note in the folder what it is for; ConfigError when it is for something else.
+    """Record in the folder what it is for; ConfigError when it is for something else.
 
-    The run's name is no part of that, nor are those of clusters: where they have changed, they are put into what is
-    there.
+    The names of the run and of clusters do not count: if cluster names have changed, the existing files get the new
+    ones.
     """
     unnamed = model.card.model_copy(update={"run": "", "names": {}})
     card = hashlib.sha256(unnamed.model_dump_json().encode()).hexdigest()
@@ -141,13 +141,13 @@ def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: boo
         raise ConfigError(f"{target.path} is for something else: {'; '.join(changed)}; choose another, or delete it")
     if before is not None and named != names:
         echo(f"{target.path} has other names of clusters; they are replaced")
-        target.delete(SUMMARY)  # which has names and, of an evaluation, scores that depend on them
+        target.delete(SUMMARY)  # it has names and, for an evaluation, scores that depend on them
         rename_clusters(target, model.card)
     target.write(WORK, work | {"names": names})
 
 
 def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) -> PartReport:
-    """Assign, and write the list of bad images while the reports come; returns their sum."""
+    """Assign, and write the list of bad images as the reports arrive; returns the sum of the reports."""
     total = PartReport(left_out=sum(entry.files for entry in pieces.left_out))
     total.refuse(list(pieces.quarantined))
     with target.open_output(BAD) as stream:
@@ -165,12 +165,12 @@ def _lines(entries: list[Quarantined]) -> bytes:
 
 
 def group_key(cluster: dict[str, Any]) -> str | int:
-    """What a cluster of a summary is counted as: its name, or its number where it has none."""
+    """The key under which a summary's cluster is counted: its name, or its number if it has none."""
     return cluster["cluster"] if cluster["name"] is None else str(cluster["name"])
 
 
 def group_sizes(summary: dict[str, Any]) -> Counter[str | int]:
-    """Images of each group of a summary: clusters of one name are one."""
+    """Images of each group of a summary: clusters with the same name are one group."""
     sizes = Counter[str | int]()
     for cluster in summary["clusters"]:
         sizes[group_key(cluster)] += cluster["images"]
@@ -178,7 +178,7 @@ def group_sizes(summary: dict[str, Any]) -> Counter[str | int]:
 
 
 def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder) -> dict[str, Any]:
-    """Sizes, drift, and where things are."""
+    """Sizes, drift, and paths of the outputs."""
     sizes = [{"cluster": number, "name": card.name(number), "images": size} for number, size in enumerate(total.sizes)]
     outputs = {"summary": SUMMARY, "assignments": PARTS, "bad": BAD}
     return {
@@ -196,11 +196,11 @@ def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder
 
 
 def drift(training: TrainingClusters, total: PartReport) -> dict[str, float]:
-    """How the images differ from those of the training; all are 0 for the same images.
+    """How the images differ from those of the training; all values are 0 for the same images.
 
-    `sizes` is the Jensen-Shannon divergence (Lin 1991), in bits and so in [0, 1], of the clusters' shares here and in
-    the training. `similarity` is the mean similarity with the own centre here minus that in the training. `outliers` is
-    the share of images whose outlier score is above 3.5, minus that share in the training.
+    `sizes` is the Jensen-Shannon divergence (Lin 1991), in bits and so in [0, 1], between the clusters' shares here and
+    in the training. `similarity` is the mean similarity to the own centre here minus that in the training. `outliers`
+    is the share of images whose outlier score is above 3.5, minus that share in the training.
     """
     shares = [np.asarray(sizes) / sum(sizes) for sizes in (training.sizes, total.sizes)]
     return {

@@ -1,4 +1,4 @@
-"""Runs on the same images side by side: without labels, their agreement is the best evidence that there is."""
+"""Compare runs on the same images: without labels, their agreement is the best evidence available."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
         Folders of two finished runs or more.
     out : str
         Folder to write to, local or URI: ``comparison.html``, ``summary.json``, and ``moved.parquet`` with the images
-        that are not in one cluster in all runs.
+        that are not in the same cluster in all runs.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When there are fewer than two runs, one is not finished, or they are of different images.
+        When there are fewer than two runs, one is not finished, or they are on different images.
     """
     runs = [Folder(absolute(reference)) for reference in references]
     if len(runs) < 2:
@@ -74,7 +74,7 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
 
 
 def _same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
-    """Configuration of the first run, and the images of all."""
+    """Configuration and manifest of the first run; ConfigError when another run is on different images."""
     first, *others = [read_started_run(run) for run in runs]
     for run, (_, manifest) in zip(runs[1:], others, strict=True):
         if manifest.source.digest != first[1].source.digest:
@@ -84,14 +84,14 @@ def _same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
 
 
 def _clusters(run: Folder, total: int) -> Array:
-    """Clusters (N,) of a run's images, as its last E-step left them; trials of a search have no more than these."""
+    """Clusters (N,) of a run's images, as its last E-step left them; trials of a search have nothing else."""
     blocks = feature_blocks(run, ["cluster"], total)
     return np.concatenate([table.column("cluster").to_numpy().astype(np.int32) for table in blocks])
 
 
 def _table(first: Array, second: Array, shape: tuple[int, int]) -> csr_array:
     table = contingency_table(torch.from_numpy(first), torch.from_numpy(second), shape)
-    assert table is not None  # on rank 0, which the only process is
+    assert table is not None  # it is None only on other ranks, and there is one process
     return table
 
 
@@ -124,7 +124,7 @@ def _compose(
 
 
 def _pictures(clusters: Array, elsewhere: Array, config: RunConfig, manifest: Manifest) -> dict[int, Array]:
-    """Tiles of the images of each cluster that most runs have elsewhere."""
+    """Tiles of the images of each cluster that the most runs put into another one."""
     moved = np.flatnonzero(elsewhere)
     order = moved[np.lexsort((moved, -elsewhere[moved], clusters[moved]))]
     chosen = {int(k): order[clusters[order] == k][:SHOWN] for k in np.unique(clusters[order])}
@@ -157,7 +157,7 @@ def _summarise(found: Comparison, runs: Sequence[Folder], target: Folder) -> dic
 
 
 def _write_moved(target: Folder, data: str, clusters: Sequence[Array], elsewhere: Array) -> None:
-    """The images that moved: path, in how many runs, and their cluster in each, by the numbers of the first run."""
+    """The images that moved: path, in how many runs, and their cluster in each run, in the first run's numbers."""
     moved, start = elsewhere > 0, 0
     paths: list[pa.ChunkedArray] = []
     for origins in read_origins(data):

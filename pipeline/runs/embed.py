@@ -1,4 +1,4 @@
-"""Caching the features of a frozen backbone, apart from any training: `digpro embed`."""
+"""Cache the features of a frozen backbone without training: `digpro embed`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.storage import Folder, check_writable
 
 
 def make_cache(config: RunConfig, echo: Callable[[str], None] = print) -> tuple[Folder, FeatureCache]:
-    """The cache of the features that a configuration asks for; a `train` with the same settings finds it.
+    """Make the feature cache that a configuration asks for; `train` with the same settings finds it.
 
     Raises
     ------
     ConfigError, DataError
-        When the backbone, its weights or the images cannot be had, or the folder cannot be written.
+        When the backbone, its weights or the images cannot be loaded, or the folder cannot be written.
     """
     config = resolve(config, "embed")
     assert config.data.features is not None

@@ -1,4 +1,4 @@
-"""Evaluating a run on any images: assigning them, and scores where classes are known."""
+"""Evaluate a run on any images: assign them, and compute scores where classes are known."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pipeline.runs.models import model_uri
 from pipeline.storage import Folder, absolute, join
 from pipeline.training.health import size_metrics
 
-PARTS_AT_ONCE = 64  # whose counts may wait to be added up
+PARTS_AT_ONCE = 64  # limits how many counts wait to be added up
 UNKNOWN = -1  # class of an image without one
 
 
 def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Echo = print) -> dict[str, Any]:
-    """Assign all images of a source by a trained model, and score the clusters; those of one name count as one.
+    """Assign all images of a source by a trained model, and score the clusters; those with the same name count as one.
 
     Parameters
     ----------
@@ -80,11 +80,11 @@ def _own_images(run: Folder) -> str:
 
 
 def count_assignments(target: Folder) -> Counter[tuple[int, int]]:
-    """Images by (class, cluster), read part by part from what was written; the class is -1 where none is known."""
+    """Number of images by (class, cluster), read part by part from the output; the class is -1 where unknown."""
     counts: Counter[tuple[int, int]] = Counter()
     folder = target.subfolder(PARTS)
     parts = [name for name in folder.names("part-") if name.endswith(".parquet")]
-    with ThreadPoolExecutor(8) as pool:  # remote reads this small are latency, not work
+    with ThreadPoolExecutor(8) as pool:  # latency dominates such small remote reads
         for first in range(0, len(parts), PARTS_AT_ONCE):
             for found in pool.map(partial(_count_part, folder), parts[first : first + PARTS_AT_ONCE]):
                 counts.update(found)
@@ -92,7 +92,10 @@ def count_assignments(target: Folder) -> Counter[tuple[int, int]]:
 
 
 def _count_part(folder: Folder, name: str) -> dict[tuple[int, int], int]:
-    """Images of a part by (class, cluster). A data set of all parts keeps their footers: 24 bytes an image."""
+    """Number of images of a part by (class, cluster).
+
+    One Parquet data set of all parts would keep their footers in memory: 24 bytes an image.
+    """
     try:
         with folder.files.open_input_file(f"{folder.root}/{name}") as handle:
             table = pq.ParquetFile(handle).read(columns=["label", "cluster"])
@@ -105,7 +108,7 @@ def _count_part(folder: Folder, name: str) -> dict[tuple[int, int], int]:
 
 
 def contingency(counts: Counter[tuple[int, int]], keys: Sequence[str | int]) -> csr_array:
-    """Images with a known class as a table (classes, groups), where clusters of one key (K,) are a group."""
+    """Images with a known class as a table (classes, groups); clusters with the same key (K,) are a group."""
     groups = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     known = [(label, groups[keys[cluster]], found) for (label, cluster), found in counts.items() if label != UNKNOWN]
     labels, columns, images = np.array(known, np.int64).reshape(-1, 3).T

@@ -1,4 +1,4 @@
-"""A trained model in a form for others: ONNX, a `torch.export` program, or safetensors."""
+"""Export a trained model as ONNX, a `torch.export` program, or safetensors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def export(run: str, format_name: str, out: str | None = None) -> dict[str, str]
     format_name : str
         ``onnx``, ``pt2`` or ``safetensors``.
     out : str, optional
-        Folder to write to; ``export`` in the run's folder, or in this one where the model is MLflow's, when absent.
+        Folder to write to. When absent: ``export`` in the run's folder, or in the current one for a model from MLflow.
 
     Raises
     ------
     ConfigError
         When there is no such model or format.
     RunFailed
-        When onnxruntime does not compute what torch does.
+        When onnxruntime and torch give different results.
     """
     model = open_model(run)
     place = join(model.place, "export") if isinstance(model.place, str) else "export"

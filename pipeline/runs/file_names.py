@@ -1,4 +1,4 @@
-"""Names of files and folders that every file system takes, made of whatever images and clusters are called."""
+"""File and folder names that every file system accepts, made from any names of images and clusters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from pipeline.data.formats import HEAD_BYTES, image_format
 
-BYTES = 120  # of a name without its suffix: file systems take 255, with all that is added
+BYTES = 120  # of a name without its suffix: file systems accept 255, including all that is added
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices of Windows
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
-SUFFIXES = {  # of a format; the first is taken where a name has none of them
+SUFFIXES = {  # by format; the first is used if a name has none of them
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
     "WebP": (".webp",),
@@ -27,14 +27,14 @@ SUFFIXES = {  # of a format; the first is taken where a name has none of them
 
 
 def safe_name(text: str) -> str:
-    """The text as a name: what file systems forbid becomes `_`, and very long texts are cut."""
+    """The text as a name: forbidden characters become `_`, and very long texts are cut."""
     name = FORBIDDEN.sub("_", unicodedata.normalize("NFC", text))
     name = name.encode()[:BYTES].decode(errors="ignore").strip(" .")
     return f"_{name}" if not name or RESERVED.fullmatch(name) else name
 
 
 def image_file_name(path: str, data: bytes) -> str:
-    """A name for an image: the last part of its path, with a suffix that says what it is."""
+    """A name for an image: the last part of its path, with a suffix that fits its format."""
     stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
     known = SUFFIXES.get(image_format(data[:HEAD_BYTES]) or "", ("",))
     if dot and stem and f".{suffix.lower()}" in known:
@@ -44,13 +44,13 @@ def image_file_name(path: str, data: bytes) -> str:
 
 
 class UniqueNames:
-    """Names of one folder, told apart also where case makes no difference."""
+    """Unique names within a folder, also on file systems that ignore case."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
 
     def give(self, name: str, number: int) -> str:
-        """The name; with the number, that no other has, where it is taken."""
+        """The name; if it is taken, the name with the number, which is unique."""
         if name.casefold() in self.taken:
             stem, dot, suffix = name.rpartition(".")
             name = f"{stem}~{number}.{suffix}" if dot else f"{name}~{number}"
@@ -59,7 +59,7 @@ class UniqueNames:
 
 
 def cluster_folders(num_clusters: int, names: Mapping[int, str]) -> list[str]:
-    """A folder for each cluster; clusters of one name share it."""
+    """A folder for each cluster; clusters with the same name share it."""
     digits, unique, folders = len(str(num_clusters - 1)), UniqueNames(), dict[str, str]()
     for cluster in range(num_clusters):
         unique.give(f"cluster {cluster:0{digits}}", cluster)

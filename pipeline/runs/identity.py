@@ -1,4 +1,4 @@
-"""Whose folder it is: a run's name belongs to one configuration on the same images."""
+"""The identity of a run: its name belongs to one configuration on one set of images."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def claim_folder(config: RunConfig) -> Folder:
 
 
 def record_start(folder: Folder, manifest: Manifest) -> None:
-    """Note the images: from now on the name is taken."""
+    """Record the images: from now on the name is taken."""
     folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"))
 
 
 def claim_features(folder: Folder, cache: FeatureCache) -> None:
-    """Note the features on which a run is trained.
+    """Record the features that a run is trained on.
 
     Raises
     ------
@@ -134,14 +134,14 @@ def _is_started(identity: dict[str, Any]) -> bool:
 
 
 def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
-    """What differs between the settings that a run was started with and those of now."""
+    """How the settings now differ from those that the run was started with."""
     started = parse_saved(identity["config"], folder.file(IDENTITY))
     before, now = (result_settings(settle_images(settings)) for settings in (started, config))
     return [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]
 
 
 def _changed_images(identity: dict[str, Any], config: RunConfig) -> list[str]:
-    """How the images differ: by the source's digest, so that a data folder may move."""
+    """How the images differ; the source's digest is compared, so that a data folder may move."""
     if has_manifest(config.data.path):
         before, now = identity["manifest"]["source"], read_manifest(config.data.path).source
         same = before["digest"] == now.digest

@@ -1,4 +1,4 @@
-"""Trained models by what people call them: the folder of a run, an MLflow run, or a registered version."""
+"""Open trained models by reference: the folder of a run, an MLflow run, or a registered version."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from pipeline.storage import Folder, absolute
 from pipeline.tracking import MODEL, database_path, redacted, tracking_uri
 from pipeline.training.checkpoint import newest_in
 
-PROGRAM_BATCH = 256  # images in a forward pass of a model that says nothing of it
+PROGRAM_BATCH = 256  # images in a forward pass of a model that does not specify it
 DEFAULT_STORAGE = "runs"
 _RUN_ID, _VERSION = re.compile(r"[0-9a-f]{32}"), re.compile(r"[^/]+/\d+")
 
 CPU = torch.device("cpu")
 
 Load = Callable[[torch.device], Callable[[Tensor], tuple[Tensor, ...]]]
-"""Gives a model on a device of any node: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D)."""
+"""Loads a model on a device of any node: uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D)."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model and what has to be known of it.
+    """A model and what is needed to use it.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class TrainedModel:
     batch_size : int
         Images in a forward pass.
     place : str or bytes
-        Folder of the run; or the program itself, of a model that comes from MLflow.
+        Folder of the run; for a model from MLflow, the program itself.
     """
 
     module: nn.Module
@@ -64,14 +64,14 @@ class TrainedModel:
     place: str | bytes
 
     def loader(self, out: Folder) -> Load:
-        """What gives the model on every node; a program is kept in `out` for that."""
+        """A function that loads the model on any node; a program is stored in `out` for that."""
         if isinstance(self.place, str):
             return partial(load_model, self.place)
         out.write_bytes(PROGRAM, self.place)
         return partial(_load_kept, out.path)
 
     def cpu_loader(self, out: Folder, echo: Echo) -> Load:
-        """The same for nodes without GPUs: onnxruntime where it can, by a program that is kept in `out`."""
+        """The same for nodes without GPUs: with onnxruntime if possible, from a program that is stored in `out`."""
         if not out.names(ONNX):
             program = faster_program(self.module, example_images(self.card, EXAMPLES), OUTPUTS, echo)
             if program is None:
@@ -81,13 +81,14 @@ class TrainedModel:
 
 
 def open_model(reference: str) -> TrainedModel:
-    """A model, from what a person calls it.
+    """Open a model by reference.
 
     Parameters
     ----------
     reference : str
-        The folder of a finished run. Or, of the MLflow server that MLFLOW_TRACKING_URI names, else of the database in
-        ``runs``: a run's id, ``runs:/ID/model``, a registered ``NAME/VERSION``, or any ``models:/...``.
+        The folder of a finished run; or a model in MLflow: a run's id, ``runs:/ID/model``, a registered
+        ``NAME/VERSION``, or any ``models:/...``. MLflow is the server that MLFLOW_TRACKING_URI names, or else the
+        database in ``runs``.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def open_model(reference: str) -> TrainedModel:
 
 
 def model_uri(reference: str) -> str | None:
-    """MLflow's URI of a reference; None where it is the folder of a run."""
+    """The MLflow URI of a reference; None if it is the folder of a run."""
     if reference.startswith(("models:/", "runs:/")):
         return reference
     if _RUN_ID.fullmatch(reference):
@@ -135,7 +136,7 @@ def _open_logged(uri: str) -> TrainedModel:
             raise ConfigError(f"{uri} is a model of another kind, or of an earlier version; give the folder of its run")
         try:
             module, card = read_bundle(bundle, CPU)
-        except Exception as error:  # torch's and pydantic's, of a damaged file or of one of another version
+        except Exception as error:  # from torch or pydantic: the file is damaged or of another version
             raise ConfigError(
                 f"{uri} has a {CARD} or {PROGRAM} that is damaged, or of another version ({fault(error)}); give the "
                 "folder of its run"

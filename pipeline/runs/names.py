@@ -18,7 +18,7 @@ NAMES = "names.yaml"
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 _NUMBER = re.compile(r"[0-9]+")
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
-_NO_NAME = ("", "~", "null")  # of YAML, where they are not in quotes
+_NO_NAME = ("", "~", "null")  # what YAML reads as no value, unless quoted
 
 
 def read_names(run: Folder) -> dict[int, str]:
@@ -27,16 +27,16 @@ def read_names(run: Folder) -> dict[int, str]:
 
 
 def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, str]:
-    """Name clusters of a finished run, beside the names they have; returns the names of all that have one.
+    """Set names of clusters of a finished run, and keep the others; returns all names.
 
     Parameters
     ----------
     run : str
         Folder of the run.
     given : sequence of str
-        ``CLUSTER=NAME``, where an empty name takes the name away, or YAML files of ``cluster: name``.
+        ``CLUSTER=NAME``, where an empty name removes the name, or YAML files of ``cluster: name``.
     echo : callable
-        Takes a line for each name, for each that is taken away, and for clusters that are merged.
+        Takes a line for each name, for each name that is removed, and for clusters that share a name.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def _describe(names: Mapping[int, str], before: Mapping[int, str]) -> Iterator[s
 
 
 def _read_arguments(given: Sequence[str]) -> dict[int, str]:
-    """The names of all arguments together; an empty one takes the name away."""
+    """The names of all arguments together; an empty one removes the name."""
     names: dict[int, str] = {}
     for argument in given:
         found = _parse_file(argument) if _is_file(argument) else _parse_pair(argument)
@@ -119,7 +119,7 @@ def _checked(name: str, where: str) -> str:
 
 
 def _parse_file(path: str) -> dict[int, str]:
-    """Names by cluster, each the text that stands there: YAML would make False of `no`, and 7 of 007."""
+    """Names by cluster, as literal text: YAML would read `no` as False and 007 as 7."""
     files, inner = filesystem(path)
     try:
         with files.open_input_file(inner) as file:

@@ -1,4 +1,4 @@
-"""The atlas of a run, made from the files that it left: `atlas.html`, and `embedding.parquet` for Embedding Atlas."""
+"""The atlas of a run, made from the run's files: `atlas.html`, and `embedding.parquet` for Embedding Atlas."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from pipeline.training.checkpoint import newest_in
 
 ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
-SHOWN_IMAGES = 100_000  # of which a page chooses; rows are in random order since the ingest, so the first are a sample
-BLOCK_ROWS = 16_384  # of the assignments that are in memory at a time
+SHOWN_IMAGES = 100_000  # that a page chooses from: the first rows are a random sample, because the ingest shuffles
+BLOCK_ROWS = 16_384  # of the assignments in memory at a time
 REMEDY = f"delete {SUMMARY} beside it and run the same `digpro train` again, which writes both anew"
 COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
 Array = np.ndarray[Any, Any]
@@ -57,7 +57,7 @@ def report(run: str) -> dict[str, str]:
     Raises
     ------
     ConfigError
-        When `run` is not a run's folder, has no checkpoint, or left no assignments that an atlas can be made of.
+        When `run` is not a run's folder, or has no checkpoint or no usable assignments.
     DataError
         When a file of the run or a shard cannot be read.
     """
@@ -79,7 +79,7 @@ def report(run: str) -> dict[str, str]:
 def put_names(run: str) -> str | None:
     """Put the names of a run's clusters into its tables, and into its atlas without decoding a picture again.
 
-    Returns where the atlas lies; None where there is none. ConfigError when the file is no atlas.
+    Returns the path of the atlas, or None if there is none. ConfigError when the file is not an atlas.
     """
     folder = Folder(absolute(run))
     names = read_names(folder)
@@ -98,7 +98,7 @@ def put_names(run: str) -> str | None:
 
 
 def _with_names(rows: pa.Table, names: Mapping[int, str]) -> pa.Table:
-    """The rows of a run's table with the names that the clusters have now."""
+    """The rows of a run's table with the current names of the clusters."""
     others = rows.drop_columns("name") if "name" in rows.column_names else rows
     return others.append_column("name", cluster_names(rows.column("cluster").to_numpy(), names))
 
@@ -111,14 +111,14 @@ def write_report(
     values: Mapping[str, Any],
     alarms: Sequence[Mapping[str, Any]],
 ) -> list[Path]:
-    """Write atlas and embedding of a run into a local folder; returns the files, without features the atlas alone.
+    """Write a run's atlas, and its embedding if it has features, into a local folder; returns the files.
 
-    Counts and means are those of all images. What shows single images is chosen from the first `SHOWN_IMAGES`.
+    Counts and means cover all images. Single images are chosen from the first `SHOWN_IMAGES`.
 
     Parameters
     ----------
     folder : Folder
-        Of the run, with its assignments and features.
+        The run's, with its assignments and features.
     values : mapping
         Of its newest checkpoint.
     alarms : sequence of dict
@@ -151,10 +151,10 @@ def write_report(
 
 
 def describe_origin(config: RunConfig, manifest: Manifest, num_clusters: int) -> list[tuple[str, str]]:
-    """What a run was trained on and with, and what its page is made by."""
+    """What a run was trained on, its settings, and the version that makes the page."""
     changed = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"name", "storage", "tracking"}
-    )  # its URI can hold a password
+    )  # the URI of tracking can hold a password
     return [
         ("source", manifest.source.source),
         ("clusters", str(num_clusters)),
@@ -177,12 +177,12 @@ def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def read_assignments(folder: Folder, count: int) -> Assignments:
-    """The assignments of the first `count` images that a run left, or of all.
+    """The assignments of the first `count` images of a run, or of all if there are fewer.
 
     Raises
     ------
     ConfigError
-        When there are none yet, or they are of a version that left fewer columns.
+        When there are none yet, or an earlier version wrote them with fewer columns.
     DataError
         When the file cannot be read.
     """
@@ -230,7 +230,7 @@ def _as_assignments(table: pa.Table) -> Assignments:
 
 
 def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:
-    """Small pictures uint8 (n, side, side, 3) of the sorted indices, fitted for eyes; None when the shards are gone."""
+    """Small pictures uint8 (n, side, side, 3) of the sorted indices, for viewing; None when the shards are gone."""
     if not has_manifest(config.data.path):
         return None
     side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]

@@ -1,4 +1,4 @@
-"""The images of each cluster in a folder of their own: those of a run's training, or those that `digpro assign` met."""
+"""Sort images into a folder per cluster: a run's training images, or those that `digpro assign` assigned."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Choice:
     Attributes
     ----------
     top : int or None
-        Images of each folder at most: those that are most similar to the centre.
+        Maximum number of images per folder: those that are most similar to the centre.
     min_margin : float
-        Images with a smaller margin stay out.
+        Images with a smaller margin are left out.
     outliers : "among" or "apart"
-        "apart" is a folder inside their cluster's.
+        "apart" puts them into a folder inside that of their cluster.
     """
 
     top: int | None = None
@@ -72,10 +72,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Assigned:
-    """Images, and what was found of each, in the same order; images that could not be read have no row.
+    """Images and their rows of the assignments, in the same order; images that could not be read have no row.
 
-    `names` has the clusters' names by number, `clusters` is their number, and `root` the local folder of the original
-    files, where the source is one.
+    `names` has the clusters' names by number, `clusters` is the number of clusters, and `root` is the local folder of
+    the original files, if the source is one.
     """
 
     pieces: Pieces
@@ -95,21 +95,21 @@ def sort_images(
     table: str = "csv",
     echo: Echo = print,
 ) -> dict[str, Any]:
-    """Put images into a folder for each cluster, or for each name; a call that was killed is repeated as a whole.
+    """Put images into a folder for each cluster, or for each name; after a kill, the same call starts over.
 
     Parameters
     ----------
     reference : str
         Folder of a finished run, or of what `digpro assign` wrote.
     out : str
-        Folder to write to, local or URI: new, or of the same call. ``images.csv`` in it lists the files.
+        Folder to write to, local or URI: new, or left by the same call. ``images.csv`` in it lists the files.
     choice : Choice
     source : str, optional
         Where the images are now, if they have moved.
     links : bool
-        Make symbolic links to the original files in place of copies.
+        Make symbolic links to the original files instead of copies.
     table : str
-        One of `pipeline.runs.tables.FORMATS`, of which files are written beside ``images.csv``.
+        One of `pipeline.runs.tables.FORMATS`; its files are written beside ``images.csv``.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def sort_images(
     ConfigError
         When there is nothing to sort, `out` holds something else, or links cannot be made.
     DataError
-        When images are not there any more, or have changed.
+        When images are gone or have changed.
     """
     check_format(table)
     if choice.outliers not in ("among", "apart"):
@@ -150,7 +150,7 @@ def sort_images(
 
 
 def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assigned:
-    """The images of a run's training, or of an assignment, which lie at `source` where it is given; not around `out`.
+    """The images of a run's training or of an assignment, from `source` if given; a source around `out` is refused.
 
     Raises
     ------
@@ -178,7 +178,10 @@ def _root(source: str) -> str | None:
 
 
 def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[str, Any] | None:
-    """Note in the folder what it is for. The summary when the same call has ended there; ConfigError for others."""
+    """Record in the folder what it is for; returns the summary if the same call has finished there.
+
+    ConfigError when the folder is for something else.
+    """
     names = {str(cluster): name for cluster, name in images.names.items()}
     work = {"images": images.pieces.stamp, "names": names, **options}
     before, there = target.read(WORK), target.names()
@@ -203,7 +206,7 @@ def choose(table: pads.Dataset, folders: Sequence[str], choice: Choice) -> Array
     folder = np.unique(folders, return_inverse=True)[1][cluster]
     order = np.lexsort(
         (-similarity, ~chosen, folder)
-    )  # in each folder the chosen first, the most similar of them first
+    )  # by folder: the chosen first, and among them the most similar first
     start = np.searchsorted(folder[order], folder[order])
     chosen[order] &= np.arange(len(order)) - start < choice.top
     return chosen
@@ -239,7 +242,7 @@ def _write(
 
 
 def matched(images: Assigned) -> Iterator[tuple[Encoded, Row]]:
-    """Each image that has a row, with it.
+    """Each image that has a row, with that row.
 
     Raises
     ------
@@ -266,7 +269,7 @@ def _rows(table: pads.Dataset) -> Iterator[Row]:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image as it is stored, before a turn that its EXIF may ask for."""
+    """Width and height of an encoded image as it is stored, before any EXIF rotation."""
     with Image.open(io.BytesIO(data)) as image:
         return image.size
 

@@ -1,4 +1,4 @@
-"""Training on: a new run that begins with what another has learnt."""
+"""Start a new run from the weights of another."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.storage import Folder, absolute
 from pipeline.training.checkpoint import registered_checkpoints
 
-OWN = {"start_from", "weights", "weights_prefix", "partial_weights"}  # of a run, although they are settings of networks
+OWN = {"start_from", "weights", "weights_prefix", "partial_weights"}  # a run's own, although they are network settings
 
 
 def settings_of(run: str, overrides: list[str]) -> tuple[RunConfig, str]:
-    """The settings of a finished run with changes, to begin with its weights; and the first part of its name.
+    """The settings of a finished run with changes, to start from its weights; and the first part of its name.
 
-    There is no warm-up unless one is set: it is for networks that know nothing yet.
+    There is no warm-up unless one is set: it is for untrained networks.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How many clusters? Many K over features that are computed once, judged by several criteria: `digpro sweep-k`."""
+"""How many clusters? Features are computed once, and several criteria judge many K on them: `digpro sweep-k`."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from pipeline.runs.identity import IDENTITY, read_started_run
 from pipeline.runs.models import load_model, run_card
 from pipeline.storage import Folder, absolute, check_writable
 
-SAMPLE = 20_000  # images on which all is judged, at most
-RESAMPLED = 5_000  # of them, for what clusters many times, and for the graphs of neighbours
+SAMPLE = 20_000  # maximum number of images used
+RESAMPLED = 5_000  # of them, for criteria that cluster many times, and for the graphs of neighbours
 PAIRWISE = 2_000  # of them, for the silhouette, which compares all pairs
-PAIRS, REFERENCES = 5, 3  # splits for the stability, and sets without clusters for the gap
-DISTINCT = 1000  # parts of 1 in which features have to differ, to be of different images
+PAIRS, REFERENCES = 5, 3  # splits for the stability, and reference sets without clusters for the gap
+DISTINCT = 1000  # images count as copies if their features are equal when rounded to 1/DISTINCT
 FAIRLY_SURE = 0.6  # share of the criteria that agree
 VERSION = 1  # raise it when the same features would give other results
 SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
@@ -71,9 +71,9 @@ class Subject:
     features : Tensor (n, D)
         Unit features of a sample of the images, in random order.
     images : int
-        All of them.
+        Number of all images.
     centers : Tensor (K, D) or None
-        Those of a run.
+        Cluster centres of a run.
     sizes : ndarray (K,) or None
         Images of each of the run's clusters.
     """
@@ -87,7 +87,7 @@ class Subject:
 
 
 def is_run(path: str) -> bool:
-    """Whether a folder is that of a run, or else of shards."""
+    """Whether a folder is that of a run; otherwise it holds shards."""
     return Folder(absolute(path)).read(IDENTITY) is not None
 
 
@@ -115,7 +115,7 @@ def of_data(config: RunConfig, echo: Echo) -> Subject:
     Raises
     ------
     ConfigError, DataError
-        When the preset trains its encoder, and as `digpro embed` does.
+        When the preset trains its encoder, or for the same reasons as in `digpro embed`.
     """
     if not config.model.freeze:
         raise ConfigError(
@@ -137,7 +137,7 @@ def of_data(config: RunConfig, echo: Echo) -> Subject:
 def draw(total: int, seed: int) -> Tensor:
     """Indices (n,) of at most SAMPLE of `total` images, in an order that depends on the seed alone.
 
-    They are consecutive, because rows are in random order since the ingest: few row groups have to be read.
+    They are a consecutive range, so that few row groups have to be read: the ingest has shuffled the rows.
     """
     count = min(total, SAMPLE)
     place = uniform(seed, 0, torch.tensor([total]), Stream.SWEEP, 1)[0, 0]  # keyed by a number that no image has
@@ -154,7 +154,7 @@ class OverClustering:
     tree: np.ndarray[Any, Any]
 
     def start(self, number: int) -> Tensor:
-        """Centres (number, D) of the groups that the tree leaves."""
+        """Centres (number, D) of the groups after cutting the tree into `number` groups."""
         return merged_centers(self.centers, self.sizes, cut(self.tree, number))
 
 
@@ -167,7 +167,7 @@ def over_cluster(subject: Subject, most: int) -> OverClustering:
 def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print) -> dict[str, Any]:
     """Judge all `numbers` of clusters, and write curves, recommendation and merges.
 
-    Each K is kept as it ends: the same call resumes after a kill.
+    The result of each K is saved when it is done: the same call resumes after a kill.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print
         over = over_cluster(subject, numbers[-1])
         judged = judge_all(subject, numbers, over, folder, echo)
         curves = {name: [judged[number][name] for number in numbers] for name in judged[numbers[0]]}
-        jumps = [*merge_jumps(over.tree).tolist(), 0.0]  # nothing came before the largest K
+        jumps = [*merge_jumps(over.tree).tolist(), 0.0]  # no merge comes before the largest K
         curves["dendrogram"] = [jumps[number - 1] for number in numbers]
         return conclude(subject, over, list(numbers), curves, folder, time.monotonic() - started)
 
@@ -232,8 +232,8 @@ def check_distinct(numbers: Sequence[int], features: Tensor) -> None:
 def judge_all(
     subject: Subject, numbers: Sequence[int], over: OverClustering, folder: Folder, echo: Echo
 ) -> dict[int, dict[str, float]]:
-    """What each criterion says of each K: by a task each, largest first, so that none is left alone at the end."""
-    middle = round(math.sqrt(numbers[0] * numbers[-1]))  # its graph is the one for the modularity of all K
+    """All criteria for each K: one task per K, largest first, so that no long task runs alone at the end."""
+    middle = round(math.sqrt(numbers[0] * numbers[-1]))  # the modularity of all K is measured in the graph of this one
     work = folder.subfolder(f"parts-{_digest(subject, numbers[-1], middle)}").make()
     judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
     missing = [number for number in reversed(numbers) if number not in judged]
@@ -250,7 +250,7 @@ def judge_all(
 
 
 def judge(features: Tensor, start: Tensor, middle: int, seed: int) -> tuple[int, dict[str, float]]:
-    """What the criteria say of one K, apart from the dendrogram, which says something of all K.
+    """The criteria for one K, except the dendrogram, which covers all K.
 
     `start` (K, D) are the centres from which k-means starts; `middle` is the K in whose graph modularity is measured.
     """
@@ -267,7 +267,7 @@ def judge(features: Tensor, start: Tensor, middle: int, seed: int) -> tuple[int,
 
 
 def pick_each(numbers: Sequence[int], curves: dict[str, list[float]]) -> dict[str, int]:
-    """The K of each criterion: its highest point, and of the gap, which rises on, the sharpest bend."""
+    """The K of each criterion: its highest point, or, for the gap, which keeps rising, the sharpest bend."""
     return {name: (sharpest_bend if name == "gap" else highest)(numbers, curve) for name, curve in curves.items()}
 
 
@@ -319,7 +319,7 @@ def write_merges(
 ) -> dict[str, str]:
     """Draw how clusters merge; for a run, also write the merges to each number that a criterion picks.
 
-    Without a run the clusters are those of k-means with the largest number of the sweep.
+    Without a run the clusters are those of k-means with the largest K of the sweep.
     """
     if subject.centers is None or subject.sizes is None:
         tree, sizes = over.tree, over.sizes.numpy()
@@ -330,7 +330,7 @@ def write_merges(
         draw_dendrogram(Path(local, DENDROGRAM), tree, sizes, min(found.num_clusters, clusters))
         folder.write_bytes(DENDROGRAM, Path(local, DENDROGRAM).read_bytes())
     outputs = {"dendrogram": DENDROGRAM}
-    for file in folder.names("merge-"):  # of a sweep over other numbers
+    for file in folder.names("merge-"):  # left by a sweep over other numbers
         folder.delete(file)
     wanted = {found.num_clusters, *picks.values()} if subject.centers is not None else set()
     for number in sorted(number for number in wanted if number < clusters):
@@ -345,7 +345,7 @@ def _part(number: int) -> str:
 
 
 def _settings() -> dict[str, int]:
-    """What decides the curves besides the features and the seed."""
+    """The constants that determine the curves besides the features and the seed."""
     return {
         "version": VERSION,
         "sample": SAMPLE,

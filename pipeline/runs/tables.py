@@ -49,7 +49,7 @@ def label_studio(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
 
 
 def fiftyone(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
-    """The labels of a FiftyOneImageClassificationDataset, whose data are this folder."""
+    """The labels of a FiftyOneImageClassificationDataset; its data is this folder."""
     labels = {
         row["file"].rpartition(".")[0]: {
             "label": _title(row),
@@ -62,7 +62,7 @@ def fiftyone(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
 
 
 def coco(rows: Sequence[Row], folder: Folder) -> dict[str, str]:
-    """Images, categories and annotations as COCO has them, without boxes."""
+    """Images, categories and annotations in COCO's format, without boxes."""
     number = {title: i for i, title in enumerate(_titles(rows), start=1)}
     sizes = ("width", "height")
     return {
@@ -98,7 +98,7 @@ def check_format(name: str) -> None:
 
 
 def write_tables(name: str, table: bytes, folder: Folder) -> list[str]:
-    """Write the files of a format, made of ``images.csv``, into its folder; returns their paths."""
+    """Write the files of a format, made from ``images.csv``, into its folder; returns their paths."""
     rows = list(csv.DictReader(StringIO(table.decode())))
     files = FORMATS[name](rows, folder)
     for file, text in files.items():
@@ -111,7 +111,7 @@ def _title(row: Row) -> str:
 
 
 def _titles(rows: Sequence[Row]) -> list[str]:
-    """Of all clusters, in the order of their numbers."""
+    """The titles of all clusters, in the order of their numbers."""
     numbers = {_title(row): int(row["cluster"]) for row in reversed(rows)}
     return sorted(numbers, key=lambda title: (numbers[title], title))
 

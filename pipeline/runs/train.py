@@ -1,4 +1,4 @@
-"""A training run from the driver's side: prepare, fit, write what it leaves."""
+"""A training run from the driver's side: prepare, fit, write the results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
     Raises
     ------
     ConfigError, DataError
-        For what can be known beforehand; nothing has been started then.
+        For errors found before anything starts.
     RunFailed
         When workers failed more often than resources.max_failures. The same call resumes from the last checkpoint.
     """
@@ -86,7 +86,7 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
 
 
 def deliver_waiting(folder: Folder, uri: str | None, echo: Echo) -> None:
-    """Send what waits for MLflow since the run ended while the store was unreachable; the result is shown anyway."""
+    """Send records that still wait because MLflow was unreachable when the run ended; a failure is only reported."""
     if folder.read(RECORD) is None or not records_wait(folder):
         return
     try:
@@ -110,7 +110,7 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     for warning in monitor_warnings(config, has_classes=has_labels(config.data.path)):
         echo(f"warning: {warning}")
     if not config.model.freeze and config.model.weights not in (None, DEFAULT):
-        open_encoder(config, echo)  # here, for what is wrong with the file would otherwise cost the start of workers
+        open_encoder(config, echo)  # find faults of the file before workers are started
     weights_from = checkpoint_to_start_from(config, plan)
     tracking = open_run(config, folder)
     record_start(folder, manifest)
@@ -121,7 +121,7 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
 
 
 def prepare_features(job: Job, echo: Echo) -> Job:
-    """The job with the cached features of its frozen backbone, which are made first where there are none."""
+    """The job with the cached features of its frozen backbone, which are computed first if there are none."""
     from pipeline.features.embed import embed
 
     try:
@@ -140,9 +140,9 @@ def fit_with_progress(job: Job, echo: Echo) -> None:
     Raises
     ------
     RunFailed
-        With the first worker's error when they fail for good, or with Ray's.
+        With the first worker's error, or Ray's, when the workers fail for good.
     KeyboardInterrupt
-        After a last checkpoint, if one can be had in time; MLflow's run is KILLED then.
+        After a last checkpoint, if one is saved in time; MLflow's run is then KILLED.
     """
     try:
         with ProgressPrinter(job.board, job.config.optim.epochs, job.plan.images_per_epoch, echo):
@@ -161,9 +161,9 @@ def fit_with_progress(job: Job, echo: Echo) -> None:
 
 
 def save_last_checkpoint(job: Job, echo: Echo) -> None:
-    """Ask the workers, which run on while the interrupt is handled, for a checkpoint, and wait until it is registered.
+    """Ask the workers for a checkpoint, and wait until it is registered.
 
-    A second interrupt ends the wait.
+    The workers keep running while the interrupt is handled. A second interrupt ends the wait.
     """
     before = newest_path(job.folder)
     echo(f"saving a last checkpoint, {GRACE_SECONDS:.0f} s at most; interrupt again to leave at once")
@@ -185,7 +185,7 @@ def newest_path(folder: Folder) -> str | None:
 
 
 def resolve(config: RunConfig, label: str) -> RunConfig:
-    """The configuration with a name, paths that mean the same in every process, and nothing open about the images."""
+    """The configuration with a name, paths that mean the same in every process, and all image settings filled in."""
     settled, storage = settle_images(config), absolute(config.storage)
     places = {
         "path": absolute(config.data.path),
@@ -207,7 +207,7 @@ def resolve(config: RunConfig, label: str) -> RunConfig:
 def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     """The manifest of the run's data set, which is ingested first when it is missing and a source is given.
 
-    A data set that lacks images, or is of another source or of other classes, is used with a warning.
+    A data set that lacks images, or has another source or other classes, is used with a warning.
     """
     classes = load_class_list(config.data.classes) if config.data.classes is not None else None
     manifest = with_groups(config.data.path, _load_or_ingest(config, classes, echo))

@@ -29,7 +29,7 @@ def export_program(model: nn.Module, card: ModelCard) -> torch.export.ExportedPr
 
 
 def example_images(card: ModelCard, count: int = 2) -> Tensor:
-    """Random images uint8 (count, S, S, 3); an export takes two, since of one it would make a constant."""
+    """Random images uint8 (count, S, S, 3); an export needs two, because it would treat a count of 1 as a constant."""
     size = card.decoding["size"]
     return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -1,4 +1,4 @@
-"""A trained model in forms that others read: ONNX, a `torch.export` program, or safetensors; each beside its card."""
+"""Write a trained model as ONNX, a `torch.export` program, or safetensors, each with its card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def export_model(format_name: str, folder: Path, model: nn.Module, card: ModelCa
     format_name : str
         ``onnx``, ``pt2`` or ``safetensors``.
     folder : Path
-        It exists.
+        An existing one.
     model : nn.Module
         uint8 images (B, S, S, 3) to similarities (B, K) and features (B, D); on the CPU, in evaluation mode.
     card : ModelCard
@@ -36,7 +36,7 @@ def export_model(format_name: str, folder: Path, model: nn.Module, card: ModelCa
     ConfigError
         For an unknown format.
     RunFailed
-        When onnxruntime does not compute what torch does.
+        When onnxruntime and torch give different results.
     """
     if format_name not in FORMATS:
         raise ConfigError(f"--format {format_name!r} is not known; give one of {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""Images in the forms in which people send them: what is one image, its position in the answer, and its pixels."""
+"""Images in the forms in which people send them: split into single images with an index, and read as pixels."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import shown
 
 COLUMN = "image"
-KEYS = (COLUMN, "bytes", "b64")  # ours, that of Hugging Face's records, and that of TensorFlow Serving's
-CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # of pixels, with Pillow's name
+KEYS = (COLUMN, "bytes", "b64")  # ours, that of Hugging Face records, and that of TensorFlow Serving
+CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # of pixels, with Pillow's mode
 BY_ROW = "(N, height, width, 3), (N, height, width, 4), (N, height, width, 1) or (N, height, width)"
-_STANDARD = str.maketrans("-_", "+/")  # of the URL-safe alphabet of base64
+_STANDARD = str.maketrans("-_", "+/")  # from base64's URL-safe alphabet
 
 Array = np.ndarray[Any, Any]
 
 
 def listed(given: Any) -> tuple[list[Any], pd.Index]:
-    """The images of a table, a series, a dict, an array, a list or a single one; and the index of their answers.
+    """The images in a table, series, dict, array or list, or a single one; and the index for their answers.
 
     Raises
     ------
     ValueError
-        For what cannot be taken apart into images.
+        For input that cannot be split into images.
     """
     if isinstance(given, pd.DataFrame) and not given.columns.is_unique:
         raise ValueError(f"the table has several columns of one name: {_short(list(given.columns))}")
@@ -44,7 +44,7 @@ def listed(given: Any) -> tuple[list[Any], pd.Index]:
 
 
 def _value(record: Any) -> Any:
-    """What a table or record holds of an image."""
+    """The images of a table, or the image of a record."""
     key = next((key for key in KEYS if key in record), None)
     if key is None:
         raise ValueError(f"there is no column {COLUMN!r} but {_short(list(record))}")
@@ -75,7 +75,7 @@ def _numbers(given: Any) -> Array:
 
 
 def _rows(array: Array) -> list[Any]:
-    """The images of an array: of objects, of texts, or of pixels."""
+    """The images in an array of objects, texts or pixels."""
     if array.dtype.kind in "OUS":
         return list(array.reshape(-1)) if array.ndim < 2 or array.shape[1:] == (1,) else [array]
     if (array.ndim == 1 and array.dtype == np.uint8) or (array.ndim == 3 and array.shape[2] in CHANNELS):
@@ -91,7 +91,7 @@ def read_item(item: Any, options: PixelOptions) -> bytes | Image.Image:
     Raises
     ------
     ValueError
-        Saying what the item is, and what to send.
+        With what the item is, and what to send instead.
     """
     while isinstance(item, Mapping) or (isinstance(item, np.ndarray) and item.shape == () and item.dtype.kind in "OUS"):
         item = _bytes_of(item) if isinstance(item, Mapping) else item.item()
@@ -117,17 +117,17 @@ def _bytes_of(record: Mapping[str, Any]) -> Any:
 
 
 def _file(data: bytes) -> bytes:
-    """The bytes of a file; also where they are base64."""
+    """The bytes of a file; base64 is decoded first."""
     if image_format(data[:HEAD_BYTES]) is None and data.isascii():
         try:
             return from_base64(data.decode())
         except ValueError:
-            return data  # whose reading says what it is
+            return data  # reading it reports what is wrong
     return data
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of base64: of either alphabet, with or without padding, broken into lines, or in a data URL."""
+    """Decode base64 of either alphabet, with or without padding, broken into lines, or in a data URL."""
     body = text.strip()
     if body[:5].lower() == "data:":
         head, _, body = body.partition(",")
@@ -149,7 +149,7 @@ def from_base64(text: str) -> bytes:
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Whether a text was broken into lines of one length."""
+    """Whether a text was broken into lines of equal length."""
     width = len(lines[0])
     return width % 4 == 0 and all(len(line) == width for line in lines[:-1]) and len(lines[-1]) <= width
 
@@ -163,7 +163,7 @@ def picture(pixels: Array) -> Image.Image:
         raise ValueError(f"{what}; {form}{scaled}")
     if pixels.ndim == 3 and pixels.shape[2] not in CHANNELS and pixels.shape[0] in CHANNELS:
         raise ValueError(f"{what}, which has its channels first; move them last: {form}")
-    gray = pixels.ndim == 2 and pixels.shape[1] > max(CHANNELS)  # a row of an RGB image is no gray image
+    gray = pixels.ndim == 2 and pixels.shape[1] > max(CHANNELS)  # a row of an RGB image is not a gray image
     if pixels.size == 0 or not (gray or (pixels.ndim == 3 and pixels.shape[2] in CHANNELS)):
         raise ValueError(f"{what}; {form}")
     if pixels.min() < 0 or pixels.max() > 255:

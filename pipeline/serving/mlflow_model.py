@@ -1,7 +1,6 @@
-"""The MLflow model of a run: the served model, its bundle, and a copy of the modules of ours that it needs.
+"""The MLflow model of a run: the served model, its bundle, and a copy of our modules that it needs.
 
-The copy is a package whose name is nobody else's: a program may have a `pipeline` of its own, or models of two
-versions.
+The copy is a package with a unique name: a program may have a `pipeline` of its own, or load models of two versions.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MODULES = (
     "pipeline.serving.bundle",
     "pipeline.serving.items",
 )
-"""What `SERVED` imports of ours, directly or not."""
+"""Our modules that `SERVED` imports, directly or indirectly."""
 REQUIREMENTS = (
     *("torch", "torchvision", "numpy", "pandas", "pillow"),
     *("imagecodecs", "tifffile", "pydantic", "pyarrow"),
@@ -46,7 +45,7 @@ REQUIREMENTS = (
 def save_mlflow_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     """Write the MLflow model of a cluster model, with the flavour python_function, into a new folder.
 
-    No pickle is in it: the program is a `torch.export` one, and MLflow runs the code of the served model.
+    It contains no pickle: the program is a `torch.export` one, and MLflow runs the code of the served model.
     """
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
@@ -62,7 +61,7 @@ def save_mlflow_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
         with (
             _importable(code),
             warnings.catch_warnings(action="ignore"),
-        ):  # it wants an example of the input, which may be of many kinds
+        ):  # MLflow wants an example of the input, which may be of many kinds
             mlflow.pyfunc.save_model(
                 folder,
                 python_model=str(served),
@@ -76,9 +75,9 @@ def save_mlflow_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
 
 
 def _copy_modules(folder: Path) -> tuple[Path, Path]:
-    """Copies in a folder of `MODULES`, as a package of a new name, and of `SERVED`, which MLflow runs by its path.
+    """Copy into a folder `MODULES`, as a package with a new name, and `SERVED`, which MLflow runs by its path.
 
-    The name holds a digest of the code: two models of one version share it, those of two versions do not.
+    The name holds a digest of the code: models of the same version share it, models of different versions do not.
     """
     top = Path(_file("pipeline")).parents[1]
     sources = [Path(_file(name)) for name in (*MODULES, SERVED)]
@@ -93,7 +92,7 @@ def _copy_modules(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _importable(package: Path) -> Iterator[None]:
-    """Inside, a package can be imported, as MLflow does when it saves the model; after that nothing is left of it."""
+    """Inside, a package can be imported, as MLflow does when it saves the model; afterwards it is unloaded."""
     sys.path.insert(0, str(package.parent))
     try:
         yield

@@ -1,7 +1,6 @@
 """The model that MLflow serves: encoded images or pixels in, clusters out.
 
-MLflow runs a copy of this file, beside copies of the few modules of ours that it needs: neither Ray nor anything of the
-training is loaded.
+MLflow runs a copy of this file with copies of the few modules that it needs: neither Ray nor training code is loaded.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ BATCH = 64  # images in a forward pass
 
 
 class Refused(MlflowException):
-    """What is no image; HTTP status 400."""
+    """An input that is not an image; HTTP status 400."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
-        """The answer over HTTP, without the request, megabytes of it, that MLflow's server writes before the reason."""
+        """The HTTP answer without the request, often megabytes, that MLflow's server writes before the reason."""
         self.message = str(self)
         return str(super().serialize_as_json())
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """Images, one or many, to a table with a row for each, of the index that the question has.
+    """One or many images to a table with a row for each, which has the index of the input.
 
-    They come as a table with a column `image`, a Series, a dict, a list or an array (N, H, W, 3). An image is the bytes
-    of a file of any format that `digpro ingest` takes, these bytes in base64 or a data URL, a record {"bytes": ...}, a
-    Pillow image, or pixels of integers 0 to 255: RGB, RGBA or gray. A row has `cluster`, `name` (None where nobody
-    named the cluster), `similarity`, `runner_up`, `margin` and `outlier`, as `digpro assign` has them.
+    Images come as a table with a column `image`, a Series, a dict, a list or an array (N, H, W, 3). An image is the
+    bytes of a file of any format that `digpro ingest` takes, these bytes in base64 or a data URL, a record
+    {"bytes": ...}, a Pillow image, or pixels as integers 0 to 255: RGB, RGBA or gray. A row has `cluster`, `name` (None
+    where nobody named the cluster), `similarity`, `runner_up`, `margin` and `outlier`, as in `digpro assign`.
     """
 
     def load_context(self, context: Any) -> None:
@@ -55,9 +54,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         self.model, self.card = read_bundle(Path(context.artifacts["bundle"]), self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """The table of the clusters; Refused for what is no image.
+        """The table of the clusters; Refused for an input that is not an image.
 
-        The hint is for MLflow, which leaves all input alone where it finds this one.
+        The type hint of the input is for MLflow, which passes any input on unchanged when it finds this one.
         """
         try:
             items, index = listed(model_input)
@@ -75,7 +74,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             if isinstance(image, bytes):
                 return decode(stored_bytes(image, self.card.pixels), **self.card.decoding)
             return fitted(torch.from_numpy(np.array(image)).permute(2, 0, 1), **self.card.decoding)
-        except Exception as error:  # decoders raise whatever the bytes drive them to
+        except Exception as error:  # decoders may raise anything on bad bytes
             raise Refused(f"image {number}: {first_line(error)}") from None
 
     def _table(self, images: list[Tensor]) -> pd.DataFrame:

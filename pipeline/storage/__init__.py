@@ -1,4 +1,4 @@
-"""Local folders and filesystem URIs as one thing: where they are, reading them, and writing whole files."""
+"""One interface to local folders and filesystem URIs: their addresses, reading them, and writing whole files."""
 
 from pipeline.storage.faults import raise_storage_fault, remedy_for, storage_fault
 from pipeline.storage.filesystems import filesystem

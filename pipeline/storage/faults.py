@@ -1,4 +1,4 @@
-"""What a store refuses, and what to do about it: one line each, for errors that are not the fault of a file."""
+"""Storage errors that are not the fault of a file, with what to do about them: one line each."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ FAULTS = {
 
 
 def storage_fault(error: BaseException) -> str | None:
-    """What the store of a file or a full disk did not do, and the remedy, in a line; None for any other error."""
+    """The fault of a store or a full disk, and the remedy, in one line; None for any other error."""
     found = _diagnose(error)
     return "; ".join(found) if found else None
 
 
 def remedy_for(error: BaseException, otherwise: str) -> str:
-    """The store's own remedy; this one where the error is not the store's."""
+    """The remedy for a fault of the store; `otherwise` for any other error."""
     found = _diagnose(error)
     return found[1] if found else otherwise
 
 
 def raise_storage_fault(error: BaseException) -> None:
-    """RunFailed where an error is the store's; nothing where it is that of a file, which must not cost others."""
+    """RunFailed for a fault of the store; nothing for the fault of one file, which must not affect others."""
     if fault := storage_fault(error):
         raise RunFailed(fault) from error
 

@@ -1,4 +1,4 @@
-"""The filesystem of a place: pyarrow's, with more patience for S3."""
+"""The filesystem of a place: pyarrow's, with more retries for S3."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.errors import DataError
 from pipeline.storage.place import Place
 
 TRIES = 10
-"""Of a request to S3 that is throttled, fails or is not answered: with random waits of up to 1, 2, 4, 8, 16 and then
-20 seconds, and 3 for an answer, that is a minute or two."""
-TRIES_VARIABLE = "AWS_MAX_ATTEMPTS"  # as other programs have it
+"""Tries of a request to S3 that is throttled, fails or is not answered. With random waits of up to 1, 2, 4, 8, 16 and
+then 20 seconds, and 3 seconds for an answer, they take a minute or two."""
+TRIES_VARIABLE = "AWS_MAX_ATTEMPTS"  # the name that other programs use
 FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
 TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # of which the first that is set counts
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first one that is set counts
 
 
 def filesystem(path: str, *, tries: int | None = None) -> tuple[pafs.FileSystem, str]:
@@ -50,9 +50,9 @@ def filesystem(path: str, *, tries: int | None = None) -> tuple[pafs.FileSystem,
 
 
 class S3(pafs.S3FileSystem):
-    """S3 that tries again, and that travels to other processes as its settings.
+    """S3 with retries, pickled as its settings.
 
-    pyarrow's own would forget on the way how often to try.
+    pyarrow's own class would lose the number of tries when it is pickled.
     """
 
     def __init__(self, tries: int, settings: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def _s3(place: Place, tries: int) -> S3:
 
 @lru_cache(16)
 def _connection(bucket: str, options: str, tries: int, environment: frozenset[tuple[str, str]]) -> S3:
-    """A client keeps its connections and credentials; it is another one where the environment says something else."""
+    """A cached client, which keeps its connections and credentials; a changed environment gets a new client."""
     values = Place("s3", bucket, options).values
     if unknown := values.keys() - {*FLAGS, *TEXTS}:
         raise ValueError(f"unknown option {min(unknown)!r}; known: {', '.join(sorted((*FLAGS, *TEXTS)))}")

@@ -1,4 +1,4 @@
-"""A folder with files that are written whole; and trying a place before it is needed."""
+"""A folder with files that are written whole; and checks of a place before it is needed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pipeline.storage.faults import remedy_for
 from pipeline.storage.filesystems import filesystem
 from pipeline.storage.place import Place
 
-FEW_TRIES = 3  # of the first requests to a store: a wrong address is named within seconds
-UNFINISHED = ".unfinished-"  # begins the name of a file that is being written; readers of Parquet folders skip dots
+FEW_TRIES = 3  # of the first requests to a store: a wrong address is reported within seconds
+UNFINISHED = ".unfinished-"  # prefix of a file that is being written; readers of Parquet folders skip a leading dot
 
 
 @contextlib.contextmanager
 def whole_file(fs: pafs.FileSystem, path: str) -> Iterator[str]:
-    """A name to write under, from which the file is moved to `path` at the end: a kill leaves the old file or the new.
+    """A temporary name to write to; at the end the file is moved to `path`. A kill leaves the old file or the new.
 
-    No other writer has the same name: of two that meet, the last one wins with its whole file.
+    The name is unique: of two writers at the same time, the last one wins with its whole file.
     """
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/{UNFINISHED}{uuid.uuid4().hex}-{name}"
@@ -45,7 +45,7 @@ def write_atomically(fs: pafs.FileSystem, path: str, data: bytes) -> None:
 
 
 def probe(files: pafs.FileSystem, root: str) -> None:
-    """Write a file into a new folder, read it back and remove both: what every folder of ours goes through."""
+    """Write a file into a new folder, read it back and remove both: the operations that our folders need."""
     folder = f"{root}/.probe-{uuid.uuid4().hex}"
     files.create_dir(folder, recursive=True)
     write_atomically(files, f"{folder}/probe", b"digpro")
@@ -78,7 +78,7 @@ def check_readable(path: str, what: str) -> None:
 class Folder:
     """A folder, local or remote, with JSON files and others in it.
 
-    Nothing is asked of its filesystem before it is used.
+    Its filesystem is not contacted before the folder is used.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Folder:
     Attributes
     ----------
     path : str
-        The same in its normal form.
+        The same in normal form.
     name : str
         Last part of the path.
     """
@@ -131,7 +131,7 @@ class Folder:
         return Folder(self.file(name))
 
     def file(self, name: str) -> str:
-        """Path or URI of what has this name in it, for messages and for other processes."""
+        """Path or URI of the file or folder of this name in it, for messages and for other processes."""
         return str(self._place / name)
 
     def names(self, prefix: str = "") -> list[str]:
@@ -177,7 +177,7 @@ class Folder:
         write_atomically(self.files, f"{self.root}/{file}", data)
 
     def read_bytes(self, file: str) -> bytes:
-        """Content of a file that is there."""
+        """Content of an existing file."""
         with self.files.open_input_file(f"{self.root}/{file}") as stream:
             return bytes(stream.read())
 

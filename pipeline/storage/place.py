@@ -1,4 +1,4 @@
-"""The address of a folder or file: a local path, or a URI whose options stay behind its path."""
+"""The address of a folder or file: a local path, or a URI, whose options stay after the path."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.errors import DataError
 SEPARATOR = "://"
 WITH_PORT = ("hdfs", "viewfs")  # schemes in whose URIs a colon stands before a port
 SECRET_OPTIONS = ("client_secret", "sig", "access_key", "secret_key", "session_token")
-HIDDEN = "//***@"  # in the place of a user and password
+HIDDEN = "//***@"  # replaces a user and password
 KEPT = "/!$&'()*+,;=:@~"  # besides letters, digits and -._, characters that a URI's path may have unquoted
 
 
 @dataclass(frozen=True)
 class Place:
-    """A local path or a URI, whose parts are joined to its path: ``s3://bucket/runs?region=x`` / ``"digits"``.
+    """A local path or a URI; names are joined to its path: ``s3://bucket/runs?region=x`` / ``"digits"``.
 
     In a URI ``%20`` is a space, ``%23`` a ``#``, ``%3F`` a ``?`` and ``%25`` a ``%``, everywhere in this project.
 
@@ -27,9 +27,9 @@ class Place:
     scheme : str
         Empty for a local path.
     path : str
-        Without quotes and without a slash at its end; that of an object store begins with the bucket.
+        Unquoted, without a slash at its end; in an object store it begins with the bucket.
     options : str
-        What stands behind the ``?``.
+        What follows the ``?``.
     """
 
     scheme: str
@@ -43,7 +43,7 @@ class Place:
         Raises
         ------
         DataError
-            For an empty text, and a URI that holds a secret, or characters that could mean two things.
+            For an empty text, and a URI that holds a secret or ambiguous characters.
         """
         if not text:
             raise DataError("the path is empty; give a folder, a file or a URI")
@@ -83,7 +83,7 @@ class Place:
 
 
 def _refuse_secrets(scheme: str, path: str, options: str) -> None:
-    """DataError, which does not repeat it, for a URI with a password or key: URIs are kept with runs and shown."""
+    """DataError, which does not repeat the secret, for a URI with a password or key: URIs are stored and shown."""
     authority = path.partition("/")[0]
     has_port = scheme in WITH_PORT and re.fullmatch(r"[^:@]+:\d+", authority)
     if (":" in authority and not has_port) or any(name in SECRET_OPTIONS for name, _ in parse_qsl(options)):
