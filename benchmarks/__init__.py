@@ -1,1 +1,1 @@
-"""They make every speed claim of this repository reproducible. Run them as modules: `python -m benchmarks.pipeline`."""
+"""Benchmarks behind every speed claim of this repository. Run them as modules: `python -m benchmarks.pipeline`."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.asha --space tune_spaces/digpro.py --trials 24 --set resources.workers=1 --concurrent 2
 
-First a search in which every trial runs to its end; then one with ASHA whose points are those of the first, in the
-same order. The same command resumes both.
+The first search runs every trial to its end; the second uses ASHA on the same points, in the same order. The same
+command resumes both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compare(full: dict[str, Any], early: dict[str, Any]) -> dict[str, Any]:
-    """Epochs of both searches, their best trials, and what ASHA made of the best one of all."""
+    """Epochs of both searches, their best trials, and what ASHA did with the best one of all."""
     metric = full["objectives"][0][0]
     results: dict[str, Any] = {"metric": metric, "saved": 1 - early["epochs_trained"] / full["epochs_trained"]}
     for name, summary in (("full", full), ("asha", early)):

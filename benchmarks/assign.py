@@ -4,8 +4,8 @@
     python -m benchmarks.assign RUN SHARDS --rounds 3 --out assign.json
 
 The plain loop is what a person would write: decode a batch, run the model, on all cores, in one process. Both are timed
-from their start to the last row, and without the start of their processes. Memory is the largest anonymous memory of
-the driver and of an actor, for the shards and for a tenth of them.
+from their start to the last row, and also without the start of their processes. Memory is the largest anonymous memory
+of the driver and of an actor, for all shards and for a tenth of them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def by_actors(model: TrainedModel, pieces: Pieces) -> tuple[float, float, list[i
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Inside, the largest anonymous memory of this process and of any actor of it is noted, in MiB."""
+    """Record, inside the block, the largest anonymous memory of this process and of any of its actors, in MiB."""
     peak, ended = {"driver": 0.0, "actor": 0.0}, threading.Event()
 
     def watch() -> None:

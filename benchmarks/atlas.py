@@ -2,9 +2,9 @@
 
     python -m benchmarks.atlas                                    # 60,000 images in 1,000 clusters
 
-The clustering is made up: features around random centres, and pictures with the detail of photographs, whose sheets
-take as many bytes. The page is opened from disk in headless Chromium; the time is that from navigation until the first
-view is drawn and its pictures are decoded.
+The clustering is synthetic: features around random centres, and pictures with the detail of photographs, so that their
+sheets take as many bytes. The page is opened from disk in headless Chromium; the time is from navigation until the
+first view is drawn and its pictures are decoded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def make_clustering(count: int, clusters: int, size: int = 128) -> Clustering:
 
 
 def _embedding(features: torch.Tensor) -> Embedding:
-    """Map and neighbours; the map by PCA, because the page is as large and as slow with any."""
+    """Map and neighbours; the map by PCA, because the kind of map does not change the page's size or speed."""
     ids, cosines = nearest_rows(features, 0, len(features), NEIGHBOURS)
     return Embedding(features, Projection(principal_plane(features), "PCA"), ids.numpy(), cosines.numpy())
 

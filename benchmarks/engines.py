@@ -3,8 +3,8 @@
     python -m benchmarks.engines
     python -m benchmarks.engines --encoders timm:vit_small_patch16_224
 
-The networks have random weights: speed does not depend on them. PyTorch runs in channels_last and in batches of
-8, with which it is fastest; in bfloat16 it is shown where the processor multiplies that in hardware. Exit status 1 when
+The networks have random weights: speed does not depend on them. PyTorch runs in channels_last and in batches of 8,
+which is fastest for it; bfloat16 is measured too if the CPU supports it in hardware. Exit status 1 when
 onnxruntime is less than three times as fast as PyTorch for the backbone of the preset `photos`.
 """
 

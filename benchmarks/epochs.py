@@ -1,15 +1,15 @@
-"""Whole epochs of ours against what a user would otherwise run, on the same images and two cores.
+"""Our whole epochs against what a user would otherwise run, on the same images and two cores.
 
     python -m benchmarks.epochs --ray                       # `tiny`, through Ray as well
     python -m benchmarks.epochs --encoder resnet18 --ray
 
 An epoch is an M-step over all images and an E-step: features, and ten starts of k-means. Encoder, heads, batch and
 views are the same; the baselines (`benchmarks.baselines`) make their views with torchvision on PIL images, in a
-DataLoader, and cluster with scikit-learn. Each has the layout of threads and workers that is fastest for it. Ours runs
-in one process of two threads, and with `--ray` also as it is shipped, in two workers of one thread; the faster counts.
-What bfloat16 adds is measured with one thread, as each of those workers has.
+DataLoader, and cluster with scikit-learn. Each baseline has the layout of threads and workers that is fastest for it.
+Ours runs in one process of two threads, and with `--ray` also as shipped, in two workers of one thread; the faster
+counts. The gain from bfloat16 is measured with one thread, as each of those workers has.
 
-The claim: with `tiny` an epoch of ours is >= 1.5 times as fast as either, all in float32. Exit status 1 when it is not.
+The claim: with `tiny` our epoch is >= 1.5 times as fast as either, all in float32. Exit status 1 when it is not.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class Layout(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Seconds on the clock, and of all processors together, which other programs hardly affect."""
+    """Seconds on the clock, and CPU seconds of all processors, which other programs hardly affect."""
 
     wall: float
     cpu: float
 
 
 OURS = Layout(2, 0)
-LAYOUTS = (Layout(1, 1), Layout(1, 2), Layout(2, 2))  # two busy processes, or as many more as fill each other's pauses
+LAYOUTS = (Layout(1, 1), Layout(1, 2), Layout(2, 2))  # two busy processes, or more that fill each other's pauses
 Epoch = Callable[[], Cost]
 
 
@@ -100,7 +100,7 @@ def baseline_epoch(run: Reference | Lightly, threads: int) -> Epoch:
 
 
 def fastest_layout(kind: type[Reference] | type[Lightly], images: Tensor, recipe: Recipe) -> tuple[Layout, Epoch]:
-    """The layout in which a baseline's first epoch takes the least time, warmed up by it."""
+    """The layout in which a baseline's first epoch takes the least time, and its epoch, warmed up by that one."""
     epochs = {
         layout: baseline_epoch(kind(images.numpy(), recipe, layout.workers), layout.threads) for layout in LAYOUTS
     }
@@ -119,7 +119,7 @@ def cost(block: Callable[[], object], threads: int) -> Cost:
 
 
 def processor_seconds() -> float:
-    """Of this process and its DataLoader's workers until now."""
+    """CPU seconds of this process and its DataLoader's workers until now."""
     processes = [psutil.Process(), *psutil.Process().children()]
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
@@ -141,7 +141,7 @@ def ray_epoch(config: RunConfig, manifest: Manifest) -> Epoch:
 
 
 def time_second_epoch(settings: dict[str, Job]) -> tuple[float, float]:
-    """In each worker: seconds of an epoch on the clock, and of all workers' processors."""
+    """In each worker: seconds of an epoch on the clock, and CPU seconds of all workers."""
     run = build_run(settings["job"])
     run_estep(run)
     train_epoch(run)

@@ -1,11 +1,11 @@
-"""How much of the demo its E-steps take, scores and label-free metrics included: whole runs, by their own ledgers.
+"""How much of the demo's time its E-steps take, with scores and label-free metrics: whole runs, by their own ledgers.
 
     python -m benchmarks.estep                            # three demos: eight minutes on two cores
     python -m benchmarks.estep --set estep.every=2        # an E-step after every second epoch
     python -m benchmarks.estep --set optim.epochs=30 --set optim.warmup_epochs=9
 
-A shorter run says less: k-means needs the more iterations, the less the labels have settled. The ledger of the first
-epoch, in which memory is allocated, is left out.
+A shorter run says less, because k-means needs more iterations while the labels have not settled. The ledger of the
+first epoch, in which memory is allocated, is left out.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Training on cached features that do not fit: the memory that it takes, and its speed against features in memory.
+"""Training on cached features that do not fit in memory: the memory it takes, and its speed against features in memory.
 
     python -m benchmarks.features --images 111112      # a million rows of nine views, 2.6 GB
 
 A cache of random features is written as Parquet, copied to a mapped file, and trained on for an epoch with an E-step.
-Counted is the anonymous memory of the process: the operating system takes pages of a mapped file back when it needs
-room.
+Only the process's anonymous memory counts: the operating system takes pages of a mapped file back when it needs room.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from pipeline.storage import Folder
 
 VIEWS, SIZE, CLUSTERS, BATCH, BLOCK = 9, 1280, 100, 256, 256
 PART_IMAGES = 1024
-CLAIM_GIB = 1.25  # of a million rows; the E-step's features, which grow with the images, are 0.2 of it
+CLAIM_GIB = 1.25  # for a million rows; the E-step's features, which grow with the images, are 0.2 of it
 CPU = torch.device("cpu")
 
 
@@ -57,7 +56,7 @@ def write_cache(folder: Path, images: int) -> FeatureCache:
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Inside, the largest anonymous and file-backed memory of this process, in GiB, is noted."""
+    """Record, inside the block, the largest anonymous and file-backed memory of this process, in GiB."""
     peak, ended = {"RssAnon": 0.0, "RssFile": 0.0}, threading.Event()
 
     def watch() -> None:

@@ -3,10 +3,10 @@
     python -m benchmarks.feed                              # 4,000 JPEG images of 256 to 300 pixels, fed at 224
     python -m benchmarks.feed --images 20000 --rounds 5
 
-`feed` is `digpro train` with profile.only=data, which makes no steps: the time of its epochs without E-steps and
-checkpoints, the wait for the first batch included. `plain` reads row groups with pyarrow and decodes them, in as many
-processes as the feed has workers; `loader` is a DataLoader with as many. Their processes are started beforehand. The
-three alternate. The claims: feed / plain >= 0.85, feed / loader >= 1. Exit status 1 when one does not hold.
+`feed` is `digpro train` with profile.only=data, which makes no steps. Its time is that of the epochs without E-steps
+and checkpoints, including the wait for the first batch. `plain` reads row groups with pyarrow and decodes them, in as
+many processes as the feed has workers; `loader` is a DataLoader with as many. Their processes are started beforehand.
+The three alternate. The claims: feed / plain >= 0.85, feed / loader >= 1. Exit status 1 when one does not hold.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SETTINGS = [  # a network that takes little time in the two E-steps, before the 
 
 
 def settings(args: argparse.Namespace, folder: Path) -> list[str]:
-    """Of `digpro train`, but for the name of the run."""
+    """Settings of `digpro train`, except the name of the run."""
     return [
         *SETTINGS,
         f"storage={folder / 'runs'}",

@@ -1,9 +1,9 @@
-"""The first minutes of somebody who tries the project: from a clone to printed clusters.
+"""A new user's first minutes with the project: from a clone to printed clusters.
 
     python -m benchmarks.first_minutes
 
-The committed state is cloned into an empty folder, and `make demo` run there: it makes an environment, installs what is
-needed, and trains. Packages come from uv's cache where it has them. Exit status 1 when it takes longer than the goal.
+The committed state is cloned into an empty folder, and `make demo` runs there: it makes an environment, installs the
+packages, and trains. Packages come from uv's cache if it has them. Exit status 1 when it takes longer than the goal.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Damaged files against Pillow: nothing crashes, prints, or is accepted that Pillow refuses.
+"""Damaged files against Pillow: our reader must not crash, print, or accept what Pillow refuses.
 
     python -m benchmarks.fuzz [--count 1600] [--seed 0]
 
 Small images of every stored format are cut, overwritten and get flipped bits. Each goes through `read_picture` as at
-ingest; what is accepted then goes through `decode` as in training, and must show Pillow's pixels within 2 levels. The
-work is done in processes of their own, so that a crash in a decoder is counted and not suffered.
+ingest; accepted files then go through `decode` as in training, and must show Pillow's pixels within 2 levels. The work
+is done in separate processes, so that a crash in a decoder is counted and does not end the benchmark.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from pipeline.data.raw_values import Unreadable
 from pipeline.data.shards import IMAGE_TYPE
 
 SIZE = 48
-LEVELS = 2  # that two decoders of a lossy format may be apart
-BATCH = 200  # cases to a process
+LEVELS = 2  # by which two decoders of a lossy format may differ
+BATCH = 200  # cases per process
 OPTIONS = PixelOptions(range=(0, 3000))
 
 
@@ -129,7 +129,7 @@ def run_batch(seed: int, start: int, count: int) -> list[str]:
 
 
 def main() -> None:
-    """Print how many files of each kind ended how; exit status 1 where one ended badly."""
+    """Print how many files of each kind had which outcome; exit status 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,11 @@
-"""One command for the day on which there is a GPU: correctness, speed and memory of each part, and a training.
+"""One command for when there is a GPU: correctness, speed and memory of each part, and a training run.
 
     python -m benchmarks.gpu --minutes 10 --images UCMerced_LandUse/Images    # call it again to go on
     python -m benchmarks.gpu --tiny                                           # a rehearsal on a CPU
 
-Needs only torch and torchvision. Every result is written to `--out` at once, so that a call can end at any time: the
-next one skips what is there, and repeats what failed. What is left of the time goes to a training of `--images` at the
-reference's settings, whose checkpoint lies beside the results. Exit status 1 when the golden vectors differ.
+Needs only torch and torchvision. Every result is written to `--out` at once, so a call can end at any time: the next
+one skips finished measurements and repeats failed ones. The remaining time goes to training on `--images` at the
+reference's settings; the checkpoint lies beside the results. Exit status 1 when the golden vectors differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRAINING_SECONDS = 30  # less is not worth reading the images
 class Session:
     """The results so far, on disk after every change.
 
-    ValueError when the file holds those of another machine or other sizes: one table is of one machine.
+    ValueError when the file holds results of another machine or other sizes: a table covers only one machine.
     """
 
     def __init__(self, path: Path, about: dict[str, str]) -> None:
@@ -64,7 +64,7 @@ class Session:
 
 
 def measure_all(session: Session, todo: list[Measurement], deadline: float, device: torch.device, sizes: Sizes) -> None:
-    """Make the measurements that are missing, for as long as there is time; one that fails does not end the others."""
+    """Make the missing measurements while there is time; one that fails does not stop the others."""
     for name, seconds, measure in todo:
         if not session.is_missing(name):
             continue
@@ -82,7 +82,7 @@ def measure_all(session: Session, todo: list[Measurement], deadline: float, devi
 
 
 def release_memory() -> None:
-    """Give back what a measurement leaves, compiled code among it."""
+    """Free the memory that a measurement leaves in use, including compiled code."""
     if "torch._dynamo" in sys.modules:  # importing it takes longer than a measurement
         torch._dynamo.reset()
     gc.collect()
@@ -123,7 +123,7 @@ def row(name: str, result: Result) -> tuple[str, ...]:
 
 
 def remark(result: Result) -> str:
-    """What one kind of measurement alone has."""
+    """Details that only one kind of measurement has."""
     if "errors" in result:
         errors = ", ".join(f"{name.removeprefix('torch.')} {error:.0e}" for name, error in result["errors"].items())
         return f"{'PASS' if result['passed'] else 'FAIL'}: relative errors {errors}"

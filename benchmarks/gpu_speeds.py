@@ -35,7 +35,7 @@ GOLDEN_LIMITS = {torch.float64: 1e-9, torch.float32: 5e-5}
 KMEANS_CLUSTERS, KMEANS_NOISE = 100, 3.0
 PHOTO = 256  # pixels, the side of an image of UC-Merced
 
-# Dense TFLOP/s of each card's data sheet, by a part of its name; the first that fits counts.
+# Dense TFLOP/s of each card's data sheet, by a part of its name; the first match counts.
 PEAKS: dict[str, dict[str, float]] = {
     "H200": {"float32": 67, "tf32": 494, "bfloat16": 989},
     "H100 PCIe": {"float32": 51, "tf32": 378, "bfloat16": 756},
@@ -49,7 +49,7 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def use_passes(model: DigPro) -> None:
-    """BatchNorm as several workers have it, by the kernels of SyncBatchNorm; a single one takes torch's own."""
+    """BatchNorm as with several workers, by the kernels of SyncBatchNorm; a single worker uses torch's own."""
     for part in model.modules():
         if isinstance(part, GlobalBatchNorm):
             part._by_torch = part._by_passes  # type: ignore[method-assign]
@@ -64,7 +64,7 @@ VARIANTS: dict[str, Callable[[DigPro, Sizes], None]] = {
 
 
 class Way(NamedTuple):
-    """One way to run the step; the reference's has a forward pass a view, and torch's BatchNorm."""
+    """One way to run the step; the reference's has a forward pass for each view, and torch's BatchNorm."""
 
     precision: str = "bfloat16"
     variants: tuple[str, ...] = ()
@@ -105,13 +105,13 @@ class Sizes:
     small, large : Recipe
         Of the bare step, on small images and on photos.
     small_ways, large_ways : tuple of Way
-        In which they are made.
+        In which these steps are made.
     training : Recipe
         Of the training, for as many clusters as its images have classes.
     images : int
         Of the E-step.
     view_images : int
-        Whose views are made in one call.
+        Images whose views are made in one call.
     fed_images : int
         Of the epoch that a DataLoader feeds.
     rows : tuple of int
@@ -153,7 +153,7 @@ TINY = Sizes(
 
 
 class Measurement(NamedTuple):
-    """A named measurement, and how many seconds it may take on a GPU: it does not begin with less time left."""
+    """A named measurement, and the seconds it may take on a GPU: with less time left it is not begun."""
 
     name: str
     seconds: float
@@ -311,7 +311,7 @@ def random_images(count: int, side: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def float32_as(precision: str) -> Iterator[None]:
-    """Products of float32 with TF32 for "tf32", and without for all else."""
+    """Multiply float32 with TF32 if the precision is "tf32", and without it otherwise."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"

@@ -1,7 +1,7 @@
-"""UC-Merced at the reference's settings, for as many epochs as there is time; the next call resumes.
+"""Trains on UC-Merced at the reference's settings, for as many epochs as there is time; the next call resumes.
 
-Needs only torch and torchvision. All that is random is drawn by (seed, epoch, image), so that a training in many calls
-equals one in a single call.
+Needs only torch and torchvision. All random numbers are keyed by (seed, epoch, image), so training in many calls
+equals training in a single call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from benchmarks.gpu_speeds import run_precision
 from benchmarks.loop import Loop, Recipe
 
-SAVE_SECONDS = 20  # between two checkpoints: an epoch on a GPU takes less time than the 0.3 GB of one
+SAVE_SECONDS = 20  # between two checkpoints: an epoch on a GPU takes less time than writing the 0.3 GB of one
 
 
 def read_images(folder: Path, side: int = 256) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 def train(
     images: Tensor, classes: Tensor, recipe: Recipe, checkpoint: Path, deadline: float, device: torch.device
 ) -> list[dict[str, float]]:
-    """Epochs until `deadline` on time.monotonic's clock; loss, NMI and seconds of each, of all calls together."""
+    """Train until `deadline` on time.monotonic's clock; returns loss, NMI and seconds of each epoch of all calls."""
     loop = Loop(images.to(device), recipe, *channel_statistics(images), autocast=run_precision(device))
     history = restore(loop, checkpoint)
     if not history:
@@ -64,7 +64,7 @@ def train(
 
 
 def save(loop: Loop, history: list[dict[str, float]], classes: Tensor, path: Path) -> None:
-    """All that the next epoch needs, and the pseudo-labels beside the classes; in place of the last checkpoint."""
+    """Replace the last checkpoint with all that the next epoch needs, and the pseudo-labels beside the classes."""
     partial = path.with_suffix(".partial")
     values = {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict(), "labels": loop.labels}
     torch.save(values | {"history": history, "classes": classes}, partial)
@@ -72,7 +72,7 @@ def save(loop: Loop, history: list[dict[str, float]], classes: Tensor, path: Pat
 
 
 def restore(loop: Loop, path: Path) -> list[dict[str, float]]:
-    """Put a checkpoint into the loop; the history of its epochs, empty without a checkpoint."""
+    """Put a checkpoint into the loop; returns the history of its epochs, empty without a checkpoint."""
     if not path.is_file():
         return []
     values = torch.load(path, map_location=loop.labels.device)
@@ -84,7 +84,7 @@ def restore(loop: Loop, path: Path) -> list[dict[str, float]]:
 
 
 def normalized_mutual_information(first: Tensor, second: Tensor) -> float:
-    """Mutual information of two labellings (N,) over the mean of their entropies; scikit-learn may not be there."""
+    """Mutual information of two labellings (N,) over the mean of their entropies; scikit-learn may be missing."""
     joint = torch.zeros(int(first.max()) + 1, int(second.max()) + 1, dtype=torch.float64)
     joint.index_put_((first, second), torch.ones((), dtype=torch.float64), accumulate=True)
     joint /= len(first)

@@ -3,8 +3,8 @@
     python -m benchmarks.imbalance                     # ratio 10, seeds 0-2, balance 0 and 1; about half an hour
     python -m benchmarks.imbalance --ratio 20 --seeds 5 --balance 0 0.5 1
 
-Each seed has a subset of its own, in which other classes are rare, and all balances are trained on it: one run and one
-worker at a time. A finished run is not repeated, so the same command resumes a benchmark that was killed.
+Each seed has a subset of its own, in which other classes are rare, and all balances are trained on it, one run at a
+time with one worker. A finished run is not repeated, so the same command resumes a benchmark that was killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.runs.train import train
 from pipeline.training.checkpoint import newest_in
 
 STEPS = 1120  # of the preset on all digits; a subset gets as many, in more epochs
-RARE = 3  # classes whose recall is told apart
+RARE = 3  # classes whose recall is reported separately
 METRICS = ("acc", "nmi", "ari", "recall", "recall_rare")
 Labels = NDArray[np.int64]
 Scores = dict[str, float]
@@ -70,7 +70,7 @@ def make_subset(folder: Path, ratio: float, seed: int) -> list[int]:
 
 
 def long_tail(classes: Labels, ratio: float, seed: int) -> Labels:
-    """Rows of a subset whose class sizes fall from n to n / ratio by equal factors; which class is rare, is random."""
+    """Rows of a subset whose class sizes fall from n to n / ratio by equal factors; the rare classes are random."""
     random = np.random.default_rng(seed)
     counts = np.bincount(classes)
     sizes = counts.min() * ratio ** -np.linspace(0, 1, len(counts))

@@ -1,4 +1,4 @@
-"""JPEG images like photographs in size and in bytes, as a source for `digpro ingest`."""
+"""JPEG images with the size and the bytes of photographs, as a source for `digpro ingest`."""
 
 from __future__ import annotations
 

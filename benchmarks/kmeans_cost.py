@@ -4,9 +4,9 @@
     python -m benchmarks.kmeans_cost --rows 10000000 --clusters 1000 --fit-rows 256000 --workers 1    # beyond memory
     python -m benchmarks.kmeans_cost --features runs/features/... --clusters 1000 3000 --levels 1 2   # real features
 
-Each list of numbers is a curve: the others stay at their first value. Every point is run by processes of its own, so
-that their peak memory is that point's, the pages of the file that are in memory included. Seconds of CPU time are
-those of the slowest worker: other processes hardly affect them.
+Each list of numbers is a curve, along which the others stay at their first value. Every point is run by processes of
+its own, so that their peak memory, including the pages of the file that are in memory, is that point's. Seconds of CPU
+time are those of the slowest worker: other processes hardly affect them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def write_rows(path: Path, count: int, clusters: int) -> None:
 
 
 def copy_features(path: Path, folder: str) -> tuple[int, int]:
-    """Copy the un-augmented features of a cache to a file of float16 rows; how many there are, and their length."""
+    """Copy the un-augmented features of a cache to a file of float16 rows; returns their number and length."""
     source = Folder(absolute(folder))
     cache = read_cache(source)
     if cache is None:

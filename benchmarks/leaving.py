@@ -3,11 +3,11 @@
     python -m benchmarks.leaving --images 100000 1000000
 
 A finished run is made up for each number of images: shards of tiny pictures with classes and paths, and the features
-that workers leave. A fresh process then writes what a run leaves: assignments, pictures, atlas, embedding. Counted is
-its largest anonymous memory. The bytes an image are what that grows by, from the smallest run to the largest, over the
-images between them. The map and the neighbours, whose memory and minutes are those of at most 100,000 images, are made
-for the first 2,000, so that they do not hide what grows. The checkpoint is not read here: its pseudo-labels are dropped
-before the first of these steps.
+that workers write. A fresh process then writes the outputs of a run (assignments, pictures, atlas, embedding), and its
+largest anonymous memory is measured. The bytes per image are the growth of this memory from the smallest run to the
+largest, over the difference in images. The map and the neighbours use at most 100,000 images; here they are made for
+the first 2,000, so that their memory and minutes do not hide the growth. The checkpoint is not read here: its
+pseudo-labels are dropped before the first of these steps.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def feature_table(index: Tensor, clusters: Tensor, generator: torch.Generator) -
 
 
 def leave(job: Job, answer: Any) -> None:
-    """Write what the run leaves; answers with the peak of this process in bytes, and the seconds that it took."""
+    """Write the outputs of the run; answers with the peak of this process in bytes, and the seconds it took."""
     values = {"centers": centers(job.plan.num_clusters), "history": [{"epoch": 0, "loss": 1.0}]}
     started, report.EXACT_IMAGES = time.monotonic(), EMBEDDED
     with peak_memory() as peak, TemporaryDirectory() as local:

@@ -32,7 +32,7 @@ LR, NOISE, BLOCK = 0.05, 0.001, 512
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained; the defaults are the reference's for small images, but for the warm-up.
+    """What is trained; the defaults are the reference's for small images, except the warm-up.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Recipe:
     batch, clusters, hidden : int
         Images a step, K, and the width of the two heads.
     epochs, warmup_epochs : int
-        Of the schedules. There is neither prototype loss nor noise in the warm-up, so that speed is measured behind it.
+        Of the schedules. The warm-up has neither prototype loss nor noise, so speed is measured after it.
     restarts : int
         Starts of the E-step's k-means.
     """
@@ -80,7 +80,7 @@ class Recipe:
 
 
 def simclr_policy(size: int) -> Any:
-    """Views of the reference: the fields and defaults of `ViewsConfig` that make views, where there is no pydantic."""
+    """Views of the reference: the fields of `ViewsConfig` that make views, with its defaults, but without pydantic."""
     return SimpleNamespace(
         size=size,
         crop_scale=(0.08, 1.0),
@@ -140,7 +140,7 @@ class Loop:
         self.labels = torch.arange(len(images), device=images.device) % recipe.clusters
 
     def train_epoch(self) -> float:
-        """The M-step: one pass over the images in whole batches; the mean loss."""
+        """The M-step: one pass over the images in whole batches; returns the mean loss."""
         self.model.train()
         warmup, losses = self.epoch < self.recipe.warmup_epochs, []
         for step, batch in enumerate(self.inputs.epoch(self.epoch), self.epoch * self.steps):

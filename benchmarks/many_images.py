@@ -83,7 +83,7 @@ def group_images(size: int, seed: int) -> Images:
 def _rows(bases: Images, numbers: np.ndarray[Any, Any], rng: np.random.Generator) -> pa.Table:
     labels = numbers % GROUPS
     noise = rng.integers(-NOISE, NOISE, (len(numbers), *bases.shape[1:]), dtype=np.int8)
-    pixels = bases[labels] + noise.view(np.uint8)  # modulo 256, and so the sum with a negative number too
+    pixels = bases[labels] + noise.view(np.uint8)  # wraps modulo 256, so adding a negative number works too
     data = pa.array(encode_pngs(pixels), pa.binary())
     paths = pa.array([f"{number}.png" for number in numbers.tolist()])
     images = pa.StructArray.from_arrays([data, paths], fields=list(SCHEMA.field("image").type))

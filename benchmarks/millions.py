@@ -7,7 +7,7 @@ Each step is a command as a user would give it: images are made, ingested, train
 with an E-step before and after it, and assigned. Training is killed with signal 9 `--kills` times (in the epoch, in
 the E-step, at the end), assigning once, and each time the same command continues. Peak memory is sampled every second.
 
-FOLDER/measurements.json has what was measured; the same command continues with the step that is missing. Exit status 1
+FOLDER/measurements.json has the measurements; the same command continues with the first missing step. Exit status 1
 when a resume repeated more than an interval between two checkpoints, or an image is not there exactly once.
 """
 
@@ -43,7 +43,7 @@ CONFIG, BATCH = ROOT / "benchmarks" / "millions.yaml", 1024
 CHECKPOINTS = 20  # in the epoch
 LEAST_INTERVAL = 10  # steps, which take longer than a checkpoint does to arrive in storage
 ROWS_PER_SHARD = 50_000
-AFTERWARDS = 2.0  # seconds from where an E-step or the ending begins to the kill in it
+AFTERWARDS = 2.0  # seconds from the start of an E-step or of the ending to the kill in it
 TRAINED = r"epoch +1/1  |resumed after epoch 1, "  # the line that the ending begins with
 INTERRUPTED, KILLED = "interrupted", "killed"  # how a command ended
 EPOCH, E_STEP, END = "in the epoch", "in the E-step", "at the end"  # where it was killed
@@ -66,7 +66,7 @@ class Scale:
 
     @property
     def folder(self) -> Path:
-        """Of all files of this number of images."""
+        """Folder of all files for this number of images."""
         return self.root / str(self.images)
 
     @property
@@ -123,7 +123,7 @@ class Records:
             raise SystemExit(f"{file} was measured with {before}, and now with {arguments}; give another --folder")
 
     def entry(self, images: int, step: str) -> Entry:
-        """Of a step with this number of images."""
+        """The entry of a step with this number of images."""
         entry: Entry = self.values["sizes"].setdefault(str(images), {}).setdefault(step, {"commands": [], "memory": {}})
         return entry
 
@@ -212,9 +212,9 @@ def carry_out(
     note: Callable[[Command], dict[str, Any]] = lambda command: {},
     **options: Any,
 ) -> bool:
-    """Run a command, and record it with its memory and what `note` says of it; whether it ended by itself.
+    """Run a command, and record it with its memory and the result of `note`; returns whether it ended by itself.
 
-    `options` are those of `Command.run`. A command that an interrupt ends is recorded too.
+    `options` are those of `Command.run`. An interrupted command is recorded too.
 
     Raises
     ------
@@ -248,7 +248,8 @@ def kills(entry: Entry) -> int:
 def kill_points(kills: int, steps: int, interval: int) -> list[KillPoint]:
     """Where training is killed, in order: in the epoch, the second last time in the E-step, and last at the end.
 
-    One kill is in the epoch, two are there and in the E-step. In the epoch they are half-way between two checkpoints.
+    A single kill is in the epoch; two are in the epoch and in the E-step. Kills in the epoch are half-way between two
+    checkpoints.
     """
     last = [KillPoint(E_STEP, steps), KillPoint(END, steps)][: max(kills - 1, 0)]
     inside = kills - len(last)
@@ -257,7 +258,7 @@ def kill_points(kills: int, steps: int, interval: int) -> list[KillPoint]:
 
 
 class TrainingWatch:
-    """What is seen of a training run from outside: its steps by their ledger, its resume by what it prints."""
+    """Watches a training run from outside: its steps by their ledger, its resume by what it prints."""
 
     def __init__(self, scale: Scale, ledger: Path, point: KillPoint | None) -> None:
         self.scale, self.ledger, self.point = scale, ledger, point
@@ -277,7 +278,7 @@ class TrainingWatch:
         return (resumed_at(lines, self.scale.steps) or 0) + steps_made(self.ledger) >= point.step
 
     def note(self, command: Command) -> dict[str, Any]:
-        """What to record of a command: the step it began with, None where it did not come so far, and its steps."""
+        """What to record of a command: the step it began with, None if it did not get that far, and its steps."""
         made, start = steps_made(self.ledger), resumed_at(command.lines, self.scale.steps)
         trained = [seconds for seconds, line in command.lines if re.match(TRAINED, line)]
         return {
@@ -289,13 +290,13 @@ class TrainingWatch:
 
 
 def resumed_at(lines: Lines, steps: int) -> int | None:
-    """The step of the run that it was resumed at, as its lines say; None where they say nothing."""
+    """The step at which the run was resumed, according to its lines; None if they do not say."""
     found = [re.match(r"resumed after epoch (\d+), step (\d+)", line) for _, line in lines]
     return next((int(match[1]) * steps + int(match[2]) for match in found if match), None)
 
 
 def has_ended(run: Path) -> bool:
-    """Whether the checkpoint of the end of the epoch is there, with which the ending begins."""
+    """Whether the checkpoint of the end of the epoch is there; the ending begins with it."""
     for about in run.glob("checkpoint_*/about.json"):
         with contextlib.suppress(OSError, ValueError):  # being written
             if json.loads(about.read_text())["epoch"] == 1:
@@ -329,9 +330,9 @@ def training_facts(scale: Scale, commands: list[dict[str, Any]]) -> Entry:
 
 
 def step_ledger(commands: list[dict[str, Any]], steps: int, interval: int) -> dict[str, Any]:
-    """The steps that the commands of a run made in all, and those that each resume made again.
+    """The steps that the commands of a run made in all, and those that each resume repeated.
 
-    It holds where no resume repeats more than an interval between two checkpoints, and the last one is at the end.
+    It holds if no resume repeats more than an interval between two checkpoints, and the last command reaches the end.
     """
     spans = [(c["from_step"], c["from_step"] + c["made"]) for c in commands if c["from_step"] is not None]
     repeated = [reached - start for (_, reached), (start, _) in pairwise(spans)]
@@ -345,7 +346,7 @@ def step_ledger(commands: list[dict[str, Any]], steps: int, interval: int) -> di
 
 
 def parts_done(out: Path) -> dict[str, float]:
-    """The parts that are assigned, by the names of their reports, and when they were."""
+    """The times at which parts were assigned, by the names of their reports."""
     return {report.name: report.stat().st_mtime for report in (out / REPORTS).glob("part-*.json")}
 
 

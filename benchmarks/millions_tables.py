@@ -28,7 +28,7 @@ def time_table(sizes: Sizes) -> str:
 
 
 def memory_table(sizes: Sizes) -> str:
-    """Peak MiB of the largest process of each kind, and the bytes that an image adds from the least to the most."""
+    """Peak MiB of the largest process of each kind, and the bytes that each further image adds."""
     peaks: dict[tuple[str, str], dict[int, int]] = {}
     for images, steps in sizes.items():
         for name, entry in steps.items():

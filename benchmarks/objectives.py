@@ -1,4 +1,4 @@
-"""Whether metrics without labels order runs as ACC does: rank correlations over the trials of a finished search.
+"""Whether label-free metrics rank runs as ACC does: rank correlations over the trials of a finished search.
 
     python -m benchmarks.objectives runs/digits-digpro-1f0c6a52 --picture docs/images/digits-objectives.png
 
@@ -78,8 +78,8 @@ def correlations(epochs: Epochs, name: str) -> dict[str, float]:
     """Spearman's rank correlation of a metric with ACC.
 
     `everything`: over all trials and epochs; `last`: over trials at the last epoch; `epoch`: over trials at one epoch,
-    the median of all epochs, which is what early stopping goes by; `chosen`: ACC of the trial that is best by the
-    metric at the end; `best`: the highest ACC at the end.
+    the median of all epochs, which early stopping depends on; `chosen`: ACC of the trial that is best by the metric at
+    the end; `best`: the highest ACC at the end.
     """
     table = {
         epoch: [values for values in epochs if values["epoch"] == epoch]

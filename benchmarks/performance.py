@@ -37,7 +37,7 @@ faster. Rounds: the median, and the least and the most of them.
 class Row(NamedTuple):
     """A line of the page: what over what, the ratio of each round, and the claim about their median.
 
-    `unequal` says why the claim does not count: what was faster did less.
+    `unequal` says why the claim does not count: the faster one did less.
     """
 
     what: str
@@ -161,7 +161,7 @@ SECTIONS = {
 
 
 def measure(name: str) -> bool:
-    """Run a section's benchmark; whether it left results. Its own exit status only repeats the claims."""
+    """Run a section's benchmark; returns whether it wrote results. Its own exit status only repeats the claims."""
     RESULTS.mkdir(exist_ok=True)
     out = RESULTS / f"{name}.json"
     out.unlink(missing_ok=True)

@@ -91,7 +91,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def wait_until_full(run: Run) -> None:
-    """Wait until a stream has read ahead all it may: `bare` is measured alone, and `fed` reads as much as it uses."""
+    """Wait until a stream has read ahead all it may, so that `bare` runs alone and `fed` reads as much as it uses."""
     source, before = run.feed.inputs.source, -1
     while isinstance(source, StreamedImages) and source.stream and source.stream.waiting != before:
         before = source.stream.waiting

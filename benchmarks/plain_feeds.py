@@ -44,12 +44,12 @@ def share_of(rank: int, workers: int, images: int) -> range:
 
 
 def decode_share(share: range, files: Sequence[Path], batch: int, decoding: dict[str, Any]) -> int:
-    """Decode a share and forget it; the number of its images."""
+    """Decode a share and forget it; returns the number of its images."""
     return sum(len(images) for images in batches(files, share, batch, decoding))
 
 
 class PlainLoop:
-    """Processes that each decode their share; with a call, all of them do it once."""
+    """Processes that each decode their share; a call makes all of them do it once."""
 
     def __init__(self, files: Sequence[Path], images: int, workers: int, batch: int, decoding: dict[str, Any]) -> None:
         self.pool = ProcessPoolExecutor(workers, get_context("spawn"), partial(torch.set_num_threads, 1))

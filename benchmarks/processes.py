@@ -1,4 +1,4 @@
-"""Commands as a user would start them, watched from outside: their lines, the memory of their processes, their kill.
+"""Runs commands as a user would, and watches from outside: their lines, the memory of their processes, their kill.
 
 Memory is counted in two parts (/proc/PID/status): what a process has for itself (RssAnon), and the shared memory that
 it has touched (RssShmem), which is Ray's object store. The size of the store itself is that of the file behind it.
@@ -26,7 +26,7 @@ COORDINATORS = (
     r"TrainController|Board|DatasetManager|\w*Coordinator\w*|PlacementGroupCleaner|Synchronization\w*|\w*Stats\w*"
 )
 KINDS = {  # the first whose pattern is found in the command line
-    "raylet": r"^\S*/raylet/raylet ",  # whose arguments have paths of what comes below
+    "raylet": r"^\S*/raylet/raylet ",  # its arguments contain paths that match the kinds below
     "GCS": r"^\S*/gcs/gcs_server ",
     "train worker": r"^ray::RayTrainWorker",
     "Ray's own": r"ray/dashboard|ray/_private|ray/autoscaler|ray-dashboard|ray\.dashboard|^ray::\w*Agent\b",
@@ -48,7 +48,7 @@ class Rss(NamedTuple):
 
 @dataclass
 class Peak:
-    """Of a kind of process: the largest single one, and all of a sample together, in bytes."""
+    """Peak memory of a kind of process in bytes: of the largest single one, and of all in a sample together."""
 
     private: int = 0
     shared: int = 0
@@ -118,7 +118,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Signal 9 to a command's group and to all that descends from it, and wait until they have ended."""
+    """Send signal 9 to a command's group and to all its descendants, and wait until they have ended."""
     doomed = family(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -153,11 +153,11 @@ class Command:
     ----------
     arguments : sequence of str
     log : Path
-        What it prints is appended.
+        Its output is appended to it.
     environment : mapping of str
         Added to that of this process.
     peaks : dict
-        Its memory is taken into them, every second.
+        Its memory is added to them, every second.
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ class Command:
         What it has printed until now.
     seconds : float
     status : int or None
-        None where it did not end by itself.
+        None if it did not end by itself.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], peaks: Peaks) -> None:

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def check_finished(rows: Rows) -> None:
-    """SystemExit, with the reason, for a run that failed: a mean must not leave it out in silence."""
+    """SystemExit, with the reason, for a run that failed: a mean must not silently leave it out."""
     if failed := [f"  {row['point']}: {row['reason']}" for row in rows if row["status"] != "finished"]:
         raise SystemExit("no table, because these runs did not finish:\n" + "\n".join(failed))
 
@@ -84,7 +84,7 @@ def variants(config: RunConfig, ablation: bool) -> dict[str, SearchPoint]:
 
 
 def seeds_and_variants(weights: list[SearchPoint], seeds: int) -> Space:
-    """A space whose first points are all that is trained."""
+    """A space whose first points are the only ones trained."""
     points = [point | {"seed": seed} for point, seed in itertools.product(weights, range(seeds))]
     domains = {key: tune.choice(list(dict.fromkeys(point[key] for point in points))) for key in points[0]}
     return Space("seeds" if len(weights) == 1 else "ablation", domains, first=points)

@@ -31,7 +31,7 @@ from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.interrupts import interruptible
 
 DOCS = ROOT / "docs"
-RECORDS = "results"  # folder below docs: a reader of the page finds beside it what it was made from
+RECORDS = "results"  # folder below docs, beside the page that is made from it
 
 
 def main() -> int:
@@ -91,7 +91,7 @@ def write_pages(definitions: Definitions, docs: Path) -> None:
 
 
 def pages(definitions: Definitions, docs: Path) -> dict[str, str]:
-    """The two pages as the records of now make them, by the name of the file."""
+    """The two pages from the current records, by the name of the file."""
     found = {name: read_record(docs / RECORDS, name) for name in definitions.rows}
     records = {name: record for name, record in found.items() if record}
     configs = {name: load_config(row.preset, row.overrides) for name, row in definitions.rows.items()}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.slow_tracking --epochs 5
 
-An epoch is matrix products for some seconds, and then what rank 0 logs: 40 metrics and a tag. The store is SQLite,
-whose client answers each request after the delay. Counted are the seconds inside the writer's methods, as a share of
-the epochs; and, for comparison, the seconds of one send that is waited for. The end of a run waits for the store once.
+An epoch is matrix products for some seconds, and then what rank 0 logs: 40 metrics and a tag. The store is SQLite; its
+client answers each request after the delay. The benchmark measures the seconds inside the writer's methods, as a share
+of the epochs; and, for comparison, those of one send that is waited for. The end of a run waits for the store once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""An encoder so small that two cores train on millions of 8-pixel images, and that counts its training steps.
+"""An encoder small enough for two cores to train on millions of 8-pixel images; it counts its training steps.
 
     digpro train --set model.encoder=python:benchmarks.small_encoder:build ...
 
-Where the environment names a folder in `LEDGER`, each process that trains keeps a file there with one byte for each of
-its steps. Unlike a checkpoint, such a file also has the steps that a kill undoes.
+If the environment variable DIGPRO_BENCHMARK_STEPS (`LEDGER`) names a folder, each process that trains keeps a file
+there with one byte for each of its steps. Unlike a checkpoint, such a file also has the steps that a kill undoes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SmallEncoder(nn.Sequential):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features; of a step's passes, only that of the online network has gradients and is counted."""
+        """Features; in a step only the online network's pass has gradients and is counted."""
         if self.training and torch.is_grad_enabled():
             note_step()
         features: Tensor = super().forward(images)
@@ -51,5 +51,5 @@ def note_step() -> None:
 
 
 def steps_made(folder: Path) -> int:
-    """Steps of the process that has made most; 0 where none has made any."""
+    """Steps of the process that has made the most; 0 if none has made any."""
     return max((file.stat().st_size for file in folder.iterdir()), default=0)

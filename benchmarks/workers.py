@@ -3,8 +3,8 @@
     python -m benchmarks.workers                    # the demo: `tiny`, batch 128
     python -m benchmarks.workers --preset cifar10 --batch 64
 
-Each worker is a process with one thread, and gloo between them, as in a run; Ray and its feed are left out. One process
-alone and a pair take turns. The claim: two workers are at least 1.5 times as fast as one. Exit status 1 when not.
+Each worker is a process with one thread, connected by gloo as in a run; Ray and its feed are left out. A single process
+and a pair take turns. The claim: two workers are at least 1.5 times as fast as one. Exit status 1 when not.
 """
 
 from __future__ import annotations

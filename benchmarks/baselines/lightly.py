@@ -1,8 +1,8 @@
 """An epoch of the same method from `lightly`'s modules, as its examples of BYOL and SMoG put them together.
 
-Its heads, groups, memory bank, cosine loss, momentum update and transforms. It has no prototype loss. All else is
-there, in both directions: instance and group loss, resets of the groups by scikit-learn's KMeans, features of all
-images.
+Heads, groups, memory bank, cosine loss, momentum update and transforms are lightly's. There is no prototype loss. All
+else is there, in both directions: instance and group loss, resets of the groups by scikit-learn's KMeans, features of
+all images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Lightly:
     images : ndarray (N, H, W, 3) uint8
     recipe : Recipe
     workers : int
-        Processes that make the views; 0 is none beside this one.
+        Processes that make the views; with 0 this process makes them.
     """
 
     def __init__(self, images: NDArray[np.uint8], recipe: Recipe, workers: int) -> None:
@@ -58,7 +58,7 @@ class Lightly:
         self.optimizer = torch.optim.SGD(trained, scaled_lr(LR, recipe.batch), momentum=0.9, weight_decay=5e-4)
 
     def train_epoch(self, labels: Tensor) -> float:
-        """The M-step; pseudo-labels have no part in it. The mean loss."""
+        """The M-step, which does not use the pseudo-labels; returns the mean loss."""
         self.online.train()
         self.target.train()
         return float(torch.stack([self._step(first, second) for first, second, _ in self.loader]).mean())

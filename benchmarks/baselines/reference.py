@@ -2,7 +2,7 @@
 
 Views are made image by image on a DataLoader's workers; each view and each network has a forward pass of its own, with
 torch's BatchNorm; features of all images are collected in one process. The losses, the resets of the groups and the
-optimizer are ours, which the reference's are not faster than. Needs only torch and torchvision.
+optimizer are ours; the reference's are not faster. Needs only torch and torchvision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Reference:
     images : ndarray (N, H, W, 3) uint8
     recipe : Recipe
     workers : int
-        Processes that make the views; 0 is none beside this one.
+        Processes that make the views; with 0 this process makes them.
     device : torch.device
     autocast : torch.dtype or None
         Precision of the networks; None is float32, as in the reference.
@@ -48,7 +48,7 @@ class Reference:
         self.optimizer = recipe.build_optimizer(self.model)
 
     def train_epoch(self, labels: Tensor) -> float:
-        """The M-step with pseudo-labels (N,) on the CPU; the mean loss."""
+        """The M-step with pseudo-labels (N,) on the CPU; returns the mean loss."""
         self.model.train()
         return float(torch.stack([self._step(batch, labels) for batch in self.loader]).mean())
 

@@ -1,4 +1,4 @@
-"""Augmentation as most code has it: torchvision's transforms, image by image, on a DataLoader's workers."""
+"""Augmentation as most code does it: torchvision's transforms, image by image, on a DataLoader's workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def torchvision_view(policy: Any, *, from_pil: bool) -> View:
 
 
 def evaluation_view(size: int) -> View:
-    """The whole image, resized: what the E-step looks at."""
+    """The whole image, resized, as the E-step sees it."""
     return v2.Compose([v2.Resize((size, size)), *normalized_tensor(from_pil=True)])
 
 

@@ -13,7 +13,7 @@ from benchmarks.results.floors import FLOORS
 from pipeline.errors import ConfigError, did_you_mean
 
 ROWS = Path(__file__).parent / "rows.yaml"
-TAKEN_OVER = ("data", "preset", "floor")  # from the row that another one is like; its settings too
+TAKEN_OVER = ("data", "preset", "floor")  # from the row named by `like`, as are its settings
 
 
 class Entry(BaseModel):
@@ -101,7 +101,7 @@ class Definitions(Entry):
 
 
 def load_definitions(path: Path = ROWS) -> Definitions:
-    """All rows, each with what it takes over from the one that it is like; ConfigError names file, key and value."""
+    """All rows, each with what it takes over from the row it is like; ConfigError names file, key and value."""
     try:
         values = yaml.safe_load(path.read_text())
         rows = values["rows"]

@@ -1,4 +1,4 @@
-"""What a difference changes in the scores: a row against the one that it is like, seed by seed."""
+"""How a difference changes the scores: a row against the one that it is like, seed by seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Effect:
     row, against : str
         The two rows.
     epoch, planned : int
-        The epoch after which both are scored, and how many were to be trained.
+        The epoch after which both are scored, and how many were planned.
     differences : dict of dict
         By score and seed.
     """
@@ -36,9 +36,9 @@ class Effect:
 
 
 def effect_of(row: str, records: dict[str, Record], definitions: Definitions) -> Effect | None:
-    """The effect of a difference; None for other rows, and where the two have no scored seed in common.
+    """The effect of a difference; None for other rows, and if the two have no scored seed in common.
 
-    Runs that were stopped count up to the last epoch that both have done; of the seeds, those that came furthest.
+    Stopped runs count up to the last epoch that both have done, and only the seeds that came furthest count.
     """
     definition = definitions.rows[row]
     if not definition.difference or definition.like not in records or row not in records:

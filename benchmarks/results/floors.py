@@ -1,4 +1,4 @@
-"""Floors: what clusters have to beat, computed from the same images without training.
+"""Floors: scores that clusters have to beat, computed from the same images without training.
 
 Each floor is a function from a configuration, whose images are ingested, to a `Floor`; rows name it in rows.yaml.
 """
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Floor(BaseModel):
-    """Scores of a floor: of each score its mean and its standard deviation over `runs` seeds."""
+    """Scores of a floor: mean and standard deviation of each score over `runs` seeds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

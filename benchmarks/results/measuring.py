@@ -1,4 +1,4 @@
-"""Training what is missing of rows, and recording what it reached."""
+"""Trains the missing runs of rows, and records what they reached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pipeline.storage import Folder
 from pipeline.training.checkpoint import newest_in
 
 ROOT = Path(__file__).parents[2]
-CODE = ("pipeline", "benchmarks")  # what decides a result; the pages that a command writes do not
+CODE = ("pipeline", "benchmarks")  # folders that decide a result, unlike the pages that a command writes
 CALLS = "calls.json"  # in the folder of a run: the calls that trained it
 REFUSED = 2  # exit status of a command that started nothing
 
@@ -55,7 +55,7 @@ class Options:
     deadline : float, optional
         Of `time.monotonic`.
     note : str
-        Stands beside the wall time.
+        Shown beside the wall time.
     records : Path
         The folder of the records.
     """
@@ -69,10 +69,10 @@ class Options:
 
 
 def reproduce(rows: list[str], definitions: Definitions, options: Options, after_each: Callable[[], None]) -> int:
-    """Train what is missing of the rows and record it; returns the command's exit status.
+    """Train the missing runs of the rows and record them; returns the command's exit status.
 
-    Seed by seed, so that rows can be compared early. Unfinished runs share the time until the deadline equally, so that
-    their curves can. `after_each` is called whenever a record has changed.
+    Rows take turns seed by seed, so that they can be compared early. Unfinished runs share the time until the deadline
+    equally, so that their curves can be compared. `after_each` is called whenever a record has changed.
     """
     turns = [
         (name, definitions.row(name), seed) for seed in range(options.seeds) for name in definitions.with_bases(rows)
@@ -176,7 +176,7 @@ def record_seed(name: str, row: Row, seed: int, config: RunConfig, ended: Ended,
     reason = f"exit status {ended.status}: {ended.reason}" if status == "failed" else ""
     result = seed_result(values["history"], config.optim.epochs, status, reason, calls)
     before = read_record(options.records, name)
-    seeds = max([options.seeds, *(known + 1 for known in (before.seeds if before else ()))])  # of calls before, too
+    seeds = max([options.seeds, *(known + 1 for known in (before.seeds if before else ()))])  # earlier calls count, too
     line = command(name, row, replace(options, seeds=seeds))
     record = with_seed(before, name, line, row_settings(config), seed, result)
     if record.floor is None and result.epochs:

@@ -31,7 +31,7 @@ Settings = dict[str, dict[str, object]]
 
 
 def results_page(definitions: Definitions, records: Records, settings: Settings, pictures: Path) -> str:
-    """All of results.md; `settings` are those of each row today, and `pictures` the folder that theirs are below."""
+    """All of results.md; `settings` are each row's current settings, `pictures` the folder that pictures lie below."""
     sections = [INTRODUCTION]
     for name, images in definitions.data_sets.items():
         rows = {key: row for key, row in definitions.rows.items() if row.data == name}
@@ -92,14 +92,14 @@ def score_cells(name: str, record: Record) -> tuple[str, ...]:
 
 
 def seeds_cell(record: Record, seeds: list[SeedResult]) -> str:
-    """How many seeds the scores are of, out of how many, and how many failed."""
+    """How many seeds are in the scores, out of how many, and how many failed."""
     failed = sum(seed.status == "failed" for seed in record.seeds.values())
     count = str(len(seeds)) if len(seeds) == len(record.seeds) else f"{len(seeds)} of {len(record.seeds)}"
     return f"{count}; {failed} failed" if failed else count
 
 
 def plus_minus(value: Spread, form: str = ".3f") -> str:
-    """Mean ± standard deviation; the one value alone."""
+    """Mean ± standard deviation; a single value alone."""
     return f"{value.mean:{form}} ± {value.std:.3f}" if value.size > 1 else f"{value.mean:{form}}"
 
 
@@ -196,7 +196,7 @@ def effect_cells(effect: Effect, row: Row) -> tuple[str, ...]:
 
 
 def differences_page(text: str, definitions: Definitions, records: Records) -> str:
-    """differences.md with the effects of now, at each `<!-- effect: ROW ROW -->`."""
+    """differences.md with the current effects at each `<!-- effect: ROW ROW -->`."""
 
     def cell(found: re.Match[str]) -> str:
         effects = [(row, effect_of(row, records, definitions)) for row in found[1].split()]

@@ -64,7 +64,7 @@ class SeedResult(Entry):
 class Record(Entry):
     """All seeds of a row.
 
-    `settings` are those that decide the result, without the seed: they say what was measured once a preset has changed.
+    `settings` are those that decide the result, without the seed; they still say what was measured if a preset changes.
     """
 
     row: str
@@ -88,7 +88,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def furthest(record: Record) -> list[SeedResult]:
-    """The seeds that the row's scores are of: those that came furthest, so that a mean is over equally many epochs."""
+    """The seeds that the row's scores use: those that came furthest, so that a mean is over equally many epochs."""
     scored = [seed for seed in record.seeds.values() if seed.scores]
     return [seed for seed in scored if seed.epochs == max(other.epochs for other in scored)]
 
@@ -125,7 +125,7 @@ def curves_of(history: Sequence[Mapping[str, float]]) -> Curves:
 def with_seed(
     before: Record | None, row: str, command: str, settings: Mapping[str, Any], seed: int, result: SeedResult
 ) -> Record:
-    """The record with one seed put in; seeds of other settings are dropped, and so is their floor."""
+    """The record with one seed put in; seeds measured with other settings are dropped, and so is their floor."""
     if before is None or changed_settings(before, settings):
         before = Record(row=row, command=command, settings=dict(settings))
     seeds = dict(sorted((before.seeds | {seed: result}).items()))
@@ -133,7 +133,7 @@ def with_seed(
 
 
 def changed_settings(record: Record, settings: Mapping[str, Any]) -> list[str]:
-    """Keys of settings that a record was made with other values of; settings that are newer than it do not count."""
+    """Keys of settings with other values than a record was made with; settings newer than the record do not count."""
     return [key for key, value in record.settings.items() if key in settings and settings[key] != value]
 
 
@@ -158,7 +158,7 @@ def read_record(folder: Path, row: str) -> Record | None:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Replace the record of a row; each list is one line, so that a difference of two versions can be read."""
+    """Replace the record of a row; each list is one line, so that diffs are readable."""
     text = json.dumps(record.model_dump(mode="json"), indent=1)
     text = re.sub(
         r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text

@@ -1,4 +1,4 @@
-"""One `digpro train` in a process of its own, which can be stopped at a time and leaves a journal of its calls."""
+"""One `digpro train` in a process of its own, which can be stopped at a deadline and leaves a journal of its calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Literal
 
 import psutil
 
-# An interrupted run saves a last checkpoint, 20 s at most, and leaves its cluster; a second signal hurries it.
+# An interrupted run saves a last checkpoint, in 20 s at most, and leaves its cluster; a second signal hurries it.
 PATIENCE = ((signal.SIGINT, 90.0), (signal.SIGTERM, 30.0), (signal.SIGKILL, None))
 
 
@@ -47,8 +47,8 @@ def train_command(preset: str, overrides: list[str]) -> list[str]:
 def run_until(command: list[str], deadline: float | None) -> Ended:
     """Run a command to its end; at the deadline (of `time.monotonic`), or at Ctrl-C, interrupt it and wait.
 
-    It has a session of its own: a terminal sends Ctrl-C to whole groups, and a second one would end its last save.
-    `subprocess` holds a lock while it looks at a process, and a Ctrl-C just then leaves it locked: the next wait would
+    It has a session of its own: a terminal sends Ctrl-C to whole groups, and a second one would cut off its last save.
+    `subprocess` holds a lock while it polls a process, and a Ctrl-C just then leaves it locked: the next wait would
     never end. psutil holds none.
     """
     start = time.monotonic()
@@ -76,7 +76,7 @@ def interrupt(process: psutil.Popen) -> None:
 
 
 def repeat_errors(said: IO[str]) -> str:
-    """Print what a command said on its error output; returns its message, or else its last line."""
+    """Print a command's standard error; returns its error message, or else its last line."""
     said.seek(0)
     text = said.read().strip()
     if text:

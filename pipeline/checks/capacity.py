@@ -1,8 +1,8 @@
 """What a cluster has room for: the CPUs and GPUs of each worker, and how many trials of a search at a time.
 
-One rule for runs and searches: a worker lies on one node, so that rooms are counted node by node. What does not fit is
-refused beforehand, because workers would wait for a place that is never given. Ray Tune counts the actor of a trial and
-does not know the workers that it will start, so the number of trials is limited here, too.
+Runs and searches follow one rule: a worker runs on one node, so room is counted node by node. What does not fit is
+refused beforehand, because its workers would wait forever. Ray Tune counts the actor of a trial but does not know about
+the workers that it will start, so the number of trials is limited here, too.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class WorkerResources:
 
 
 def takes_gpus(asked: ResourcesConfig, available: float, least: int | None = None) -> bool:
-    """Whether GPUs are used: as set, or with `auto` when `least` are there, or one for each of the fewest workers.
+    """Whether GPUs are used: as set; with `auto` if there are `least`, by default one for each of the fewest workers.
 
-    The same for a run, the trials of a search, and pools of actors. An elastic group then grows as far as there are
+    Runs, the trials of a search, and pools of actors use the same rule. An elastic group then grows as far as there are
     GPUs.
 
     Raises
@@ -79,10 +79,10 @@ class Pool:
 
 
 def actor_pool(asked: ResourcesConfig, nodes: Nodes, useful: int) -> Pool:
-    """As many actors as the nodes have GPUs or CPUs for, and more, up to the `useful` ones, as nodes come.
+    """As many actors as the nodes have GPUs or CPUs for, and more as nodes join, up to `useful`.
 
-    With `auto` one GPU is enough. A pool on the CPUs of a cluster that does not grow stays as it is: it would take the
-    CPUs of those who feed it.
+    With `auto` one GPU is enough. A pool on the CPUs of a cluster that does not grow keeps its size: more actors would
+    take the CPUs of the processes that feed it.
     """
     gpus = takes_gpus(asked, _devices(nodes), least=1)
     least = max(1, min(_devices(nodes) if gpus else int(_cpus(nodes)), useful))
@@ -92,8 +92,8 @@ def actor_pool(asked: ResourcesConfig, nodes: Nodes, useful: int) -> Pool:
 def worker_resources(config: RunConfig, mode: str, nodes: Nodes) -> WorkerResources:
     """CPUs and GPU of each worker on a cluster of these nodes.
 
-    A streaming run leaves a whole CPU for reading and decoding; workers on GPUs leave all but one each. An elastic run
-    is checked with its fewest workers, or in streaming mode, where growing could take the last CPU,
+    A streaming run leaves a whole CPU for reading and decoding; with workers on GPUs, each takes one CPU and leaves the
+    others. An elastic run is checked with its fewest workers; in streaming mode, where growing could take the last CPU,
     with its most.
 
     Raises
@@ -117,9 +117,9 @@ def worker_resources(config: RunConfig, mode: str, nodes: Nodes) -> WorkerResour
 
 
 def fair_share(workers: int, beside: float, gpus: bool, nodes: Nodes) -> float:
-    """The most CPUs that each of so many workers can have: whole ones, else tenths; 0 where that is not possible.
+    """The most CPUs that each of so many workers can have: whole ones, else tenths; 0 if not even a tenth fits.
 
-    `beside` CPUs are left. Workers on GPUs share those of the nodes with GPUs alone.
+    `beside` CPUs are left free. Workers on GPUs share only the CPUs of nodes with GPUs.
     """
     usable = [node for node in nodes if node.get("GPU", 0) >= 1] if gpus else nodes
     whole = range(int(max((node.get("CPU", 0) for node in usable), default=0)), 0, -1)
@@ -134,7 +134,7 @@ def _fit(each: WorkerResources, workers: int, beside: float, nodes: Nodes) -> bo
 
 @dataclass(frozen=True)
 class Capacity:
-    """`trials` at a time, each worker of which reserves `cpus` and, with `gpus`, one GPU."""
+    """`trials` at a time; each of their workers reserves `cpus` and, with `gpus`, one GPU."""
 
     trials: int
     cpus: float
@@ -144,10 +144,10 @@ class Capacity:
 def search_capacity(config: RunConfig, mode: str, nodes: Nodes, trials: int, wanted: int | None = None) -> Capacity:
     """As many of a search's trials as fit on a cluster at a time, or `wanted` ones.
 
-    A trial takes its workers (the most that an elastic one can have here), and in streaming mode a CPU for
-    Ray Data. In resident mode all trials share one, because each needs it at its start only. Without
-    resources.cpus_per_worker workers share what there is: on CPUs alone at least one each, where that gives more than
-    one trial.
+    A trial takes its workers (an elastic one the most that it can have here) and, in streaming mode, a CPU for
+    Ray Data. In resident mode all trials share this CPU, because each needs it only at its start. Without
+    resources.cpus_per_worker the workers share the cluster's CPUs; without GPUs each gets at least one, unless only one
+    trial fits.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def search_capacity(config: RunConfig, mode: str, nodes: Nodes, trials: int, wan
 
 
 def _most_workers(bounds: WorkerRange, devices: int | None) -> int:
-    """Workers that a group can come to: the most it may have, or as many as there are GPUs for."""
+    """Workers that a group can reach: the most it may have, or as many as there are GPUs for."""
     return bounds.max if devices is None else max(bounds.min, min(bounds.max, devices))
 
 

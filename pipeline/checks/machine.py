@@ -1,4 +1,4 @@
-"""What on the driver's machine would keep Ray from starting, or hang it without a message. Imports nothing heavy."""
+"""Problems on the driver's machine that keep Ray from starting or make it hang silently. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def ray_temporary_folder() -> str:
 
 
 def shadowing_modules(folders: list[str]) -> Iterator[Finding]:
-    """Modules in `folders` that Ray's workers, which look there first, would import in place of a library's.
+    """Modules in `folders` that Ray's workers would import in place of a library's, because they look there first.
 
-    A worker that cannot start is started again, without end and without a message.
+    A worker that cannot start is restarted forever, without a message.
     """
     folders = list(dict.fromkeys(map(os.path.realpath, folders)))
     elsewhere = [place for place in sys.path if os.path.realpath(place or ".") not in folders]

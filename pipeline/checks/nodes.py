@@ -55,8 +55,8 @@ def node_resources() -> list[dict[str, float]]:
 def probe_nodes(config: RunConfig, tracking: str = "") -> tuple[list[tuple[str, Answer]], list[Finding]]:
     """Every node's address and answer, and a finding for each that gave none; `tracking` is a server to reach as well.
 
-    Every node reads a file that the driver wrote, and writes one that the driver reads: separate folders of the same
-    name on each machine do not pass for a shared one.
+    Every node reads a file that the driver wrote, and writes one that the driver reads, so separate folders of the same
+    name on each machine are not mistaken for a shared one.
     """
     probes = join(config.storage, f".probe-{uuid.uuid4().hex}")
     files, root = filesystem(probes)

@@ -1,4 +1,4 @@
-"""Whether the numbers of a configuration and of a data set go together."""
+"""Whether the numbers of a configuration fit those of a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.plan import Plan, make_plan
 
 
 def check_settings(config: RunConfig, manifest: Manifest) -> Plan:
-    """The plan of a run that can be carried out; ConfigError names the numbers that do not go together."""
+    """The plan of a run; ConfigError names numbers that do not fit together."""
     plan = make_plan(config, manifest)
     if plan.reset_every and config.method.bank_size < plan.num_groups:
         raise ConfigError(
@@ -26,7 +26,7 @@ def check_settings(config: RunConfig, manifest: Manifest) -> Plan:
 
 
 def _check_lanes(order: Order, workers: int) -> None:
-    """ConfigError where the order has a lane for fewer workers than may come."""
+    """ConfigError if the order has fewer lanes than there may be workers."""
     if order.lanes < workers:
         rows = max(order.groups)
         raise ConfigError(

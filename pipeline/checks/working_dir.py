@@ -15,8 +15,10 @@ ENTRY_BYTES = 76  # of a file in a zip archive, beside its content and twice its
 
 
 def travelling_files(folder: str) -> dict[str, int]:
-    """The files, with their bytes, that Ray will send: without our excludes and without what .gitignore lists, unless
-    RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1."""
+    """The files that Ray will send, with their bytes: all but our excludes and what .gitignore lists.
+
+    With RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1 what .gitignore lists is sent too.
+    """
     root, found = Path(folder).resolve(), dict[str, int]()
 
     def note(path: Path) -> None:

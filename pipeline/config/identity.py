@@ -14,7 +14,7 @@ from pipeline.storage import Place
 
 
 def circumstances() -> list[str]:
-    """Dotted keys of the settings that say where and how a run is carried out, and not what comes out of it.
+    """Dotted keys of the settings that decide where and how a run is carried out, but not its result.
 
     Each is marked at its field in `models.py`; a new setting is not one until it is marked.
     """
@@ -27,9 +27,9 @@ def environment_settings() -> list[str]:
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted key and value of the settings that decide the result: runs on the same images that share them are one.
+    """Dotted key and value of the settings that decide the result: runs on the same images with equal ones are one run.
 
-    Where images, runs and records lie, how the images travel, and on how many workers it runs are not among them.
+    They do not include where images, runs and records lie, how images reach the workers, or the number of workers.
     """
     values, others = config.model_dump(mode="json"), set(circumstances())
     return {key: get_setting(values, key) for key in settings_table() if key not in others}
@@ -44,7 +44,7 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def _is_later_default(key: str, value: Any) -> bool:
-    """Whether a run without this setting, from before there was one, is the same run."""
+    """Whether a run from before this setting existed is the same run."""
     field = settings_table()[key]
     return LATER in field.metadata and value == field.default
 
@@ -55,7 +55,7 @@ def run_name(config: RunConfig, label: str) -> str:
 
 
 def derive_name(label: str, digest: str) -> str:
-    """A name of a label and eight characters; what no name may have becomes hyphens, and a long label is cut."""
+    """A name from a label and eight characters; characters not allowed in names become hyphens, long labels are cut."""
     clean = re.sub(r"[^\w.-]", "-", label).lstrip(".-") or "run"
     kept = clean.encode()[: NAME_BYTES - 9].decode(errors="ignore")
     return f"{kept}-{digest}"

@@ -1,4 +1,4 @@
-"""Presets, YAML files and overrides to a validated configuration; errors name the key, the value and the remedy."""
+"""From presets, YAML files and overrides to a validated configuration; errors name key, value and remedy."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def load_config(source: str | Path = "digits", overrides: list[str] | None = Non
     source : str or Path
         A name of :func:`preset_names`, or the path of a file ending in .yaml or .yml.
     overrides : list of str
-        Each "section.key=value". Where the setting is a text, the value is the text as typed, and `null` is none;
-        elsewhere it is YAML: `null`, `true`, `[0.2, 1]`, `{min: 1, max: 4}`.
+        Each "section.key=value". If the setting is a text, the value is the text as typed, and `null` is none;
+        otherwise it is YAML: `null`, `true`, `[0.2, 1]`, `{min: 1, max: 4}`.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def load_config(source: str | Path = "digits", overrides: list[str] | None = Non
 
 
 def override(config: RunConfig, overrides: list[str], origin: str) -> RunConfig:
-    """The configuration with overrides as `load_config` takes them; `origin` says in errors whose it is."""
+    """The configuration with overrides as `load_config` takes them; errors name `origin` as their source."""
     values = _values(config)
     for text in overrides:
         _apply_override(values, text)
@@ -67,7 +67,7 @@ def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
 
 
 def _refuse_secrets(value: Any, *keys: str) -> None:
-    """ConfigError for a URI with a secret, before another message repeats it; that of MLflow may have a password."""
+    """ConfigError for a URI with a secret, before another message repeats it; MLflow's URI may have a password."""
     if isinstance(value, dict):
         for name, below in value.items():
             _refuse_secrets(below, *keys, str(name))
@@ -79,7 +79,7 @@ def _refuse_secrets(value: Any, *keys: str) -> None:
 
 
 def parse_saved(values: dict[str, Any], origin: str) -> RunConfig:
-    """The configuration that a run has saved, also where an earlier version had settings that are gone."""
+    """The configuration that a run has saved, without settings of earlier versions that are gone."""
     kept = {
         section: {key: value for key, value in below.items() if f"{section}.{key}" not in REMOVED}
         for section, below in values.items()
@@ -94,7 +94,7 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any], origin: str) ->
     Raises
     ------
     ConfigError
-        When the result is not a configuration; `origin` says in the message where the values come from.
+        When the result is not a valid configuration; the message names `origin` as the source of the values.
     """
     values = _values(config)
     for key, value in changes.items():
@@ -103,7 +103,7 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any], origin: str) ->
 
 
 def _values(config: RunConfig) -> dict[str, Any]:
-    """Plain values, with the password that those to be kept or shown do not have."""
+    """Plain values with the password, which is left out of values that are kept or shown."""
     values = config.model_dump(mode="json")
     values["tracking"]["uri"] = config.tracking.uri
     return values
@@ -162,9 +162,9 @@ def settings_table() -> dict[str, FieldInfo]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose plain scalars stay the text that was typed, but for `null`: the setting's type decides what they are.
+    """YAML whose plain scalars, except `null`, stay text as typed: the setting's type decides how they are read.
 
-    YAML 1.1 would make 7 of 007, 750 of 12:30, 10 of 1_0, a date of 2024-05-01 and a truth value of `on`.
+    YAML 1.1 would read 007 as 7, 12:30 as 750, 1_0 as 10, 2024-05-01 as a date and `on` as a truth value.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML copies it at the first addition
@@ -227,7 +227,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a setting takes any text, so that nothing in its value is YAML's."""
+    """Whether a setting takes any text, so that its value is not parsed as YAML."""
     field = settings_table().get(key)
     return field is not None and str in (field.annotation, *_plain(field.annotation))
 
@@ -238,14 +238,14 @@ def _plain(annotation: Any) -> list[Any]:
 
 
 def _typed_text(text: str) -> str | None:
-    """A text as typed; None for `null` and for nothing. Quotes that the shell left around it are taken off."""
+    """A text as typed; None for `null` and for an empty text. Quotes that the shell left around it are removed."""
     if text in ("null", ""):
         return None
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """Each fault of a configuration as a sentence; what several types of one setting object to is one fault."""
+    """Each fault of a configuration as a sentence; objections by several types of one setting are one fault."""
     faults: dict[str, list[Any]] = {}
     for fault in error.errors():
         location = [str(part) for part in fault["loc"]]

@@ -20,9 +20,9 @@ Level = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[Level, Level, Level]
 
 # Marks, given at the field. A setting without one decides the result of a run and is part of its identity.
-CIRCUMSTANCE = "circumstance"  # says how a run is carried out, and not what comes out of it
+CIRCUMSTANCE = "circumstance"  # decides how a run is carried out, but not its result
 ENVIRONMENT = "environment"  # also: where a run lives and what it takes, the same for all trials of a search
-LATER = "later"  # came after runs had been named: part of a name only where it is not the default
+LATER = "later"  # added after runs had been named: part of a name only if it is not the default
 
 T = TypeVar("T")
 Circumstance = Annotated[T, CIRCUMSTANCE]
@@ -34,7 +34,7 @@ LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which scikit-learn and Optun
 
 
 def folder_name(name: str) -> str:
-    """The name of a run in Unicode's composed form, so that it is one folder however a keyboard makes its letters.
+    """The name of a run in Unicode's composed form, so that it is one folder whichever way its letters are typed.
 
     Letters and digits of every alphabet are allowed; characters that mean something in a path or to a shell are not.
     """
@@ -112,7 +112,7 @@ class DataConfig(Section):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """Arguments of `decode_table`, of a configuration in which nothing is left open."""
+        """Arguments of `decode_table`, for a configuration whose open settings have been filled in."""
         return {"size": self.image_size, "fit": self.fit, "interpolation": self.interpolation}
 
 
@@ -314,7 +314,7 @@ AlarmLevel = Literal["ignore", "warn", "stop", "roll_back"]
 
 
 class AlarmsConfig(Section):
-    """What an alarm does: nothing, a warning, the end of the run, or a return to its last checkpoint."""
+    """What an alarm does: nothing, a warning, the end of the run, or a rollback to its last checkpoint."""
 
     not_finite: Circumstance[AlarmLevel] = Field(
         "warn",
@@ -411,7 +411,7 @@ class TrackingConfig(Section):
 
     @field_serializer("uri", when_used="json")
     def _without_password(self, uri: str | None) -> str | None:
-        """What is kept with a run, and what is shown, has no password."""
+        """The URI is kept with a run, and shown, without its password."""
         return redacted(uri) if uri else uri
 
 

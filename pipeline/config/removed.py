@@ -1,4 +1,4 @@
-"""Settings that are gone. Runs that were saved with them can still be read, and keep their names."""
+"""Settings that were removed. Runs that were saved with them can still be read, and keep their names."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ STILL_NAMED: dict[str, Any] = {
     "optim.fixed_predictor_lr": False,
     "estep.warm_start": False,
 }
-"""Those that were part of every run's fingerprint, and the value that all runs have now."""
+"""Removed settings that were part of every run's fingerprint, and the value that all runs have now."""

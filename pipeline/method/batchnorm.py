@@ -2,8 +2,8 @@
 
 torch's SyncBatchNorm refuses CPU tensors; this one needs only an all-reduce. It can also take several stacked
 batches at once (`blocks`), each normalised by its own statistics: DigPro's two views go through a network in one
-call and one collective, with the numbers of two calls in a row. A single GPU needs no collective, and takes torch's
-own kernels; so does whatever is compiled for one worker.
+call and one collective, with the same numbers as two calls in a row. A single GPU needs no collective, and uses torch's
+own kernels; so does a network compiled for one worker.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class GlobalBatchNorm(nn.Module):
         return y
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        """The same by torch's own kernels, block by block: the fastest on a GPU, and what a compiler can fuse."""
+        """The same by torch's own kernels, block by block: the fastest on a GPU, and a compiler can fuse them."""
         weights = self.running_mean, self.running_var, self.weight, self.bias
         blocks = x.split(len(x) // self.blocks)
         return torch.cat([nn.functional.batch_norm(b, *weights, True, self.momentum, self.eps) for b in blocks])
@@ -124,7 +124,7 @@ class GlobalBatchNorm(nn.Module):
 
 
 def _what_follows(norm: nn.Module, replaced: nn.Module) -> nn.Module:
-    """The norm with what a subclass of torch's applies behind it: timm's have a dropout and an activation."""
+    """The norm and the layers that a subclass of torch's applies after it: timm's have a dropout and an activation."""
     if type(replaced) in (nn.BatchNorm1d, nn.BatchNorm2d):
         return norm
     children = dict(replaced.named_children())

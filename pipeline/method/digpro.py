@@ -25,9 +25,9 @@ class DigProSettings:
     num_clusters : int
         K, of pseudo-labels and prototypes.
     num_groups : int or None
-        G, of groups; None is K, as in the paper. SMoG, where they come from, has several times as many as classes.
+        G, of groups; None is K, as in the paper. SMoG, where groups come from, has several times as many as classes.
     reference_lead_momentum : float or None
-        Momentum of a first update of the target before the forward pass: the reference has one, of 0.99; None is none.
+        Momentum of an extra update of the target before the forward pass; 0.99 in the reference, None for no update.
     reference_empty_logit : float
         Logit of empty prototypes; the reference has -10, which leaves them in the denominator.
     reference_raw_groups : bool
@@ -197,9 +197,9 @@ class DigPro(nn.Module):
         return StepLosses(**means, total=total)
 
     def _exchange(self, online: Tensor, target: Tensor, labels: Tensor | None) -> tuple[list[_GroupPass], Tensor]:
-        """What the losses need of other workers, in two exchanges forward and one backward.
+        """What the losses need from other workers, in two exchanges forward and one backward.
 
-        The second pass starts from the groups as the first has moved them. Returns both passes with the sums of the
+        The second pass starts from the groups as moved by the first. Returns both passes with the sums of the
         global batch, and the sums behind both passes' prototypes (2, K, 2D+1), or none in the warm-up.
         """
         own_prototypes = self._prototype_sums(online, target, labels)
@@ -214,7 +214,7 @@ class DigPro(nn.Module):
         return passes, attach_sum(own_prototypes, prototypes, shared=True)
 
     def _group_pass(self, online: Tensor, target: Tensor) -> _GroupPass:
-        """Of one view's online features (B, D) and the other's target features (B, D); before the groups move."""
+        """One view's online features (B, D) against the other's target features (B, D), before the groups move."""
         return _GroupPass(self.groups.features, self.groups.assign(target), self.groups.member_sums(online))
 
     def _prototype_sums(self, online: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
@@ -236,11 +236,11 @@ class DigPro(nn.Module):
         return from_rank_zero(centers)  # different machines may differ in the last bit
 
     def use_channels_last(self) -> None:
-        """Keep the channels of a pixel together in memory: convolutions then hand this layout on."""
+        """Keep the channels of a pixel together in memory: convolutions then pass this layout on."""
         self.networks.to(memory_format=torch.channels_last)
 
     def compile_networks(self, backend: str = "inductor") -> None:
-        """Compile networks and predictor, each as one graph; what would break it is an error. Weights keep names."""
+        """Compile networks and predictor, each as one graph; a graph break is an error. Weights keep their names."""
         for network in (self.networks.online, self.networks.target, self.predictor):
             network.compile(fullgraph=True, backend=backend)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import did_you_mean
 
-LEAST_DEVIATION = 1e-6  # of a unit vector's entry; one that varies less is constant, and only centred
+LEAST_DEVIATION = 1e-6  # of a unit vector's entry; one that varies less counts as constant, and is only centred
 RESNETS = ("resnet18", "resnet34", "resnet50")
 
 
@@ -46,7 +46,7 @@ def build_encoder(name: str, *, small_stem: bool = False) -> tuple[nn.Module, in
 
 
 def _tiny() -> nn.Module:
-    """Four convolutions, of which three halve the resolution: (B, 3, H, W) to (B, 128)."""
+    """Four convolutions, three of which halve the resolution: (B, 3, H, W) to (B, 128)."""
     layers: list[nn.Module] = []
     for channels_in, channels, stride in ((3, 32, 1), (32, 64, 2), (64, 128, 2), (128, 128, 2)):
         conv = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
@@ -55,9 +55,9 @@ def _tiny() -> nn.Module:
 
 
 class Standardize(nn.Module):
-    """Features (B, size) of a frozen backbone to unit length, and then each to mean 0 and deviation 1 over a data set.
+    """Scales features (B, size) of a frozen backbone to unit length, then each to mean 0, deviation 1 over a data set.
 
-    The encoder of the heads that are trained on such features. Without it the few features with large values decide.
+    It is the encoder when heads are trained on such features. Without it the few features with large values dominate.
     """
 
     mean: Tensor

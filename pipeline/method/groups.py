@@ -119,5 +119,5 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """The whole bank, whatever the number of workers: what a checkpoint keeps."""
+        """The whole bank, for any number of workers, as a checkpoint keeps it."""
         return {"rows": all_sum(self.rows).clone(), "pushed": self.pushed.clone()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.collectives import all_sum
 
-MANY_CLUSTERS = 4096  # from which on those absent from a batch are taken out; to count them, a GPU has to be waited for
+MANY_CLUSTERS = 4096  # from here on clusters absent from a batch are removed; counting them waits for the GPU
 
 
 def unit(x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def group_loss(prediction: Tensor, groups: Tensor, assignment: Tensor, temperatu
 
 
 def prototype_sums(online: Tensor, target: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """What the prototypes are made of: each cluster's summed unit rows (K, D + D + 1), of this worker's rows.
+    """What the prototypes are made from: each cluster's summed unit rows (K, D + D + 1), over this worker's rows.
 
     The columns are the online sums, the target sums (without gradient) and the number of rows. Parameters as in
     `prototype_loss`.

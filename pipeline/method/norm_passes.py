@@ -1,6 +1,6 @@
 """The four passes of batch normalisation over memory, as operators: each with a CPU and a CUDA implementation.
 
-Operators have a shape without data (`register_fake`), so that `torch.compile` and fake tensors take them as they are.
+Operators declare their shapes without data (`register_fake`), so `torch.compile` and fake tensors support them.
 The implementations are the kernels of torch's own BatchNorm and, on CUDA, of its SyncBatchNorm, which are vectorised
 for channels first and last. An input is x (V*B, C, ...), dense in one of these layouts: V stacked blocks of B rows,
 each with its own statistics (V, C), in float32 or wider.
@@ -15,7 +15,7 @@ from torch.library import custom_op
 
 @custom_op("digpro::moments", mutates_args=(), device_types=("cpu", "cuda"))
 def moments(x: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (V, C) over this worker's rows and positions; about the mean, so that none cancels."""
+    """Mean and biased variance (V, C) over this worker's rows and positions; about the mean, to avoid cancellation."""
     found = [torch.batch_norm_update_stats(block, None, None, 0.0) for block in x.chunk(blocks)]
     mean, var = (torch.stack(values).to(_wide(x)) for values in zip(*found, strict=True))
     return mean, var

@@ -42,10 +42,10 @@ def build_optimizer(
 
 
 def _start_momenta(optimizer: SGD) -> None:
-    """Momenta of zero: the first step computes the same with them, and may be skipped.
+    """Start with momenta of zero: the first step computes the same with them, and may be skipped.
 
-    Torch allocates them within the first step and fills them in the kernel, which does nothing in a step that is
-    skipped: the next step would add its gradients to whatever the memory held.
+    Otherwise torch allocates them in the first step and fills them in the kernel, which does nothing in a skipped step.
+    The next step would then add its gradients to whatever the memory held.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -64,11 +64,11 @@ def set_learning_rates(optimizer: SGD, lr: float, predictor_lr: float) -> None:
 
 @torch.no_grad()
 def step_if_finite(optimizer: SGD) -> Tensor:
-    """Move the weights, unless the norm of their gradients is not finite: then weights and momenta keep their bits.
+    """Move the weights if the norm of their gradients is finite; otherwise weights and momenta stay unchanged.
 
-    Nothing waits for the device. Behind DistributedDataParallel the gradients are the same on every worker, and a value
-    that is not finite on one is in the average of all: the answer is the same everywhere, and nothing has to be sent
-    for it.
+    Nothing waits for the device. DistributedDataParallel averages the gradients, so they are the same on every worker,
+    and a value that is not finite on one is in the average of all. The answer is the same everywhere without another
+    exchange.
 
     Returns
     -------

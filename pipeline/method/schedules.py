@@ -1,4 +1,4 @@
-"""Learning rates and target momentum as arrays over the steps, so that resuming is an index."""
+"""Learning rates and target momentum as arrays over the steps, so that resuming only needs an index."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def learning_rates(
     """Linear warm-up to `lr`, then a half cosine down to `final_lr` at the last step.
 
     `reference_long_cosine` stretches the cosine over `epochs` from the end of the warm-up on, as the reference code
-    does, so that the run ends before the rate does.
+    does, so that the run ends before the rate reaches `final_lr`.
     """
     epoch = np.arange(1, epochs * steps_per_epoch + 1) / steps_per_epoch
     span = epochs if reference_long_cosine else max(epochs - warmup_epochs, 1)

@@ -1,13 +1,14 @@
 """Tracking with MLflow: one MLflow run per training run, one writer, and training never waits for a store.
 
-The driver calls :func:`open_run`, which refuses a store that answers and cannot be used, and hands the
+The driver calls :func:`open_run`, which refuses a store that answers but cannot be used, and hands the
 :class:`RunRef` to the workers; rank 0 holds the :class:`RunWriter`. Every point and file goes to a spool on disk
-first and leaves it when the store has confirmed it; a thread of the writer sends it. What waits because the store is
-unreachable is sent by that thread later, the next writer on the same spool, :func:`end_run`, or :func:`deliver_run`.
+first. A thread of the writer sends it, and it leaves the spool when the store has confirmed it. Records that wait
+because the store is unreachable are sent later by that thread, by the next writer on the same spool, by
+:func:`end_run` or by :func:`deliver_run`.
 
-A point (key, step) arrives once. A resumed run replays steps, and a lost reply makes us send again, so before
-anything is sent the run is asked for the last step of each key (one request). Only for a key whose pending steps do
-not lie after that is the history read. The value that arrived first stays.
+A point (key, step) arrives once, although a resumed run replays steps and a lost reply makes the writer send again.
+Before anything is sent, the writer asks for the last step of each of the run's keys (one request), and reads the
+history only of keys with pending steps up to that one. The value that arrived first stays.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ __all__ = [
     "tracking_uri",
 ]
 
-# `mlflow` takes 1.5 s to import, so it is imported where it is used; these settings have to be there before.
+# `mlflow` takes 1.5 s to import, so it is imported where it is used; these settings must be made before.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # at a run's end, with the password that a URI may have
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # at a run's end, with any password that the URI has
 # MLflow would retry for minutes; the spool retries better and lets training continue in the meantime.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -1,7 +1,7 @@
 """Copies of spools in a run's remote storage.
 
-A spool lies on the disk of the node that writes it. Where the storage is remote that node may go, and take along what
-waits for MLflow: so it is copied into the run's folder, as one archive for each machine.
+A spool lies on the disk of the node that writes it. If the storage is remote, that node may be lost together with the
+records that wait for MLflow, so the spool is copied into the run's folder, as one archive for each machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.tracking.diagnosis import summary_of
 from pipeline.tracking.run import RunRef
 from pipeline.tracking.spool import Spool, spool_path
 
-COPY = "mlflow-spool-"  # begins the names of the archives
+COPY = "mlflow-spool-"  # prefix of the archives' names
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _copies(folder: Folder) -> list[str]:
 
 
 def _name(spool: Path) -> str:
-    """Of the copy of a spool: its machine, and its folder there."""
+    """Name of a spool's copy: its machine, and its folder there."""
     return f"{COPY}{platform.node()}-{spool.parent.name}.tar"
 
 

@@ -59,7 +59,7 @@ def deliver_run(run_folder: str, uri: str | None = None) -> Delivery:
     Raises
     ------
     ConfigError
-        The folder is not a run's, or the store answers and cannot be used.
+        The folder is not a run's, or the store answers but cannot be used.
     """
     folder = Folder(absolute(run_folder))
     ref = load_ref(folder, uri)
@@ -73,7 +73,7 @@ def deliver_run(run_folder: str, uri: str | None = None) -> Delivery:
 
 
 def _check_reachable_database(ref: RunRef, folder: Folder) -> None:
-    """ConfigError for a store that is known to be wrong before anything is sent."""
+    """ConfigError, before anything is sent, for a store that is known to be unusable."""
     database = database_path(ref.uri)
     if database is not None and not database.is_file():
         raise ConfigError(f"the records of {folder.path} go to {database}, which is not there; give its URI of now")
@@ -92,7 +92,7 @@ def _deliver(ref: RunRef, spool: Spool) -> None:
 
 
 def end_run(ref: RunRef, spool: Path, status: RunStatus, *, ended: float | None = None) -> int:
-    """End a run from the driver, whose writer lives in a worker, or died there; it is not reopened.
+    """End a run from the driver: its writer lives in a worker, or died there. The run is not reopened.
 
     What the writer left on this machine is sent too. Nothing is raised because of the store: what cannot be sent
     stays in the spool for :func:`deliver_run`.
@@ -127,15 +127,15 @@ def end_now(ref: RunRef, status: RunStatus, *, by_driver: bool, ended: float | N
 class Sender:
     """Moves a spool's content to the store. Raises what the store raises, and can be called again.
 
-    `reopen` is a writer's: it sets a run that had ended RUNNING again, at the first connection only. A writer that
-    outlives the end of its run neither resurrects it nor changes how the driver has ended it.
+    Only a writer sets `reopen`: at the first connection, and only then, a run that had ended becomes RUNNING again. A
+    writer that outlives the end of its run neither reopens the run nor changes how the driver has ended it.
 
     Attributes
     ----------
     logged : list of MetricPoint
-        All that a writer has logged, for a run that was deleted while it trained: the one in its place gets them too.
+        All that a writer has logged: if its run is deleted during training, the run in its place gets them too.
     tagged : dict of str
-        The same of its tags.
+        The same for its tags.
     """
 
     def __init__(self, ref: RunRef, spool: Spool, *, reopen: bool) -> None:
@@ -151,8 +151,8 @@ class Sender:
     def send(self) -> None:
         """Deliver points, then tags, the status, files and models, connecting first if necessary.
 
-        Files and models come last, because the store of files may be away while that of points answers. What the
-        store refuses does not keep back the rest; the first refusal is raised at the end.
+        Files and models come last, because the file store may be unreachable while the store of points answers. What
+        the store refuses does not hold back the rest; the first refusal is raised at the end.
         """
         try:
             client = self._connection = self._connection or self._connect()
@@ -162,7 +162,7 @@ class Sender:
             records = [partial(send, client) for send in (self._send_points, self._send_tags, self._send_end)]
             _do_all([*records, *files, *models])
         except Exception:
-            self._connection = None  # a lost reply leaves it open what arrived: ask again before the next try
+            self._connection = None  # after a lost reply it is unknown what arrived: ask before the next try
             raise
 
     def _connect(self) -> MlflowClient:
@@ -225,9 +225,9 @@ class Sender:
         shutil.rmtree(folder, ignore_errors=True)  # another process may have delivered it in the meantime
 
     def _send_end(self, client: MlflowClient) -> None:
-        """End the run; the end of an earlier attempt is old news, and a worker's is when the run has ended already.
+        """End the run; the end of an earlier attempt is ignored, and so is a worker's if the run has already ended.
 
-        Clocks are not compared: those of two machines differ.
+        Clocks are not compared, because those of two machines differ.
         """
         end = self._spool.end
         if end is None:
@@ -239,7 +239,7 @@ class Sender:
             if run.info.status == "RUNNING":
                 client.set_terminated(self.ref.run_id, end.status, end.ended)
             elif end.by_driver and run.info.status != end.status:
-                client.update_run(self.ref.run_id, status=end.status)  # when it ended is known better there
+                client.update_run(self.ref.run_id, status=end.status)  # the store knows better when it ended
         self._spool.set_end(None)
 
     def _has_arrived(self, client: MlflowClient, point: MetricPoint) -> bool:
@@ -264,7 +264,7 @@ def find_model(client: MlflowClient, experiment_id: str, run_id: str, name: str)
 
 
 def _do_all(parts: Sequence[Callable[[], None]]) -> None:
-    """Do every part although some are refused, and raise the first refusal; an unreachable store ends it at once."""
+    """Do every part even if some are refused, then raise the first refusal; an unreachable store ends it at once."""
     refused: Exception | None = None
     for part in parts:
         try:

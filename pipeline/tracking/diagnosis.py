@@ -16,13 +16,13 @@ from pipeline.tracking.store import database_path, local_path, redacted
 
 WAY_OUT = "or train without records (--set tracking.enabled=false)"
 
-# What the drivers of SQLite, PostgreSQL, MySQL and SQL Server say of a database that may answer later.
+# Errors of the drivers of SQLite, PostgreSQL, MySQL and SQL Server for a database that may answer later.
 _BUSY_DATABASE = re.compile(
     r"is locked|refused|timed? ?out|unreachable|can't connect|could not (connect|translate)|gone away|reset by peer|"
     r"closed|lost connection|starting up|shutting down|too many|name resolution|deadlock",
     re.IGNORECASE,
 )
-# In the message of an error -> what to do about it.
+# Pattern in an error's message -> what to do about it.
 _REMEDIES = {
     r"Invalid Host header|DNS rebinding": "start the server with this name in --allowed-hosts (MLflow permits loopback "
     "and private addresses alone)",
@@ -66,13 +66,13 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _is_lost_bucket(error: BaseException) -> bool:
-    """Whether it is what botocore, which need not be installed, raises for an endpoint that does not answer."""
+    """Whether it is botocore's error for an endpoint that does not answer; botocore need not be installed."""
     names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     return "botocore.exceptions.HTTPClientError" in names
 
 
 def refusal(error: BaseException, uri: str) -> ConfigError:
-    """The error for a store that answered and cannot be used: what is wrong, what to do, and the way out."""
+    """The error for a store that answered but cannot be used: what is wrong, what to do, and the way out."""
     text = str(error)
     found = (remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, text))
     remedy = next(found, "correct it there, or give another store in tracking.uri").format(uri=quote(redacted(uri)))
@@ -80,10 +80,10 @@ def refusal(error: BaseException, uri: str) -> ConfigError:
 
 
 def check_store(uri: str) -> None:
-    """ConfigError when `uri` is an SQLite file that MLflow cannot write to; other stores are known by their answer.
+    """ConfigError when `uri` is an SQLite file that MLflow cannot write to; other stores are judged by their answer.
 
-    Nothing is changed in the file. One that is missing or empty is a new database, and one that is locked for the
-    moment passes.
+    Nothing is changed in the file. A missing or empty file is a new database, and a file that is locked for the moment
+    passes.
     """
     database = database_path(uri)
     if database is None:
@@ -121,7 +121,7 @@ def _problem_of(connection: sqlite3.Connection, uri: str) -> str:
     """What is wrong with an open SQLite database, and the remedy; nothing when MLflow can use it."""
     connection.isolation_level = None  # transactions are begun and ended here, not by the driver
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("CREATE TABLE digpro_probe (x)")  # the first write finds a file or folder that is read-only
+    connection.execute("CREATE TABLE digpro_probe (x)")  # the first write fails if the file or its folder is read-only
     connection.execute("ROLLBACK")
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables - {"alembic_version"}:
@@ -145,7 +145,7 @@ def _problem_of(connection: sqlite3.Connection, uri: str) -> str:
 
 @functools.cache
 def _schema_versions() -> tuple[str | None, frozenset[str]]:
-    """The newest version of the installed MLflow's schema, and all that it can upgrade from."""
+    """The newest version of the installed MLflow's schema, and all versions that it can upgrade from."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(mlflow_migrations()))

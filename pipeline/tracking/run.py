@@ -28,8 +28,8 @@ RECORD = "mlflow.json"  # in a run's folder: its RunRef, without a password
 BATCH_PARAMS, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000  # MLflow's limits
 
 ATTEMPT = "digpro.attempt"  # MLflow's tag: which start of the run is the latest
-ENDED = "ended by the driver: "  # begins it once no worker is to open the run again
-PENDING = "pending-"  # begins the id of a run that MLflow has not created yet
+ENDED = "ended by the driver: "  # prefix of its value once no worker may reopen the run
+PENDING = "pending-"  # prefix of the id of a run that MLflow has not created yet
 CUT = " ... (cut; run.json has the whole)"  # ends a value that is longer than MLflow takes
 _OPENED_AS = "digpro.opened_as"
 
@@ -40,11 +40,11 @@ _logger = logging.getLogger(__name__)
 class RunRef:
     """All that a process needs to find the MLflow run, or to create it. Picklable.
 
-    `attempt` is another one for each start of the run by a driver. `remote` is the run's folder where it lies in a
-    remote storage, which takes copies of the spool, and empty where it is local.
+    `attempt` is new for each start of the run by a driver. `remote` is the run's folder if it lies in remote storage,
+    where copies of the spool go; it is empty if the folder is local.
 
     `run_id` is MLflow's, or ``pending-...`` when the store could not be reached yet; both are stable names of the
-    run. `uri` may carry a password: show :attr:`public_uri`. Both are empty where records are off.
+    run. `uri` may carry a password: show :attr:`public_uri`. `run_id` and `uri` are empty where records are off.
     """
 
     uri: str = field(repr=False)
@@ -84,7 +84,7 @@ def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags
         Logged as params with dotted keys, when the run is created. `tracking.uri` null means
         MLFLOW_TRACKING_URI, or else the SQLite file ``mlflow.db`` in `storage`.
     folder : Folder
-        Of the training run; it exists. A run of it that MLflow no longer has is replaced, with a warning.
+        Of the training run; it exists. If MLflow no longer has its run, a new one replaces it, with a warning.
     name : str, optional
         Shown by MLflow; the folder's name by default. A folder that was copied to another name is a run of its own.
     tags : mapping
@@ -98,7 +98,7 @@ def open_run(config: RunConfig, folder: Folder, *, name: str | None = None, tags
     Raises
     ------
     ConfigError
-        The store answers and cannot be used, or `tracking.uri` is not a store.
+        The store answers but cannot be used, or `tracking.uri` is not a store.
     """
     name = name or folder.name
     record = folder.read(RECORD) or {}
@@ -145,10 +145,10 @@ def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
 
 
 def store_fault(uri: str, experiment: str) -> str:
-    """Why no run could record to a store, with the remedy; nothing when one could.
+    """Why runs cannot record to a store, with the remedy; empty when they can.
 
-    It makes the first call of a run, and a change that asks for the same permission as a run does: a login, a list of
-    allowed hosts, a path prefix and a right to write are refused there, and not at a server's `/health`.
+    It makes the first call of a run, and a change that needs the same permission as a run. Problems with the login,
+    the allowed hosts, the path prefix and the right to write show up there, but not at a server's `/health`.
     """
     try:
         client = client_for(uri)
@@ -186,7 +186,7 @@ def config_params(config: BaseModel) -> dict[str, str]:
 
 
 def _cut(text: str, length: int) -> str:
-    """The text, or its beginning with a mark where it is longer."""
+    """The text, cut and marked if it is too long."""
     return text if len(text) <= length else text[: length - len(CUT)] + CUT
 
 
@@ -221,7 +221,7 @@ def find_or_create_run(client: MlflowClient, ref: RunRef, *, reopen: bool) -> Ru
 
 def _reopen(client: MlflowClient, run: Run, attempt: str) -> None:
     latest = run.data.tags.get(ATTEMPT, "")
-    if latest == ENDED + attempt:  # a slow store lets the driver's word come before a worker's first one
+    if latest == ENDED + attempt:  # with a slow store the driver can end the run before a worker opens it
         return
     if latest != attempt:
         client.set_tag(run.info.run_id, ATTEMPT, attempt)
@@ -248,7 +248,7 @@ def _remote(folder: Folder) -> str:
 
 
 def _open_in_store(ref: RunRef) -> RunRef:
-    """The reference with the id of its run, or as it is when the store is unreachable; ConfigError for a wrong one."""
+    """The reference with its run's id, or unchanged if the store is unreachable; ConfigError for an unusable one."""
     try:
         client = client_for(ref.uri)
         run = find_or_create_run(client, ref, reopen=True)
@@ -268,7 +268,7 @@ def _open_in_store(ref: RunRef) -> RunRef:
 
 
 def _with_password(hidden: str) -> str:
-    """The URI whose password was left out of a file, which only MLFLOW_TRACKING_URI can tell."""
+    """The full URI for one stored without its password, which only MLFLOW_TRACKING_URI can supply."""
     full = os.environ.get(ENVIRONMENT, "")
     if redacted(full) != hidden:
         raise ConfigError(f"the records go to {hidden}, whose password is not kept; set {ENVIRONMENT} to the whole URI")
@@ -276,11 +276,11 @@ def _with_password(hidden: str) -> str:
 
 
 def _find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
-    """The run with this id, or the one that was created in its stead (whoever asked for it first)."""
+    """The run with this id, or the one created in its place (by whoever asked for it first)."""
     from mlflow.exceptions import MlflowException
 
     try:
-        if not run_id.startswith(PENDING):  # the login app of MLflow refuses to say that there is no such run
+        if not run_id.startswith(PENDING):  # MLflow's login app refuses to say whether a run exists
             run = client.get_run(run_id)
             if run.info.lifecycle_stage == "active":
                 return run

@@ -1,4 +1,4 @@
-"""The spool: what waits on disk until the store has confirmed it."""
+"""The spool: records that wait on disk until the store has confirmed them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _logger = logging.getLogger(__name__)
 def spool_path(folder: Folder) -> Path:
     """The spool of a run: in its folder, or in this machine's temporary folder when that is remote.
 
-    Under the temporary folder it depends on the user and on the whole address, so that runs of one name in two
-    storages have two spools.
+    There its path depends on the user and on the folder's whole address, so that runs of the same name in two storages
+    have two spools.
     """
     if folder.is_local:
         return Path(folder.root, "mlflow-spool.jsonl")
@@ -53,9 +53,9 @@ class End(NamedTuple):
     ended : int
         Milliseconds since 1970.
     attempt : str
-        The attempt that ended, of `RunRef`: the end of an earlier one is old news.
+        The attempt (of `RunRef`) that ended: the end of an earlier attempt is ignored.
     by_driver : bool
-        The driver's word replaces that of a worker.
+        The driver's status replaces that of a worker.
     """
 
     status: RunStatus
@@ -67,9 +67,9 @@ class End(NamedTuple):
 class Spool:
     """What the store has not confirmed: points, tags and the final status in a JSONL file, files in a folder beside it.
 
-    The disk is the truth and every change holds a lock, so that the driver can end a run or deliver its records while
-    a writer in a worker still lives, and a thread can send while another adds. Two processes may send the same point,
-    which is harmless: it is the same to the millisecond.
+    The files on disk are authoritative and every change holds a lock, so the driver can end a run or deliver its
+    records while a writer in a worker is still alive, and one thread can send while another adds. Two processes may
+    send the same point, which is harmless: it is the same to the millisecond.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +124,7 @@ class Spool:
             self._write()
 
     def confirm_tags(self, tags: Mapping[str, str]) -> None:
-        """Forget tags that have arrived, but for those that were set anew in the meantime."""
+        """Forget tags that have arrived, except those that were set anew in the meantime."""
         with self._locked():
             self._read()
             self.tags = {key: value for key, value in self.tags.items() if tags.get(key) != value}
@@ -156,7 +156,7 @@ class Spool:
             part.rename(target)
 
     def models(self) -> list[Path]:
-        """The copies of models that wait; a model is called as its folder."""
+        """The copies of models that wait; a model has the name of its folder."""
         return sorted(path for path in self._models.iterdir() if path.suffix != PART)
 
     def waiting_points(self) -> list[MetricPoint]:

@@ -26,7 +26,7 @@ _EXAMPLES = "give a server (http://host:port) or a database (sqlite:////folder/m
 def tracking_uri(uri: str | None, storage_dir: str) -> str:
     """The URI of the store, valid in every process: a relative SQLite path becomes absolute.
 
-    Without one it is MLFLOW_TRACKING_URI, as everywhere in MLflow, and then the file ``mlflow.db`` in `storage_dir`.
+    Without `uri` it is MLFLOW_TRACKING_URI, as everywhere in MLflow, or else the file ``mlflow.db`` in `storage_dir`.
 
     Raises
     ------
@@ -48,8 +48,8 @@ def tracking_uri(uri: str | None, storage_dir: str) -> str:
 def sqlite_uri(database: Path) -> str:
     """The URI of an SQLite file, whatever characters its path has.
 
-    SQLAlchemy percent-quotes and unquotes a path. MLflow takes the text after ``sqlite:///`` for a path as it stands
-    and would make a folder of the quoted name, unless the URI names the driver too.
+    SQLAlchemy percent-quotes and unquotes a path. MLflow uses the text after ``sqlite:///`` as a path without
+    unquoting it and would make a folder with the quoted name, unless the URI names the driver too.
     """
     from sqlalchemy import URL
 
@@ -98,7 +98,7 @@ def _folder_for_database(storage_dir: str) -> Path:
 
 
 def _absolute_database(uri: str, origin: str) -> Path:
-    """The file that an SQLite URI names; ConfigError where SQLAlchemy would use another one than was meant."""
+    """The file that an SQLite URI names; ConfigError if SQLAlchemy would use a different one than was meant."""
     from sqlalchemy import make_url
 
     if "?" in uri:

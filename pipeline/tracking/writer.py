@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SEND_SECONDS = 10.0  # between two sends while the store answers
 LONGEST_PAUSE_SECONDS = 600.0  # between two tries while it does not; doubles from SEND_SECONDS
 
-_METRIC_NAME = re.compile(r"\w[\w\-. :]*(/\w[\w\-. :]*)*")  # what MLflow takes, less "." and ".." as path parts
+_METRIC_NAME = re.compile(r"\w[\w\-. :]*(/\w[\w\-. :]*)*")  # what MLflow takes, except "." and ".." as path parts
 
 _logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ _logger = logging.getLogger(__name__)
 class RunWriter:
     """Writes one run's metrics and files; use it as a context manager on rank 0.
 
-    Records go to the spool at once, and a thread sends them: a store that is slow or away keeps nobody waiting but who
-    calls :meth:`flush` or :meth:`finish`. No method raises because of the store: one warning says that records wait,
-    one line that they were delivered.
+    Records go to the spool at once, and a thread sends them, so only callers of :meth:`flush` and :meth:`finish` wait
+    for a slow or unreachable store. No method raises because of the store: one warning says that records wait, one
+    line that they were delivered.
     Leaving the context finishes the run: FINISHED, or FAILED after an exception, KILLED after an interrupt. A run
     that the driver has ended in the meantime (:func:`end_run`) stays as the driver ended it.
 
@@ -47,7 +47,7 @@ class RunWriter:
     system_metrics : bool, default False
         Also log this machine's CPU, memory, disk, network and GPU every 10 s, by MLflow's own monitor.
     reopen : bool, default True
-        Set a run that has ended RUNNING again. Without it, the run keeps the time and the status that it ended with.
+        Set a run that has ended to RUNNING again. Otherwise the run keeps the time and the status that it ended with.
     """
 
     _spool: Spool  # these two exist where records are on
@@ -62,7 +62,7 @@ class RunWriter:
         self._pause = SEND_SECONDS
         self._next_send = 0.0
         self._sending = threading.Lock()
-        self._news = threading.Event()  # something waits that is not to wait for the next send
+        self._news = threading.Event()  # set when something should be sent before the pause is over
         self._thread = threading.Thread(target=self._send_in_background, name="mlflow", daemon=True)
         if ref.enabled:
             self._spool = Spool(spool)
@@ -125,7 +125,7 @@ class RunWriter:
             self._news.set()
 
     def flush(self) -> None:
-        """Send what is pending and wait for it; while that fails only now and then."""
+        """Send what is pending and wait for it; while sending fails, try only now and then."""
         with self._sending:
             if not self._finished and (not self._failing or time.monotonic() >= self._next_send):
                 self._try_to_send()

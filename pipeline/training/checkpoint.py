@@ -1,7 +1,7 @@
 """Everything the next step depends on, saved by rank 0 and loaded by all, on any number of workers and any device.
 
-No random state is among it: every random choice is keyed by (seed, epoch, image index). Files hold tensors and plain
-values only and are read with `weights_only=True`, so that loading one runs no code.
+It holds no random state, because every random choice is keyed by (seed, epoch, image index). Files hold tensors and
+plain values only and are read with `weights_only=True`, so loading one runs no code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
     """Write the state into an empty folder. All workers call it, rank 0 writes.
 
-    What is spread over the workers is joined first, so that the file does not depend on their number: the bank is
+    State that is spread over the workers is combined first, so the file does not depend on their number: the bank is
     summed, the losses are averaged, and the pseudo-labels are gathered on rank 0.
     """
     assert state.pseudo is not None
@@ -69,20 +69,20 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
 
 
 def mean_over_workers(loss_sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each worker's sums, averaged: those of the global batch, for any number of workers."""
+    """Average of the workers' sums: the sums of the global batch, for any number of workers."""
     means = all_sum(torch.stack(list(loss_sums.values()))) / world_size()
     return dict(zip(loss_sums, means.tolist(), strict=True))
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The values of a checkpoint on the CPU, once its checksum has been found right; that is among them, as "sha256".
+    """Check a checkpoint's checksum and return its values on the CPU, with the checksum as "sha256".
 
     Raises
     ------
     CheckpointDamaged
         When a file is missing, damaged or of another format.
     OSError
-        When the storage fails, which says nothing about the checkpoint.
+        When the storage fails; the checkpoint itself may be sound.
     """
     try:
         about = json.loads((folder / ABOUT).read_text())
@@ -103,12 +103,12 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
     """Put a checkpoint's values into a freshly built state, on its device and for this worker, which owns rows `own`.
 
-    The optimizer takes over its momenta; its settings stay those of the configuration it was built from.
+    The optimizer takes its momenta from the checkpoint and keeps the settings of the configuration it was built from.
 
     Raises
     ------
     CheckpointError
-        When the pseudo-labels are those of another number of images.
+        When the checkpoint has pseudo-labels for a different number of images.
     """
     device = state.model.groups.features.device
     load_weights(state.model, values)
@@ -119,18 +119,18 @@ def restore(state: TrainState, values: dict[str, Any], own: RowRange) -> None:
     state.pseudo = PseudoLabels(_own_labels(values["labels"], own).to(device), values["centers"].to(device), own)
     state.epochs_done, state.step = values["epoch"], values["step"]
     state.history = values["history"]
-    state.skipped.fill_(values.get("skipped", 0))  # older checkpoints count none
+    state.skipped.fill_(values.get("skipped", 0))  # older checkpoints do not count them
 
 
 def load_weights(model: DigPro, values: dict[str, Any]) -> None:
     """Put the networks, groups and bank of a checkpoint into a freshly built model of the same sizes."""
-    mine = 1 if rank() == 0 else 0  # what was summed over the workers goes to rank 0 whole
+    mine = 1 if rank() == 0 else 0  # the bank was summed over the workers, so rank 0 takes all of it
     bank = {"bank.rows": values["bank"]["rows"] * mine, "bank.pushed": values["bank"]["pushed"]}
     model.load_state_dict(values["model"] | bank)
 
 
 def _own_labels(labels: Tensor, own: RowRange) -> Tensor:
-    """This worker's rows of all pseudo-labels (N,), which older checkpoints hold as int64, as a copy."""
+    """A copy of this worker's rows of all pseudo-labels (N,), which older checkpoints hold as int64."""
     if len(labels) != own.total:
         raise CheckpointError(
             f"the checkpoint has pseudo-labels of {len(labels):,} images, and the data set has {own.total:,}; restore "
@@ -140,24 +140,24 @@ def _own_labels(labels: Tensor, own: RowRange) -> Tensor:
 
 
 def read_newest(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
-    """Values of the first sound checkpoint, newest first; a damaged one is named in the log and passed over.
+    """Values of the first sound checkpoint, newest first; damaged ones are logged and skipped.
 
     Raises
     ------
     CheckpointError
-        When the storage fails: the newest may be sound, and an older one would silently take the run back.
+        When the storage fails: the newest may be sound, and an older one would silently lose progress.
     """
     found = _newest(checkpoints)
     return found[1] if found else None
 
 
 def read_agreed(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
-    """`read_newest` on several workers: rank 0 chooses the checkpoint, and all have read the same before any continues.
+    """`read_newest` on several workers: rank 0 chooses the checkpoint, and each worker checks that it reads the same.
 
     Raises
     ------
     CheckpointError
-        Also where a worker cannot read what rank 0 has chosen, or has found something else there.
+        Also when a worker cannot read the checkpoint that rank 0 has chosen, or reads different contents.
     """
     found = _newest(checkpoints) if rank() == 0 else None
     chosen = object_from_rank_zero((found[0], found[1]["sha256"]) if found else None)
@@ -220,7 +220,7 @@ def registered_checkpoints(folder: Folder) -> list[Checkpoint]:
     Raises
     ------
     CheckpointError
-        When the record is damaged or missing beside checkpoints, or names a checkpoint that is gone.
+        When the record is damaged, is missing although there are checkpoints, or names a checkpoint that is gone.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it explains at length what a record is
     left = folder.names("checkpoint_")
@@ -243,7 +243,7 @@ def check_resumable(folder: Folder) -> bool:
     Raises
     ------
     CheckpointError
-        When it had some and none can be used: it must not start again at epoch 0 in silence.
+        When it has checkpoints but none can be used: the run must not silently restart at epoch 0.
     """
     checkpoints = registered_checkpoints(folder)
     if checkpoints and not any(_is_complete(checkpoint) for checkpoint in checkpoints):

@@ -31,17 +31,17 @@ MANY_CLUSTERS = 10_000  # from here on comparing each image with all centres tak
 
 
 def run_estep(run: Run) -> None:
-    """New pseudo-labels; their health, and their scores without and with classes, become metrics of the epoch."""
+    """Compute new pseudo-labels; their health and their scores, without and with classes, become epoch metrics."""
     state, job = run.state, run.job
     last = state.epochs_done == job.config.optim.epochs
-    if last:  # what it finds is what the model says that the run leaves, which computes in float32; no step follows
+    if last:  # no step follows, and the labels must be those of the exported model, which computes in float32
         state.model.autocast = None
     with run.timer.time("estep"):
         features, metrics = estimate_labels(run)
     with run.timer.time("evaluate"):
         metrics |= score_labels(run, features, metrics)
     assert state.pseudo is not None
-    if last:  # before the last checkpoint, so that who has that has these
+    if last:  # before the last checkpoint, so that the features exist whenever it does
         with run.timer.time("checkpoint"):
             write_features(job.folder, features, state.pseudo.centers, state.pseudo.own)
     if run.monitors:
@@ -68,7 +68,7 @@ def estimate_labels(run: Run) -> tuple[Tensor, dict[str, float]]:
 
 
 def fitted_features(run: Run, features: Tensor) -> Tensor | None:
-    """What k-means fits its centres on in place of the features (own rows, D); None where it is these."""
+    """Rows that k-means fits its centres on instead of the features (own rows, D); None to fit on the features."""
     if not run.job.config.estep.fit_views:
         return None
     assert isinstance(run.feed.inputs.source, FeatureSource)
@@ -78,7 +78,7 @@ def fitted_features(run: Run, features: Tensor) -> Tensor | None:
 def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dict[str, float]:
     """Label-free metrics of the pseudo-labels of features (own rows, D), and scores where classes are known.
 
-    On rank 0; other workers have none. The first E-step agrees with nothing, and so has no `label_free`.
+    Only rank 0 has them. The first E-step has no earlier one to agree with, so it has no `label_free`.
     """
     found, scores = run.state.pseudo, dict[str, float]()
     assert found is not None
@@ -98,7 +98,7 @@ def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Ten
     Raises
     ------
     ValueError
-        When the blocks of the inputs are not one row for each of its images.
+        When the inputs do not yield one row for each of this worker's images.
     """
     features, own = _encode(model, inputs.blocks(), preprocess), inputs.own
     if len(features) != own.size:
@@ -121,7 +121,7 @@ def mean_over_views(
 ) -> Tensor:
     """Mean of each image's un-augmented features (own rows, D) and those of its cached views, on the unit sphere.
 
-    What a crop or a colour adds to a feature differs from view to view, and what the image shows does not.
+    The effect of crops and colours differs from view to view, while the content of the image stays the same.
     """
     mean = features.clone()
     for view in range(1, inputs.features.shape[1]):
@@ -130,7 +130,7 @@ def mean_over_views(
 
 
 def _cluster(features: Tensor, num_clusters: int, settings: EStepConfig, seed: int) -> KMeansResult:
-    """K-means as configured; coarse clusters, divided, where there are very many."""
+    """K-means as configured; hierarchical for very many clusters."""
     options: dict[str, Any] = {
         "restarts": settings.restarts,
         "max_iter": settings.max_iter,
@@ -153,10 +153,10 @@ def estimate(
     *,
     fitted: Tensor | None = None,
 ) -> tuple[PseudoLabels, dict[str, float]]:
-    """Cluster the workers' features (own rows, D); their pseudo-labels, and the health of both.
+    """Cluster the workers' features (own rows, D); returns their pseudo-labels, and the health of both.
 
-    Centres are fitted on `fitted` (own rows, D) where it is given. The labels are those of the features all the same,
-    as a model that sees each image once would say.
+    Centres are fitted on `fitted` (own rows, D) if it is given. The labels still come from the features, as they would
+    from a model that sees each image once.
     """
     result = _cluster(features if fitted is None else fitted, num_clusters, settings, seed)
     labels = result.labels if fitted is None else nearest_center(features, result.centers).labels
@@ -168,7 +168,7 @@ def estimate(
 def label_health(found: PseudoLabels, previous: PseudoLabels | None) -> dict[str, float]:
     """Metrics of the clusters' sizes and, after the first E-step, of the change since the one before.
 
-    Only rank 0 has the change, whose matching is costly.
+    Only rank 0 computes the change, because matching clusters is costly.
     """
     sizes = size_metrics(found.sizes())
     if previous is None:

@@ -1,4 +1,4 @@
-"""What is known of a run's failure, in its folder: workers' own output stays in the logs of nodes that may be gone."""
+"""Keeps what is known about a failure in the run's folder: workers' logs stay on their nodes, which may be gone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep_failure(folder: Folder, error: Exception) -> str:
 
 
 def _last_lines(actor: str) -> str:
-    """The end of what an actor's process wrote to its standard error; why there is none, where its node is gone."""
+    """The end of an actor process's standard error, or why it is not available if its node is gone."""
     try:
         return "".join(get_log(actor_id=actor, suffix="err", tail=LINES, timeout=ANSWER_SECONDS, errors="replace"))
     except Exception as error:

@@ -1,6 +1,6 @@
-"""What a worker's loop is fed with: batches, their two views, the view of evaluation, and the probe.
+"""What a worker's loop is fed with: batches, their two views, the evaluation view, and the probe.
 
-Images, or with a frozen backbone its cached features: the loop is the same for both.
+The inputs are images or, with a frozen backbone, its cached features; the loop is the same for both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.training.probe import PROBE_EPOCH, Probe, Views, draw_probe, read_
 
 @dataclass(frozen=True)
 class Feed:
-    """One worker's share of the data of a run, and the model that takes it.
+    """One worker's share of a run's data, and the model that trains on it.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Feed:
         None when label-free metrics are switched off.
     model : DigPro
     backbone : dict of Tensor
-        Weights of a frozen one; empty where the encoder is trained.
+        Weights of a frozen backbone; empty when the encoder is trained.
     """
 
     inputs: Inputs

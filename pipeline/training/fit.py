@@ -1,4 +1,4 @@
-"""Ray Train's part of a run, in the driver: the workers started, kept running, and their errors made readable."""
+"""The driver's side of Ray Train: starts the workers, keeps them running, and makes their errors readable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LESS_MEMORY = (
 
 
 def fit(job: Job, callbacks: Sequence[UserCallback] = ()) -> Result:
-    """Run the workers to the end, and from the last checkpoint again where an alarm takes the run back to it.
+    """Run the workers to the end, and again from the last checkpoint whenever an alarm rolls the run back.
 
     Parameters
     ----------
@@ -83,15 +83,15 @@ def run_workers(job: Job, callbacks: Sequence[UserCallback]) -> Result:
 
 
 def placement_attempts(minutes: float) -> int:
-    """How often Ray Train may find no place for the workers, each time after its own start timeout."""
+    """How often Ray Train may fail to place the workers; each attempt ends after Ray Train's own start timeout."""
     timeout = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
     return math.ceil(minutes * 60 / timeout)
 
 
 def fit_through_starts(trainer: TorchTrainer, retries: int) -> Result:
-    """Fit, and once more for each worker that dies while it is being started, up to `retries`.
+    """Fit, and retry up to `retries` times when a worker dies while it is being started.
 
-    Ray Train retries by itself when a worker dies at work, and gives up on one that dies before.
+    Ray Train itself retries when a worker dies during training, but gives up when one dies before.
     """
     for _ in range(retries):
         try:
@@ -108,13 +108,13 @@ def new_board() -> Any:
 
 
 def worker_errors(error: Exception) -> dict[int, BaseException]:
-    """The error of each failed worker by its rank, without Ray's wrappers; none where no worker has reported one."""
+    """The error of each failed worker by its rank, without Ray's wrappers; empty if no worker has reported one."""
     failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}
     return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
 
 
 def failure_reason(error: Exception) -> str:
-    """The first failed worker's own error, or that of Ray, where it lost who would have reported one."""
+    """The first failed worker's own error, or Ray's error if no worker has reported one."""
     if not (failed := worker_errors(error)):
         cause = getattr(error, "controller_failure", error)
         return _shortage(cause) or f"{type(cause).__name__}: {first_line(cause)}"

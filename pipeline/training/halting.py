@@ -1,4 +1,4 @@
-"""What is wrong with a run: reported, and by the level of its alarm the end of this attempt (`rollback.py`)."""
+"""Reports what is wrong with a run and, depending on the alarm's level, ends this attempt (`rollback.py`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.training.run import Run
 
 
 def raise_alarms(run: Run) -> None:
-    """Report what is wrong with the epoch, once for as long as it lasts, and halt where a level asks for it."""
+    """Report what is wrong with the epoch, once while it lasts, and halt if the alarm's level says so."""
     history, facts = run.state.history, run.job.alarm_facts
     found = judge(history, facts)
     if new := new_alarms(history, facts):
@@ -26,9 +26,9 @@ def raise_alarms(run: Run) -> None:
 
 
 def check_run_finite(run: Run) -> None:
-    """Halt, or raise Diverged, before what is not finite reaches a checkpoint; on all workers alike.
+    """Halt, or raise Diverged, before non-finite values reach a checkpoint; on all workers alike.
 
-    Steps that were skipped have damaged nothing: without a level that halts, the run continues.
+    Skipped steps have damaged nothing: unless the alarm's level halts the run, it continues.
     """
     state, level = run.state, run.job.config.alarms.not_finite
     where = f"in epoch {state.epochs_done + 1}, at or before step {state.step}"
@@ -41,7 +41,7 @@ def check_run_finite(run: Run) -> None:
 
 
 def agree_on_alarm(run: Run, alarm: Alarm | None) -> Alarm | None:
-    """Rank 0's alarm on every worker: it alone has the scores that are judged. Only the text is each worker's own."""
+    """Rank 0's alarm on every worker: only rank 0 has the scores that are judged. Each worker keeps its own text."""
     kinds = ["", *RULES]
     number = torch.tensor(kinds.index(alarm.kind if alarm else ""), device=run.state.skipped.device)
     kind = kinds[int(from_rank_zero(number))]
@@ -49,14 +49,14 @@ def agree_on_alarm(run: Run, alarm: Alarm | None) -> Alarm | None:
 
 
 def halt(run: Run, alarm: Alarm) -> Halt:
-    """What to raise, after a line that says so."""
+    """Report the halt in a line, and return the exception to raise."""
     level = run.job.config.alarms.levels[alarm.kind]
     report_alarms(run, [f"alarms.{alarm.kind}={level} halts the run at epoch {alarm.epoch}: {alarm.text}"], alarm.kind)
     return Halt(level, alarm)
 
 
 def report_alarms(run: Run, lines: list[str], *kinds: str) -> None:
-    """Show lines, and tag MLflow's run with all kinds of alarm until now, those of a roll back too."""
+    """Show lines, and tag MLflow's run with all kinds of alarm so far, including those that rolled it back."""
     if rank() == 0:
         before = [rollback["kind"] for rollback in read_rollbacks(run.job.folder)]
         found = [alarm.kind for alarm in all_alarms(run.state.history, run.job.alarm_facts)]

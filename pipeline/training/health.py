@@ -1,4 +1,4 @@
-"""The health of a run in numbers, which `pipeline.alarms` judges; and whether its state may be saved."""
+"""Metrics of a run's health, which `pipeline.alarms` judges, and the check whether its state may be saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.collectives import all_stack, all_sum
 
 
 def size_metrics(sizes: Tensor) -> dict[str, float]:
-    """Smallest and largest of the clusters' sizes (K,), empty ones, and the sizes' entropy over ln K (1: all equal)."""
+    """From cluster sizes (K,): smallest, largest, number of empty ones, and entropy over ln K (1: all equal)."""
     sizes = sizes.double()
     part = sizes / sizes.sum()
     entropy = -torch.special.xlogy(part, part).sum() / math.log(len(sizes))
@@ -28,7 +28,7 @@ def size_metrics(sizes: Tensor) -> dict[str, float]:
 
 
 def change_metrics(moves: csr_array) -> dict[str, float]:
-    """How far two E-steps differ, by the images (K_before, K) that went from each old cluster to each new one.
+    """How far two E-steps differ, from the counts (K_before, K) of images that moved from each old to each new cluster.
 
     `label_churn` is the share of images that left their cluster, under `matching_accuracy` of old and new clusters;
     `estep_agreement` is `contingency_agreement`.
@@ -37,8 +37,7 @@ def change_metrics(moves: csr_array) -> dict[str, float]:
 
 
 def feature_spread(features: Tensor) -> float:
-    """Mean standard deviation of the columns of the workers' features times sqrt(D): 1 on an even sphere, 0 when all
-    collapsed."""
+    """Mean standard deviation of the workers' feature columns times sqrt(D): 1 on an even sphere, 0 if collapsed."""
     size, count = features.shape[1], features.new_full((1,), len(features), dtype=torch.float64)
     own = [x.sum(dim=0, dtype=torch.float64) for x in (features, features.square())]
     sums = all_sum(torch.cat([*own, count]))
@@ -47,15 +46,15 @@ def feature_spread(features: Tensor) -> float:
 
 
 def rank_spread(x: Tensor) -> float:
-    """Largest difference of any element of `x` between workers: 0 for what must be equal everywhere."""
+    """Largest difference of any element of `x` between workers: 0 if `x` is equal on all of them."""
     stacked = all_stack(x)
     return float((stacked.amax(dim=0) - stacked.amin(dim=0)).max())
 
 
 def non_finite(losses: Mapping[str, Tensor], state: Iterable[Tensor], where: str) -> str | None:
-    """What is wrong, on all workers alike, when a loss or a tensor of the state is not finite on any; None if not.
+    """A message, on all workers alike, when a loss or a state tensor is not finite on any of them; otherwise None.
 
-    Asked before anything is saved, because no restart could recover from such a checkpoint. Waits for the device.
+    Checked before anything is saved, because no restart could recover from such a checkpoint. Waits for the device.
     """
     norm = nn.utils.get_total_norm([tensor.detach() for tensor in state if tensor.is_floating_point()])
     sums = all_sum(torch.stack([*losses.values(), norm.to(torch.float64)]))

@@ -18,7 +18,7 @@ from pipeline.training.job import Job
 
 
 def image_source(job: Job, device: torch.device) -> Source:
-    """This worker's images, in memory or as they come."""
+    """This worker's images, in memory or streamed."""
     order, config = job.plan.order, job.config
     own, size = order.images_of(row_range(order.lanes)), config.data.decoding["size"]
     if job.plan.mode == "streaming":
@@ -37,7 +37,7 @@ def fetch_images(job: Job, own: RowRange) -> Tensor:
 
 
 def begin_stream(job: Job, at: tuple[int, int] | None) -> ImageStream:
-    """The images of the rest of a run, from (epoch, step) on or, where it is None, from the first E-step."""
+    """The images of the rest of a run, from (epoch, step) `at` on, or from the first E-step if it is None."""
     order = job.plan.order
     lanes, epochs = row_range(order.lanes), job.config.optim.epochs
     own = order.images_of(lanes)
@@ -45,12 +45,12 @@ def begin_stream(job: Job, at: tuple[int, int] | None) -> ImageStream:
     blocks = open_pipeline(job).blocks(schedule(job, lanes, at), images)
     if order.covers:
         return ImageStream(blocks, room=own.size)
-    # Windows begin staggered, so that half of them has to be there at the start of an epoch.
+    # Windows begin staggered, so half of their images must be there at the start of an epoch.
     return ImageStream(blocks, room=order.window * own.size // order.num_images // 2)
 
 
 def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[Piece]:
-    """All that a worker with these lanes reads from where its run begins, in the order in which it needs it."""
+    """Everything that a worker with these lanes reads from `at` on, in the order in which it needs it."""
     order, config = job.plan.order, job.config
     swept = swept_pieces(order.images_of(lanes))
     if at is None:
@@ -65,10 +65,10 @@ def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[
 
 
 def open_pipeline(job: Job) -> Pipeline:
-    """The reading processes of this worker: they share the CPUs that the workers leave.
+    """The reading processes of this worker: they share the CPUs that the workers leave free.
 
-    Those of a run of its own reserve none: a node that has just been lost may still be counted, and readers that
-    reserve its CPUs would wait for ever.
+    Outside a search they reserve no CPUs: a node that has just been lost may still be counted, and readers that
+    reserve its CPUs would wait forever.
     """
     if job.reading_cpus is not None:
         readers = Readers.of(job.reading_cpus / world_size())

@@ -1,6 +1,6 @@
 """A training run in the calling process, without Ray: for a program that has its images in memory.
 
-The loop computes what a worker does, with the same functions. It saves no checkpoint, and nothing resumes.
+The loop computes what a worker does, with the same functions. It saves no checkpoint and cannot resume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.training.worker import complete_epoch
 
 
 def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]) -> TrainState:
-    """Train to the end, and tell of each epoch; the state has the metrics of all of them.
+    """Train to the end and report each epoch; the returned state has the metrics of all epochs.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]
 
 
 def open_run_in_process(job: Job, device: torch.device) -> Run:
-    """The only worker of a run on images, whose classes nobody knows."""
+    """The only worker of a run on images without known classes."""
     own = RowRange(0, job.plan.order.num_images, job.plan.order.num_images)
     source = ResidentImages(_decode_all(job).to(device), own, job.config.estep.batch_size)
     return new_run(job, image_feed(job, source, device), Reporter())

@@ -1,4 +1,4 @@
-"""What a worker is handed: one value, complete and picklable."""
+"""What a worker gets: one complete, picklable value."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Job:
     features : str or None
         Folder with the cached features of a frozen backbone, on which the heads are trained.
     weights_from : str or None
-        Checkpoint of another run, by absolute path or URI, whose weights this one begins with.
+        Checkpoint of another run, by absolute path or URI; this run starts from its weights.
     reading_cpus : float or None
-        For reading and decoding, over all workers; None: what these leave of the cluster.
+        CPUs for reading and decoding, over all workers; None: those that the workers leave free.
     """
 
     config: RunConfig
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def alarm_facts(self) -> Facts:
-        """By what the metrics of its epochs are judged."""
+        """What the metrics of its epochs are judged by."""
         levels = self.config.alarms.levels
         return Facts(
             num_clusters=self.plan.num_clusters,

@@ -1,4 +1,4 @@
-"""Monitors: at their own cadence, how well an E-step's features tell the classes apart; training never sees them."""
+"""Monitors: how well an E-step's features tell the classes apart, at their own cadence; training never sees them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.plan import has_estep
 
 MEASURES = {"knn_acc": knn_accuracy, "linear_acc": linear_accuracy}
 HELD_OUT = 0.2  # of the images with a class
-BINS = 1 << 16  # of random numbers in [0, 1): of ten million images, one holds about 150
+BINS = 1 << 16  # of random numbers in [0, 1): with ten million images each holds about 150
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def make_monitors(
 ) -> Monitors | None:
     """This worker's part, from the classes (own rows,) of its images.
 
-    None when monitors are switched off, or no image of any worker has a class, for which all workers give None. The
-    share that is held out is of the images with a class, at least one of them; the seed and the image decide.
+    None when monitors are switched off, or when no image of any worker has a class; then all workers give None. A share
+    of the images with a class is held out, at least one image; the seed and the image decide which.
     """
     if labels is None or not any(cadences(config.monitor).values()):
         return None
@@ -49,10 +49,10 @@ def make_monitors(
 
 
 def are_smallest(draws: Tensor, index: Tensor, count: int) -> Tensor:
-    """Which (n_local,) of the workers' draws (n_local,) in [0, 1) are the `count` smallest of all workers.
+    """Which (n_local,) of this worker's draws (n_local,) in [0, 1) are among the `count` smallest of all workers.
 
-    Of equal ones those with the lower index (n_local,), which rises over the workers. Draws are counted in bins, and
-    only those in the bin where the count is reached are gathered.
+    Ties go to the lower index (n_local,); indices rise over the workers. Draws are counted in bins, and only the draws
+    in the bin where the count is reached are gathered.
     """
     bins = (draws * BINS).long()
     until = all_sum(torch.bincount(bins, minlength=BINS)).cumsum(0)
@@ -69,9 +69,9 @@ def cadences(settings: MonitorConfig) -> dict[str, int]:
 
 
 def monitor_metrics(monitors: Monitors, features: Tensor, config: RunConfig, epoch: int) -> dict[str, float]:
-    """What is due after an E-step, from the workers' features (own rows, D); the same on every worker.
+    """The metrics due after an E-step, from the workers' features (own rows, D); the same on every worker.
 
-    The last epoch has all that is switched on.
+    After the last epoch all that are switched on are due.
     """
     last = epoch == config.optim.epochs
     due = [name for name, every in cadences(config.monitor).items() if every and (last or epoch % every == 0)]
@@ -79,7 +79,7 @@ def monitor_metrics(monitors: Monitors, features: Tensor, config: RunConfig, epo
 
 
 def monitor_warnings(config: RunConfig, *, has_classes: bool) -> list[str]:
-    """What a person should know of the monitors that are switched on."""
+    """Warnings about the monitors that are switched on."""
     names = {"knn_acc": "monitor.knn_every", "linear_acc": "monitor.probe_every"}
     on = {names[name]: every for name, every in cadences(config.monitor).items() if every}
     if on and not has_classes:

@@ -23,7 +23,7 @@ FINITE_STEPS = 50  # between two checks that losses and weights are finite: each
 def train_epoch(run: Run, between_steps: Callable[[Run], None] | None = None) -> None:
     """The M-step: one pass over the images, or the rest of one that was interrupted.
 
-    `between_steps` is called after every step but the last; by default it saves where that is due.
+    `between_steps` is called after every step but the last; by default it saves a checkpoint if one is due.
     """
     run.step_model.train()
     steps = run.job.plan.steps_per_epoch
@@ -40,7 +40,7 @@ def train_epoch(run: Run, between_steps: Callable[[Run], None] | None = None) ->
 
 
 def epoch_batches(run: Run) -> Iterator[Batch]:
-    """The batches that the epoch still has; its first one again and again when only computing is measured."""
+    """The remaining batches of the epoch; only the first one, repeated, when only computing is measured."""
     batches = run.feed.inputs.epoch(run.state.epochs_done, run.state.step, draw_weights(run))
     if run.job.config.profile.only != "compute":
         return batches
@@ -48,7 +48,7 @@ def epoch_batches(run: Run) -> Iterator[Batch]:
 
 
 def take_step(run: Run, batch: Batch) -> None:
-    """A training step; only counted when the feed alone is measured."""
+    """Do a training step, or only count it when the feed alone is measured."""
     if run.job.config.profile.only == "data":
         run.state.step += 1
     else:

@@ -1,6 +1,6 @@
-"""What `optim.precision=auto` means for a run: settled when it begins, alike for all workers, and kept in its folder.
+"""What `optim.precision=auto` means for a run: settled when it begins, once for all workers, and kept in its folder.
 
-Devices differ, from worker to worker and from one start of the run to the next.
+Devices may differ between workers and between starts of a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHOICES = ("float32", "bfloat16")
 
 
 def begun_precision(folder: Folder) -> str | None:
-    """The precision that a run has begun with; None where nothing was settled yet."""
+    """The precision that a run has begun with; None if none is settled yet."""
     return (folder.read(PRECISION) or {}).get("precision")
 
 
@@ -30,7 +30,7 @@ def keep_precision(folder: Folder, precision: str) -> None:
 
 
 def settle_job(job: Job, device: torch.device) -> Job:
-    """The job with the precision that it has begun with, else with bfloat16 where every worker's device multiplies it.
+    """The job with the precision it has begun with; on its first start bfloat16 if every worker's device supports it.
 
     All workers call it.
     """

@@ -25,10 +25,10 @@ PROBE_EPOCH = -1  # keys the probe's views: the same in all epochs, and differen
 
 @dataclass(frozen=True)
 class Probe:
-    """Two augmented views of the first `total` images of the set, a fair sample that every E-step looks at again.
+    """Two augmented views of the first `total` images of the set, a fair sample that every E-step uses again.
 
-    `views` are those of this worker's part, a pair (n, ...) for each pass. Making them anew each time would take as
-    long as encoding half of them.
+    `views` are this worker's part, a pair (n, ...) for each pass. Making them anew each time would take as long as
+    encoding half of them.
     """
 
     views: tuple[tuple[Tensor, Tensor], ...]
@@ -36,7 +36,7 @@ class Probe:
 
 
 def draw_probe(views: Views, inputs: Tensor, index: Tensor, total: int, block_size: int) -> Probe:
-    """The probe of `total` images, of which this worker has inputs (n, ...), as a batch has them, and index (n,)."""
+    """The probe of `total` images, from this worker's inputs (n, ...), in the form of a batch, and index (n,)."""
     parts = zip(inputs.split(block_size), index.split(block_size), strict=True)
     return Probe(tuple(views(own, numbers, PROBE_EPOCH) for own, numbers in parts if len(own)), total)
 
@@ -55,7 +55,7 @@ def read_probe(config: RunConfig, manifest: Manifest, views: Views, device: torc
 def label_free_metrics(model: DigPro, probe: Probe, features: Tensor, found: PseudoLabels) -> dict[str, float]:
     """Metrics of the pseudo-labels `found` from the workers' features (own rows, D), on rank 0; others have none.
 
-    A k-means of a single start has no `seed_agreement`.
+    With a single start of k-means there is no `seed_agreement`.
     """
     probe_features, labels = gather_probe(probe, features, found)
     margin, of_views = prototype_margin(features, found.centers), view_clusters(model, probe, found.centers)
@@ -72,7 +72,7 @@ def label_free_metrics(model: DigPro, probe: Probe, features: Tensor, found: Pse
 
 
 def gather_probe(probe: Probe, features: Tensor, found: PseudoLabels) -> tuple[Tensor, Tensor]:
-    """Features (total, D) and pseudo-labels (total,) int64 of the probe's images, which their owners have."""
+    """Features (total, D) and pseudo-labels (total,) int64 of the probe's images, gathered from their owners."""
     mine = slice(max(0, probe.total - found.own.start))
     labels = found.labels[mine, None].to(features.dtype)  # in one exchange; exact up to 2**24 clusters
     rows = gather_rows(torch.cat([features[mine], labels], dim=1))

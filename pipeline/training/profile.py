@@ -1,4 +1,4 @@
-"""What `profile.steps` records: a trace of some training steps, and the operators that took their time."""
+"""What `profile.steps` records: a trace of some training steps, and the operators that took the time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StepProfiler:
         self.profile.step()
 
     def stop(self) -> None:
-        """Write what was recorded, where the run ended before all steps were."""
+        """Write what was recorded if the run ended before all steps were recorded."""
         self.profile.stop()
 
     def _write(self, recorded: profile) -> None:

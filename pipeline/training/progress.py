@@ -1,4 +1,4 @@
-"""What a run reports while it runs: metrics to MLflow, lines of progress to the person at the driver's terminal."""
+"""What a run reports while it runs: metrics to MLflow, and progress lines to the driver's terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE_SECONDS = 5.0  # a line this often is enough for a person
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Where rank 0 leaves its news and the driver fetches them; it works on any cluster, without shared files."""
+    """Rank 0 leaves its news here and the driver fetches them; works on any cluster, without shared files."""
 
     def __init__(self) -> None:
         self.news: list[dict[str, Any]] = []
@@ -36,11 +36,11 @@ class Board:
         return taken
 
     def request_checkpoint(self) -> None:
-        """Ask rank 0 for a checkpoint as soon as it can be had: the driver is about to end."""
+        """Ask rank 0 for a checkpoint as soon as possible: the driver is about to shut down."""
         self.checkpoint_wanted = True
 
     def wants_checkpoint(self) -> bool:
-        """Whether a checkpoint has been requested; it stays so, because an answer can be lost on its way."""
+        """Whether a checkpoint has been requested; it stays True, because an answer can be lost on its way."""
         return self.checkpoint_wanted
 
 
@@ -66,7 +66,7 @@ class Reporter:
         self._post({"metrics": dict(metrics)})
 
     def resumed(self, history: list[dict[str, float]], text: str) -> None:
-        """Tell the person at the driver; epochs that MLflow misses, because the spool died with its node, are sent."""
+        """Show a line at the driver; log past epochs again, in case MLflow misses some because a spool's node died."""
         if self.writer is not None:
             for metrics in history:
                 self.writer.log(metrics, step=int(metrics["epoch"]))
@@ -83,7 +83,7 @@ class Reporter:
         """Whether the driver asks for a checkpoint, True once; always False on workers without a board."""
         if self.board is None or self.request_known:
             return False
-        with suppress(ray.exceptions.RayError):  # a busy board is asked again; one that is gone takes the workers along
+        with suppress(ray.exceptions.RayError):  # a busy board is asked again; if it is gone, the workers end too
             self.request_known = bool(ray.get(self.board.wants_checkpoint.remote(), timeout=5))
         return self.request_known
 

@@ -1,7 +1,7 @@
-"""When an alarm ends a run, or takes it back to its last checkpoint: what workers say of it, and what the driver does.
+"""An alarm ends a run or rolls it back to its last checkpoint: what the workers report, and what the driver does.
 
-A run that is taken back is the same run in the same folder, with another seed or learning rate from its last checkpoint
-on. What was changed lies in the folder, so that a kill changes nothing about it.
+A run that is rolled back stays the same run in the same folder, with another seed or learning rate from its last
+checkpoint on. The change is recorded in the folder, so it survives a kill.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pipeline.errors import Alarmed
 from pipeline.storage import Folder
 from pipeline.training.job import Job
 
-ROLLBACKS = "rollbacks.json"  # in a run's folder: each alarm that took it back, with the seed and rate from then on
-HALT = "halt"  # key of what `train_worker` returns for a run that an alarm has halted
+ROLLBACKS = "rollbacks.json"  # in a run's folder: each alarm that rolled it back, with the seed and rate from then on
+HALT = "halt"  # key in the result of `train_worker` for a run that an alarm has halted
 HALTING: tuple[AlarmLevel, ...] = ("stop", "roll_back")  # levels, the stronger first
 SEED_STEP = 1_000_003  # far from the seeds that a person compares
 
@@ -29,17 +29,17 @@ class Halt(Exception):
         self.level, self.alarm = level, alarm
 
     def returned(self) -> dict[str, Any]:
-        """What a worker returns for it; an error would make Ray Train start workers that come to the same."""
+        """What a worker returns for it; an error would make Ray Train start workers that end the same way."""
         return {HALT: {"level": self.level, **asdict(self.alarm)}}
 
 
 def read_rollbacks(folder: Folder) -> list[dict[str, Any]]:
-    """The returns of a run to its last checkpoint: epoch, kind and text of the alarm, new seed and learning rate."""
+    """The rollbacks of a run: epoch, kind and text of the alarm, new seed and learning rate."""
     return list((folder.read(ROLLBACKS) or {}).get("rollbacks", []))
 
 
 def as_rolled_back(job: Job) -> Job:
-    """The job with the seed and the learning rate of the last return to a checkpoint."""
+    """The job with the seed and the learning rate of the last rollback."""
     done = read_rollbacks(job.folder)
     if not done:
         return job
@@ -49,12 +49,12 @@ def as_rolled_back(job: Job) -> Job:
 
 
 def roll_back(job: Job, halt: dict[str, Any]) -> str:
-    """Note how a halted run continues, and return it as a line.
+    """Record how a halted run continues, and return a line that says so.
 
     Raises
     ------
     Alarmed
-        When the alarm's level is stop, or the run was taken back as often as it may be.
+        When the alarm's level is stop, or the run has been rolled back `alarms.max_rollbacks` times.
     """
     folder, limit = job.folder, job.config.alarms.max_rollbacks
     done, kind = read_rollbacks(folder), halt["kind"]
@@ -76,6 +76,6 @@ def roll_back(job: Job, halt: dict[str, Any]) -> str:
 
 
 def changed(config: RunConfig) -> tuple[int, float]:
-    """Seed and learning rate after one more return to a checkpoint."""
+    """Seed and learning rate after one more rollback."""
     seed = (config.seed + SEED_STEP) % (LARGEST_SEED + 1)
     return seed, config.optim.lr * config.alarms.rollback_lr_factor

@@ -64,7 +64,7 @@ def build_run(job: Job) -> Run:
 
 
 def new_run(job: Job, feed: Feed, reporter: Reporter) -> Run:
-    """A run before its first E-step, without what needs classes or Ray."""
+    """A run before its first E-step, without the parts that need classes or Ray."""
     config, model = job.config, feed.model
     return Run(
         job=job,

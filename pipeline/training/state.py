@@ -26,7 +26,7 @@ class PseudoLabels:
     own : RowRange
         Their rows.
     others : Tensor (R-1, K, D) or None
-        Centres of the other starts of k-means; None after a resume, since only the E-step itself looks at them.
+        Centres of the other starts of k-means; None after a resume, since only the E-step itself uses them.
     """
 
     labels: Tensor
@@ -37,12 +37,12 @@ class PseudoLabels:
     def of(self, index: Tensor) -> Tensor:
         """Clusters (n,) int64 of own images, by their index (n,) in the whole set; without waiting for the device.
 
-        IndexError on a CPU, and a failed assertion of the device on a GPU, when an image is another worker's.
+        An image of another worker gives an IndexError on a CPU, and a failed device assertion on a GPU.
         """
         return self.labels.index_select(0, index - self.own.start).long()
 
     def sizes(self) -> Tensor:
-        """Images (K,) int64 of each cluster on all workers, which all call it."""
+        """Number of images (K,) int64 in each cluster over all workers; all of them call it."""
         return all_sum(torch.bincount(self.labels, minlength=len(self.centers)))
 
 
@@ -56,14 +56,14 @@ class TrainState:
     step : int
         Steps done in the epoch under way.
     loss_sums : dict of Tensor () float64
-        Sums of this worker's losses over these steps, by name; wide enough that the order of adding does not show.
+        Sums of this worker's losses over these steps, by name; wide enough that the order of adding does not matter.
     pseudo : PseudoLabels or None
         None before the first E-step.
     skipped : Tensor () int64
         Steps of the epoch under way whose gradients were not finite; the same on every worker.
     backbone : dict of Tensor
-        Weights of a frozen backbone, which does not change: with them a checkpoint is all that images need. Empty
-        where the encoder is trained.
+        Weights of a frozen backbone. They do not change, but with them a checkpoint is enough to encode images. Empty
+        when the encoder is trained.
     history : list of dict
         Metrics of every finished epoch, the initial E-step's first.
     """

@@ -16,7 +16,7 @@ ENTRIES = ("first_batch", "batch_wait", "step", "estep", "evaluate", "monitor", 
 class EpochTimer:
     """Seconds by entry, and batches handed out, since the last `restart`.
 
-    A GPU works on while the host is ahead of it: there its own clock times what `time` is told to be `on_device`.
+    A GPU lags behind the host, so blocks that are `on_device` are timed there by the GPU's own clock.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

@@ -33,7 +33,7 @@ def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
 
 
 def train(run: Run) -> None:
-    """All epochs that are left."""
+    """Train all remaining epochs."""
     if not resume(run):
         run_estep(run)
         finish_epoch(run)
@@ -74,7 +74,7 @@ def finish_epoch(run: Run) -> None:
 
 
 def complete_epoch(run: Run) -> dict[str, float]:
-    """The epoch's metrics, with losses, rates and times; those of the next one start from zero."""
+    """The epoch's metrics, with losses, rates and times; the counters start again from zero."""
     state, config = run.state, run.job.config
     if state.history[-1]["epoch"] != state.epochs_done:  # an epoch without E-step
         state.history.append({"epoch": state.epochs_done})

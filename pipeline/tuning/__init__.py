@@ -1,1 +1,1 @@
-"""The search for settings: Ray Tune around whole training runs, with labels or without."""
+"""Searches for settings: Ray Tune around whole training runs, with or without labels."""

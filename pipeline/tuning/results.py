@@ -1,4 +1,4 @@
-"""What a search leaves: the best trial's results, a preset, the page, the summary, and complete records in MLflow."""
+"""What a search writes: the best trial's results, a preset, the page, the summary, and complete records in MLflow."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MLFLOW_STATUS: dict[str, Any] = {"finished": "FINISHED", "stopped": "KILLED", "f
 def write_results(
     config: RunConfig, search: SearchJob, folder: Folder, parent: RunRef, rows: Sequence[TrialRow]
 ) -> dict[str, Any]:
-    """Write all that a search leaves; returns the summary, which is written last.
+    """Write all results of a search; returns the summary, which is written last.
 
     Parameters
     ----------
     config : RunConfig
-        As it was given, without the space's settings for trials; the preset is made of it.
+        As it was given, without the space's settings for trials; the preset is made from it.
     search : SearchJob
     folder : Folder
         Of the search.
@@ -69,10 +69,10 @@ def register_best(job: Job, search: SearchJob) -> str | None:
 
 
 def end_trial_run(row: TrialRow, search: SearchJob, *, is_best: bool) -> None:
-    """End the MLflow run of a trial, which the trial cannot do when it is stopped, and tag it with how it ended."""
+    """End a trial's MLflow run, since a stopped trial cannot do so itself, and tag it with how the trial ended."""
     try:
         config = trial_config(row.point, search, row.trial)
-    except ConfigError:  # a point that is not a configuration: that is why the trial failed
+    except ConfigError:  # the point is not a valid configuration, so the trial failed
         config = search.config
     tracking = ended_trial_run(config, search, row.trial)
     end_run(tracking, spool_path(search.folder(row.trial)), MLFLOW_STATUS[row.status], ended=row.ended)
@@ -139,7 +139,7 @@ def summarise(
     run: dict[str, Any] | None,
     model: str | None,
 ) -> dict[str, Any]:
-    """The best trial (whose own summary is `run`), all trials, the epochs that they took, and where things are."""
+    """The best trial (`run` is its own summary), all trials, the epochs they took, and where the outputs are."""
     outputs = {"summary": folder.file(SUMMARY), "page": folder.file(PAGE)}
     if run is not None:
         outputs |= {"preset": folder.file(PRESET), "best run": run["folder"]}

@@ -14,7 +14,7 @@ from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.tuning.space import SearchPoint, Space
 
-REDUCTION = 3  # ASHA: of the trials that come to a rung, one in so many continues
+REDUCTION = 3  # ASHA: one in so many of the trials that reach a rung continues
 STARTUP = 10  # points that Optuna draws at random before it models, in a search of 30 trials or more
 
 
@@ -69,10 +69,10 @@ def every_trial_to_its_end(config: RunConfig, space: Space, trials: int, first: 
 
 
 def successive_halving(config: RunConfig, space: Space, trials: int, first: list[SearchPoint]) -> Strategy:
-    """Optuna proposes, and ASHA compares by epoch; it stops none where there is nothing to compare by, or no time to.
+    """Optuna proposes, and ASHA compares by epoch; with several objectives, or too few epochs, it stops none.
 
-    Not by Tune's own count of reports, which begins again when a trial is resumed. No rung is at the last epoch: a
-    trial that is stopped there could not end in order.
+    Tune's own count of reports is not used, because it begins again when a trial is resumed. No rung is at the last
+    epoch, because a trial that is stopped there could not end in order.
     """
     epochs = rungs(config, space)
     if len(space.objectives) > 1 or not epochs:
@@ -89,15 +89,18 @@ def successive_halving(config: RunConfig, space: Space, trials: int, first: list
 
 
 def rungs(config: RunConfig, space: Space) -> list[int]:
-    """Epochs after which ASHA compares. The first is a ninth of the run after the longest warm-up of the space: trials
-    differ once the prototype loss has been at work, and all must have had some of it."""
+    """Epochs after which ASHA compares.
+
+    The first is a ninth of the run after the longest warm-up of the space: trials differ only once the prototype loss
+    has had an effect, so all must have trained with it for a while.
+    """
     epochs, warmups = config.optim.epochs, space.values("optim.warmup_epochs") or [config.optim.warmup_epochs]
     first = int(max(warmups)) + math.ceil(epochs / REDUCTION**2)
     return [rung for k in range(epochs) if (rung := first * REDUCTION**k) < epochs]
 
 
 def make_proposer(config: RunConfig, space: Space, trials: int, first: list[SearchPoint]) -> OptunaSearch:
-    """Optuna's TPE, which takes several objectives as well."""
+    """Optuna's TPE, which also supports several objectives."""
     startup = min(STARTUP, math.ceil(trials / 3))
     sampler = TPESampler(seed=config.seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
     if len(space.objectives) == 1:

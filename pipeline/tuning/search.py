@@ -41,7 +41,7 @@ from pipeline.tuning.trial import SearchJob, run_trial
 from pipeline.tuning.trials import Trials
 
 SEARCH, TRIALS, TUNE = "search.json", "trials", "tune"  # in the folder of a search
-TRIAL_MEMORY = 1 << 20  # that its actor reserves: something it must, and a part of a CPU could cost a worker its node
+TRIAL_MEMORY = 1 << 20  # that its actor reserves: it must reserve something; part of a CPU could cost a worker its node
 RETRIES = 1  # of a trial whose actor was lost with its node
 TUNE_SWITCHES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our callback and MLflow have all that they would write
@@ -67,7 +67,7 @@ def search(
     Parameters
     ----------
     config : RunConfig
-        What trials start from, and what is not searched. `resources` are those of each trial.
+        The base of all trials, with every setting that is not searched. `resources` are those of each trial.
     space : Space
     label : str
         First part of the search's name where the configuration gives none: usually the preset.
@@ -86,7 +86,7 @@ def search(
     Raises
     ------
     ConfigError, DataError
-        For what can be known before anything starts.
+        For errors found before anything starts.
     RunFailed
         When every trial failed.
     """
@@ -142,7 +142,7 @@ class SearchPlan:
 
 
 def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: Echo) -> dict[str, Any]:
-    """Run the trials and write what they leave; returns the summary."""
+    """Run the trials and write the results; returns the summary."""
     validate_shards(plan.config.data.path)
     capacity = connect_and_measure(plan, concurrent)
     parent = open_parent_run(plan.config, folder, plan.space)
@@ -175,7 +175,7 @@ def end_interrupted_runs(job: SearchJob, folder: Folder, parent: RunRef, trials:
 
 
 def search_identity(config: RunConfig, space: Space, trials: int, scheduler: str) -> dict[str, Any]:
-    """All that decides what a search does, as plain values: two calls that share it are one search."""
+    """Everything that decides what a search does, as plain values: two calls with the same values are one search."""
     facts = {"settings": result_settings(config), **space.as_dict(), "trials": trials, "schedule": scheduler}
     return dict(json.loads(json.dumps(facts)))
 
@@ -192,7 +192,7 @@ def resolve_search(config: RunConfig, label: str, identity: dict[str, Any]) -> R
 
 
 def claim_search(config: RunConfig, identity: dict[str, Any]) -> Folder:
-    """The folder of a search, new or of the same one.
+    """The folder of a search, new or already used by the same search.
 
     Raises
     ------
@@ -222,8 +222,7 @@ def check_objectives(config: RunConfig, space: Space) -> None:
 
 
 def features_of(plan: SearchPlan, folder: Folder, echo: Echo) -> str | None:
-    """Folder of the cached features that all trials share, made first where there are none; None without a frozen
-    backbone."""
+    """Folder of the cached features that all trials share, computed if missing; None without a frozen backbone."""
     if not plan.trial_config.model.freeze:
         return None
     features, cache = embed(plan.trial_config, plan.manifest, echo, begun=begun_precision(folder))
@@ -232,7 +231,7 @@ def features_of(plan: SearchPlan, folder: Folder, echo: Echo) -> str | None:
 
 
 def check_features_shared(config: RunConfig, space: Space) -> None:
-    """ConfigError for a space that would need the features of a frozen backbone anew in each trial."""
+    """ConfigError for a space in which trials could not share the features of a frozen backbone."""
     if config.model.freeze and (varied := sorted(filter(decides_features, space.domains))):
         raise ConfigError(
             f"space {space.name} varies {', '.join(varied)}, and with model.freeze=true all trials share the cached "
@@ -256,7 +255,7 @@ def open_parent_run(config: RunConfig, folder: Folder, space: Space) -> RunRef:
 
 
 def limit_trial(config: RunConfig, capacity: Capacity) -> RunConfig:
-    """The configuration that trials vary, with the resources of one."""
+    """The configuration that trials vary, with the resources of one trial."""
     resources = {"cpus_per_worker": capacity.cpus, "gpus": capacity.gpus}
     return config.model_copy(update={"resources": config.resources.model_copy(update=resources)})
 

@@ -30,7 +30,7 @@ LABEL_FREE: list[Objective] = [("label_free", "max")]
 SCORES = ("acc", "nmi", "ari")  # known on labelled sets only
 PLAIN = (bool, int, float, str)
 NAMES = {"SPACE": dict, "FIRST": list, "OBJECTIVES": list, "SETTINGS": dict}
-EPOCHS = "optim.epochs"  # not searched: trials are compared after as many epochs
+EPOCHS = "optim.epochs"  # not searched: trials are compared after equal numbers of epochs
 DRAWS = 200  # points of a space that are tried as configurations before anything starts
 
 
@@ -48,7 +48,7 @@ class Space:
         Points that are tried before all others, each with a value for every key.
     objectives : list of (metric, "max" or "min")
     settings : dict
-        What trials use in place of the configuration's, to be cheaper; the best configuration goes without them.
+        Used by trials in place of the configuration's, to be cheaper; the best configuration does not have them.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Space:
         return [metric for metric, _ in self.objectives]
 
     def values(self, key: str) -> list[Any]:
-        """The values of a choice, or the ends of a range; empty where the space does not hold the key."""
+        """The values of a choice, or the ends of a range; empty if the space does not have the key."""
         domain = self.domains.get(key)
         if domain is None:
             return []
@@ -107,7 +107,7 @@ def load_space(path: str) -> Space:
 
 
 def _run_file(file: Path) -> dict[str, Any]:
-    """The names that a Python file defines, which may import files beside it; ConfigError says where it failed."""
+    """The names that a Python file defines; it may import files beside it. ConfigError says where it failed."""
     sys.path.insert(0, str(file.parent.resolve()))
     try:
         return runpy.run_path(str(file))
@@ -121,9 +121,9 @@ def _run_file(file: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value with Python's own numbers and texts, and lists, in place of numpy's and of tuples.
+    """A value with Python's own numbers and texts instead of numpy's, and lists instead of tuples.
 
-    Only such values can be kept as JSON and YAML, where the results of a search go.
+    The results of a search are kept as JSON and YAML, which hold only such values.
     """
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
@@ -174,7 +174,7 @@ def _key_faults(key: Any, barred: Collection[str]) -> Iterator[str]:
 
 
 def _setting_of(key: Any) -> str | None:
-    """The setting that a key means, or one number of, as `views.crop_scale.0` does; None when there is none."""
+    """The setting that a key names, also by one of its numbers (`views.crop_scale.0`); None when there is none."""
     known = settings_table()
     if key in known:
         return str(key)
@@ -244,7 +244,7 @@ def is_supported(domain: Any) -> bool:
 
 
 def bounds(domain: Domain) -> tuple[float, float]:
-    """Lowest and highest value of a range. In `ray.tune` integers end before their upper bound, unless in steps."""
+    """Lowest and highest value of a range. In `ray.tune` an integer's upper bound is excluded, unless it has steps."""
     excluded = isinstance(domain, Integer) and _sampler(domain)[1] is None
     return domain.lower, domain.upper - 1 if excluded else domain.upper
 
@@ -278,7 +278,7 @@ def format_point(point: SearchPoint) -> str:
 
 
 def first_points(base: RunConfig, space: Space) -> list[SearchPoint]:
-    """The configuration's own values, where the space holds them, and then the space's first points."""
+    """The configuration's own values if they lie in the space, then the space's first points."""
     values = base.model_dump(mode="json")
     own = {key: get_setting(values, key) for key in space.domains}
     held = all(contains(domain, own[key]) for key, domain in space.domains.items())
@@ -286,7 +286,7 @@ def first_points(base: RunConfig, space: Space) -> list[SearchPoint]:
 
 
 def check_points(base: RunConfig, space: Space, manifest: Manifest) -> None:
-    """ConfigError when a point of the space cannot be run on a data set: its first ones, and many drawn at random."""
+    """ConfigError if a point cannot be run on a data set; tries the first points, and many drawn at random."""
     random = np.random.default_rng(0)
     drawn = [{key: domain.sample(random_state=random) for key, domain in space.domains.items()} for _ in range(DRAWS)]
     for point in [*first_points(base, space), *drawn]:

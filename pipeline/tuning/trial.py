@@ -67,15 +67,15 @@ class SearchJob:
     features: str | None = None
 
     def folder(self, trial: str) -> Folder:
-        """Folder of a trial, by its id; its first run has the same one."""
+        """Folder of a trial, by its id; also the folder of its run."""
         return Folder(self.trials_path).subfolder(trial)
 
 
 def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
     """Train with the settings that Tune gave, and report every complete epoch to it.
 
-    A permanent failure is written down: Tune starts each failed trial once more, for those that died with their node,
-    and one that is known to fail is spared that.
+    A permanent failure is recorded: Tune starts each failed trial once more, in case its node was lost, and a trial
+    that is known to fail is not run again.
     """
     trial = tune.get_context().get_trial_id()
     folder = search.folder(trial).make()
@@ -94,14 +94,14 @@ def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a trial failed: the first worker's own error or Ray's, or ours in one line, however many it has."""
+    """Why a trial failed: the first worker's own error, Ray's, or all of our own message on one line."""
     if isinstance(error, (TrainingFailedError, ray.exceptions.RayError)):
         return failure_reason(error)
     return " ".join(str(error).split()) if isinstance(error, UserError) else first_line(error)
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether the run itself failed, and not something under it, such as a node or all of Ray."""
+    """Whether the run itself failed, rather than something under it, such as a node or all of Ray."""
     if isinstance(error, TrainingFailedError):
         failed = worker_errors(error).values()
         return bool(failed) and not any(isinstance(cause, ray.exceptions.RayError) for cause in failed)
@@ -132,13 +132,13 @@ def trial_config(settings: dict[str, Any], search: SearchJob, trial: str) -> Run
 
 
 def open_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
-    """MLflow's run of a trial, a child of the search's: one, however often the trial is started."""
+    """MLflow's run of a trial, a child of the search's run; all starts of the trial share it."""
     tags = {"mlflow.parentRunId": search.parent_run, "digpro.trial": trial}
     return open_run(config, search.folder(trial).make(), name=f"{search.config.name}-{trial}", tags=tags)
 
 
 def ended_trial_run(config: RunConfig, search: SearchJob, trial: str) -> RunRef:
-    """The same without opening it again, so that it keeps the time when it ended; a trial that had none gets one."""
+    """The same run without reopening it, so that it keeps its end time; a trial that had none gets one."""
     folder = search.folder(trial)
     if not config.tracking.enabled or folder.read(RECORD) is None:
         return open_trial_run(config, search, trial)
@@ -152,12 +152,12 @@ def train_and_report(job: Job, space: Space) -> None:
     reports = 0
     for metrics in received_metrics(board, run):
         reports += report_epoch(metrics, job.config, space)
-    if (result := run.result()) and not reports:  # it had ended before, and Tune was killed before it knew
+    if (result := run.result()) and not reports:  # it had ended before, but Tune was killed before it was told
         report_epoch(result.return_value, job.config, space)
 
 
 class Relay(UserCallback):
-    """Takes what workers report from Ray Train's controller to a board, once its checkpoint is registered."""
+    """Forwards the workers' reports from Ray Train's controller to a board, once their checkpoint is registered."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -168,7 +168,7 @@ class Relay(UserCallback):
 
 
 def in_background(call: Callable[[], Result]) -> Future[Result]:
-    """Run a call in a thread that does not keep the process alive: Tune ends a stopped trial's process around it."""
+    """Run a call in a daemon thread, which does not keep the process alive when Tune stops its trial."""
     future: Future[Result] = Future()
 
     def work() -> None:
@@ -202,12 +202,12 @@ def report_epoch(metrics: Metrics, config: RunConfig, space: Space) -> bool:
 
 
 def is_complete_epoch(metrics: Metrics, config: RunConfig) -> bool:
-    """Whether metrics are of an epoch with training and an E-step, and so hold all that the run will ever report."""
+    """Whether metrics are of an epoch with training and an E-step, and so include all that the run ever reports."""
     return "step" not in metrics and metrics["epoch"] > 0 and has_estep(config, metrics["epoch"])
 
 
 def failure_of(metrics: Metrics, config: RunConfig, space: Space) -> str | None:
-    """Why a run has failed, as the metrics of a complete epoch show it; None while it has not."""
+    """Why a run has failed, judged by the metrics of a complete epoch; None if it has not."""
     epoch = metrics["epoch"]
     if missing := [metric for metric in space.metrics if metric not in metrics]:
         known = ", ".join(sorted(metrics))

@@ -1,4 +1,4 @@
-"""What the driver knows of the trials: what it prints and remembers while they run, and which was best."""
+"""What the driver knows about the trials: what it prints and remembers while they run, and which was best."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.report.search_page import ShownTrial
 from pipeline.tuning.space import SCORES, SearchPoint, Space, format_point
 
 LINE_SECONDS = 5.0  # a line this often for each trial is enough for a person
-EQUAL = 0.05  # of the first objective's spread: trials that differ less in it are told apart by the others
+EQUAL = 0.05  # of the first objective's spread: trials that differ by less are ranked by the other objectives
 TrialStatus = Literal["finished", "stopped", "failed"]
 History = list[dict[str, float]]  # of each reported epoch: its number, the objectives and the scores
 
@@ -30,7 +30,7 @@ class TrialRow:
     Attributes
     ----------
     number : int
-        From 0, in the order that Tune made them, as in Optuna's pictures.
+        From 0, in the order in which Tune made the trials, as in Optuna's pictures.
     trial : str
         Tune's id.
     reason : str
@@ -79,10 +79,10 @@ class TrialRow:
 
 
 class Trials(Callback):
-    """All trials of a search that runs; Ray Tune calls it in the driver's process.
+    """All trials of a running search; Ray Tune calls it in the driver's process.
 
-    Its state is saved with Tune's own, and with it the rungs of ASHA, which Tune would forget: a search that is
-    resumed compares with all that came before.
+    Its state is saved with Tune's own. It includes the rungs of ASHA, which Tune would forget, so a resumed search
+    compares with all earlier trials.
 
     Parameters
     ----------
@@ -124,13 +124,13 @@ class Trials(Callback):
             restore_scheduler(self.scheduler, state["rungs"])
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
-        """Number the trials as Tune makes them: which of them starts first is chance."""
+        """Number the trials as Tune makes them, because the order in which they start is random."""
         for trial in trials:
             self.numbers.setdefault(trial.trial_id, len(self.numbers))
             self.histories.setdefault(trial.trial_id, [])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """A trial's actor is there: it is new, failed before, or belongs to a resumed search."""
+        """A trial's actor has started: the trial is new, failed before, or belongs to a resumed search."""
         self.on_step_begin(iteration, trials)  # one that was made in this very step
         verb = "resumes" if self.histories[trial.trial_id] else "starts again" if trial.num_failures else "starts"
         self.echo(f"trial {self.numbers[trial.trial_id]} {verb}: {format_point(trial.config)}")
@@ -196,7 +196,7 @@ def trial_failure(trial: Trial) -> str:
 
 
 def save_scheduler(scheduler: TrialScheduler) -> bytes:
-    """The state of a scheduler, which saves itself to a file only."""
+    """The state of a scheduler, which can only save itself to a file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "scheduler")
         scheduler.save(str(file))
@@ -212,7 +212,7 @@ def restore_scheduler(scheduler: TrialScheduler, state: bytes) -> None:
 
 
 def oriented_values(row: TrialRow, space: Space) -> tuple[float, ...]:
-    """Its last values of the objectives, signed so that higher is better."""
+    """A trial's last values of the objectives, signed so that higher is better."""
     return tuple(row.last[metric] if mode == "max" else -row.last[metric] for metric, mode in space.objectives)
 
 
@@ -230,8 +230,8 @@ def pareto_front(rows: Sequence[TrialRow], space: Space) -> list[TrialRow]:
 def best_trial(rows: Sequence[TrialRow], space: Space) -> TrialRow | None:
     """The best of the finished trials, or of the stopped ones where none finished; None when all failed.
 
-    Otherwise stopped trials are left out: metrics after fewer epochs cannot be compared. With several objectives the
-    best is on the Pareto front: among those that are about equal in the first, the best by the next ones.
+    If any trial finished, stopped ones are left out: metrics after fewer epochs cannot be compared. With several
+    objectives the best is on the Pareto front: of the trials about equal in the first objective, the best in the next.
     """
     candidates = [row for row in rows if row.status == "finished"] or [
         row for row in rows if row.status == "stopped" and row.history
