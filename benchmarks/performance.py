@@ -81,8 +81,9 @@ def feed_alone_rows(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def workers_rows(found: dict[str, Any]) -> Iterator[Row]:
-    """Two workers over one."""
-    yield Row("two workers over one", ratios(found["seconds"], "several", "one"), 1.5)
+    """Two workers, and one with two threads, over one with one."""
+    yield Row("two workers over one", ratios(found["seconds"], "two", "one"), 1.5)
+    yield Row("one worker with two threads over one", ratios(found["seconds"], "one with two threads", "one"))
 
 
 def step_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -150,7 +151,7 @@ SECTIONS = {
     "pipeline": Section("The feed: ResNet-18, two workers, batch 64", ["pipeline"], feed_rows),
     "feed": Section("The feed alone: JPEG images at 224 pixels, two workers", ["feed"], feed_alone_rows),
     "engines": Section("Frozen backbones at 224 pixels, one core", ["engines"], engines_rows),
-    "workers": Section("Two workers of one thread: the demo's step", ["workers"], workers_rows),
+    "workers": Section("Two workers: ResNet-18, batch 32", ["workers"], workers_rows),
     "step": Section(
         "The step: `tiny`, batch 128, one thread", ["step", "--encoder", "tiny", "--batch", "128"], step_rows
     ),

@@ -7,15 +7,14 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.futures import Future
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from pipeline.backbones.backbone import feature_size, without_dropout
 from pipeline.backbones.libraries import library_input, open_backbone
 from pipeline.backbones.names import is_library_name
-from pipeline.collectives import all_stack, world_size
+from pipeline.collectives import world_size
 from pipeline.config.models import MethodConfig, RunConfig
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.shards import Manifest
@@ -127,17 +126,7 @@ def data_parallel(model: DigPro) -> nn.Module:
         return model
     with warnings.catch_warnings():  # the flag is deprecated since torch 2.14, without a replacement that does the same
         warnings.simplefilter("ignore", FutureWarning)
-        parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    if world_size() == 2 and model.groups.features.device.type == "cpu":
-        parallel.register_comm_hook(None, lambda _, bucket: average(bucket.buffer()))  # gloo's bytes in one message
-    return parallel
-
-
-def average(gradients: Tensor) -> Future[Tensor]:
-    """The mean of the gradients over the workers, as a completed future."""
-    done: Future[Tensor] = Future()
-    done.set_result(all_stack(gradients).mean(dim=0))
-    return done
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:

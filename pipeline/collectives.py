@@ -14,10 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.local_mesh import LocalMesh, connect_mesh
-
 T = TypeVar("T")
-_MESHES: dict[Any, LocalMesh | None] = {}  # by process group; there is only one at a time
 SMALL = 1 << 18  # up to this many numbers, sending them to every worker costs less than a second round of messages
 
 
@@ -121,22 +118,9 @@ def all_stack(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:
     """The workers' tensors `x`, all of one shape, stacked in rank order: (W, *x.shape). No gradient."""
     if world_size(scope) == 1:
         return x[None]
-    if mesh := _mesh(x):
-        return mesh.all_stack(x)
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.stack(parts)
-
-
-def _mesh(x: Tensor) -> LocalMesh | None:
-    """The direct connections for tensors like `x`, opened at first use; None where the process group is used."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or dist.get_backend() != "gloo":
-        return None
-    group = dist.group.WORLD
-    if group not in _MESHES:
-        _MESHES.clear()  # of a group that has ended
-        _MESHES[group] = connect_mesh()
-    return _MESHES[group]
 
 
 def gather_rows(x: Tensor, scope: Scope = Scope.ALL_WORKERS) -> Tensor:

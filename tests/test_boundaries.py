@@ -23,7 +23,6 @@ FLOORS = [
     "progress",
     "provenance",
     "keyed_random",
-    "local_mesh",
     "collectives",
     "clustering",
     "method",
@@ -50,8 +49,7 @@ FLOORS = [
     "cli",
 ]
 MATHEMATICS = {
-    "local_mesh": set(),
-    "collectives": {"errors", "local_mesh"},
+    "collectives": {"errors"},
     "keyed_random": {"errors"},
     "clustering": {"errors", "collectives"},
     "method": {"errors", "collectives", "clustering"},

@@ -93,8 +93,8 @@ def worker_resources(config: RunConfig, mode: str, nodes: Nodes) -> WorkerResour
     """CPUs and GPU of each worker on a cluster of these nodes.
 
     A streaming run leaves a whole CPU for reading and decoding; with workers on GPUs, each takes one CPU and leaves the
-    others. An elastic run is checked with its fewest workers; in streaming mode, where growing could take the last CPU,
-    with its most.
+    others. A resident run on CPUs takes all of them, because it reads before it computes. An elastic run is checked
+    with its fewest workers; in streaming mode, where growing could take the last CPU, with its most.
 
     Raises
     ------
@@ -108,7 +108,8 @@ def worker_resources(config: RunConfig, mode: str, nodes: Nodes) -> WorkerResour
         return WorkerResources(asked.cpus_per_worker or 1.0, gpus)
     workers = _most_workers(bounds, devices if gpus else None) if streaming else bounds.min
     fixed = 1.0 if bounds.min < bounds.max or (streaming and gpus) else None  # what an elastic one will find is unknown
-    cpus = asked.cpus_per_worker or fixed or fair_share(workers, READING_CPUS, gpus, nodes) or LEAST_CPUS
+    beside = READING_CPUS if streaming or gpus else 0.0
+    cpus = asked.cpus_per_worker or fixed or fair_share(workers, beside, gpus, nodes) or LEAST_CPUS
     chosen = WorkerResources(cpus, gpus)
     if not _fit(chosen, workers, READING_CPUS * streaming, nodes):
         remedies = ["lower resources.workers or resources.cpus_per_worker", *(["set data.mode=resident"] * streaming)]

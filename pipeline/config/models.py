@@ -382,8 +382,8 @@ class ResourcesConfig(Section):
     cpus_per_worker: Environment[float | None] = Field(
         None,
         gt=0,
-        description="null leaves at least one CPU for reading images, and where workers on GPUs stream all but one "
-        "each",
+        description="null: an equal share of all CPUs; a streaming run leaves one for reading images, and workers on "
+        "GPUs that stream take one each",
     )
     max_failures: Environment[int] = Field(
         3, ge=0, description="worker-group restarts before the run gives up; announced preemptions do not count"

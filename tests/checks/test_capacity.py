@@ -103,10 +103,16 @@ def overridden(*overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "workers", "share"), [(2, 1, 1.0), (2, 2, 0.5), (4, 2, 1.0), (16, 2, 7.0), (2, 4, 0.2), (1, 1, 0.1)]
+    ("cpus", "workers", "resident", "streaming"),
+    [(2, 1, 2.0, 1.0), (2, 2, 1.0, 0.5), (4, 2, 2.0, 1.0), (16, 2, 8.0, 7.0), (2, 4, 0.5, 0.2), (1, 1, 1.0, None)],
 )
-def test_a_cpu_is_left_to_ray_data_where_there_is_one(cpus: float, workers: int, share: float) -> None:
-    assert worker_resources(overridden(f"resources.workers={workers}"), "resident", [{"CPU": cpus}]).cpus == share
+def test_a_cpu_is_left_for_reading_where_images_are_streamed(
+    cpus: float, workers: int, resident: float, streaming: float | None
+) -> None:
+    asked, nodes = overridden(f"resources.workers={workers}"), [{"CPU": cpus}]
+    assert worker_resources(asked, "resident", nodes).cpus == resident
+    if streaming is not None:
+        assert worker_resources(asked, "streaming", nodes).cpus == streaming
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
@@ -140,7 +146,7 @@ def test_workers_of_our_own_cluster_fit_its_nodes() -> None:
 def test_a_large_node_does_not_make_workers_too_large_for_the_others() -> None:
     nodes = [{"CPU": 8.0}, {"CPU": 2.0}, {"CPU": 2.0}]
     assert worker_resources(overridden("resources.workers=2"), "resident", nodes).cpus == 4.0  # both on the first
-    assert worker_resources(overridden("resources.workers=6"), "resident", nodes).cpus == 1.0
+    assert worker_resources(overridden("resources.workers=6"), "resident", nodes).cpus == 2.0
 
 
 def test_what_the_total_holds_and_no_node_is_refused() -> None:

@@ -10,9 +10,7 @@ import pytest
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import collectives
 from pipeline.data.shards import Manifest
-from pipeline.local_mesh import LocalMesh
 from pipeline.training.estep import run_estep
 from pipeline.training.mstep import train_step
 from tests.helpers.small_run import digits, give_labels, small_run
@@ -26,17 +24,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Manifest]:
     return digits(tmp_path_factory.mktemp("digits"))
 
 
-def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest], direct: bool) -> Counter[str]:
-    """Of the third, by the name of what carries them."""
+def _exchanges_of_a_step(rank: int, data: tuple[Tensor, Manifest]) -> Counter[str]:
+    """Of the third, by the name of the collective."""
     run = small_run(*data, "optim.warmup_epochs=0")
     give_labels(run)
     batches = run.feed.inputs.epoch(0)
     for _ in range(2):  # DistributedDataParallel arranges its buckets by the first, and says so in the second
         train_step(run, next(batches))
-    with pytest.MonkeyPatch.context() as patch:
-        if not direct:
-            patch.setattr(collectives, "_mesh", lambda x: None)
-        return exchanges_of(lambda: train_step(run, next(batches)))
+    return exchanges_of(lambda: train_step(run, next(batches)))
 
 
 def _exchanges_of_an_estep(rank: int, data: tuple[Tensor, Manifest]) -> tuple[Counter[str], float]:
@@ -47,33 +42,18 @@ def _exchanges_of_an_estep(rank: int, data: tuple[Tensor, Manifest]) -> tuple[Co
 
 
 def exchanges_of(action: Callable[[], Any]) -> Counter[str]:
-    """How many an action makes, by the name of what carries them."""
-    with pytest.MonkeyPatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as record:
-        counted = count_calls(LocalMesh.all_stack)
-        patch.setattr(LocalMesh, "all_stack", counted)
+    """How many an action makes, by the name of the collective."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
         action()
-    by_gloo = Counter(event.name for event in record.events() if event.name.startswith("gloo:"))
-    return by_gloo + Counter(direct=counted.calls)
+    return Counter(event.name for event in record.events() if event.name.startswith("gloo:"))
 
 
-def count_calls(method: Any) -> Any:
-    """The method, with the number of its `calls`."""
-
-    def counted(*args: Any) -> Any:
-        counted.calls += 1
-        return method(*args)
-
-    counted.calls = 0
-    return counted
-
-
-@pytest.mark.parametrize("direct", [True, False])
-def test_a_step_has_no_more_exchanges_than_it_needs(pair: Workers, data: tuple[Tensor, Manifest], direct: bool) -> None:
+def test_a_step_has_no_more_exchanges_than_it_needs(pair: Workers, data: tuple[Tensor, Manifest]) -> None:
     statistics = 2 * LAYERS + 1  # of both networks and the predictor; then of gradients, which the target lacks
-    groups_and_prototypes, gradients = 2 + 1, 1
-    needed = statistics + LAYERS + 1 + groups_and_prototypes + gradients
-    for found in pair.run(_exchanges_of_a_step, data, direct):
-        assert found == ({"direct": needed} if direct else {"gloo:all_gather": needed})
+    groups_and_prototypes = 2 + 1
+    needed = statistics + LAYERS + 1 + groups_and_prototypes
+    for found in pair.run(_exchanges_of_a_step, data):
+        assert found == {"gloo:all_gather": needed, "gloo:all_reduce": 1}  # one of gradients
 
 
 def test_an_estep_sends_no_features_or_labels_and_asks_once_a_pass(
@@ -85,4 +65,4 @@ def test_an_estep_sends_no_features_or_labels_and_asks_once_a_pass(
     probe, spread = 2 * rows + 1, 1  # its features with their labels, its views, the margin; the groups' spread
     for rank, (exchanges, iterations) in enumerate(pair.run(_exchanges_of_an_estep, data)):
         pairs = "gloo:send" if rank else "gloo:recv"
-        assert exchanges == {"direct": clusters + iterations + health + probe + spread, pairs: 1}
+        assert exchanges == {"gloo:all_gather": clusters + iterations + health + probe + spread, pairs: 1}
