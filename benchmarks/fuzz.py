@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz [--count 1600] [--seed 0]
 
 Small images of every stored format are cut, overwritten and get flipped bits. Each goes through `read_picture` as at
-ingest; accepted files then go through `decode` as in training, and must show Pillow's pixels within 2 levels. The work
-is done in separate processes, so that a crash in a decoder is counted and does not end the benchmark.
+ingest; accepted files then go through `decode_table` as in training, and must show Pillow's pixels within 2 levels. The
+work is done in separate processes, so that a crash in a decoder is counted and does not end the benchmark.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 The shapes are those of the preset cifar10, on synthetic images unless --data names a folder of shards. In each worker
 two blocks of the same steps alternate. `bare` trains on batches that are already on the device. `fed` trains on a whole
-epoch of `images.epoch`, including the wait for its first batch; with a real data set the epoch is longer and this wait
+epoch of `inputs.epoch`, including the wait for its first batch; with a real data set the epoch is longer and this wait
 matters less. The claim: fed / bare >= 0.97 in both modes. Exit status 1 when it does not hold.
 """
 

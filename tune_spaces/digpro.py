@@ -11,7 +11,7 @@ from ray import tune
 SPACE = {
     # The instance loss has weight 1. At 1 the prototype loss counts as much; at 0.01 it has no visible effect.
     "method.prototype_weight": tune.loguniform(0.01, 1.0),
-    # 0.3 is too much for the small digits, where 0.1 is better; so down by another factor of ten.
+    # The paper has 0.3; a factor of three up, and of thirty down.
     "method.group_weight": tune.loguniform(0.01, 1.0),
     # Epochs before the prototype loss starts: a tenth to two fifths of the 80 of digits. Early pseudo-labels are
     # wrong, and prototypes reinforce them. The paper has 50 or 200 of 1,000: for longer runs, make these longer too.
