@@ -21,7 +21,8 @@ from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.errors import Alarmed, RunFailed
 from pipeline.runs.train import train
-from pipeline.training import fit, worker
+from pipeline.training import fit, mstep, worker
+from pipeline.training.run import Run
 from tests.helpers.runs import EPOCHS, outcome, settings
 
 pytestmark = pytest.mark.chaos
@@ -149,9 +150,9 @@ def worker_with_nan(step: int, times: int, marks: Path) -> Callable[[dict[str, A
     """A worker function that sets weights to NaN before a step of epoch 2, the first `times` times it reaches it."""
 
     def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-        original = worker.train_step
+        original = mstep.train_step
 
-        def train_step(run: worker.Run, batch: Any) -> None:
+        def train_step(run: Run, batch: Any) -> None:
             if (run.state.epochs_done, run.state.step) == (1, step):
                 passes = len(list(marks.glob(f"{rank()}-*")))
                 (marks / f"{rank()}-{passes}").touch()
@@ -159,7 +160,7 @@ def worker_with_nan(step: int, times: int, marks: Path) -> Callable[[dict[str, A
                     next(run.state.model.parameters()).data.fill_(float("nan"))
             original(run, batch)
 
-        worker.train_step = train_step
+        mstep.train_step = train_step
         return worker.train_worker(settings)
 
     return train_worker
@@ -185,16 +186,16 @@ def worker_with_bad_gradients() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A worker function whose gradients are NaN in a step of epoch 2, with the run's first seed."""
 
     def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-        original = worker.train_step
+        original = mstep.train_step
 
-        def train_step(run: worker.Run, batch: Any) -> None:
+        def train_step(run: Run, batch: Any) -> None:
             weight = next(run.state.model.networks.online.parameters())
             bad = (run.state.epochs_done, run.state.step) == (1, 3) and run.job.config.seed == 0
             hook = weight.register_hook(lambda gradient: gradient * (float("nan") if bad else 1))
             original(run, batch)
             hook.remove()
 
-        worker.train_step = train_step
+        mstep.train_step = train_step
         return worker.train_worker(settings)
 
     return train_worker

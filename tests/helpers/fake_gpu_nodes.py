@@ -9,12 +9,12 @@ import pytest
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.training import fit, worker
+from pipeline.training import fit, run, worker
 
 
 def train_on_cpu(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as a worker on a GPU would, on the CPU."""
-    worker.get_device = lambda: torch.device("cpu")
+    run.get_device = lambda: torch.device("cpu")
     return worker.train_worker(settings)
 
 
