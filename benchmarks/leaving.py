@@ -34,8 +34,8 @@ from benchmarks.measure import conclude
 from pipeline.config.loading import load_config
 from pipeline.data.shards import GROUP_ROWS as SHARD_GROUP_ROWS
 from pipeline.data.shards import WRITE_OPTIONS, ImageStatistics, Manifest, Shard, SourceInfo, shard_schema
-from pipeline.inference.embedding import FEATURES, GROUP_ROWS, prediction_table
 from pipeline.inference.predict import predict
+from pipeline.inference.run_features import FEATURES, GROUP_ROWS, prediction_table
 from pipeline.method.losses import unit
 from pipeline.plan import make_plan
 from pipeline.runs import report

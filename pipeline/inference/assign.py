@@ -36,9 +36,9 @@ from pipeline.data.streaming import quiet_data_context
 from pipeline.data.tasks import own_error
 from pipeline.errors import first_line
 from pipeline.inference.card import ModelCard
-from pipeline.inference.embedding import prediction_table
 from pipeline.inference.pieces import Encoded, Piece, Pieces
 from pipeline.inference.predict import OUTLIER, Prediction, predict
+from pipeline.inference.run_features import prediction_table
 from pipeline.progress import Progress
 from pipeline.storage import Folder, whole_file
 

@@ -21,9 +21,9 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import has_labels, read_origins, read_sample
 from pipeline.errors import CheckpointError
 from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.inference.embedding import feature_blocks, keep_last_parts
 from pipeline.inference.model import ClusterModel
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
+from pipeline.inference.run_features import feature_blocks, keep_last_parts
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
 from pipeline.runs.models import run_card

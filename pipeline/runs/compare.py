@@ -19,7 +19,7 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen, read_origins
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
-from pipeline.inference.embedding import feature_blocks
+from pipeline.inference.run_features import feature_blocks
 from pipeline.report.comparison import Comparison, comparison_page
 from pipeline.runs.identity import read_started_run
 from pipeline.runs.names import read_names

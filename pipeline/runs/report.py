@@ -20,7 +20,7 @@ from pipeline.data.shards import Manifest, has_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.features.neighbours import EXACT_IMAGES
 from pipeline.inference.assign import rewrite_rows
-from pipeline.inference.embedding import has_features, read_features
+from pipeline.inference.run_features import has_features, read_features
 from pipeline.provenance import git_commit, version_of
 from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.choice import Assignments, Totals, count_images

@@ -38,7 +38,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.tasks import run_each
 from pipeline.errors import ConfigError
 from pipeline.features.cache import read_part
-from pipeline.inference.embedding import read_features
+from pipeline.inference.run_features import read_features
 from pipeline.keyed_random import Stream, uniform
 from pipeline.lease import hold
 from pipeline.method.encoder import Standardize

@@ -17,8 +17,8 @@ from pipeline.collectives import RowRange
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
 from pipeline.features.inputs import FeatureSource
-from pipeline.inference.embedding import write_features
 from pipeline.inference.encode import encode_blocks
+from pipeline.inference.run_features import write_features
 from pipeline.method.digpro import DigPro
 from pipeline.method.losses import unit
 from pipeline.training.health import change_metrics, feature_spread, rank_spread, size_metrics

@@ -35,8 +35,8 @@ from pipeline.storage import Folder, check_writable
 from pipeline.tracking import RECORD, RunRef, end_run, load_ref, open_run, spool_path, tracking_uri
 from pipeline.training.precision import begun_precision, keep_precision
 from pipeline.tuning.results import write_results
-from pipeline.tuning.schedulers import Strategy, make_strategy
 from pipeline.tuning.space import SCORES, Space, check_points, first_points
+from pipeline.tuning.strategy import Strategy, make_strategy
 from pipeline.tuning.trial import SearchJob, run_trial
 from pipeline.tuning.trials import Trials
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.inference.embedding import read_features
+from pipeline.inference.run_features import read_features
 from pipeline.storage import Folder
 from tests.helpers.run_features import write_run_features
 

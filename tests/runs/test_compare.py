@@ -17,7 +17,7 @@ from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.embedding import write_features
+from pipeline.inference.run_features import write_features
 from pipeline.runs.compare import MOVED, PAGE, SUMMARY, compare
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.runs.names import NAMES

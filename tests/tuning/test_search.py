@@ -18,7 +18,6 @@ from pipeline.errors import ConfigError, RunFailed
 from pipeline.storage import Folder
 from pipeline.tracking import end_run, open_run, spool_path
 from pipeline.tuning import search as module
-from pipeline.tuning.schedulers import Strategy, make_strategy
 from pipeline.tuning.search import (
     claim_search,
     end_interrupted_runs,
@@ -31,6 +30,7 @@ from pipeline.tuning.search import (
     successful,
 )
 from pipeline.tuning.space import Space
+from pipeline.tuning.strategy import Strategy, make_strategy
 from pipeline.tuning.trial import SearchJob
 from tests.helpers.manifests import manifest
 

@@ -12,8 +12,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from pipeline.config.loading import load_config
 from pipeline.tuning import trials as module
-from pipeline.tuning.schedulers import make_strategy
 from pipeline.tuning.space import Space
+from pipeline.tuning.strategy import make_strategy
 from pipeline.tuning.trials import TrialRow, Trials, best_trial, pareto_front, trial_failure
 
 SPACE = Space("mine", {"optim.lr": tune.loguniform(0.01, 1)})

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.collectives import RowRange
 from pipeline.errors import DataError
-from pipeline.inference.embedding import FEATURES, embedding, keep_last_parts, write_features
+from pipeline.inference.run_features import FEATURES, embedding, keep_last_parts, write_features
 from pipeline.storage import Folder
 from tests.helpers.workers import Workers
 

@@ -11,13 +11,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.tuning.schedulers import (
+from pipeline.tuning.space import Space, contains
+from pipeline.tuning.strategy import (
     Strategy,
     make_proposer,
     make_strategy,
     rungs,
 )
-from pipeline.tuning.space import Space, contains
 
 ONE = Space("one", {"optim.lr": tune.loguniform(0.01, 1)})
 TWO = Space("two", ONE.domains, objectives=[("loss", "min"), ("images_per_second", "max")])
