@@ -155,11 +155,11 @@ def test_a_trial_has_the_resources_of_one(tmp_path: Path) -> None:
 
 def test_the_first_line_says_what_will_happen(tmp_path: Path) -> None:
     assert first_message(job(tmp_path), strategy(tmp_path, "asha"), 8, CAPACITY) == (
-        "search mine: 8 trials of 20 epochs, 3 at a time, each with 2 workers of 0.5 CPUs; label_free (max); "
+        "search mine: 8 trials of 20 epochs, 3 at a time, each with 1 worker of 0.5 CPUs; label_free (max); "
         "poor ones are stopped after epoch 11"
     )
     few = first_message(job(tmp_path), strategy(tmp_path, "none"), 2, Capacity(3, 1.0, True))
-    assert "2 at a time, each with 2 workers of 1 CPUs and a GPU; " in few
+    assert "2 at a time, each with 1 worker of 1 CPUs and a GPU; " in few
 
 
 def test_a_search_resumes_once_tune_has_saved(tmp_path: Path) -> None:
