@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+ANEW = "each E-step starts k-means anew, estep.restarts times"
 REFERENCE = "method.reference=true restores all of the reference's behaviour"
 
 REMOVED = {
@@ -16,9 +17,9 @@ REMOVED = {
     "optim.final_lr_fraction": "the rate ends at 0",
     "optim.fixed_predictor_lr": "the predictor's rate is optim.predictor_lr_factor times that of the others",
     "optim.channels_last": "networks on a CPU keep the channels of a pixel together in memory",
-    "estep.warm_start": "each E-step starts k-means anew, estep.restarts times",
-    "estep.settled_restarts": "each E-step starts k-means anew, estep.restarts times",
-    "estep.settled_churn": "each E-step starts k-means anew, estep.restarts times",
+    "estep.warm_start": ANEW,
+    "estep.settled_restarts": ANEW,
+    "estep.settled_churn": ANEW,
     "alarms.rollback_seed": "each return to a checkpoint changes the seed",
     "monitor.held_out": "a fifth of the images with a class are held out",
 }
