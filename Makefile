@@ -25,7 +25,7 @@ $(VENV)/dev: $(VENV)/ready
 	$(call install,.[dev])
 	touch $@
 
-demo: $(VENV)/ready ## cluster scikit-learn's digits with two workers, and print where the results are
+demo: $(VENV)/ready ## cluster scikit-learn's digits, and print where the results are
 	$(VENV)/bin/digpro train --preset digits
 
 test: check ## lint, types and all tests

@@ -39,7 +39,7 @@ from pipeline.inference.assign import REPORTS
 from pipeline.inference.pieces import shard_pieces
 
 ROOT = Path(__file__).parent.parent
-CONFIG, BATCH = ROOT / "benchmarks" / "millions.yaml", 1024
+CONFIG, BATCH = ROOT / "benchmarks" / "millions.yaml", 4096
 CHECKPOINTS = 20  # in the epoch
 LEAST_INTERVAL = 10  # steps, which take longer than a checkpoint does to arrive in storage
 ROWS_PER_SHARD = 50_000

@@ -1,6 +1,7 @@
 """Speed of DigPro's step alone: float32 against bfloat16, fused against separate views; check of golden vectors.
 
     python -m benchmarks.step                          # ResNet-18
+    python -m benchmarks.step --encoder tiny --batch 128 --compile
     python -m benchmarks.step --batch 256 --golden     # on a GPU
 
 Needs only torch and torchvision. Each step is complete, from two views to the optimizer's update, on synthetic 32-pixel
@@ -58,9 +59,13 @@ def use_torch_batchnorm(module: nn.Module) -> None:
             use_torch_batchnorm(child)
 
 
-def build_step(args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | None) -> Callable[[], Tensor]:
+def build_step(
+    args: argparse.Namespace, kind: type[DigPro], autocast: torch.dtype | None, *, compiled: bool = False
+) -> Callable[[], Tensor]:
     """A function that runs one training step and returns its loss."""
     model = build_model(kind, args.encoder, autocast).to(args.device)
+    if compiled:
+        model.compile_networks()
     optimizer = build_optimizer(model, lr=0.05 * args.batch / 256, momentum=0.9, weight_decay=5e-4)
     views = torch.randn(2, args.batch, 3, 32, 32, device=args.device)
     noise = 0.001 * torch.randn(2, args.batch, FEATURES, device=args.device)
@@ -113,6 +118,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     kinds = {"fused": DigPro, "separate": SeparateViews}
     precisions = {"float32": None, "bfloat16": torch.bfloat16}
     steps = {f"{k}_{p}": build_step(args, kinds[k], precisions[p]) for k in kinds for p in precisions}
+    if args.compile:
+        steps["compiled_float32"] = build_step(args, DigPro, None, compiled=True)
     losses = {name: [float(step()) for _ in range(2)] for name, step in steps.items()}
     torch.testing.assert_close(losses["fused_float32"], losses["separate_float32"], rtol=1e-3, atol=1e-3)
     blocks = {name: lambda step=step: [step() for _ in range(BLOCK_STEPS)] for name, step in steps.items()}
@@ -122,6 +129,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "fused_over_separate_float32": speedup(seconds, of="fused_float32", over="separate_float32"),
         "fused_over_separate_bfloat16": speedup(seconds, of="fused_bfloat16", over="separate_bfloat16"),
         "bfloat16_over_float32": speedup(seconds, of="fused_bfloat16", over="fused_float32"),
+        "compiled_over_fused_float32": speedup(seconds, of="compiled_float32", over="fused_float32")
+        if args.compile
+        else None,
         "losses": losses,
         "seconds": seconds,
         "gpu_peak_gib": {name: peak_gib(step) for name, step in steps.items()} if args.device == "cuda" else None,
@@ -195,6 +205,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1, help="on a CPU; a single thread is timed by CPU time")
+    parser.add_argument(
+        "--compile", action="store_true", help="also a step by torch.compile, as `optim.compile` has it"
+    )
     parser.add_argument("--golden", action="store_true", help="first check the reference code's losses on the device")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
@@ -211,8 +224,9 @@ def main() -> int:
     results |= compare(args)
     for name in ("images_per_second", "gpu_peak_gib"):
         print(f"{name}: " + ", ".join(f"{k} {v:,.2f}" for k, v in (results[name] or {}).items()))
-    for name in ("fused_over_separate_float32", "fused_over_separate_bfloat16", "bfloat16_over_float32"):
-        print(f"{name}: {results[name]:.2f}")
+    for name, ratio in results.items():
+        if "_over_" in name and ratio is not None:
+            print(f"{name}: {ratio:.2f}")
     conclude(results, args.out)
     return 0
 

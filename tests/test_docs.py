@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.reproduce import pages
 from benchmarks.results.definitions import load_definitions
 from benchmarks.results.page import marked_rows
+from pipeline.config.loading import preset_names, settings_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -32,6 +36,24 @@ def test_every_difference_that_has_a_row_shows_its_effect() -> None:
     shown = marked_rows((DOCS / "differences.md").read_text())
     assert [name for name in shown if name not in rows or not rows[name].difference] == []
     assert {name for name, row in rows.items() if row.difference} - set(shown) == {"uc-merced-reference"}
+
+
+def test_every_setting_is_used() -> None:
+    """By a preset, or in a page other than the list of settings; alarms by their kinds."""
+    presets = {key for name in preset_names() for key in dotted_keys(preset_values(name))}
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md") if page.name != "configuration.md")
+    named = set(re.findall(r"[\w.]+", pages))
+    settings = [key for key in settings_table() if key not in presets]
+    assert [key for key in settings if not named & {key, key.removeprefix("alarms.")}] == []
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    return yaml.safe_load((DOCS.parent / "pipeline" / "presets" / f"{name}.yaml").read_text())
+
+
+def dotted_keys(values: dict[str, Any]) -> Iterator[str]:
+    for section, below in values.items():
+        yield from (f"{section}.{key}" for key in below)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)

@@ -363,7 +363,7 @@ class ResourcesConfig(Section):
     """What the run asks of the Ray cluster."""
 
     workers: Environment[Annotated[int, Field(ge=1)] | WorkerRange] = Field(
-        2, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
+        1, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
     )
     autoscale: Environment[bool] = Field(
         False, description="the cluster grows on demand: request what it lacks instead of refusing to start"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 ANEW = "each E-step starts k-means anew, estep.restarts times"
@@ -35,3 +36,16 @@ STILL_NAMED: dict[str, Any] = {
     "estep.warm_start": False,
 }
 """Removed settings that were part of every run's fingerprint, and the value that all runs have now."""
+
+DECIDED_RESULTS: dict[str, Any] = STILL_NAMED | {"estep.settled_restarts": None}
+"""Removed settings whose value changed the labels of a run, and the value that all runs have now."""
+
+
+def lost_settings(saved: Mapping[str, Any]) -> list[str]:
+    """The settings of a saved configuration that decided its result and that this version cannot follow."""
+    lost = list[str]()
+    for key, now in DECIDED_RESULTS.items():
+        section, name = key.split(".")
+        if (value := saved.get(section, {}).get(name, now)) != now:
+            lost.append(f"{key} was {value}, and is no longer a setting: {REMOVED[key]}")
+    return lost

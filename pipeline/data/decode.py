@@ -68,7 +68,7 @@ def fitted(image: Tensor, size: int, fit: Fit = "stretch", interpolation: str = 
         if fit == "show" and max(height, width) > LONG * min(height, width):
             target = [max(1, size * side // max(height, width)) for side in (height, width)]
         image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
-    return T.center_crop(image, [size, size])
+    return image if image.shape[1:] == (size, size) else T.center_crop(image, [size, size])
 
 
 def _cover(height: int, width: int, size: int) -> list[int]:

@@ -10,6 +10,7 @@ from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import parse_saved
 from pipeline.config.models import RunConfig
+from pipeline.config.removed import lost_settings
 from pipeline.data.shards import Manifest, has_manifest, read_manifest
 from pipeline.errors import ConfigError, first_line
 from pipeline.features.cache import FeatureCache
@@ -46,6 +47,8 @@ def claim_folder(config: RunConfig) -> Folder:
         )
     if identity is not None and _is_started(identity):
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
+        if folder.read(SUMMARY) is None:  # a finished run is only shown
+            changed += lost_settings(identity["config"])
         if changed:
             raise ConfigError(
                 f"run {config.name!r} in {config.storage} was started with other settings: {'; '.join(changed)}. "

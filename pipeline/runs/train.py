@@ -25,13 +25,13 @@ from pipeline.data.shards import Manifest, has_manifest, read_manifest, validate
 from pipeline.data.sources.listing import printable
 from pipeline.data.sources.selection import some_of
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
-from pipeline.lease import hold
 from pipeline.plan import Plan
-from pipeline.runs.identity import SUMMARY, claim_features, claim_folder, record_start, run_folder, was_started
+from pipeline.runs.identity import claim_features, record_start, run_folder
+from pipeline.runs.inspection import Progress, open_run_folder
 from pipeline.runs.start_from import checkpoint_to_start_from
 from pipeline.storage import Folder, absolute, check_readable, check_writable, join
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, records_wait, spool_path
-from pipeline.training.checkpoint import check_resumable, registered_checkpoints
+from pipeline.training.checkpoint import registered_checkpoints
 from pipeline.training.failure import keep_failure
 from pipeline.training.fit import failure_reason, fit, new_board
 from pipeline.training.job import Job
@@ -71,13 +71,13 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
     check_readable(config.data.path, "data.path")
     manifest = load_or_ingest(config, echo)
     plan = check_settings(config, manifest)
-    with hold(run_folder(config).make()):
-        folder = claim_folder(config)
-        folder.delete_unfinished()
-        if (summary := folder.read(SUMMARY)) is not None:
+    with open_run_folder(config) as run:
+        if run.summary is not None:
             echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
-            deliver_waiting(folder, config.tracking.uri, echo)
-            return summary
+            deliver_waiting(run.folder, config.tracking.uri, echo)
+            return run.summary
+        if run.progress is Progress.STARTED:
+            echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
         job = prepare(config, manifest, plan, echo)
         fit_with_progress(job, echo)
         from pipeline.runs.artifacts import write_artifacts
@@ -104,8 +104,6 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     """The job of a run whose folder is claimed: images and checkpoints checked, MLflow's run opened, Ray connected."""
     folder = run_folder(config)
     validate_shards(config.data.path)
-    if not check_resumable(folder) and was_started(folder):
-        echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
     echo(f"run {config.name}: {manifest.num_images:,} images, {plan.mode} ({plan.mode_reason})")
     for warning in monitor_warnings(config, has_classes=has_labels(config.data.path)):
         echo(f"warning: {warning}")

@@ -1,6 +1,6 @@
 """A training run in the calling process, without Ray: for a program that has its images in memory.
 
-The loop computes what a worker does, with the same functions. It saves no checkpoint and cannot resume.
+The loop is that of a worker. It saves no checkpoint and cannot resume.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from torch import Tensor
 from pipeline.collectives import RowRange
 from pipeline.data.loader import ResidentImages
 from pipeline.data.reader import PieceReader
-from pipeline.plan import has_estep
-from pipeline.training.estep import run_estep
 from pipeline.training.feed import image_feed
 from pipeline.training.job import Job
-from pipeline.training.mstep import train_epoch
+from pipeline.training.loop import complete_epoch, run_em_loop
 from pipeline.training.progress import Reporter, progress_line
 from pipeline.training.run import Run, new_run
 from pipeline.training.state import TrainState
-from pipeline.training.worker import complete_epoch
 
 
 def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]) -> TrainState:
@@ -33,13 +30,7 @@ def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]
         When losses or weights are not finite.
     """
     run = open_run_in_process(job, device)
-    run_estep(run)
-    _tell(run, echo)
-    while run.state.epochs_done < job.config.optim.epochs:
-        train_epoch(run, between_steps=lambda run: None)
-        if has_estep(job.config, run.state.epochs_done):
-            run_estep(run)
-        _tell(run, echo)
+    run_em_loop(run, finish_epoch=lambda run: _print_epoch(run, echo))
     return run.state
 
 
@@ -57,7 +48,7 @@ def _decode_all(job: Job) -> Tensor:
     return torch.cat([torch.from_numpy(block["image"]) for block in blocks])
 
 
-def _tell(run: Run, echo: Callable[[str], None]) -> None:
+def _print_epoch(run: Run, echo: Callable[[str], None]) -> None:
     metrics, plan = complete_epoch(run), run.job.plan
     rate = metrics.get("images_per_second", 0.0)
     seconds = plan.images_per_epoch / rate if rate else 0.0

@@ -15,15 +15,14 @@ from pipeline.method.optimizer import set_learning_rates, step_if_finite
 from pipeline.plan import is_balanced
 from pipeline.training.halting import check_run_finite
 from pipeline.training.run import Run
-from pipeline.training.saving import save_inside_epoch
 
 FINITE_STEPS = 50  # between two checks that losses and weights are finite: each waits for the device
 
 
-def train_epoch(run: Run, between_steps: Callable[[Run], None] | None = None) -> None:
+def train_epoch(run: Run, between_steps: Callable[[Run], object] = lambda run: None) -> None:
     """The M-step: one pass over the images, or the rest of one that was interrupted.
 
-    `between_steps` is called after every step but the last; by default it saves a checkpoint if one is due.
+    `between_steps` is called after every step but the last.
     """
     run.step_model.train()
     steps = run.job.plan.steps_per_epoch
@@ -35,7 +34,7 @@ def train_epoch(run: Run, between_steps: Callable[[Run], None] | None = None) ->
         if run.state.step % FINITE_STEPS == 0 or run.state.step == steps:
             check_run_finite(run)
         if run.state.step < steps:
-            (between_steps or save_inside_epoch)(run)
+            between_steps(run)
     run.state.epochs_done, run.state.step = run.state.epochs_done + 1, 0
 
 

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: the EM loop."""
+"""What each Ray Train worker runs: the EM loop, from the newest checkpoint on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import ray.train
 
 from pipeline.collectives import world_size
 from pipeline.errors import CheckpointError
-from pipeline.plan import has_estep
-from pipeline.training.checkpoint import RESTORE, load_weights, mean_over_workers, read_agreed, read_other_run, restore
-from pipeline.training.estep import run_estep
+from pipeline.training.checkpoint import RESTORE, load_weights, read_agreed, read_other_run, restore
 from pipeline.training.halting import raise_alarms
 from pipeline.training.job import Job
-from pipeline.training.mstep import train_epoch
+from pipeline.training.loop import complete_epoch, run_em_loop
 from pipeline.training.rollback import Halt
 from pipeline.training.run import Run, build_run
-from pipeline.training.saving import report, save_after_epoch
+from pipeline.training.saving import report, save_after_epoch, save_inside_epoch
 
 
 def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
@@ -33,19 +31,13 @@ def train_worker(settings: dict[str, Job]) -> dict[str, Any]:
 
 
 def train(run: Run) -> None:
-    """Train all remaining epochs."""
-    if not resume(run):
-        run_estep(run)
-        finish_epoch(run)
-    while run.state.epochs_done < run.job.config.optim.epochs:
-        train_epoch(run)
-        if has_estep(run.job.config, run.state.epochs_done):
-            run_estep(run)
-        finish_epoch(run)
+    """Train all remaining epochs, and save checkpoints on the way."""
+    resume(run)
+    run_em_loop(run, finish_epoch, between_steps=save_inside_epoch)
 
 
-def resume(run: Run) -> bool:
-    """Continue from the newest sound checkpoint of this run; False when there is none."""
+def resume(run: Run) -> None:
+    """Continue from the newest sound checkpoint of this run, if there is one."""
     reported = ray.train.get_all_reported_checkpoints()
     values = read_agreed([report.checkpoint for report in reversed(reported)])
     if values is None and reported:
@@ -55,14 +47,13 @@ def resume(run: Run) -> bool:
     if values is None:
         if run.job.weights_from is not None:
             load_weights(run.state.model, read_other_run(run.job.weights_from))
-        return False
+        return
     restore(run.state, values, run.feed.inputs.own)
     workers = f"{world_size()} worker{'s' if world_size() > 1 else ''}"
     run.reporter.resumed(
         run.state.history, f"resumed after epoch {run.state.epochs_done}, step {run.state.step}, on {workers}"
     )
     run.timer.restart()
-    return True
 
 
 def finish_epoch(run: Run) -> None:
@@ -71,30 +62,3 @@ def finish_epoch(run: Run) -> None:
     run.reporter.epoch(metrics)
     raise_alarms(run)
     report(run, metrics, save=save_after_epoch(run))
-
-
-def complete_epoch(run: Run) -> dict[str, float]:
-    """The epoch's metrics, with losses, rates and times; the counters start again from zero."""
-    state, config = run.state, run.job.config
-    if state.history[-1]["epoch"] != state.epochs_done:  # an epoch without E-step
-        state.history.append({"epoch": state.epochs_done})
-    metrics = state.history[-1]
-    if state.epochs_done:
-        metrics |= mean_losses(run)
-        metrics["steps_skipped"] = float(state.skipped)
-        state.skipped.zero_()
-        metrics["lr"] = float(run.schedules.lr[state.epochs_done * run.job.plan.steps_per_epoch - 1])
-    metrics |= {f"seconds_{entry}": seconds for entry, seconds in run.timer.totals().items()}
-    if state.epochs_done:  # of the images that this process saw: a resumed epoch has fewer
-        metrics["images_per_second"] = run.timer.batches * config.optim.batch_size / metrics["seconds_epoch"]
-    run.timer.restart()
-    return metrics
-
-
-def mean_losses(run: Run) -> dict[str, float]:
-    """Means over the epoch's steps that were not skipped, and over the workers; the sums start again from zero."""
-    steps = max(run.job.plan.steps_per_epoch - int(run.state.skipped), 1)
-    sums = mean_over_workers(run.state.loss_sums)
-    for total in run.state.loss_sums.values():
-        total.zero_()
-    return {name: value / steps for name, value in sums.items()}

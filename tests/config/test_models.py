@@ -408,7 +408,7 @@ def test_workers_are_a_number_or_a_range() -> None:
     assert load_config("digits", ["resources.workers=3"]).resources.worker_range.max == 3
     ranged = load_config("digits", ["resources.workers={min: 2, max: 8}"]).resources.worker_range
     assert (ranged.min, ranged.max) == (2, 8)
-    dotted = load_config("cifar10", ["resources.workers.min=1", "resources.workers.max=2"]).resources.worker_range
+    dotted = load_config("digits", ["resources.workers.min=1", "resources.workers.max=2"]).resources.worker_range
     assert (dotted.min, dotted.max) == (1, 2)
 
 

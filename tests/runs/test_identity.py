@@ -10,7 +10,7 @@ from pipeline.config.identity import fingerprint
 from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.identity import IDENTITY, claim_folder, record_start, was_started
+from pipeline.runs.identity import IDENTITY, SUMMARY, claim_folder, record_start, was_started
 from pipeline.storage import Folder
 from tests.helpers.manifests import manifest
 
@@ -63,6 +63,21 @@ def test_circumstances_may_change_and_are_remembered(tmp_path: Path, override: s
     changed = config(tmp_path, override)
     claim_folder(changed)
     assert RunConfig.model_validate((folder.read(IDENTITY) or {})["config"]) == changed
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [("estep", "warm_start", True), ("estep", "settled_restarts", 2)])
+def test_an_unfinished_run_with_a_removed_setting_is_refused(
+    tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    """It would silently continue in another way; a finished one is only shown."""
+    images(tmp_path / "data")
+    folder = start(config(tmp_path))
+    saved = (folder.read(IDENTITY) or {})["config"]
+    folder.update(IDENTITY, config=saved | {section: saved[section] | {key: value}})
+    with pytest.raises(ConfigError, match=rf"{section}\.{key} was {value}, and is no longer a setting: each E-step"):
+        claim_folder(config(tmp_path))
+    folder.write(SUMMARY, {})
+    claim_folder(config(tmp_path))
 
 
 def test_a_data_folder_may_move(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ from pipeline.training.checkpoint import (
     save_state,
 )
 from pipeline.training.estep import run_estep
+from pipeline.training.loop import mean_losses
 from pipeline.training.mstep import draw_weights, train_step
 from pipeline.training.run import Run
-from pipeline.training.worker import mean_losses
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run, snapshot
 from tests.helpers.workers import Workers

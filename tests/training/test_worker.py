@@ -21,11 +21,11 @@ from pipeline.method.losses import unit
 from pipeline.training import estep, mstep, saving, worker
 from pipeline.training.estep import encode_all, run_estep
 from pipeline.training.halting import check_run_finite, raise_alarms
+from pipeline.training.loop import mean_losses
 from pipeline.training.mstep import draw_weights, train_epoch
 from pipeline.training.rollback import ROLLBACKS, Halt
 from pipeline.training.run import Run
 from pipeline.training.saving import ASYNC, SYNC, take_new_preemptions
-from pipeline.training.worker import mean_losses
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import digits, give_labels, small_job, small_run, snapshot
 from tests.helpers.workers import Workers
@@ -137,23 +137,16 @@ def _train_with_broken_gradients(rank: int, images: Tensor, manifest: Manifest) 
 
 
 def test_steps_with_gradients_that_are_not_finite_are_skipped_on_all_workers(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, pair: Workers
+    tmp_path_factory: pytest.TempPathFactory, pair: Workers
 ) -> None:
     """Two workers are one in this too, although only one of the two has the bad value."""
     data = digits(tmp_path_factory.mktemp("digits"))
-    monkeypatch.setattr(mstep, "save_inside_epoch", lambda run: None)
     expected, loss, skipped = _train_with_broken_gradients(0, *data)
     assert skipped == 2
-    for found, other_loss, other_skipped in pair.run(_trained_by_worker, *data):
+    for found, other_loss, other_skipped in pair.run(_train_with_broken_gradients, *data):
         assert (other_loss, other_skipped) == (pytest.approx(loss, rel=1e-9), 2)
         for name, value in found.items():
             assert_close(value, expected[name], rtol=1e-7)
-
-
-def _trained_by_worker(rank: int, images: Tensor, manifest: Manifest) -> tuple[dict[str, Any], float, int]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mstep, "save_inside_epoch", lambda run: None)  # there is no Ray here
-        return _train_with_broken_gradients(rank, images, manifest)
 
 
 @pytest.mark.parametrize("level", ["warn", "stop"])
@@ -165,7 +158,6 @@ def test_skipped_steps_become_an_alarm(
     )
     saves: list[object] = []
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: saves.append(save))
-    monkeypatch.setattr(mstep, "save_inside_epoch", lambda run: None)
     monkeypatch.setattr(saving, "take_new_preemptions", lambda run: False)
     run_estep(made)
     _spoil_gradients(made, {1})
@@ -286,7 +278,7 @@ def test_rarer_e_steps_in_the_warmup_change_no_label(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, manifest = digits(tmp_path_factory.mktemp("digits"))
-    monkeypatch.setattr(worker, "resume", lambda run: False)
+    monkeypatch.setattr(worker, "resume", lambda run: None)
     monkeypatch.setattr(worker, "report", lambda run, metrics, save: None)
     monkeypatch.setattr(saving, "agree_on_urgent_save", lambda run: False)
 
