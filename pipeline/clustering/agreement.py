@@ -23,6 +23,18 @@ def match_clusters(table: csr_array) -> NDArray[np.int64]:
     return found
 
 
+def majority(clusters: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+    """The cluster (N,) that most clusterings give to a row, the first on ties, and the share of them (N,) that do.
+
+    Parameters
+    ----------
+    clusters : array (R, N) int
+        Numbered as in the first clustering (`match_clusters`), which has no -1; -1 in another agrees with nothing.
+    """
+    votes = np.stack([(clusters == found).sum(axis=0) * (found >= 0) for found in clusters])
+    return clusters[votes.argmax(axis=0), np.arange(clusters.shape[1])], votes.max(axis=0) / len(clusters)
+
+
 def jaccard_of_best(table: csr_array) -> NDArray[np.float64]:
     """For each cluster of A (A,) the Jaccard index with the most similar cluster of B; 0 for an empty one.
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from scipy.sparse import csr_array
 
-from pipeline.clustering.agreement import jaccard_of_best, match_clusters
+from pipeline.clustering.agreement import jaccard_of_best, majority, match_clusters
 from pipeline.clustering.scores import contingency_scores, contingency_table
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
@@ -25,7 +25,7 @@ from pipeline.runs.identity import read_started_run
 from pipeline.runs.names import read_names
 from pipeline.storage import Folder, absolute
 
-PAGE, MOVED, SUMMARY = "comparison.html", "moved.parquet", "summary.json"
+PAGE, MOVED, AGREEMENT, SUMMARY = "comparison.html", "moved.parquet", "agreement.parquet", "summary.json"
 SHOWN = 10  # images of each cluster
 TILE = 96  # pixels
 Array = np.ndarray[Any, Any]
@@ -39,8 +39,8 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     references : sequence of str
         Folders of two finished runs or more.
     out : str
-        Folder to write to, local or URI: ``comparison.html``, ``summary.json``, and ``moved.parquet`` with the images
-        that are not in the same cluster in all runs.
+        Folder to write to, local or URI: ``comparison.html``, ``summary.json``, ``agreement.parquet`` with the share of
+        runs that agree on each image, and ``moved.parquet`` with the images that are not in the same cluster in all.
 
     Returns
     -------
@@ -62,13 +62,16 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
         (a, b): _table(clusters[a], clusters[b], (counts[a], counts[b]))
         for a, b in itertools.combinations(range(len(runs)), 2)
     }
-    matched = [match_clusters(tables[0, b])[clusters[b]] for b in range(1, len(runs))]
-    elsewhere = sum((found != clusters[0]).astype(np.int32) for found in matched)
+    matched = np.stack([clusters[0], *(match_clusters(tables[0, b])[clusters[b]] for b in range(1, len(runs)))])
+    elsewhere = (matched != clusters[0]).sum(axis=0, dtype=np.int32)
+    winner, agreement = majority(matched)
     found = _compose(runs, counts[0], clusters[0], tables, elsewhere, config, manifest)
     target = Folder(absolute(out)).make()
-    summary = _summarise(found, runs, target)
+    summary = _summarise(found, runs, target) | {"agreement": float(agreement.mean())}
     target.write_bytes(PAGE, comparison_page(found).encode())
-    _write_moved(target, config.data.path, [clusters[0], *matched], elsewhere)
+    _write_table(target, AGREEMENT, config.data.path, {"cluster": winner, "agreement": agreement.astype(np.float32)})
+    moved = {"elsewhere": elsewhere} | {f"cluster_{number}": labels for number, labels in enumerate(matched)}
+    _write_table(target, MOVED, config.data.path, moved, elsewhere > 0)
     target.write(SUMMARY, summary)
     return summary
 
@@ -152,19 +155,20 @@ def _summarise(found: Comparison, runs: Sequence[Folder], target: Folder) -> dic
         "ari": found.ari.tolist(),
         "nmi": found.nmi.tolist(),
         "clusters": clusters,
-        "outputs": {"page": target.file(PAGE), "moved": target.file(MOVED)},
+        "outputs": {"page": target.file(PAGE), "agreement": target.file(AGREEMENT), "moved": target.file(MOVED)},
     }
 
 
-def _write_moved(target: Folder, data: str, clusters: Sequence[Array], elsewhere: Array) -> None:
-    """The images that moved: path, in how many runs, and their cluster in each run, in the first run's numbers."""
-    moved, start = elsewhere > 0, 0
-    paths: list[pa.ChunkedArray] = []
-    for origins in read_origins(data):
-        paths.append(origins.column("path").filter(pa.array(moved[start : start + len(origins)])))
-        start += len(origins)
-    path = pa.chunked_array([chunk for column in paths for chunk in column.chunks], pa.string())
-    columns = {"index": np.flatnonzero(moved), "path": path, "elsewhere": elsewhere[moved]}
-    columns |= {f"cluster_{number}": found[moved] for number, found in enumerate(clusters)}
-    with target.open_output(MOVED) as stream:
-        pq.write_table(pa.table(columns), stream)
+def _write_table(target: Folder, name: str, data: str, columns: dict[str, Array], chosen: Array | None = None) -> None:
+    """Write columns (N,) with the images' index and path, of all images or of those that are `chosen` (N,)."""
+    start = 0
+    schema = pa.schema(
+        [("index", pa.int64()), ("path", pa.string())] + [(k, pa.from_numpy_dtype(v.dtype)) for k, v in columns.items()]
+    )
+    with target.open_output(name) as stream, pq.ParquetWriter(stream, schema) as writer:
+        for origins in read_origins(data):
+            stop = start + len(origins)
+            values = {"index": np.arange(start, stop), "path": origins.column("path").cast(pa.string())}
+            table = pa.table(values | {key: value[start:stop] for key, value in columns.items()}, schema=schema)
+            writer.write_table(table if chosen is None else table.filter(pa.array(chosen[start:stop])))
+            start = stop

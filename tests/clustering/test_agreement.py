@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-from pipeline.clustering.agreement import jaccard_of_best, match_clusters
+from pipeline.clustering.agreement import jaccard_of_best, majority, match_clusters
 
 
 def test_clusters_are_matched_one_to_one() -> None:
@@ -17,3 +17,10 @@ def test_clusters_are_matched_one_to_one() -> None:
 def test_the_jaccard_index_of_the_most_similar_cluster() -> None:
     table = csr_array([[6, 2], [0, 4], [0, 0]])
     np.testing.assert_allclose(jaccard_of_best(table), [6 / 8, 4 / 6, 0])
+
+
+def test_the_cluster_of_most_clusterings_and_the_share_of_them() -> None:
+    clusters = np.array([[0, 1, 2, 0], [0, 2, 1, -1], [1, 2, 0, -1]])
+    winner, share = majority(clusters)
+    assert winner.tolist() == [0, 2, 2, 0]  # where all differ the first counts, and -1 agrees with nothing
+    np.testing.assert_allclose(share, [2 / 3, 2 / 3, 1 / 3, 1 / 3])

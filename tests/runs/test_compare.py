@@ -18,7 +18,7 @@ from pipeline.data.ingest import ingest
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.run_features import write_features
-from pipeline.runs.compare import MOVED, PAGE, SUMMARY, compare
+from pipeline.runs.compare import AGREEMENT, MOVED, PAGE, SUMMARY, compare
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.runs.names import NAMES
 from tests.helpers.images import encoded, put
@@ -66,6 +66,11 @@ def test_runs_are_compared_with_the_first(shards: str, tmp_path: Path) -> None:
     assert moved.column("index").to_pylist() == [22, 23]
     assert moved.column("elsewhere").to_pylist() == [1, 2]
     assert [moved.column(f"cluster_{n}").to_pylist() for n in range(3)] == [[2, 2], [1, 1], [2, 1]]
+    agreement = pq.read_table(tmp_path / "out" / AGREEMENT)
+    assert sorted(agreement.column("path").to_pylist()) == sorted(f"{n}.png" for n in range(len(FIRST)))
+    assert agreement.column("cluster").to_pylist() == [*FIRST[:23], 1]  # two of three put the last image there
+    assert agreement.column("agreement").to_pylist() == pytest.approx([1] * 22 + [2 / 3] * 2)
+    assert summary["agreement"] == pytest.approx((22 + 4 / 3) / 24)
     page = (tmp_path / "out" / PAGE).read_text()
     assert "2 images (8.3%) are in another cluster" in page
     assert "2 images of cluster 2: 2 moved" in page

@@ -1,0 +1,122 @@
+"""Whether several seeds together give a better answer than one: votes and co-association, against the members.
+
+    python -m benchmarks.quality --preset photos --set data.path=data/photos    # five seeds
+    python -m benchmarks.consensus runs/photos-seeds-*/trials/*
+
+The runs are on the same images with known classes. Three answers need no classes: the run with the highest label_free,
+the cluster that most runs give to an image (clusters matched to those of the first run), and average linkage of the
+co-association matrix (the share of runs in which two images are together; up to 10,000 images, Fred and Jain 2005).
+The table of shares shows how much more often an image is right if more runs agree on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from benchmarks.measure import conclude
+from pipeline.clustering.agreement import majority, match_clusters
+from pipeline.clustering.scores import clustering_scores, contingency_table
+from pipeline.data.read import read_labels
+from pipeline.inference.run_features import feature_blocks
+from pipeline.runs.identity import read_started_run
+from pipeline.storage import Folder, absolute
+from pipeline.training.checkpoint import newest_in
+
+LARGEST_MATRIX = 10_000  # images
+Array = np.ndarray[Any, Any]
+
+
+def main() -> None:
+    """Score the members and the three answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs on the same images")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    folders = [Folder(absolute(run)) for run in arguments.runs]
+    config, manifest = read_started_run(folders[0])
+    classes = read_labels(config.data.path)
+    if classes is None:
+        parser.error(f"the images of {config.data.path} have no known classes, so nothing can be scored")
+    clusters = np.stack([clusters_of(folder, manifest.num_images) for folder in folders])
+    label_free = [history_of(folder)["label_free"] for folder in folders]
+    results = consensus(classes, clusters, label_free)
+    print_results(results)
+    conclude(results, arguments.out)
+
+
+def clusters_of(run: Folder, images: int) -> Array:
+    """Clusters (N,) of a run's last E-step."""
+    return np.concatenate([table.column("cluster").to_numpy() for table in feature_blocks(run, ["cluster"], images)])
+
+
+def history_of(run: Folder) -> dict[str, float]:
+    """Metrics of a run's last epoch."""
+    values = newest_in(run.path)
+    assert values is not None
+    metrics: dict[str, float] = values["history"][-1]
+    return metrics
+
+
+def consensus(classes: Array, clusters: Array, label_free: list[float]) -> dict[str, Any]:
+    """Scores of the members (R, N) and of the answers, and the accuracy of images by the share of runs that agree."""
+    voted, share = majority(matched_to_first(clusters))
+    answers = {"highest label_free": clusters[int(np.argmax(label_free))], "votes": voted}
+    if clusters.shape[1] <= LARGEST_MATRIX:
+        answers["co-association"] = average_linkage(clusters, int(clusters.max()) + 1)
+    return {
+        "label_free": label_free,
+        "members": [clustering_scores(classes, found) for found in clusters],
+        "answers": {name: clustering_scores(classes, found) for name, found in answers.items()},
+        "shares": accuracy_by_share(classes, voted, share),
+    }
+
+
+def matched_to_first(clusters: Array) -> Array:
+    """The same clusters (R, N), numbered as in the first run; -1 where a cluster has no counterpart."""
+    first, *others = clusters
+    return np.stack([first, *(match_clusters(counts(first, other))[other] for other in others)])
+
+
+def counts(first: Array, second: Array) -> Any:
+    """Images in each pair of clusters."""
+    shape = int(first.max()) + 1, int(second.max()) + 1
+    return contingency_table(torch.from_numpy(first).long(), torch.from_numpy(second).long(), shape)
+
+
+def average_linkage(clusters: Array, count: int) -> Array:
+    """`count` clusters (N,) of the co-association of clusterings (R, N)."""
+    apart = np.mean([found[:, None] != found for found in clusters], axis=0, dtype=np.float32)
+    return fcluster(linkage(squareform(apart, checks=False), "average"), count, "maxclust")
+
+
+def accuracy_by_share(classes: Array, voted: Array, share: Array) -> dict[str, dict[str, float]]:
+    """Images, and the share of them in the class of their cluster, for each share of runs that agree."""
+    of_class = match_clusters(counts(classes, voted))
+    right = of_class[voted] == classes
+    return {
+        f"{value:.2f}": {"images": int((share == value).sum()), "accuracy": float(right[share == value].mean())}
+        for value in np.unique(share)[::-1]
+    }
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """A line for the members' mean and spread, one for each answer, and one for each share of agreement."""
+    for name in ("acc", "nmi", "ari"):
+        values = [member[name] for member in results["members"]]
+        answers = "  ".join(f"{answer} {scores[name]:.4f}" for answer, scores in results["answers"].items())
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name}: members {statistics.mean(values):.4f} +- {spread:.4f}, best {max(values):.4f};  {answers}")
+    for share, found in results["shares"].items():
+        print(f"{share} of the runs agree: {found['images']:>7,} images, {found['accuracy']:.4f} of them right")
+
+
+if __name__ == "__main__":
+    main()
