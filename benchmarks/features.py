@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.measure import conclude, speedup, time_interleaved
+from pipeline.backbone_features.cache import CacheKey, FeatureCache, Part, part_table
+from pipeline.backbone_features.inputs import FeatureSource, as_input, split_pair
+from pipeline.backbone_features.load import load_features
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.collectives import RowRange
 from pipeline.data.loader import Batch, Inputs
 from pipeline.data.order import Order
-from pipeline.features.cache import CacheKey, FeatureCache, Part, part_table
-from pipeline.features.inputs import FeatureSource, as_input, split_pair
-from pipeline.features.load import load_features
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import Standardize, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer

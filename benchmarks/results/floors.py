@@ -13,6 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from sklearn.cluster import KMeans
 
+from pipeline.backbone_features.cache import read_first
+from pipeline.backbone_features.embed import embed
 from pipeline.build import build_preprocess
 from pipeline.cluster import connect
 from pipeline.clustering.kmeans import spherical_kmeans
@@ -22,8 +24,6 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import read_labels, read_sample
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import DataError
-from pipeline.features.cache import read_first
-from pipeline.features.embed import embed
 from pipeline.plan import make_plan
 
 RUNS, STARTS = 10, 10  # seeds of k-means, and its starts in each

@@ -1,6 +1,6 @@
 """What a worker trains on: batches of inputs with their index, from its own share of the data set.
 
-An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`).
+An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.backbone_features`).
 `pipeline.data.order` decides which inputs a batch has. A `Source` supplies them: it holds the share in memory
 (resident, here) or reads it as needed (`pipeline.data.streaming`).
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from pipeline.features.neighbours import nearest_rows
+from pipeline.backbone_features.neighbours import nearest_rows
 from pipeline.report.choice import Assignments
 from pipeline.report.projection import Projection, project
 from pipeline.report.sprites import jpeg

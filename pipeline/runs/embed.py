@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.backbone_features.cache import FeatureCache
+from pipeline.backbone_features.embed import embed
 from pipeline.cluster import connect
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import validate_shards
-from pipeline.features.cache import FeatureCache
-from pipeline.features.embed import embed
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder, check_writable
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.backbone_features.cache import FeatureCache
 from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import parse_saved
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest, has_manifest, read_manifest
 from pipeline.errors import ConfigError, first_line
-from pipeline.features.cache import FeatureCache
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import TrainingClusters
 from pipeline.storage import Folder

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.backbone_features.neighbours import EXACT_IMAGES
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest, has_manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.features.neighbours import EXACT_IMAGES
 from pipeline.inference.assign import rewrite_rows
 from pipeline.inference.run_features import has_features, read_features
 from pipeline.provenance import git_commit, version_of

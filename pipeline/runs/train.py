@@ -122,7 +122,7 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
 
 def prepare_features(job: Job, echo: Echo) -> Job:
     """The job with the cached features of its frozen backbone, which are computed first if there are none."""
-    from pipeline.features.embed import embed
+    from pipeline.backbone_features.embed import embed
 
     try:
         folder, cache = embed(job.config, job.manifest, echo, begun=begun_precision(job.folder))

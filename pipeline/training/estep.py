@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features.inputs import FeatureSource
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
@@ -16,7 +17,6 @@ from pipeline.clustering.scores import class_table, contingency_scores, continge
 from pipeline.collectives import RowRange
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
-from pipeline.features.inputs import FeatureSource
 from pipeline.inference.encode import encode_blocks
 from pipeline.inference.run_features import write_features
 from pipeline.method.digpro import DigPro

@@ -12,15 +12,15 @@ import ray.train
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features.cache import read_cache
+from pipeline.backbone_features.embed import read_backbone
+from pipeline.backbone_features.inputs import FeatureSource, as_input, split_pair
+from pipeline.backbone_features.load import load_features
+from pipeline.backbone_features.neighbours import read_neighbours
 from pipeline.build import build_model, build_preprocess, build_views
 from pipeline.collectives import row_range
 from pipeline.data.loader import Inputs, Source
 from pipeline.errors import DataError
-from pipeline.features.cache import read_cache
-from pipeline.features.embed import read_backbone
-from pipeline.features.inputs import FeatureSource, as_input, split_pair
-from pipeline.features.load import load_features
-from pipeline.features.neighbours import read_neighbours
 from pipeline.method.digpro import DigPro
 from pipeline.method.encoder import Standardize
 from pipeline.storage import Folder

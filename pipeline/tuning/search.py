@@ -16,6 +16,8 @@ from ray import tune
 from ray.tune import ResumeConfig
 from ray.tune.experiment import Trial
 
+from pipeline.backbone_features.cache import decides_features
+from pipeline.backbone_features.embed import embed
 from pipeline.checks.capacity import Capacity, search_capacity
 from pipeline.checks.nodes import check_nodes, node_resources
 from pipeline.cluster import connect
@@ -25,8 +27,6 @@ from pipeline.config.models import RunConfig
 from pipeline.data.read import has_labels
 from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError, RunFailed
-from pipeline.features.cache import decides_features
-from pipeline.features.embed import embed
 from pipeline.lease import hold
 from pipeline.plan import make_plan
 from pipeline.runs.identity import SUMMARY, run_folder

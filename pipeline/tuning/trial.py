@@ -18,13 +18,13 @@ from ray import tune
 from ray.train import Result, TrainingFailedError, UserCallback
 
 from pipeline.alarms import collapse
+from pipeline.backbone_features.neighbours import complete_neighbours
 from pipeline.checks.capacity import READING_CPUS
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_line
-from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import has_estep
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone_features import embed
+from pipeline.backbone_features.cache import read_part
 from pipeline.backbones.onnx_program import OnnxProgram, check_equal, faster_program, is_worth_it
 from pipeline.errors import RunFailed
-from pipeline.features import embed
-from pipeline.features.cache import read_part
 from pipeline.runs.models import TrainedModel
 from pipeline.storage import Folder
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 from tests.helpers.models import SIZE, card, cluster_model
 
 OUTPUTS = ("similarities", "features")

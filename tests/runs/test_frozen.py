@@ -106,7 +106,7 @@ def assert_the_model_takes_images(run: Path) -> None:
 
 
 def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
-    from tests.helpers.features import frozen_config, make_cache
+    from tests.helpers.cached_features import frozen_config, make_cache
 
     folder = Folder(str(tmp_path / "run")).make()
     _, cache, _ = make_cache(frozen_config(tmp_path), images=40)

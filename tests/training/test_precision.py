@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.backbone_features import embed
+from pipeline.backbone_features.cache import CACHE, CacheKey
 from pipeline.checks.capacity import Pool, actor_pool
 from pipeline.config.loading import load_config
 from pipeline.config.models import ResourcesConfig, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.features import embed
-from pipeline.features.cache import CACHE, CacheKey
 from pipeline.storage import Folder
 from pipeline.training import precision
 from pipeline.training.job import Job

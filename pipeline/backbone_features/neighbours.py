@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.backbone_features.cache import FeatureCache, Half, read_cache, read_part
 from pipeline.data.tasks import run_each
 from pipeline.errors import ConfigError, how_to_install
-from pipeline.features.cache import FeatureCache, Half, read_cache, read_part
 from pipeline.storage import Folder
 
 EXACT_IMAGES = 100_000

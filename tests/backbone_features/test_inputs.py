@@ -14,6 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features import load
+from pipeline.backbone_features.cache import FeatureCache
+from pipeline.backbone_features.inputs import FeatureSource
+from pipeline.backbone_features.load import load_features
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import RowRange
@@ -21,16 +25,12 @@ from pipeline.config.models import RunConfig
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.errors import DataError
-from pipeline.features import load
-from pipeline.features.cache import FeatureCache
-from pipeline.features.inputs import FeatureSource
-from pipeline.features.load import load_features
 from pipeline.method.losses import unit
 from pipeline.storage import Folder
 from pipeline.training.estep import fitted_features, run_estep
 from pipeline.training.mstep import train_epoch
 from pipeline.training.run import Run
-from tests.helpers.features import feature_run, frozen_config, make_cache
+from tests.helpers.cached_features import feature_run, frozen_config, make_cache
 from tests.helpers.small_run import snapshot
 from tests.helpers.workers import Workers
 

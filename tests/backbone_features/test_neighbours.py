@@ -11,12 +11,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.backbone_features import neighbours
+from pipeline.backbone_features.cache import FeatureCache, Part, part_table, read_first
+from pipeline.backbone_features.neighbours import (
+    approximate_neighbours,
+    ensure_neighbours,
+    exact_neighbours,
+    read_neighbours,
+)
 from pipeline.errors import ConfigError
-from pipeline.features import neighbours
-from pipeline.features.cache import FeatureCache, Part, part_table, read_first
-from pipeline.features.neighbours import approximate_neighbours, ensure_neighbours, exact_neighbours, read_neighbours
 from pipeline.storage import Folder
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 
 CPU = torch.device("cpu")
 

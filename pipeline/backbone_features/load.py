@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features.cache import FeatureCache, read_features
 from pipeline.collectives import all_sum, from_rank_zero
 from pipeline.errors import DataError, first_line
-from pipeline.features.cache import FeatureCache, read_features
 from pipeline.storage import Folder
 
 PREFIX = "digpro-features-"

@@ -19,6 +19,19 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor, nn
 
+from pipeline.backbone_features.cache import (
+    BACKBONE,
+    CACHE,
+    WORK,
+    CacheKey,
+    FeatureCache,
+    Part,
+    cache_key,
+    check_same_key,
+    part_table,
+    read_cache,
+)
+from pipeline.backbone_features.neighbours import ensure_neighbours
 from pipeline.backbones.onnx_program import EXAMPLES, OnnxProgram, faster_program, is_worth_it
 from pipeline.backbones.weights import digest
 from pipeline.build import (
@@ -39,19 +52,6 @@ from pipeline.data.shards import Manifest
 from pipeline.data.streaming import quiet_data_context
 from pipeline.data.tasks import own_error
 from pipeline.errors import DataError
-from pipeline.features.cache import (
-    BACKBONE,
-    CACHE,
-    WORK,
-    CacheKey,
-    FeatureCache,
-    Part,
-    cache_key,
-    check_same_key,
-    part_table,
-    read_cache,
-)
-from pipeline.features.neighbours import ensure_neighbours
 from pipeline.lease import hold
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.progress import Echo, Progress

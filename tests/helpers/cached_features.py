@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.backbone_features.cache import CACHE, FeatureCache, cache_key
+from pipeline.backbone_features.embed import Embedder, cache_folder, claim, decode_part
+from pipeline.backbone_features.neighbours import complete_neighbours
 from pipeline.backbones.weights import digest
 from pipeline.build import channel_statistics, open_encoder
 from pipeline.collectives import rank
@@ -13,9 +16,6 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import Manifest
-from pipeline.features.cache import CACHE, FeatureCache, cache_key
-from pipeline.features.embed import Embedder, cache_folder, claim, decode_part
-from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import make_plan
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder

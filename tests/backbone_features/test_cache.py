@@ -10,13 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.build import build_preprocess, build_views
-from pipeline.config.models import RunConfig
-from pipeline.data.decode import decode_table
-from pipeline.data.read import read_rows, read_sample
-from pipeline.data.shards import Manifest
-from pipeline.errors import DataError
-from pipeline.features.cache import (
+from pipeline.backbone_features.cache import (
     CACHE,
     FeatureCache,
     check_same_key,
@@ -26,10 +20,16 @@ from pipeline.features.cache import (
     read_first,
     read_part,
 )
-from pipeline.features.embed import cut_parts
+from pipeline.backbone_features.embed import cut_parts
+from pipeline.build import build_preprocess, build_views
+from pipeline.config.models import RunConfig
+from pipeline.data.decode import decode_table
+from pipeline.data.read import read_rows, read_sample
+from pipeline.data.shards import Manifest
+from pipeline.errors import DataError
 from pipeline.storage import Folder
 from tests.helpers.backbones import network
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 
 Made = tuple[RunConfig, Folder, FeatureCache, Manifest]
 
