@@ -122,10 +122,10 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
 
 def prepare_features(job: Job, echo: Echo) -> Job:
     """The job with the cached features of its frozen backbone, which are computed first if there are none."""
-    from pipeline.backbone_features.embed import embed
+    from pipeline.backbone_features.build_cache import ensure_cache
 
     try:
-        folder, cache = embed(job.config, job.manifest, echo, begun=begun_precision(job.folder))
+        folder, cache = ensure_cache(job.config, job.manifest, echo, begun=begun_precision(job.folder))
         claim_features(job.folder, cache)
         keep_precision(job.folder, cache.key.precision)
     except BaseException as error:

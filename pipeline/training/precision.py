@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.backbone_features.embed import settled
+from pipeline.backbone_features.build_cache import settled
 from pipeline.collectives import all_stack, from_rank_zero, rank
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.storage import Folder

@@ -16,8 +16,8 @@ from ray import tune
 from ray.tune import ResumeConfig
 from ray.tune.experiment import Trial
 
+from pipeline.backbone_features.build_cache import ensure_cache
 from pipeline.backbone_features.cache import decides_features
-from pipeline.backbone_features.embed import embed
 from pipeline.checks.capacity import Capacity, search_capacity
 from pipeline.checks.nodes import check_nodes, node_resources
 from pipeline.cluster import connect
@@ -225,7 +225,7 @@ def features_of(plan: SearchPlan, folder: Folder, echo: Echo) -> str | None:
     """Folder of the cached features that all trials share, computed if missing; None without a frozen backbone."""
     if not plan.trial_config.model.freeze:
         return None
-    features, cache = embed(plan.trial_config, plan.manifest, echo, begun=begun_precision(folder))
+    features, cache = ensure_cache(plan.trial_config, plan.manifest, echo, begun=begun_precision(folder))
     keep_precision(folder, cache.key.precision)
     return features.path
 

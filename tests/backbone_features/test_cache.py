@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.backbone_features.build_cache import cut_parts
 from pipeline.backbone_features.cache import (
     CACHE,
     FeatureCache,
@@ -20,7 +21,6 @@ from pipeline.backbone_features.cache import (
     read_first,
     read_part,
 )
-from pipeline.backbone_features.embed import cut_parts
 from pipeline.build import build_preprocess, build_views
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table

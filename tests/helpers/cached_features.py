@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.backbone_features.build_cache import CacheWriter, cache_folder, claim, decode_part
 from pipeline.backbone_features.cache import CACHE, FeatureCache, cache_key
-from pipeline.backbone_features.embed import Embedder, cache_folder, claim, decode_part
 from pipeline.backbone_features.neighbours import complete_neighbours
 from pipeline.backbones.weights import digest
 from pipeline.build import channel_statistics, open_encoder
@@ -50,7 +50,7 @@ def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCac
     key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
     folder = cache_folder(config, key).make()
     cache = claim(folder, key, module, config, manifest, size, print)
-    actor = Embedder(config, manifest, folder.path)
+    actor = CacheWriter(config, manifest, folder.path)
     for part in cache.parts:
         actor(decode_part(part.model_dump(), config, manifest))
     folder.write(CACHE, cache.model_dump(mode="json"))

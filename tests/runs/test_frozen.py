@@ -77,7 +77,7 @@ def test_a_run_killed_while_it_embeds_ends_as_one_that_was_not(tmp_path: Path) -
 
 
 def killed_and_resumed(folder: Path) -> dict[str, Any]:
-    """The summary of a run that was killed while it embedded; what was written before is not written again."""
+    """The summary of a run that was killed while it built its cache; what was written before is not written again."""
     kill_in_embed(folder, settings(folder, *FROZEN))
     before = parts(folder)
     assert 3 <= len(before) < 56
