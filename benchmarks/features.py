@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.measure import conclude, speedup, time_interleaved
 from pipeline.backbone_features.cache import CacheKey, FeatureCache, Part, part_table
-from pipeline.backbone_features.inputs import FeatureSource, as_input, split_pair
-from pipeline.backbone_features.load import load_features
+from pipeline.backbone_features.inputs import CachedFeatures, as_input, split_pair
+from pipeline.backbone_features.load import load_backbone_features
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.collectives import RowRange
 from pipeline.data.loader import Batch, Inputs
@@ -110,9 +110,9 @@ class Trainer:
 
 def open_inputs(folder: Path, cache: FeatureCache, *, limit_gb: float) -> Inputs:
     """Inputs in memory up to the limit, or from a mapped file."""
-    features = load_features(Folder(str(folder)), cache, CPU, limit_gb=limit_gb, first_on_node=True)
+    features = load_backbone_features(Folder(str(folder)), cache, CPU, limit_gb=limit_gb, first_on_node=True)
     count = len(features)
-    source = FeatureSource(features, CPU, own=RowRange(0, count, count), seed=0, block_size=BLOCK)
+    source = CachedFeatures(features, CPU, own=RowRange(0, count, count), seed=0, block_size=BLOCK)
     return Inputs(Order(count, BATCH, 0, count, (count,)), source, CPU)
 
 

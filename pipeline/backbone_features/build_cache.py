@@ -1,4 +1,4 @@
-"""Makes the cache of a frozen backbone's features with a pool of Ray Data actors that each hold the backbone.
+"""Builds the cache of backbone features with a pool of Ray Data actors that each hold the backbone.
 
 Actors write the parts themselves: features never pass through the driver. When the command is run again, existing parts
 are kept.
@@ -96,7 +96,7 @@ def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
 def ensure_cache(
     config: RunConfig, manifest: Manifest, echo: Echo = print, *, begun: str | None = None
 ) -> tuple[Folder, FeatureCache]:
-    """The cache of the features that a settled configuration asks for, made if there is none; Ray is connected.
+    """The cache of backbone features that a settled configuration asks for, made if there is none; Ray is connected.
 
     `begun` is the precision that the run has begun with, if it has.
 
@@ -230,7 +230,7 @@ def decode_part(part: PartRow, config: RunConfig, manifest: Manifest) -> PartRow
 
 
 class CacheWriter:
-    """A Ray Data actor that holds the backbone, and writes the features of a part.
+    """A Ray Data actor that holds the backbone, and writes the backbone features of a part.
 
     Parameters
     ----------

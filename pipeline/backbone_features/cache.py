@@ -1,4 +1,4 @@
-"""The cache of a frozen backbone's features: Parquet parts, the backbone, and a description that is written last.
+"""The cache of backbone features: Parquet parts, the backbone, and a description that is written last.
 
 A part holds the rows {"index", "view", "feature"} of a range of images: view 0 is un-augmented, the others are
 augmented. The key of the cache consists of all that determines the features; a folder holds the features of one key.
@@ -50,7 +50,7 @@ class CacheKey(_Record):
 
 
 class Part(_Record):
-    """A Parquet file with the features of images `first_index` to `first_index + rows - 1`."""
+    """A Parquet file with the backbone features of images `first_index` to `first_index + rows - 1`."""
 
     file: str
     first_index: int
@@ -77,7 +77,7 @@ class FeatureCache(_Record):
 
 
 def cache_key(config: RunConfig, manifest: Manifest, weights: str, mean: list[float], std: list[float]) -> CacheKey:
-    """The key of the features that a settled configuration asks for.
+    """The key of the backbone features that a settled configuration asks for.
 
     `weights` is the digest of the backbone's weights; `mean` and `std` normalise the images.
     """
@@ -180,7 +180,7 @@ def read_first(folder: Folder, rows: int) -> Half:
     return np.concatenate(parts)[:rows]
 
 
-def read_features(folder: Folder, cache: FeatureCache, into: Half) -> None:
+def read_backbone_features(folder: Folder, cache: FeatureCache, into: Half) -> None:
     """Read all parts into an array (N, views, F), which may be a mapped file; a few parts are in memory at a time."""
 
     def put(part: Part) -> None:

@@ -1,6 +1,6 @@
 """What a worker trains on: batches of inputs with their index, from its own share of the data set.
 
-An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.backbone_features`).
+An input is a decoded uint8 image or, with a frozen backbone, its cached features (`pipeline.backbone_features`).
 `pipeline.data.order` decides which inputs a batch has. A `Source` supplies them: it holds the share in memory
 (resident, here) or reads it as needed (`pipeline.data.streaming`).
 """
@@ -122,6 +122,6 @@ class ResidentImages:
         return self.images[to_device(keys % self.own.total - self.own.start, self.images.device)]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The share in pieces."""
+        """The share, block by block."""
         index = torch.arange(*self.own[:2], device=self.images.device)
         return zip(self.images.split(self.block_size), index.split(self.block_size), strict=True)

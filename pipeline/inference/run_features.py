@@ -110,7 +110,7 @@ def has_features(run: Folder) -> bool:
     return bool(run.subfolder(FEATURES).names("part-"))
 
 
-def embedding(run: Folder) -> pads.Dataset:
+def open_features(run: Folder) -> pads.Dataset:
     """The rows of all images of a finished run, part by part; read them block by block.
 
     Raises
@@ -154,7 +154,7 @@ def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[
 def _row_groups(run: Folder, columns: list[str]) -> Iterator[pa.Table]:
     """Read several row groups at a time: a request to an object store takes as long for a single one."""
     files = run.files
-    for part in embedding(run).files:
+    for part in open_features(run).files:
         with files.open_input_file(part) as handle:
             file = pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
             groups = range(file.num_row_groups)
@@ -176,7 +176,7 @@ def read_features(run: Folder, count: int | None = None, first: int = 0) -> Tens
         wanted = pads.field("index") >= first
         if count is not None:
             wanted &= pads.field("index") < first + count
-        table = embedding(run).filter(wanted).to_table(columns=["index", "feature"])
+        table = open_features(run).filter(wanted).to_table(columns=["index", "feature"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{run.file(FEATURES)} cannot be read ({error}); {remedy_for(error, _REMEDY)}") from error
     index = table.column("index").to_numpy()

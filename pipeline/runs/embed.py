@@ -1,4 +1,4 @@
-"""Cache the features of a frozen backbone without training: `digpro embed`."""
+"""Cache backbone features without training: `digpro embed`."""
 
 from __future__ import annotations
 

@@ -117,11 +117,11 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     connect()
     check_nodes(config)
     job = Job(config, manifest, plan, tracking, board=new_board(), weights_from=weights_from)
-    return prepare_features(job, echo) if config.model.freeze else job
+    return prepare_cache(job, echo) if config.model.freeze else job
 
 
-def prepare_features(job: Job, echo: Echo) -> Job:
-    """The job with the cached features of its frozen backbone, which are computed first if there are none."""
+def prepare_cache(job: Job, echo: Echo) -> Job:
+    """The job with its cached backbone features, which are computed first if there are none."""
     from pipeline.backbone_features.build_cache import ensure_cache
 
     try:
@@ -131,7 +131,7 @@ def prepare_features(job: Job, echo: Echo) -> Job:
     except BaseException as error:
         end_run(job.tracking, spool_path(job.folder), "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    return replace(job, features=folder.path)
+    return replace(job, feature_cache=folder.path)
 
 
 def fit_with_progress(job: Job, echo: Echo) -> None:

@@ -16,8 +16,8 @@ from pipeline.backbone_features.cache import (
     FeatureCache,
     check_same_key,
     decides_features,
+    read_backbone_features,
     read_cache,
-    read_features,
     read_first,
     read_part,
 )
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def whole(folder: Folder, cache: FeatureCache) -> np.ndarray:
     features = np.empty((cache.num_images, cache.views, cache.feature_size), np.float16)
-    read_features(folder, cache, features)
+    read_backbone_features(folder, cache, features)
     return features
 
 

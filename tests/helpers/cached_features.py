@@ -20,7 +20,7 @@ from pipeline.plan import make_plan
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef
-from pipeline.training.feed import feature_feed
+from pipeline.training.feed import cached_feed
 from pipeline.training.job import Job
 from pipeline.training.progress import Reporter
 from pipeline.training.run import Run, new_run
@@ -58,9 +58,10 @@ def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCac
     return folder, cache, manifest
 
 
-def feature_run(config: RunConfig, features: str, manifest: Manifest) -> Run:
+def cached_run(config: RunConfig, cache: str, manifest: Manifest) -> Run:
     """A run on cached features, of this process together with the others of the process group, if any."""
     plan = make_plan(config, manifest)
-    job = Job(config, manifest, plan, RunRef("sqlite:///none", "none", "digpro", "small", {}, {}), features=features)
-    feed = feature_feed(job, Folder(features), torch.device("cpu"), first_on_node=rank() == 0)
+    tracking = RunRef("sqlite:///none", "none", "digpro", "small", {}, {})
+    job = Job(config, manifest, plan, tracking, feature_cache=cache)
+    feed = cached_feed(job, Folder(cache), torch.device("cpu"), first_on_node=rank() == 0)
     return new_run(job, feed, Reporter())
