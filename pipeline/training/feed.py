@@ -19,7 +19,7 @@ from pipeline.backbone_features.load import load_backbone_features
 from pipeline.backbone_features.neighbours import read_neighbours
 from pipeline.build import build_model, build_preprocess, build_views
 from pipeline.collectives import row_range
-from pipeline.data.loader import Inputs, Source
+from pipeline.data.loader import Inputs, InputSource
 from pipeline.errors import DataError
 from pipeline.method.digpro import DigPro
 from pipeline.method.encoder import Standardize
@@ -63,7 +63,7 @@ def open_feed(job: Job, device: torch.device) -> Feed:
     return image_feed(job, image_source(job, device), device)
 
 
-def image_feed(job: Job, source: Source, device: torch.device) -> Feed:
+def image_feed(job: Job, source: InputSource, device: torch.device) -> Feed:
     """The feed of images."""
     config, manifest = job.config, job.manifest
     views = build_views(config, manifest)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange, row_range, world_size
-from pipeline.data.loader import ResidentImages, Source
+from pipeline.data.loader import InputSource, ResidentImages
 from pipeline.data.reader import SWEPT_ROWS, Piece, epoch_pieces, swept_pieces
 from pipeline.data.streaming import ImageStream, Pipeline, Readers, StreamedImages
 from pipeline.plan import has_estep, image_bytes, is_balanced
 from pipeline.training.job import Job
 
 
-def image_source(job: Job, device: torch.device) -> Source:
+def image_source(job: Job, device: torch.device) -> InputSource:
     """This worker's images, in memory or streamed."""
     order, config = job.plan.order, job.config
     own, size = order.images_of(row_range(order.lanes)), config.data.decoding["size"]
