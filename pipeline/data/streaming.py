@@ -59,7 +59,7 @@ class Readers:
         return cls(count, max(int(cpus / count * 100) / 100, 0.0))
 
 
-class Pipeline:
+class ReadPipeline:
     """Reads pieces with processes on this node, or on another one if this node has no room.
 
     Parameters

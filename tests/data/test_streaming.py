@@ -254,7 +254,7 @@ class Worker:
         order = order_of(opened(path), 400)
         pieces = swept_pieces(order.images_of(row_range(order.lanes)))
         reader = (order, path, opened(path), DECODING)
-        pipeline = streaming.Pipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
+        pipeline = streaming.ReadPipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
         return [int(i) for block in pipeline.blocks(pieces, 1797) for i in block["index"]]
 
 assert ray.get(Worker.remote().read.remote(sys.argv[1])) == list(range(1797))
