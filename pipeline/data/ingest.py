@@ -45,7 +45,7 @@ from pipeline.data.sources.base import refuse_overlap
 from pipeline.data.sources.listing import is_of_system
 from pipeline.data.sources.selection import some_of
 from pipeline.data.value_range import measure_range
-from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
+from pipeline.data.verify import OnProgress, PartReport, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, check_readable, filesystem, join, probe, remedy_for, write_atomically
@@ -65,7 +65,7 @@ def ingest(
     image_column: str | None = None,
     label_column: str | None = None,
     classes: ClassList | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Manifest:
     """Turn `source` into shards in the folder `out`; resume where an earlier, killed call stopped.
 

@@ -31,7 +31,7 @@ HELD_BYTES = 64 << 20  # encoded images that a task holds at once, in both passe
 STATISTICS_SAMPLE = 4096  # images measured for mean and std, roughly
 PART_SCHEMA = pa.schema([(name, COLUMNS[name]) for name in ("image", "label")])
 
-Progress = Callable[[int, int, int], None]
+OnProgress = Callable[[int, int, int], None]
 
 
 class PartReport(BaseModel):
@@ -62,7 +62,7 @@ def verify_parts(
     work: str,
     rows_per_part: int,
     rows_per_group: int,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[list[PartReport], Counter[int]]:
     """Reports of all parts, in order, and the images of each label; parts that an earlier call finished are reused.
 
@@ -89,7 +89,7 @@ def verify_parts(
 class _Found:
     """The reports so far, by part number, and sums over them."""
 
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
         self.total = total
         self.on_progress = on_progress
         self.reports: dict[int, PartReport] = {}

@@ -15,8 +15,8 @@ from pipeline.report.atlas import Atlas, ShownCluster
 from pipeline.report.choice import (
     OUTLIERS,
     Assignments,
+    ClusterTotals,
     ContactSheet,
-    Totals,
     contact_sheets,
     judge_pairs,
     largest_clusters,
@@ -44,7 +44,7 @@ class Clustering:
     ----------
     images : Assignments
         All images, or a sample of them.
-    totals : Totals
+    totals : ClusterTotals
         Of all images.
     centers : Tensor (K, D)
         Of any length; only their directions count.
@@ -64,7 +64,7 @@ class Clustering:
 
     title: str
     images: Assignments
-    totals: Totals
+    totals: ClusterTotals
     centers: Tensor
     embedding: Embedding | None
     names: Mapping[int, str]

@@ -23,7 +23,7 @@ from pipeline.inference.assign import rewrite_rows
 from pipeline.inference.run_features import has_features, read_features
 from pipeline.provenance import git_commit, version_of
 from pipeline.report.atlas import atlas_page, rename_clusters
-from pipeline.report.choice import Assignments, Totals, count_images
+from pipeline.report.choice import Assignments, ClusterTotals, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.embedding import cluster_names, embed, embedding_table
 from pipeline.report.sprites import tile_side
@@ -195,10 +195,10 @@ def read_assignments(folder: Folder, count: int) -> Assignments:
     return _as_assignments(pa.concat_tables(tables))
 
 
-def read_totals(folder: Folder, num_clusters: int) -> Totals:
+def read_totals(folder: Folder, num_clusters: int) -> ClusterTotals:
     """Counts and sums over all images, read block by block; errors are those of `read_assignments`."""
     blocks = (count_images(_as_assignments(table), num_clusters) for table in _blocks(folder, COLUMNS[1:]))
-    return reduce(Totals.plus, blocks)
+    return reduce(ClusterTotals.plus, blocks)
 
 
 def _blocks(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
