@@ -89,7 +89,7 @@ class LeftOut(_Record):
     files: int = Field(default=1, ge=1)
 
 
-class Balance(_Record):
+class Tally(_Record):
     """What became of everything that an ingest saw: seen = images + quarantined + left_out."""
 
     unit: str = Field(description="what is counted: files, rows, members of tars")
@@ -163,7 +163,7 @@ class Manifest(_Record):
     source: SourceInfo
     pixels: PixelOptions = Field(AS_THEY_ARE, description="how the source's files were turned into pixels")
     shards: list[Shard]
-    balance: Balance | None = Field(default=None, description="None in manifests of earlier versions")
+    balance: Tally | None = Field(default=None, description="None in manifests of earlier versions")
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
 

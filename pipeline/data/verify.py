@@ -17,12 +17,12 @@ from PIL import Image
 from pyarrow import fs as pafs
 from pydantic import BaseModel
 
-from pipeline.data.balance import Tally, read_part
 from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import png, read_picture
 from pipeline.data.shards import COLUMNS, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
 from pipeline.data.sources import Part, Row, Source
+from pipeline.data.tally import PartTally, read_part
 from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically
@@ -39,7 +39,7 @@ class PartReport(BaseModel):
 
     groups: list[int] = []
     """Rows of each row group of the part's file."""
-    tally: Tally = Tally()
+    tally: PartTally = PartTally()
     images: int = 0
     labels: Counter[int] = Counter()
     """Images of each label."""

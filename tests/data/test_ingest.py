@@ -1,4 +1,4 @@
-"""Ingest: quarantine, balance, the folder it writes, kills, order, and Ray against one process. Sources are beside."""
+"""Ingest: quarantine, tally, the folder it writes, kills, order, and Ray against one process. Sources are beside."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_no_readable_image_is_an_error_and_no_manifest(tmp_path: Path) -> None:
         ingest(str(tmp_path / "void"), str(tmp_path / "out3"))
 
 
-# --- balance -------------------------------------------------------------------------------------------------
+# --- tally ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet", "webdataset", "digits"])
@@ -135,20 +135,20 @@ def test_what_was_seen_is_what_it_became(kind: str, tmp_path: Path) -> None:
         write_tar(tmp_path / "s" / "x.tar", {**images, "a.cls": b"1", "c.txt": b"caption"})
     out = tmp_path / "out"
     manifest = ingest("digits" if kind == "digits" else f"{kind}:{tmp_path}/s", str(out))
-    balance = manifest.balance
-    assert balance is not None
+    tally = manifest.balance
+    assert tally is not None
     expected = {
         "imagefolder": ("files", 6, 2, 1, 3),
         "parquet": ("rows", 4, 2, 1, 1),
         "webdataset": ("members", 6, 2, 1, 3),
         "digits": ("rows", 1797, 1797, 0, 0),
     }
-    assert tuple(balance.model_dump().values())[:5] == expected[kind]
+    assert tuple(tally.model_dump().values())[:5] == expected[kind]
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["balance"] == balance.model_dump()
-    assert sum(summary["left_out"]["rules"].values()) == summary["left_out"]["files"] == balance.left_out
-    assert bool(left_out(out)) == (balance.left_out > 0)
-    assert len(quarantined(out)) == balance.quarantined
+    assert summary["balance"] == tally.model_dump()
+    assert sum(summary["left_out"]["rules"].values()) == summary["left_out"]["files"] == tally.left_out
+    assert bool(left_out(out)) == (tally.left_out > 0)
+    assert len(quarantined(out)) == tally.quarantined
 
 
 def test_counts_that_do_not_add_up_are_our_fault(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

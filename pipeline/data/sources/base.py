@@ -56,7 +56,7 @@ class Source:
     Attributes
     ----------
     unit : str
-        What `seen` counts, as the balance at the end of an ingest names it.
+        What `seen` counts, as the tally at the end of an ingest names it.
     seen : int
         How many of them are known from the listing; parts add those that they find only while reading.
     classes : str
