@@ -22,7 +22,7 @@ from pyarrow import fs as pafs
 from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, LABELS, LABELS_SCHEMA, WRITE_OPTIONS, Shard, shard_schema
 from pipeline.data.sources.base import cut, pack, shuffled
 from pipeline.data.tasks import run_each
-from pipeline.data.verify import HELD_BYTES, PartReport, part_file
+from pipeline.data.verify import HELD_BYTES, VerifyReport, part_file
 from pipeline.storage import filesystem
 
 PIECES_PER_SHARD = 128
@@ -46,7 +46,7 @@ def rows_per_piece(rows_per_shard: int) -> int:
 
 
 def write_shards(
-    reports: list[PartReport], out: str, work: str, rows_per_shard: int, class_names: tuple[str, ...]
+    reports: list[VerifyReport], out: str, work: str, rows_per_shard: int, class_names: tuple[str, ...]
 ) -> list[Shard]:
     """Mix the files of all parts into shards of `rows_per_shard` rows; the last one may be shorter."""
     fs, root = filesystem(out)
@@ -62,7 +62,7 @@ def write_shards(
     return sorted(run_each(_write_shard, calls), key=lambda shard: shard.first_index)
 
 
-def _deal(reports: list[PartReport], rows_per_shard: int) -> Iterator[list[Piece]]:
+def _deal(reports: list[VerifyReport], rows_per_shard: int) -> Iterator[list[Piece]]:
     """The pieces of each shard: the row groups of all parts in a random order, cut where a shard is full."""
     groups = shuffled([(k, i, rows) for k, report in enumerate(reports) for i, rows in enumerate(report.groups)])
     for spans in pack((rows for _, _, rows in groups), rows_per_shard):

@@ -45,7 +45,7 @@ from pipeline.data.sources.listing import is_of_system
 from pipeline.data.sources.selection import some_of
 from pipeline.data.tally import add_up, collect_entries, content_digest, read_content_digest
 from pipeline.data.value_range import measure_range
-from pipeline.data.verify import OnProgress, PartReport, statistics, verify_parts
+from pipeline.data.verify import OnProgress, VerifyReport, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, check_readable, filesystem, join, probe, remedy_for, write_atomically
@@ -209,7 +209,7 @@ def _with_range(
     return measured
 
 
-def _write_lists(source: Source, reports: list[PartReport], out: str) -> tuple[list[Quarantined], list[LeftOut]]:
+def _write_lists(source: Source, reports: list[VerifyReport], out: str) -> tuple[list[Quarantined], list[LeftOut]]:
     """Write the lists of what was quarantined and what was left out, sorted by path, and return them."""
     fs, root = filesystem(out)
     quarantined, left_out = collect_entries(source, [report.tally for report in reports])
@@ -222,7 +222,7 @@ def _write_lists(source: Source, reports: list[PartReport], out: str) -> tuple[l
 def _assemble(
     source: Source,
     pixels: PixelOptions,
-    reports: list[PartReport],
+    reports: list[VerifyReport],
     labels: Counter[int],
     quarantined: list[Quarantined],
     left_out: list[LeftOut],
@@ -266,7 +266,7 @@ def _first(quarantined: list[Quarantined], left_out: list[LeftOut], out: str) ->
 
 def _write_summary(
     manifest: Manifest,
-    reports: list[PartReport],
+    reports: list[VerifyReport],
     quarantined: list[Quarantined],
     left_out: list[LeftOut],
     out: str,

@@ -79,7 +79,7 @@ class Assignment:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
-class PartReport(BaseModel):
+class AssignReport(BaseModel):
     """The result for a piece, or for several together.
 
     `sizes` has the number of images of each cluster, `similarity` the sum over all images. The bad images of one piece
@@ -104,10 +104,10 @@ class PartReport(BaseModel):
         self.bad += entries
         self.bad_count += sum(entry.rows for entry in entries)
 
-    def plus(self, other: PartReport) -> PartReport:
+    def plus(self, other: AssignReport) -> AssignReport:
         """The sum, without the lists."""
         sizes = [size + more for size, more in itertools.zip_longest(self.sizes, other.sizes, fillvalue=0)]
-        return PartReport(
+        return AssignReport(
             images=self.images + other.images,
             sizes=sizes,
             similarity=self.similarity + other.similarity,
@@ -117,7 +117,7 @@ class PartReport(BaseModel):
         )
 
 
-def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) -> Iterator[PartReport]:
+def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) -> Iterator[AssignReport]:
     """Assign what is not assigned yet, then yield the report of each piece in order; Ray must be connected.
 
     Raises
@@ -146,8 +146,8 @@ def _name(number: int) -> str:
     return f"part-{number:05d}"
 
 
-def _read(reports: Folder, number: int) -> PartReport:
-    return PartReport.model_validate(reports.read(f"{_name(number)}.json"))
+def _read(reports: Folder, number: int) -> AssignReport:
+    return AssignReport.model_validate(reports.read(f"{_name(number)}.json"))
 
 
 def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray.data.Dataset:
@@ -214,7 +214,7 @@ class Assigner:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the part and its report, which marks it as done."""
         piece: Piece = cloudpickle.loads(row["piece"])
-        name, report = _name(row["number"]), PartReport(sizes=[0] * len(self.assignment.card.clusters.sizes))
+        name, report = _name(row["number"]), AssignReport(sizes=[0] * len(self.assignment.card.clusters.sizes))
         with self._part(f"{name}.parquet") as write:
             for tables in _together(self._tables(piece, report), BATCHES_A_GROUP):
                 write(pa.concat_tables(tables))
@@ -236,7 +236,7 @@ class Assigner:
         with ExitStack() as opened:
             yield write
 
-    def _tables(self, piece: Piece, report: PartReport) -> Iterator[pa.Table]:
+    def _tables(self, piece: Piece, report: AssignReport) -> Iterator[pa.Table]:
         """The rows of the piece, a batch at a time; anything else in it is counted in the report."""
         for images, rows in _ahead(self._batches(piece, report)):
             with torch.inference_mode():
@@ -245,7 +245,7 @@ class Assigner:
             _count(report, table)
             yield table
 
-    def _batches(self, piece: Piece, report: PartReport) -> Iterator[tuple[Tensor, list[Encoded]]]:
+    def _batches(self, piece: Piece, report: AssignReport) -> Iterator[tuple[Tensor, list[Encoded]]]:
         """Decoded images uint8 (b, S, S, 3) with their rows."""
         decoded = partial(_decoded, decoding=self.assignment.card.decoding)
         for block in _together(_encoded(piece, report), self.batch):
@@ -280,7 +280,7 @@ def decoding_threads() -> int:
     return max(1, int(node.get("CPU", 0) / max(node.get("GPU", 0), 1)))
 
 
-def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:
+def _encoded(piece: Piece, report: AssignReport) -> Iterator[Encoded]:
     """The images of a piece; its other entries go into the report."""
     for entry in piece():
         if isinstance(entry, Encoded):
@@ -299,7 +299,7 @@ def _decoded(row: Encoded, decoding: dict[str, Any]) -> Tensor | Quarantined:
         return Quarantined(path=row.path or f"image {row.index}", reason=first_line(error))
 
 
-def _count(report: PartReport, table: pa.Table) -> None:
+def _count(report: AssignReport, table: pa.Table) -> None:
     """Add the rows of a table to a report."""
     counts = np.bincount(table.column("cluster").to_numpy(), minlength=len(report.sizes))
     report.sizes = [size + int(count) for size, count in zip(report.sizes, counts, strict=True)]

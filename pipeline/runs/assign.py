@@ -22,7 +22,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import refuse_overlap
 from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.assign import PARTS, Assignment, PartReport, assign, rename_clusters
+from pipeline.inference.assign import PARTS, Assignment, AssignReport, assign, rename_clusters
 from pipeline.inference.card import CARD, ModelCard
 from pipeline.inference.pieces import RAW_PIECE_IMAGES, Pieces, raw_pieces, shard_pieces
 from pipeline.inference.predict import TrainingClusters
@@ -146,9 +146,9 @@ def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: boo
     target.write(WORK, work | {"names": names})
 
 
-def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) -> PartReport:
+def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) -> AssignReport:
     """Assign, and write the list of bad images as the reports arrive; returns the sum of the reports."""
-    total = PartReport(left_out=sum(entry.files for entry in pieces.left_out))
+    total = AssignReport(left_out=sum(entry.files for entry in pieces.left_out))
     total.refuse(list(pieces.quarantined))
     with target.open_output(BAD) as stream:
         stream.write(_lines(total.bad))
@@ -177,7 +177,7 @@ def group_sizes(summary: dict[str, Any]) -> Counter[str | int]:
     return sizes
 
 
-def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder) -> dict[str, Any]:
+def summarise(card: ModelCard, pieces: Pieces, total: AssignReport, target: Folder) -> dict[str, Any]:
     """Sizes, drift, and paths of the outputs."""
     sizes = [{"cluster": number, "name": card.name(number), "images": size} for number, size in enumerate(total.sizes)]
     outputs = {"summary": SUMMARY, "assignments": PARTS, "bad": BAD}
@@ -195,7 +195,7 @@ def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder
     }
 
 
-def drift(training: TrainingClusters, total: PartReport) -> dict[str, float]:
+def drift(training: TrainingClusters, total: AssignReport) -> dict[str, float]:
     """How the images differ from those of the training; all values are 0 for the same images.
 
     `sizes` is the Jensen-Shannon divergence (Lin 1991), in bits and so in [0, 1], between the clusters' shares here and

@@ -20,7 +20,7 @@ from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LeftOut, Quarantined, read_manifest
 from pipeline.data.sources import open_source
 from pipeline.inference import assign as module
-from pipeline.inference.assign import PARTS, REPORTS, Assigner, Assignment, PartReport, rename_clusters
+from pipeline.inference.assign import PARTS, REPORTS, Assigner, Assignment, AssignReport, rename_clusters
 from pipeline.inference.pieces import Encoded, Pieces, raw_pieces, shard_pieces
 from pipeline.inference.predict import predict
 from pipeline.storage import Folder
@@ -30,13 +30,13 @@ from tests.helpers.pictures import quadrants, saved, stored
 PICTURE = saved(Image.fromarray(quadrants()), "PNG")
 
 
-def assigned(piece: Any, folder: Path, **options: Any) -> tuple[PartReport, Any]:
+def assigned(piece: Any, folder: Path, **options: Any) -> tuple[AssignReport, Any]:
     """The report and the rows of one piece."""
     for name in (PARTS, REPORTS):
         Folder(str(folder)).subfolder(name).make()
     actor = Assigner(Assignment(cluster_model, card(options.pop("names", None)), 4, str(folder), **options))
     actor({"number": 0, "piece": cloudpickle.dumps(piece)})
-    report = PartReport.model_validate(Folder(str(folder)).subfolder(REPORTS).read("part-00000.json"))
+    report = AssignReport.model_validate(Folder(str(folder)).subfolder(REPORTS).read("part-00000.json"))
     part = folder / PARTS / "part-00000.parquet"
     return report, pq.read_table(part) if part.exists() else None
 
