@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.measure import conclude, speedup, time_interleaved
-from pipeline.backbone_features.cache import CacheKey, FeatureCache, Part, part_table
+from pipeline.backbone_features.cache import CacheKey, CachePart, FeatureCache, part_table
 from pipeline.backbone_features.inputs import CachedFeatures, as_input, split_pair
 from pipeline.backbone_features.load import load_backbone_features
 from pipeline.clustering.kmeans import spherical_kmeans
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 def write_cache(folder: Path, images: int) -> FeatureCache:
     """A cache of random features, part by part."""
     parts = tuple(
-        Part(file=f"part-{start:07d}.parquet", first_index=start, rows=min(PART_IMAGES, images - start))
+        CachePart(file=f"part-{start:07d}.parquet", first_index=start, rows=min(PART_IMAGES, images - start))
         for start in range(0, images, PART_IMAGES)
     )
     rng = np.random.default_rng(0)

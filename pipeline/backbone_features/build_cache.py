@@ -24,8 +24,8 @@ from pipeline.backbone_features.cache import (
     CACHE,
     WORK,
     CacheKey,
+    CachePart,
     FeatureCache,
-    Part,
     cache_key,
     check_same_key,
     part_table,
@@ -172,13 +172,13 @@ def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: 
             folder.write_bytes(PROGRAM, program)
 
 
-def cut_parts(images: int, side: int) -> tuple[Part, ...]:
+def cut_parts(images: int, side: int) -> tuple[CachePart, ...]:
     """Parts of equal length, from the number of images and the side of a decoded one."""
     most = min(PART_IMAGES[-1], max(1, PART_BYTES // (3 * side * side)))
     rows = min(most, max(PART_IMAGES[0], images // PARTS))
     starts = range(0, images, rows)
     return tuple(
-        Part(file=f"part-{number:05d}.parquet", first_index=start, rows=min(rows, images - start))
+        CachePart(file=f"part-{number:05d}.parquet", first_index=start, rows=min(rows, images - start))
         for number, start in enumerate(starts)
     )
 
@@ -203,7 +203,7 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
         raise own_error(error, "the features could not be made", folder.path) from error
 
 
-def written_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:
+def written_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]) -> ray.data.Dataset:
     """A data set that writes the parts while it is read: tasks decode the images, actors encode them."""
     quiet_data_context()
     rows = [part.model_dump() for part in parts]

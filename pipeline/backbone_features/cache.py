@@ -49,7 +49,7 @@ class CacheKey(_Record):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
 
-class Part(_Record):
+class CachePart(_Record):
     """A Parquet file with the backbone features of images `first_index` to `first_index + rows - 1`."""
 
     file: str
@@ -66,7 +66,7 @@ class FeatureCache(_Record):
     views: int
     """Rows of an image: the un-augmented view, and the augmented ones."""
     feature_size: int
-    parts: tuple[Part, ...]
+    parts: tuple[CachePart, ...]
     seconds: float
     """Time that the command which completed it took."""
 
@@ -148,7 +148,7 @@ def part_table(first_index: int, features: Half) -> pa.Table:
     return pa.table({"index": index, "view": view, "feature": column})
 
 
-def read_part(folder: Folder, part: Part, cache: FeatureCache) -> Half:
+def read_part(folder: Folder, part: CachePart, cache: FeatureCache) -> Half:
     """The features (rows, views, F) of a part.
 
     Raises
@@ -183,7 +183,7 @@ def read_first(folder: Folder, rows: int) -> Half:
 def read_backbone_features(folder: Folder, cache: FeatureCache, into: Half) -> None:
     """Read all parts into an array (N, views, F), which may be a mapped file; a few parts are in memory at a time."""
 
-    def put(part: Part) -> None:
+    def put(part: CachePart) -> None:
         into[part.first_index : part.first_index + part.rows] = read_part(folder, part, cache)
 
     with ThreadPoolExecutor(4) as pool:

@@ -25,13 +25,13 @@ from pipeline.data.tasks import run_each
 from pipeline.data.verify import HELD_BYTES, VerifyReport, part_file
 from pipeline.storage import filesystem
 
-PIECES_PER_SHARD = 128
+GROUPS_PER_SHARD = 128
 SHUFFLED_ROWS = 1024  # rows of a shard that are shuffled together, or fewer if they reach HELD_BYTES
 LABEL_ROWS = 1 << 18  # least rows in a row group of the file of labels: two megabytes
 OPEN_PARTS = 64  # part files that a task keeps open, each with its footer
 
 
-class Piece(NamedTuple):
+class GroupSlice(NamedTuple):
     """Rows `start` to `stop` of a row group of a part's file."""
 
     part: int
@@ -40,9 +40,9 @@ class Piece(NamedTuple):
     stop: int
 
 
-def rows_per_piece(rows_per_shard: int) -> int:
+def part_group_rows(rows_per_shard: int) -> int:
     """Length of the parts' row groups, whose rows stay together when the parts are mixed."""
-    return -(-rows_per_shard // PIECES_PER_SHARD)
+    return -(-rows_per_shard // GROUPS_PER_SHARD)
 
 
 def write_shards(
@@ -56,30 +56,30 @@ def write_shards(
         ):  # left by an ingest that was killed here before its source changed
             fs.delete_file(info.path)
     calls = (
-        (out, work, i, i * rows_per_shard, pieces, class_names)
-        for i, pieces in enumerate(_deal(reports, rows_per_shard))
+        (out, work, i, i * rows_per_shard, slices, class_names)
+        for i, slices in enumerate(_deal(reports, rows_per_shard))
     )
     return sorted(run_each(_write_shard, calls), key=lambda shard: shard.first_index)
 
 
-def _deal(reports: list[VerifyReport], rows_per_shard: int) -> Iterator[list[Piece]]:
-    """The pieces of each shard: the row groups of all parts in a random order, cut where a shard is full."""
+def _deal(reports: list[VerifyReport], rows_per_shard: int) -> Iterator[list[GroupSlice]]:
+    """The slices of each shard: the row groups of all parts in a random order, cut where a shard is full."""
     groups = shuffled([(k, i, rows) for k, report in enumerate(reports) for i, rows in enumerate(report.groups)])
     for spans in pack((rows for _, _, rows in groups), rows_per_shard):
-        yield [Piece(*groups[run][:2], start, stop) for run, start, stop in spans]
+        yield [GroupSlice(*groups[run][:2], start, stop) for run, start, stop in spans]
 
 
 def _write_shard(
-    out: str, work: str, number: int, first: int, pieces: list[Piece], class_names: tuple[str, ...]
+    out: str, work: str, number: int, first: int, slices: list[GroupSlice], class_names: tuple[str, ...]
 ) -> Shard:
-    """Write the rows of `pieces` as a shard, with indices from `first` on, and its labels into a file in `work`."""
+    """Write the rows of `slices` as a shard, with indices from `first` on, and its labels into a file in `work`."""
     fs, root = filesystem(out)
     name, schema = f"shard-{number:05d}.parquet", shard_schema(class_names)
     groups: list[int] = []
     labels: list[pa.Table] = []
     index = first
     with pq.ParquetWriter(f"{root}/{name}", schema, filesystem=fs, **WRITE_OPTIONS) as writer:
-        for rows in _joined(_read(fs, work, pieces), SHUFFLED_ROWS, HELD_BYTES):
+        for rows in _joined(_read(fs, work, slices), SHUFFLED_ROWS, HELD_BYTES):
             table = rows.take(shuffled(range(len(rows)), index))
             indices = pa.array(np.arange(index, index + len(table)))
             for group in _row_groups(pa.table([table["image"], table["label"], indices], schema=schema)):
@@ -96,13 +96,13 @@ def _labels_path(work: str, number: int) -> str:
     return f"{work}/labels-{number:05d}.parquet"
 
 
-def _read(fs: pafs.FileSystem, work: str, pieces: list[Piece]) -> Iterator[pa.Table]:
+def _read(fs: pafs.FileSystem, work: str, slices: list[GroupSlice]) -> Iterator[pa.Table]:
     @lru_cache(OPEN_PARTS)
     def opened(part: int) -> pq.ParquetFile:
         return pq.ParquetFile(part_file(work, part), filesystem=fs)
 
-    for piece in pieces:
-        yield opened(piece.part).read_row_group(piece.group).slice(piece.start, piece.stop - piece.start)
+    for part, group, start, stop in slices:
+        yield opened(part).read_row_group(group).slice(start, stop - start)
 
 
 def _joined(tables: Iterable[pa.Table], rows: int, size: float) -> Iterator[pa.Table]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import LeftOut, Quarantined, Tally
-from pipeline.data.sources import Part, Row, Seen, Source
+from pipeline.data.sources import Row, Seen, Source, SourcePart
 from pipeline.data.tasks import run_each
 
 MODULUS = 2**256
@@ -28,7 +28,7 @@ class PartTally(BaseModel):
     content: int = 0
 
 
-def read_part(part: Part, tally: PartTally) -> Iterator[Row]:
+def tallied_rows(part: SourcePart, tally: PartTally) -> Iterator[Row]:
     """The rows of a part; everything else that it yields goes into `tally`."""
     total = tally.content
     for entry in part():
@@ -62,9 +62,9 @@ def read_content_digest(source: Source, pixels: PixelOptions) -> str:
     return content_digest(source, pixels, run_each(_tally_part, ((part,) for part in source.parts)))
 
 
-def _tally_part(part: Part) -> PartTally:
+def _tally_part(part: SourcePart) -> PartTally:
     tally = PartTally()
-    for _ in read_part(part, tally):
+    for _ in tallied_rows(part, tally):
         pass
     return tally
 

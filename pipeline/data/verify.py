@@ -21,8 +21,8 @@ from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import png, read_picture
 from pipeline.data.shards import COLUMNS, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
-from pipeline.data.sources import Part, Row, Source
-from pipeline.data.tally import PartTally, read_part
+from pipeline.data.sources import Row, Source, SourcePart
+from pipeline.data.tally import PartTally, tallied_rows
 from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically
@@ -122,7 +122,14 @@ def _finished(fs: pafs.FileSystem, work: str, total: int) -> Iterator[tuple[int,
 
 
 def _verify_part(
-    part: Part, k: int, out: str, work: str, pixels: PixelOptions, rows_per_group: int, stride: int, num_classes: int
+    part: SourcePart,
+    k: int,
+    out: str,
+    work: str,
+    pixels: PixelOptions,
+    rows_per_group: int,
+    stride: int,
+    num_classes: int,
 ) -> tuple[int, VerifyReport]:
     """Write the good rows of part number `k`, and the report that marks it done."""
     fs, _ = filesystem(out)
@@ -138,9 +145,11 @@ def _verify_part(
     return k, report
 
 
-def _good_rows(part: Part, report: VerifyReport, pixels: PixelOptions, stride: int, num_classes: int) -> Iterator[Row]:
+def _good_rows(
+    part: SourcePart, report: VerifyReport, pixels: PixelOptions, stride: int, num_classes: int
+) -> Iterator[Row]:
     """Yield the good rows as they will be stored; record counts, measurements and quarantined rows in `report`."""
-    for position, row in enumerate(read_part(part, report.tally)):
+    for position, row in enumerate(tallied_rows(part, report.tally)):
         try:
             _check_label(row.label, num_classes)
             picture = read_picture(row.data, pixels)

@@ -10,7 +10,7 @@ from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import stored_bytes
 from pipeline.data.read import read_shard_rows
 from pipeline.data.shards import LeftOut, Manifest, Quarantined, Shard
-from pipeline.data.sources import Part, Row, Source
+from pipeline.data.sources import Row, Source, SourcePart
 from pipeline.errors import first_line
 
 PIECES = 64  # at least, so that a kill loses little and all actors have work to the end
@@ -83,7 +83,7 @@ def _shard_rows(folder: str, shard: Shard, start: int, stop: int) -> Iterator[En
             yield Encoded(row["image"]["bytes"], row["image"]["path"] or "", row["label"], row["index"])
 
 
-def _raw_rows(part: Part, pixels: PixelOptions) -> Iterator[Encoded | Quarantined | LeftOut]:
+def _raw_rows(part: SourcePart, pixels: PixelOptions) -> Iterator[Encoded | Quarantined | LeftOut]:
     for entry in part():
         if isinstance(entry, Row):
             yield _as_ingested(entry, pixels)

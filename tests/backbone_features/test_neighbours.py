@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.backbone_features import neighbours
-from pipeline.backbone_features.cache import FeatureCache, Part, part_table, read_first
+from pipeline.backbone_features.cache import CachePart, FeatureCache, part_table, read_first
 from pipeline.backbone_features.neighbours import (
     approximate_neighbours,
     ensure_neighbours,
@@ -66,7 +66,7 @@ def clustered(folder: Path, images: int, size: int = 16) -> tuple[Folder, Featur
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(50, size))
     features = (centers[rng.integers(50, size=images)] + 0.3 * rng.normal(size=(images, size))).astype(np.float16)
-    parts = tuple(Part(file=f"part-{i}.parquet", first_index=i, rows=500) for i in range(0, images, 500))
+    parts = tuple(CachePart(file=f"part-{i}.parquet", first_index=i, rows=500) for i in range(0, images, 500))
     for part in parts:
         pq.write_table(part_table(part.first_index, features[part.first_index :][:500, None]), folder / part.file)
     key = {"images": "", "encoder": "", "weights": "", "preprocessing": {}, "views": {}, "precision": ""}

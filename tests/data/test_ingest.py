@@ -22,7 +22,7 @@ from pipeline.data import ingest as ingest_module
 from pipeline.data.ingest import ingest
 from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LABELS, validate_shards
-from pipeline.data.sources import Part, Row, open_source
+from pipeline.data.sources import Row, SourcePart, open_source
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
 from tests.helpers.sources import (
@@ -252,7 +252,7 @@ def test_a_killed_ingest_is_resumed_and_ends_the_same(
         validate_shards(str(tmp_path / "out"))
     verify_part, done = verify._verify_part, []
 
-    def counted(part: Part, k: int, *rest: Any) -> Any:
+    def counted(part: SourcePart, k: int, *rest: Any) -> Any:
         done.append(k)
         return verify_part(part, k, *rest)
 

@@ -45,7 +45,7 @@ class Seen(NamedTuple):
     number: int
 
 
-Part = Callable[[], Iterator[Row | Quarantined | LeftOut | Seen]]
+SourcePart = Callable[[], Iterator[Row | Quarantined | LeftOut | Seen]]
 """Reads a slice of a source, always in the same order; picklable, so that any process can read it."""
 
 
@@ -68,7 +68,7 @@ class Source:
     name: str
     kind: str
     class_names: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[SourcePart, ...]
     unit: str
     seen: int
     stamp: str
