@@ -30,7 +30,7 @@ from pipeline.cluster import connect
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_shard_rows
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.inference.assign import PARTS, Assignment, assign
+from pipeline.inference.assign import PARTS, AssignJob, assign
 from pipeline.inference.image_parts import ImageParts, shard_parts
 from pipeline.runs.models import TrainedModel, open_model
 from pipeline.storage import Folder
@@ -71,7 +71,7 @@ def by_actors(model: TrainedModel, images: ImageParts) -> tuple[float, float, li
     with tempfile.TemporaryDirectory() as out:
         watch = Stopwatch()
         load = model.loader(Folder(out))
-        for _ in assign(images, Assignment(load, model.card, model.batch_size, out), watch):
+        for _ in assign(images, AssignJob(load, model.card, model.batch_size, out), watch):
             pass
         seconds = time.perf_counter() - watch.started
         rows = pads.dataset(f"{out}/{PARTS}").to_table(columns=["index", "cluster"]).sort_by("index")

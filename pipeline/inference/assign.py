@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Assignment:
+class AssignJob:
     """How images are assigned; the same for all actors, and small.
 
     Attributes
@@ -117,7 +117,7 @@ class AssignReport(BaseModel):
         )
 
 
-def assign(images: ImageParts, assignment: Assignment, echo: Callable[[str], None]) -> Iterator[AssignReport]:
+def assign(images: ImageParts, job: AssignJob, echo: Callable[[str], None]) -> Iterator[AssignReport]:
     """Assign what is not assigned yet, then yield the report of each part in order; Ray must be connected.
 
     Raises
@@ -125,7 +125,7 @@ def assign(images: ImageParts, assignment: Assignment, echo: Callable[[str], Non
     DataError, RunFailed
         When images cannot be read, or Ray fails; the same call resumes.
     """
-    parts, reports = (Folder(assignment.out).subfolder(name).make() for name in (PARTS, REPORTS))
+    parts, reports = (Folder(job.out).subfolder(name).make() for name in (PARTS, REPORTS))
     for folder in (parts, reports):
         folder.delete_unfinished()
     there = set(reports.names("part-"))
@@ -135,10 +135,10 @@ def assign(images: ImageParts, assignment: Assignment, echo: Callable[[str], Non
         progress = Progress("assign", "images", images.total, done, echo)
         try:
             with cpp_log_lines_hidden():  # one warns, for any arguments, that actors could lose them
-                for row in _assigned(images, missing, assignment).iter_rows():
+                for row in _assigned(images, missing, job).iter_rows():
                     progress.add(row["seen"])
         except RayError as error:
-            raise own_error(error, "the images could not be assigned", assignment.out) from error
+            raise own_error(error, "the images could not be assigned", job.out) from error
     yield from (_read(reports, number) for number in range(len(images.parts)))
 
 
@@ -150,15 +150,15 @@ def _read(reports: Folder, number: int) -> AssignReport:
     return AssignReport.model_validate(reports.read(f"{_name(number)}.json"))
 
 
-def _assigned(images: ImageParts, numbers: list[int], assignment: Assignment) -> ray.data.Dataset:
+def _assigned(images: ImageParts, numbers: list[int], job: AssignJob) -> ray.data.Dataset:
     """A data set that assigns the parts while it is read; its rows are small."""
     quiet_data_context()
     rows = [{"number": number, "part": cloudpickle.dumps(images.parts[number])} for number in numbers]
     useful = len(rows) if images.total is None else min(len(rows), math.ceil(images.total / ACTOR_IMAGES))
-    pool = actor_pool(assignment.resources, node_resources(), useful)
+    pool = actor_pool(job.resources, node_resources(), useful)
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Assigner,
-        fn_constructor_args=[assignment],
+        fn_constructor_args=[job],
         num_gpus=1 if pool.gpus else 0,
         num_cpus=0 if pool.gpus else 0.5,  # an actor that took the only CPU would wait for input for ever
         concurrency=(pool.least, pool.most),
@@ -198,23 +198,23 @@ class Assigner:
 
     Parameters
     ----------
-    assignment : Assignment
+    job : AssignJob
     """
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, job: AssignJob) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.assignment, self.out = assignment, Folder(assignment.out)
+        self.job, self.out = job, Folder(job.out)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        self.batch = assignment.batch_size if self.device.type == "cuda" else min(assignment.batch_size, CPU_BATCH)
+        self.batch = job.batch_size if self.device.type == "cuda" else min(job.batch_size, CPU_BATCH)
         threads = decoding_threads() if self.device.type == "cuda" else 1
         self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
-        self.model = assignment.load(self.device)
+        self.model = job.load(self.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the file of a part, and its report, which marks the part as done."""
         part: ImagePart = cloudpickle.loads(row["part"])
-        name, report = _name(row["number"]), AssignReport(sizes=[0] * len(self.assignment.card.clusters.sizes))
+        name, report = _name(row["number"]), AssignReport(sizes=[0] * len(self.job.card.clusters.sizes))
         with self._part(f"{name}.parquet") as write:
             for tables in _together(self._tables(part, report), BATCHES_A_GROUP):
                 write(pa.concat_tables(tables))
@@ -247,7 +247,7 @@ class Assigner:
 
     def _batches(self, part: ImagePart, report: AssignReport) -> Iterator[tuple[Tensor, list[EncodedImage]]]:
         """Decoded images uint8 (b, S, S, 3) with their rows."""
-        decoded = partial(_decoded, decoding=self.assignment.card.decoding)
+        decoded = partial(_decoded, decoding=self.job.card.decoding)
         for block in _together(_encoded(part, report), self.batch):
             entries = list(self.map(decoded, block))
             report.refuse([entry for entry in entries if isinstance(entry, Quarantined)])
@@ -256,8 +256,8 @@ class Assigner:
                 yield torch.stack([entry for entry in entries if isinstance(entry, Tensor)]), rows
 
     def _table(self, prediction: Prediction, features: Tensor, rows: list[EncodedImage]) -> pa.Table:
-        table = prediction_table(prediction, features=features if self.assignment.features else None)
-        card = self.assignment.card
+        table = prediction_table(prediction, features=features if self.job.features else None)
+        card = self.job.card
         cluster, similarity = (table.column(name).to_numpy() for name in ("cluster", "similarity"))
         score = card.clusters.outlier(cluster, similarity)
         columns = {
@@ -266,9 +266,9 @@ class Assigner:
             **{name: table.column(name) for name in Prediction._fields},
             "outlier": pa.array(score),
         }
-        if self.assignment.features:
+        if self.job.features:
             columns["feature"] = table.column("feature")
-        if self.assignment.classes:
+        if self.job.classes:
             columns["label"] = pa.array([row.label for row in rows], pa.int64())
         return with_names(pa.table(columns), card)
 

@@ -22,7 +22,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import refuse_overlap
 from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.assign import PARTS, Assignment, AssignReport, assign, rename_clusters
+from pipeline.inference.assign import PARTS, AssignJob, AssignReport, assign, rename_clusters
 from pipeline.inference.card import CARD, ModelCard
 from pipeline.inference.image_parts import SOURCE_PART_IMAGES, ImageParts, shard_parts, source_parts
 from pipeline.inference.predict import TrainingClusters
@@ -91,8 +91,8 @@ def assign_images(
         enough = is_worth_it(images.total, model.card.decoding["size"])
         by_onnx = enough and not actor_pool(resources, node_resources(), 1).gpus
         load = model.cpu_loader(target, echo) if by_onnx else model.loader(target)
-        assignment = Assignment(load, model.card, model.batch_size, target.path, features, classes, resources)
-        total = _assign(images, assignment, target, echo)
+        job = AssignJob(load, model.card, model.batch_size, target.path, features, classes, resources)
+        total = _assign(images, job, target, echo)
         summary = summarise(model.card, images, total, target) | {"seconds": round(time.monotonic() - started, 3)}
         target.write(SUMMARY, summary)
         target.delete(ONNX)  # only for the nodes without GPUs
@@ -148,13 +148,13 @@ def _claim(
     target.write(WORK, work | {"names": names})
 
 
-def _assign(images: ImageParts, assignment: Assignment, target: Folder, echo: Echo) -> AssignReport:
+def _assign(images: ImageParts, job: AssignJob, target: Folder, echo: Echo) -> AssignReport:
     """Assign, and write the list of bad images as the reports arrive; returns the sum of the reports."""
     total = AssignReport(left_out=sum(entry.files for entry in images.left_out))
     total.refuse(list(images.quarantined))
     with target.open_output(BAD) as stream:
         stream.write(_lines(total.bad))
-        for report in assign(images, assignment, echo):
+        for report in assign(images, job, echo):
             stream.write(_lines(report.bad))
             total = total.plus(report)
     if total.images == 0:

@@ -20,7 +20,7 @@ from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LeftOut, Quarantined, read_manifest
 from pipeline.data.sources import open_source
 from pipeline.inference import assign as module
-from pipeline.inference.assign import PARTS, REPORTS, Assigner, Assignment, AssignReport, rename_clusters
+from pipeline.inference.assign import PARTS, REPORTS, Assigner, AssignJob, AssignReport, rename_clusters
 from pipeline.inference.image_parts import EncodedImage, ImageParts, shard_parts, source_parts
 from pipeline.inference.predict import predict
 from pipeline.storage import Folder
@@ -34,7 +34,7 @@ def assigned(part: Any, folder: Path, **options: Any) -> tuple[AssignReport, Any
     """The report and the rows of one part."""
     for name in (PARTS, REPORTS):
         Folder(str(folder)).subfolder(name).make()
-    actor = Assigner(Assignment(cluster_model, card(options.pop("names", None)), 4, str(folder), **options))
+    actor = Assigner(AssignJob(cluster_model, card(options.pop("names", None)), 4, str(folder), **options))
     actor({"number": 0, "part": cloudpickle.dumps(part)})
     report = AssignReport.model_validate(Folder(str(folder)).subfolder(REPORTS).read("part-00000.json"))
     file = folder / PARTS / "part-00000.parquet"
@@ -133,8 +133,8 @@ def test_pieces_cover_the_shards_once(tmp_path: Path) -> None:
 def test_only_pieces_without_a_report_are_assigned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ImageParts("some", "stamp", tuple(partial(list, images(number)) for number in (3, 4, 5)), 12, ())
     out = Folder(str(tmp_path))
-    assignment = Assignment(cluster_model, card(), 4, str(tmp_path))
-    actor, done = Assigner(assignment), list[int]()
+    job = AssignJob(cluster_model, card(), 4, str(tmp_path))
+    actor, done = Assigner(job), list[int]()
     out.subfolder(PARTS).make()
     out.subfolder(REPORTS).make()
     actor({"number": 1, "part": cloudpickle.dumps(given.parts[1])})
@@ -142,7 +142,7 @@ def test_only_pieces_without_a_report_are_assigned_again(tmp_path: Path, monkeyp
     class Here:
         """Ray's data set, in this process."""
 
-        def __init__(self, given: ImageParts, numbers: list[int], _: Assignment) -> None:
+        def __init__(self, given: ImageParts, numbers: list[int], _: AssignJob) -> None:
             self.rows = [{"number": number, "part": cloudpickle.dumps(given.parts[number])} for number in numbers]
 
         def iter_rows(self) -> Iterator[dict[str, Any]]:
@@ -151,7 +151,7 @@ def test_only_pieces_without_a_report_are_assigned_again(tmp_path: Path, monkeyp
                 yield actor(row)
 
     monkeypatch.setattr(module, "_assigned", Here)
-    reports = list(module.assign(given, assignment, lambda line: None))
+    reports = list(module.assign(given, job, lambda line: None))
     assert done == [0, 2]
     assert [report.images for report in reports] == [3, 4, 5]
     assert pq.read_table(tmp_path / PARTS).num_rows == 12
