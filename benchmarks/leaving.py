@@ -45,7 +45,7 @@ from pipeline.tracking import RunRef
 from pipeline.training.job import Job
 
 SIZE, CLASSES, PARTS, SHARD_ROWS = 64, 10, 4, 50_000  # length of a feature, classes, workers of the run
-EMBEDDED = 2_000  # images with a place on the map and neighbours
+MAPPED = 2_000  # images with a place on the map and neighbours
 CLAIM = 16  # bytes an image
 
 
@@ -132,7 +132,7 @@ def feature_table(index: Tensor, clusters: Tensor, generator: torch.Generator) -
 def leave(job: Job, answer: Any) -> None:
     """Write the outputs of the run; answers with the peak of this process in bytes, and the seconds it took."""
     values = {"centers": centers(job.plan.num_clusters), "history": [{"epoch": 0, "loss": 1.0}]}
-    started, report.EXACT_IMAGES = time.monotonic(), EMBEDDED
+    started, report.EXACT_IMAGES = time.monotonic(), MAPPED
     with peak_memory() as peak, TemporaryDirectory() as local:
         write_assignments(job.folder, job.config.data.path, job.manifest.num_images, job.plan.num_clusters)
         draw(job, values, Path(local))
