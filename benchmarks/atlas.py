@@ -25,7 +25,7 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks.measure import conclude
-from pipeline.backbone_features.neighbours import nearest_rows
+from pipeline.clustering.neighbours import nearest_rows
 from pipeline.method.losses import unit
 from pipeline.report.atlas import atlas_page
 from pipeline.report.choice import Assignments, count_images

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from pipeline.backbone_features.neighbours import nearest_rows
+from pipeline.clustering.neighbours import nearest_rows
 from pipeline.report.choice import Assignments
 from pipeline.report.layout import Layout, lay_out
 from pipeline.report.sprites import jpeg

@@ -39,7 +39,7 @@ def test_neighbours_are_those_of_all_similarities_and_never_the_image_itself(
     expected = (unit @ unit.T - 2 * torch.eye(200)).topk(5).indices
     assert exact_neighbours(folder, cache, 5).tolist() == expected.tolist()
     monkeypatch.setattr(neighbours, "TASK_IMAGES", 37)
-    monkeypatch.setattr(neighbours, "QUERIES", 10)
+    monkeypatch.setattr("pipeline.clustering.neighbours.QUERIES", 10)
     assert exact_neighbours(folder, cache, 5).tolist() == expected.tolist()
 
 

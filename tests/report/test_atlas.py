@@ -85,7 +85,7 @@ def test_identical_images_are_found() -> None:
 
 
 def _neighbours(features: Any, before: Any) -> tuple[Any, ...]:
-    from pipeline.backbone_features.neighbours import nearest_rows
+    from pipeline.clustering.neighbours import nearest_rows
 
     ids, cosines = nearest_rows(features, 0, len(features), 5)
     return features, before.layout, ids.numpy(), cosines.numpy()
