@@ -32,10 +32,10 @@ from torch import Tensor
 from benchmarks.features import peak_memory
 from benchmarks.measure import conclude
 from pipeline.config.loading import load_config
-from pipeline.data.shards import GROUP_ROWS as SHARD_GROUP_ROWS
+from pipeline.data.shards import ROW_GROUP_ROWS as SHARD_ROW_GROUP_ROWS
 from pipeline.data.shards import WRITE_OPTIONS, ImageStatistics, Manifest, Shard, SourceInfo, shard_schema
 from pipeline.inference.predict import predict
-from pipeline.inference.run_features import FEATURES, GROUP_ROWS, prediction_table
+from pipeline.inference.run_features import FEATURES, ROW_GROUP_ROWS, prediction_table
 from pipeline.method.losses import unit
 from pipeline.plan import make_plan
 from pipeline.runs import report
@@ -73,7 +73,7 @@ def write_shards(folder: Path, images: int) -> Manifest:
     for first in range(0, images, SHARD_ROWS):
         rows = range(first, min(first + SHARD_ROWS, images))
         file = folder / f"shard-{len(shards):05d}.parquet"
-        pq.write_table(shard_table(rows), file, row_group_size=SHARD_GROUP_ROWS, **WRITE_OPTIONS)
+        pq.write_table(shard_table(rows), file, row_group_size=SHARD_ROW_GROUP_ROWS, **WRITE_OPTIONS)
         shards.append(Shard(file=file.name, rows=len(rows), bytes=file.stat().st_size, first_index=first))
     statistics = ImageStatistics(
         mean=(0.5,) * 3, std=(0.2,) * 3, sampled=1, min_width=8, max_width=8, min_height=8, max_height=8
@@ -113,8 +113,8 @@ def write_features(run: Path, images: int, clusters: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
         file = run / FEATURES / f"part-{part:05d}-of-{PARTS:05d}.parquet"
-        groups = (torch.arange(first, min(first + GROUP_ROWS, stop)) for first in range(start, stop, GROUP_ROWS))
-        tables = (feature_table(index, clusters, generator) for index in groups)
+        row_groups = torch.arange(start, stop).split(ROW_GROUP_ROWS)
+        tables = (feature_table(index, clusters, generator) for index in row_groups)
         first = next(tables)
         with pq.ParquetWriter(file, first.schema, write_page_checksum=True) as writer:
             writer.write_table(first)

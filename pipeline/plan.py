@@ -85,8 +85,8 @@ def make_order(config: RunConfig, manifest: Manifest) -> Order:
     Every worker can read all cached backbone features, so they are all shuffled together.
     """
     window = manifest.num_images if config.model.freeze else shuffle_window(config)
-    groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
-    return Order(manifest.num_images, config.optim.batch_size, config.seed, window, groups)
+    row_groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
+    return Order(manifest.num_images, config.optim.batch_size, config.seed, window, row_groups)
 
 
 def shuffle_window(config: RunConfig) -> int:

@@ -19,19 +19,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, LABELS, LABELS_SCHEMA, WRITE_OPTIONS, Shard, shard_schema
+from pipeline.data.shards import (
+    LABELS,
+    LABELS_SCHEMA,
+    ROW_GROUP_BYTES,
+    ROW_GROUP_ROWS,
+    WRITE_OPTIONS,
+    Shard,
+    shard_schema,
+)
 from pipeline.data.sources.base import cut, pack, shuffled
 from pipeline.data.tasks import run_each
 from pipeline.data.verify import HELD_BYTES, VerifyReport, part_file
 from pipeline.storage import filesystem
 
-GROUPS_PER_SHARD = 128
+ROW_GROUPS_PER_SHARD = 128
 SHUFFLED_ROWS = 1024  # rows of a shard that are shuffled together, or fewer if they reach HELD_BYTES
 LABEL_ROWS = 1 << 18  # least rows in a row group of the file of labels: two megabytes
 OPEN_PARTS = 64  # part files that a task keeps open, each with its footer
 
 
-class GroupSlice(NamedTuple):
+class RowGroupSlice(NamedTuple):
     """Rows `start` to `stop` of a row group of a part's file."""
 
     part: int
@@ -40,9 +48,9 @@ class GroupSlice(NamedTuple):
     stop: int
 
 
-def part_group_rows(rows_per_shard: int) -> int:
+def row_group_length(rows_per_shard: int) -> int:
     """Length of the parts' row groups, whose rows stay together when the parts are mixed."""
-    return -(-rows_per_shard // GROUPS_PER_SHARD)
+    return -(-rows_per_shard // ROW_GROUPS_PER_SHARD)
 
 
 def write_shards(
@@ -62,15 +70,15 @@ def write_shards(
     return sorted(run_each(_write_shard, calls), key=lambda shard: shard.first_index)
 
 
-def _deal(reports: list[VerifyReport], rows_per_shard: int) -> Iterator[list[GroupSlice]]:
+def _deal(reports: list[VerifyReport], rows_per_shard: int) -> Iterator[list[RowGroupSlice]]:
     """The slices of each shard: the row groups of all parts in a random order, cut where a shard is full."""
     groups = shuffled([(k, i, rows) for k, report in enumerate(reports) for i, rows in enumerate(report.groups)])
     for spans in pack((rows for _, _, rows in groups), rows_per_shard):
-        yield [GroupSlice(*groups[run][:2], start, stop) for run, start, stop in spans]
+        yield [RowGroupSlice(*groups[run][:2], start, stop) for run, start, stop in spans]
 
 
 def _write_shard(
-    out: str, work: str, number: int, first: int, slices: list[GroupSlice], class_names: tuple[str, ...]
+    out: str, work: str, number: int, first: int, slices: list[RowGroupSlice], class_names: tuple[str, ...]
 ) -> Shard:
     """Write the rows of `slices` as a shard, with indices from `first` on, and its labels into a file in `work`."""
     fs, root = filesystem(out)
@@ -96,7 +104,7 @@ def _labels_path(work: str, number: int) -> str:
     return f"{work}/labels-{number:05d}.parquet"
 
 
-def _read(fs: pafs.FileSystem, work: str, slices: list[GroupSlice]) -> Iterator[pa.Table]:
+def _read(fs: pafs.FileSystem, work: str, slices: list[RowGroupSlice]) -> Iterator[pa.Table]:
     @lru_cache(OPEN_PARTS)
     def opened(part: int) -> pq.ParquetFile:
         return pq.ParquetFile(part_file(work, part), filesystem=fs)
@@ -119,7 +127,7 @@ def _joined(tables: Iterable[pa.Table], rows: int, size: float) -> Iterator[pa.T
 
 def _row_groups(table: pa.Table) -> list[pa.Table]:
     """Cut a table into row groups of nearly equal length, bounded in rows and, on average, in bytes."""
-    count = max(-(-len(table) // GROUP_ROWS), min(-(-table.nbytes // GROUP_BYTES), len(table)))
+    count = max(-(-len(table) // ROW_GROUP_ROWS), min(-(-table.nbytes // ROW_GROUP_BYTES), len(table)))
     bounds = [len(table) * i // count for i in range(count + 1)]
     return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.data.assemble import part_group_rows, write_labels, write_shards
+from pipeline.data.assemble import row_group_length, write_labels, write_shards
 from pipeline.data.class_lists import ClassList
 from pipeline.data.counts import check_counts
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
@@ -105,7 +105,7 @@ def ingest(
     if manifest is None:
         work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
         pixels = _with_range(opened, pixels, fs, work, rows_per_shard)
-        rows_per_group = part_group_rows(rows_per_shard)
+        rows_per_group = row_group_length(rows_per_shard)
         reports, labels = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_group, on_progress)
         quarantined, left_out = _write_lists(opened, reports, out)
         manifest = _assemble(opened, pixels, reports, labels, quarantined, left_out, out, work, rows_per_shard)

@@ -22,7 +22,7 @@ from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.data.counts import CountCheck
-from pipeline.data.footers import column_statistics, group_rows, is_range
+from pipeline.data.footers import column_statistics, is_range, row_group_rows
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.errors import DataError
 from pipeline.storage import Place, filesystem, join, raise_storage_fault, remedy_for, write_atomically
@@ -40,8 +40,8 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = {"image": IMAGE_TYPE, "label": pa.int64(), "index": pa.int64()}
 LABELS_SCHEMA = pa.schema([("label", pa.int64())])
 
-GROUP_ROWS = 256
-GROUP_BYTES = 8 << 20  # a row group is the smallest unit that a reader reads: a few megabytes, contiguous in the file
+ROW_GROUP_ROWS = 256
+ROW_GROUP_BYTES = 8 << 20  # a row group is the smallest unit that a reader reads: a few megabytes, in one place
 # Encoded images neither compress nor repeat; checksums let a reader tell a flipped bit from a bad picture.
 WRITE_OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -324,7 +324,7 @@ def _content_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
 
 
 def _groups_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
-    found = group_rows(file)
+    found = row_group_rows(file)
     if not shard.groups or found == shard.groups:
         return None
     return f"has {_first_difference(found, shard.groups)} in the manifest"
@@ -340,7 +340,7 @@ def _first_difference(found: Sequence[int], expected: Sequence[int]) -> str:
 def _index_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
     """The first wrong index; a row group is read only if its statistics do not prove that it has none."""
     row = 0
-    for group, rows in enumerate(group_rows(file)):
+    for group, rows in enumerate(row_group_rows(file)):
         first = shard.first_index + row
         if not is_range(column_statistics(file, group, "index"), first, rows):
             index = file.read_row_group(group, columns=["index"]).column("index").to_pylist()

@@ -46,7 +46,7 @@ PARTS, REPORTS = "assignments.parquet", "reports"
 """Folders of the output: the parts, which Parquet readers take as one table, and a report of each."""
 CPU_BATCH = 64  # images in a forward pass on a CPU, at most: more take more memory and no less time
 ACTOR_IMAGES = 2048  # that are worth starting an actor for, which takes seconds
-BATCHES_A_GROUP = 32  # in a row group
+BATCHES_A_ROW_GROUP = 32  # in a row group
 
 T = TypeVar("T")
 
@@ -216,7 +216,7 @@ class Assigner:
         part: ImagePart = cloudpickle.loads(row["part"])
         name, report = _name(row["number"]), AssignReport(sizes=[0] * len(self.job.card.clusters.sizes))
         with self._part(f"{name}.parquet") as write:
-            for tables in _together(self._tables(part, report), BATCHES_A_GROUP):
+            for tables in _together(self._tables(part, report), BATCHES_A_ROW_GROUP):
                 write(pa.concat_tables(tables))
         self.out.subfolder(REPORTS).write(f"{name}.json", report.model_dump())
         return {"seen": report.seen}

@@ -20,7 +20,7 @@ from pipeline.config.identity import run_name
 from pipeline.config.models import RunConfig
 from pipeline.data.class_lists import ClassList, load_class_list
 from pipeline.data.ingest import ingest
-from pipeline.data.read import has_labels, with_groups
+from pipeline.data.read import has_labels, with_row_groups
 from pipeline.data.shards import Manifest, has_manifest, read_manifest, validate_shards
 from pipeline.data.sources.listing import printable
 from pipeline.data.sources.selection import some_of
@@ -210,7 +210,7 @@ def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     A data set that lacks images, or has another source or other classes, is used with a warning.
     """
     classes = load_class_list(config.data.classes) if config.data.classes is not None else None
-    manifest = with_groups(config.data.path, _load_or_ingest(config, classes, echo))
+    manifest = with_row_groups(config.data.path, _load_or_ingest(config, classes, echo))
     for mismatch in _mismatches(config, classes, manifest):
         echo(f"warning: {mismatch}")
     return manifest

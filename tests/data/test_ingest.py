@@ -410,7 +410,7 @@ def test_shards_are_full_whatever_was_quarantined_or_however_parts_were_cut(tmp_
     assert [path for path, _ in labels(tmp_path / "out")] == kept
 
 
-@pytest.mark.parametrize(("limit", "value"), [("GROUP_BYTES", 10_000), ("GROUP_ROWS", 4)])
+@pytest.mark.parametrize(("limit", "value"), [("ROW_GROUP_BYTES", 10_000), ("ROW_GROUP_ROWS", 4)])
 def test_row_groups_stay_within_their_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
@@ -425,7 +425,7 @@ def test_row_groups_stay_within_their_limits(
     metadata = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     assert tuple(group.num_rows for group in groups) == manifest.shards[0].groups
-    assert {group.num_rows for group in groups} == {3} if limit == "GROUP_BYTES" else {3, 4}
+    assert {group.num_rows for group in groups} == {3} if limit == "ROW_GROUP_BYTES" else {3, 4}
     assert len(pq.read_metadata(tmp_path / "whole" / "shard-00000.parquet").to_dict()["row_groups"]) == 1
 
 
