@@ -30,8 +30,8 @@ from pipeline.cluster import connect
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_shard_rows
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.inference.assign import PARTS, Assignment, assign
-from pipeline.inference.pieces import Pieces, shard_pieces
+from pipeline.inference.assign import PARTS, AssignJob, assign
+from pipeline.inference.image_parts import ImageParts, shard_parts
 from pipeline.runs.models import TrainedModel, open_model
 from pipeline.storage import Folder
 
@@ -66,12 +66,12 @@ class Stopwatch:
         self.last = (time.perf_counter(), done)
 
 
-def by_actors(model: TrainedModel, pieces: Pieces) -> tuple[float, float, list[int]]:
+def by_actors(model: TrainedModel, images: ImageParts) -> tuple[float, float, list[int]]:
     """Seconds, images/s between the first report and the last, and the cluster of every image."""
     with tempfile.TemporaryDirectory() as out:
         watch = Stopwatch()
         load = model.loader(Folder(out))
-        for _ in assign(pieces, Assignment(load, model.card, model.batch_size, out), watch):
+        for _ in assign(images, AssignJob(load, model.card, model.batch_size, out), watch):
             pass
         seconds = time.perf_counter() - watch.started
         rows = pads.dataset(f"{out}/{PARTS}").to_table(columns=["index", "cluster"]).sort_by("index")
@@ -107,27 +107,27 @@ def _anonymous(process: psutil.Process) -> float:
     return float(info.rss - info.shared) / 2**20
 
 
-def _args(piece: Any) -> tuple[Any, ...]:
-    """(..., first index, index behind the last) of a piece of shards."""
-    return tuple(piece.args)
+def _args(part: Any) -> tuple[Any, ...]:
+    """(..., first index, index behind the last) of a part of shards."""
+    return tuple(part.args)
 
 
 def measure(run: str, shards: str, rounds: int) -> dict[str, Any]:
     """Speeds, their ratio in each round, and memory."""
     model, manifest = open_model(run), read_manifest(shards)
-    pieces = shard_pieces(str(Path(shards).absolute()), manifest)
+    images = shard_parts(str(Path(shards).absolute()), manifest)
     connect()
     memory = {}
-    for name, part in (("a tenth", pieces.pieces[: len(pieces.pieces) // 10]), ("all", pieces.pieces)):
+    for name, parts in (("a tenth", images.parts[: len(images.parts) // 10]), ("all", images.parts)):
         with peak_memory() as peak:
             by_actors(
-                model, replace(pieces, pieces=part, total=sum(stop - start for *_, start, stop in map(_args, part)))
+                model, replace(images, parts=parts, total=sum(stop - start for *_, start, stop in map(_args, parts)))
             )
-        memory[name] = {"parts": len(part)} | {who: round(mib) for who, mib in peak.items()}
+        memory[name] = {"parts": len(parts)} | {who: round(mib) for who, mib in peak.items()}
     ratios, steady, rates = [], [], []
     for _ in range(rounds):
         plain, expected = plain_loop(model, shards, manifest)
-        seconds, rate, found = by_actors(model, pieces)
+        seconds, rate, found = by_actors(model, images)
         assert found == expected, "the clusters differ"
         rates.append(manifest.num_images / plain)
         ratios.append(plain / seconds)

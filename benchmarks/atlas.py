@@ -25,17 +25,17 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks.measure import conclude
-from pipeline.features.neighbours import nearest_rows
+from pipeline.clustering.neighbours import nearest_rows
 from pipeline.method.losses import unit
 from pipeline.report.atlas import atlas_page
 from pipeline.report.choice import Assignments, count_images
 from pipeline.report.compose import Clustering, compose
-from pipeline.report.embedding import NEIGHBOURS, Embedding
-from pipeline.report.projection import Projection, principal_plane
+from pipeline.report.layout import Layout, principal_plane
+from pipeline.report.mapped_images import NEIGHBOURS, MappedImages
 from pipeline.report.sprites import tile_side
 
 MOST_BYTES, MOST_SECONDS = 30_000_000, 3.0
-EMBEDDED = 10_000  # images with features: more than the page has on its map
+MAPPED = 10_000  # images with features: more than the page has on its map
 Array = np.ndarray[Any, Any]
 
 
@@ -58,14 +58,14 @@ def make_clustering(count: int, clusters: int, size: int = 128) -> Clustering:
     )
     history = [{"epoch": epoch, "loss": 1 / (1 + epoch), "acc": 0.5, "seconds_step": 9.0} for epoch in range(200)]
     names = [f"class {number}" for number in range(100)]
-    totals, shown = count_images(images, clusters), _embedding(features[:EMBEDDED])
+    totals, shown = count_images(images, clusters), _mapped(features[:MAPPED])
     return Clustering("benchmark", images, totals, centers, shown, {}, names, history, [])
 
 
-def _embedding(features: torch.Tensor) -> Embedding:
+def _mapped(features: torch.Tensor) -> MappedImages:
     """Map and neighbours; the map by PCA, because the kind of map does not change the page's size or speed."""
     ids, cosines = nearest_rows(features, 0, len(features), NEIGHBOURS)
-    return Embedding(features, Projection(principal_plane(features), "PCA"), ids.numpy(), cosines.numpy())
+    return MappedImages(features, Layout(principal_plane(features), "PCA"), ids.numpy(), cosines.numpy())
 
 
 def photographs(chosen: Array) -> Array:

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.measure import conclude, speedup, time_interleaved
+from pipeline.backbone_features.cache import CacheKey, CachePart, FeatureCache, part_table
+from pipeline.backbone_features.inputs import CachedFeatures, as_input, split_pair
+from pipeline.backbone_features.load import load_backbone_features
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.collectives import RowRange
 from pipeline.data.loader import Batch, Inputs
 from pipeline.data.order import Order
-from pipeline.features.cache import CacheKey, FeatureCache, Part, part_table
-from pipeline.features.inputs import FeatureSource, as_input, split_pair
-from pipeline.features.load import load_features
 from pipeline.method.digpro import DigPro, DigProSettings
 from pipeline.method.encoder import Standardize, build_head, build_predictor
 from pipeline.method.optimizer import build_optimizer
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 def write_cache(folder: Path, images: int) -> FeatureCache:
     """A cache of random features, part by part."""
     parts = tuple(
-        Part(file=f"part-{start:07d}.parquet", first_index=start, rows=min(PART_IMAGES, images - start))
+        CachePart(file=f"part-{start:07d}.parquet", first_index=start, rows=min(PART_IMAGES, images - start))
         for start in range(0, images, PART_IMAGES)
     )
     rng = np.random.default_rng(0)
@@ -110,9 +110,9 @@ class Trainer:
 
 def open_inputs(folder: Path, cache: FeatureCache, *, limit_gb: float) -> Inputs:
     """Inputs in memory up to the limit, or from a mapped file."""
-    features = load_features(Folder(str(folder)), cache, CPU, limit_gb=limit_gb, first_on_node=True)
+    features = load_backbone_features(Folder(str(folder)), cache, CPU, limit_gb=limit_gb, first_on_node=True)
     count = len(features)
-    source = FeatureSource(features, CPU, own=RowRange(0, count, count), seed=0, block_size=BLOCK)
+    source = CachedFeatures(features, CPU, own=RowRange(0, count, count), seed=0, block_size=BLOCK)
     return Inputs(Order(count, BATCH, 0, count, (count,)), source, CPU)
 
 

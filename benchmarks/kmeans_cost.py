@@ -27,11 +27,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks.measure import conclude
+from pipeline.backbone_features.cache import read_cache, read_part
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.collectives import row_range
 from pipeline.errors import ConfigError
-from pipeline.features.cache import read_cache, read_part
 from pipeline.storage import Folder, absolute
 
 SIZE, NOISE = 256, 1.5

@@ -32,10 +32,10 @@ from torch import Tensor
 from benchmarks.features import peak_memory
 from benchmarks.measure import conclude
 from pipeline.config.loading import load_config
-from pipeline.data.shards import GROUP_ROWS as SHARD_GROUP_ROWS
+from pipeline.data.shards import ROW_GROUP_ROWS as SHARD_ROW_GROUP_ROWS
 from pipeline.data.shards import WRITE_OPTIONS, ImageStatistics, Manifest, Shard, SourceInfo, shard_schema
 from pipeline.inference.predict import predict
-from pipeline.inference.run_features import FEATURES, GROUP_ROWS, prediction_table
+from pipeline.inference.run_features import FEATURES, ROW_GROUP_ROWS, prediction_table
 from pipeline.method.losses import unit
 from pipeline.plan import make_plan
 from pipeline.runs import report
@@ -45,7 +45,7 @@ from pipeline.tracking import RunRef
 from pipeline.training.job import Job
 
 SIZE, CLASSES, PARTS, SHARD_ROWS = 64, 10, 4, 50_000  # length of a feature, classes, workers of the run
-EMBEDDED = 2_000  # images with a place on the map and neighbours
+MAPPED = 2_000  # images with a place on the map and neighbours
 CLAIM = 16  # bytes an image
 
 
@@ -73,7 +73,7 @@ def write_shards(folder: Path, images: int) -> Manifest:
     for first in range(0, images, SHARD_ROWS):
         rows = range(first, min(first + SHARD_ROWS, images))
         file = folder / f"shard-{len(shards):05d}.parquet"
-        pq.write_table(shard_table(rows), file, row_group_size=SHARD_GROUP_ROWS, **WRITE_OPTIONS)
+        pq.write_table(shard_table(rows), file, row_group_size=SHARD_ROW_GROUP_ROWS, **WRITE_OPTIONS)
         shards.append(Shard(file=file.name, rows=len(rows), bytes=file.stat().st_size, first_index=first))
     statistics = ImageStatistics(
         mean=(0.5,) * 3, std=(0.2,) * 3, sampled=1, min_width=8, max_width=8, min_height=8, max_height=8
@@ -113,8 +113,8 @@ def write_features(run: Path, images: int, clusters: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
         file = run / FEATURES / f"part-{part:05d}-of-{PARTS:05d}.parquet"
-        groups = (torch.arange(first, min(first + GROUP_ROWS, stop)) for first in range(start, stop, GROUP_ROWS))
-        tables = (feature_table(index, clusters, generator) for index in groups)
+        row_groups = torch.arange(start, stop).split(ROW_GROUP_ROWS)
+        tables = (feature_table(index, clusters, generator) for index in row_groups)
         first = next(tables)
         with pq.ParquetWriter(file, first.schema, write_page_checksum=True) as writer:
             writer.write_table(first)
@@ -132,7 +132,7 @@ def feature_table(index: Tensor, clusters: Tensor, generator: torch.Generator) -
 def leave(job: Job, answer: Any) -> None:
     """Write the outputs of the run; answers with the peak of this process in bytes, and the seconds it took."""
     values = {"centers": centers(job.plan.num_clusters), "history": [{"epoch": 0, "loss": 1.0}]}
-    started, report.EXACT_IMAGES = time.monotonic(), EMBEDDED
+    started, report.EXACT_IMAGES = time.monotonic(), MAPPED
     with peak_memory() as peak, TemporaryDirectory() as local:
         write_assignments(job.folder, job.config.data.path, job.manifest.num_images, job.plan.num_clusters)
         draw(job, values, Path(local))

@@ -36,7 +36,7 @@ from benchmarks.processes import Command, Lines, Peak, Peaks
 from benchmarks.small_encoder import LEDGER, steps_made
 from pipeline.data.shards import read_manifest
 from pipeline.inference.assign import REPORTS
-from pipeline.inference.pieces import shard_pieces
+from pipeline.inference.image_parts import shard_parts
 
 ROOT = Path(__file__).parent.parent
 CONFIG, BATCH = ROOT / "benchmarks" / "millions.yaml", 4096
@@ -187,7 +187,7 @@ def train(scale: Scale, entry: Entry, save: Callable[[], None]) -> None:
 def assign(scale: Scale, entry: Entry, save: Callable[[], None]) -> None:
     """Assign all images by the trained model, killed once half of their parts are there."""
     out, shards = scale.folder / "assigned", str(scale.folder / "shards")
-    half, ended = len(shard_pieces(shards, read_manifest(shards)).pieces) / 2, False
+    half, ended = len(shard_parts(shards, read_manifest(shards)).parts) / 2, False
     while not ended:
         killed, before = kills(entry) > 0, parts_done(out)
         ended = carry_out(

@@ -42,7 +42,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.loader import Batch
-from pipeline.data.read import with_groups
+from pipeline.data.read import with_row_groups
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.data.streaming import StreamedImages
 from pipeline.plan import make_plan
@@ -179,7 +179,7 @@ def make_config(args: argparse.Namespace, folder: Path, jpeg: int | None = None)
         images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
         make = write_jpegs if jpeg else make_images
         ingest(make(folder / "images", images), path, rows_per_shard=max(images // 32, 1))
-    manifest = with_groups(path, read_manifest(path))
+    manifest = with_row_groups(path, read_manifest(path))
     overrides = ["name=benchmark", f"storage={folder / 'runs'}", f"data.path={path}"]
     overrides += [f"model.encoder={args.encoder}", f"resources.workers={args.workers}"]
     overrides += [f"optim.batch_size={args.batch}", "optim.warmup_epochs=0"]  # warm-up skips the prototype loss

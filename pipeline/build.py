@@ -88,7 +88,7 @@ def build_model(
 ) -> DigPro:
     """A new model on a device, initialised from the run's seed.
 
-    With `cached_size` it takes cached features of that size from a frozen backbone instead of images.
+    With `cached_size` it takes cached backbone features of that size instead of images.
     """
     torch.manual_seed(config.seed)
     encoder, size = open_encoder(config) if cached_size is None else (Standardize(cached_size), cached_size)

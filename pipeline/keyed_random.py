@@ -32,7 +32,7 @@ class Stream(IntEnum):
     CACHED_PAIR = 4
     SWEEP = 7
     HELD_OUT = 8
-    GROUP_ORDER = 9
+    ROW_GROUP_ORDER = 9
     ROW_ORDER = 10
     DRAWS = 11
 

@@ -29,7 +29,7 @@ class Plan:
     reset_every : int or None
         Steps between two resets of the groups; None where the group loss is off.
     mode : "resident", "streaming" or "features"
-        How the images reach the workers; "features": cached features of a frozen backbone instead of images.
+        How the images reach the workers; "features": cached backbone features instead of images.
     mode_reason : str
         Why this mode, as a clause.
     """
@@ -82,11 +82,11 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
 def make_order(config: RunConfig, manifest: Manifest) -> Order:
     """The order of the images; the same for resident and streaming, so that this choice does not change the result.
 
-    Every worker can read all cached features, so they are all shuffled together.
+    Every worker can read all cached backbone features, so they are all shuffled together.
     """
     window = manifest.num_images if config.model.freeze else shuffle_window(config)
-    groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
-    return Order(manifest.num_images, config.optim.batch_size, config.seed, window, groups)
+    row_groups = tuple(rows for shard in manifest.shards for rows in shard.groups)
+    return Order(manifest.num_images, config.optim.batch_size, config.seed, window, row_groups)
 
 
 def shuffle_window(config: RunConfig) -> int:

@@ -22,7 +22,7 @@ from benchmarks.quality import check_finished, print_table, seed_metrics, seeds_
 from benchmarks.workers import WAYS
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 
 ROOT = Path(__file__).parent.parent
 

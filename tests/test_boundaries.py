@@ -37,7 +37,7 @@ FLOORS = [
     "build",
     "checks",
     "cluster",
-    "features",
+    "backbone_features",
     "inference",
     "serving",
     "training",

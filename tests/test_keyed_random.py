@@ -63,7 +63,7 @@ def test_streams_keep_their_numbers():
         "NOISE_A": 2,
         "NOISE_B": 3,
         "CACHED_PAIR": 4,
-        "GROUP_ORDER": 9,
+        "ROW_GROUP_ORDER": 9,
         "ROW_ORDER": 10,
         "DRAWS": 11,
     }

@@ -13,6 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from sklearn.cluster import KMeans
 
+from pipeline.backbone_features.build_cache import ensure_cache
+from pipeline.backbone_features.cache import read_first
 from pipeline.build import build_preprocess
 from pipeline.cluster import connect
 from pipeline.clustering.kmeans import spherical_kmeans
@@ -22,8 +24,6 @@ from pipeline.data.decode import decode_table
 from pipeline.data.read import read_labels, read_sample
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import DataError
-from pipeline.features.cache import read_first
-from pipeline.features.embed import embed
 from pipeline.plan import make_plan
 
 RUNS, STARTS = 10, 10  # seeds of k-means, and its starts in each
@@ -58,7 +58,7 @@ def feature_floor(config: RunConfig) -> Floor:
     """Spherical k-means on the un-augmented features of the frozen backbone, as the cache of the run has them."""
     connect()
     manifest = read_manifest(config.data.path)
-    folder, cache = embed(config, manifest)
+    folder, cache = ensure_cache(config, manifest)
     features = torch.from_numpy(read_first(folder, cache.num_images)[:, 0].astype(np.float32))
     features = torch.nn.functional.normalize(features, dim=1)
     clusters = make_plan(config, manifest).num_clusters

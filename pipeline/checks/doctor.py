@@ -19,7 +19,7 @@ from pipeline.checks.nodes import (
 from pipeline.checks.settings import check_settings
 from pipeline.checks.working_dir import travelling_files, working_dir_finding
 from pipeline.config.models import RunConfig
-from pipeline.data.read import with_groups
+from pipeline.data.read import with_row_groups
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.tracking import tracking_uri
@@ -48,7 +48,7 @@ def _resources(config: RunConfig) -> Iterator[Finding]:
     nodes = node_resources()
     have = f"nodes: {describe_nodes(nodes)}"
     try:
-        manifest = with_groups(config.data.path, read_manifest(config.data.path))
+        manifest = with_row_groups(config.data.path, read_manifest(config.data.path))
         plan = check_settings(config, manifest)
         mode, reason = plan.mode, plan.mode_reason
         counts = f"; {manifest.count_warning}" if manifest.count_warning else ""

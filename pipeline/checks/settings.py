@@ -28,7 +28,7 @@ def check_settings(config: RunConfig, manifest: Manifest) -> Plan:
 def _check_lanes(order: Order, workers: int) -> None:
     """ConfigError if the order has fewer lanes than there may be workers."""
     if order.lanes < workers:
-        rows = max(order.groups)
+        rows = max(order.row_groups)
         raise ConfigError(
             f"resources.workers={workers} is more than {order.lanes}, the number of lanes in a shuffle window of "
             f"{order.window} images whose row groups have up to {rows}; each worker takes one at least: set "

@@ -19,19 +19,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from pipeline.data.shards import GROUP_BYTES, GROUP_ROWS, LABELS, LABELS_SCHEMA, WRITE_OPTIONS, Shard, shard_schema
+from pipeline.data.shards import (
+    LABELS,
+    LABELS_SCHEMA,
+    ROW_GROUP_BYTES,
+    ROW_GROUP_ROWS,
+    WRITE_OPTIONS,
+    Shard,
+    shard_schema,
+)
 from pipeline.data.sources.base import cut, pack, shuffled
 from pipeline.data.tasks import run_each
-from pipeline.data.verify import HELD_BYTES, PartReport, part_file
+from pipeline.data.verify import HELD_BYTES, VerifyReport, part_file
 from pipeline.storage import filesystem
 
-PIECES_PER_SHARD = 128
+ROW_GROUPS_PER_SHARD = 128
 SHUFFLED_ROWS = 1024  # rows of a shard that are shuffled together, or fewer if they reach HELD_BYTES
 LABEL_ROWS = 1 << 18  # least rows in a row group of the file of labels: two megabytes
 OPEN_PARTS = 64  # part files that a task keeps open, each with its footer
 
 
-class Piece(NamedTuple):
+class RowGroupSlice(NamedTuple):
     """Rows `start` to `stop` of a row group of a part's file."""
 
     part: int
@@ -40,13 +48,13 @@ class Piece(NamedTuple):
     stop: int
 
 
-def rows_per_piece(rows_per_shard: int) -> int:
+def row_group_length(rows_per_shard: int) -> int:
     """Length of the parts' row groups, whose rows stay together when the parts are mixed."""
-    return -(-rows_per_shard // PIECES_PER_SHARD)
+    return -(-rows_per_shard // ROW_GROUPS_PER_SHARD)
 
 
 def write_shards(
-    reports: list[PartReport], out: str, work: str, rows_per_shard: int, class_names: tuple[str, ...]
+    reports: list[VerifyReport], out: str, work: str, rows_per_shard: int, class_names: tuple[str, ...]
 ) -> list[Shard]:
     """Mix the files of all parts into shards of `rows_per_shard` rows; the last one may be shorter."""
     fs, root = filesystem(out)
@@ -56,30 +64,30 @@ def write_shards(
         ):  # left by an ingest that was killed here before its source changed
             fs.delete_file(info.path)
     calls = (
-        (out, work, i, i * rows_per_shard, pieces, class_names)
-        for i, pieces in enumerate(_deal(reports, rows_per_shard))
+        (out, work, i, i * rows_per_shard, slices, class_names)
+        for i, slices in enumerate(_deal(reports, rows_per_shard))
     )
     return sorted(run_each(_write_shard, calls), key=lambda shard: shard.first_index)
 
 
-def _deal(reports: list[PartReport], rows_per_shard: int) -> Iterator[list[Piece]]:
-    """The pieces of each shard: the row groups of all parts in a random order, cut where a shard is full."""
+def _deal(reports: list[VerifyReport], rows_per_shard: int) -> Iterator[list[RowGroupSlice]]:
+    """The slices of each shard: the row groups of all parts in a random order, cut where a shard is full."""
     groups = shuffled([(k, i, rows) for k, report in enumerate(reports) for i, rows in enumerate(report.groups)])
     for spans in pack((rows for _, _, rows in groups), rows_per_shard):
-        yield [Piece(*groups[run][:2], start, stop) for run, start, stop in spans]
+        yield [RowGroupSlice(*groups[run][:2], start, stop) for run, start, stop in spans]
 
 
 def _write_shard(
-    out: str, work: str, number: int, first: int, pieces: list[Piece], class_names: tuple[str, ...]
+    out: str, work: str, number: int, first: int, slices: list[RowGroupSlice], class_names: tuple[str, ...]
 ) -> Shard:
-    """Write the rows of `pieces` as a shard, with indices from `first` on, and its labels into a file in `work`."""
+    """Write the rows of `slices` as a shard, with indices from `first` on, and its labels into a file in `work`."""
     fs, root = filesystem(out)
     name, schema = f"shard-{number:05d}.parquet", shard_schema(class_names)
     groups: list[int] = []
     labels: list[pa.Table] = []
     index = first
     with pq.ParquetWriter(f"{root}/{name}", schema, filesystem=fs, **WRITE_OPTIONS) as writer:
-        for rows in _joined(_read(fs, work, pieces), SHUFFLED_ROWS, HELD_BYTES):
+        for rows in _joined(_read(fs, work, slices), SHUFFLED_ROWS, HELD_BYTES):
             table = rows.take(shuffled(range(len(rows)), index))
             indices = pa.array(np.arange(index, index + len(table)))
             for group in _row_groups(pa.table([table["image"], table["label"], indices], schema=schema)):
@@ -96,13 +104,13 @@ def _labels_path(work: str, number: int) -> str:
     return f"{work}/labels-{number:05d}.parquet"
 
 
-def _read(fs: pafs.FileSystem, work: str, pieces: list[Piece]) -> Iterator[pa.Table]:
+def _read(fs: pafs.FileSystem, work: str, slices: list[RowGroupSlice]) -> Iterator[pa.Table]:
     @lru_cache(OPEN_PARTS)
     def opened(part: int) -> pq.ParquetFile:
         return pq.ParquetFile(part_file(work, part), filesystem=fs)
 
-    for piece in pieces:
-        yield opened(piece.part).read_row_group(piece.group).slice(piece.start, piece.stop - piece.start)
+    for part, group, start, stop in slices:
+        yield opened(part).read_row_group(group).slice(start, stop - start)
 
 
 def _joined(tables: Iterable[pa.Table], rows: int, size: float) -> Iterator[pa.Table]:
@@ -119,7 +127,7 @@ def _joined(tables: Iterable[pa.Table], rows: int, size: float) -> Iterator[pa.T
 
 def _row_groups(table: pa.Table) -> list[pa.Table]:
     """Cut a table into row groups of nearly equal length, bounded in rows and, on average, in bytes."""
-    count = max(-(-len(table) // GROUP_ROWS), min(-(-table.nbytes // GROUP_BYTES), len(table)))
+    count = max(-(-len(table) // ROW_GROUP_ROWS), min(-(-table.nbytes // ROW_GROUP_BYTES), len(table)))
     bounds = [len(table) * i // count for i in range(count + 1)]
     return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 
 
-def group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
+def row_group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
     """Rows of each row group of a file."""
     return tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
 

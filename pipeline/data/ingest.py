@@ -22,8 +22,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipeline.data.assemble import rows_per_piece, write_labels, write_shards
-from pipeline.data.balance import collect_entries, content_digest, read_content_digest, take_balance
+from pipeline.data.assemble import row_group_length, write_labels, write_shards
 from pipeline.data.class_lists import ClassList
 from pipeline.data.counts import check_counts
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
@@ -44,8 +43,9 @@ from pipeline.data.sources import Columns, Source, open_source
 from pipeline.data.sources.base import refuse_overlap
 from pipeline.data.sources.listing import is_of_system
 from pipeline.data.sources.selection import some_of
+from pipeline.data.tally import add_up, collect_entries, content_digest, read_content_digest
 from pipeline.data.value_range import measure_range
-from pipeline.data.verify import PartReport, Progress, statistics, verify_parts
+from pipeline.data.verify import OnProgress, VerifyReport, statistics, verify_parts
 from pipeline.errors import DataError
 from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, check_readable, filesystem, join, probe, remedy_for, write_atomically
@@ -65,7 +65,7 @@ def ingest(
     image_column: str | None = None,
     label_column: str | None = None,
     classes: ClassList | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Manifest:
     """Turn `source` into shards in the folder `out`; resume where an earlier, killed call stopped.
 
@@ -105,7 +105,7 @@ def ingest(
     if manifest is None:
         work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
         pixels = _with_range(opened, pixels, fs, work, rows_per_shard)
-        rows_per_group = rows_per_piece(rows_per_shard)
+        rows_per_group = row_group_length(rows_per_shard)
         reports, labels = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_group, on_progress)
         quarantined, left_out = _write_lists(opened, reports, out)
         manifest = _assemble(opened, pixels, reports, labels, quarantined, left_out, out, work, rows_per_shard)
@@ -209,7 +209,7 @@ def _with_range(
     return measured
 
 
-def _write_lists(source: Source, reports: list[PartReport], out: str) -> tuple[list[Quarantined], list[LeftOut]]:
+def _write_lists(source: Source, reports: list[VerifyReport], out: str) -> tuple[list[Quarantined], list[LeftOut]]:
     """Write the lists of what was quarantined and what was left out, sorted by path, and return them."""
     fs, root = filesystem(out)
     quarantined, left_out = collect_entries(source, [report.tally for report in reports])
@@ -222,7 +222,7 @@ def _write_lists(source: Source, reports: list[PartReport], out: str) -> tuple[l
 def _assemble(
     source: Source,
     pixels: PixelOptions,
-    reports: list[PartReport],
+    reports: list[VerifyReport],
     labels: Counter[int],
     quarantined: list[Quarantined],
     left_out: list[LeftOut],
@@ -232,9 +232,9 @@ def _assemble(
 ) -> Manifest:
     """Write the shards and the file of their labels; return the manifest that declares them complete."""
     tallies = [report.tally for report in reports]
-    balance = take_balance(source, tallies, sum(report.images for report in reports), quarantined, left_out)
-    if balance.images == 0:
-        raise DataError(f"{source.name!r} has no readable image ({balance}); {_first(quarantined, left_out, out)}")
+    tally = add_up(source, tallies, sum(report.images for report in reports), quarantined, left_out)
+    if tally.images == 0:
+        raise DataError(f"{source.name!r} has no readable image ({tally}); {_first(quarantined, left_out, out)}")
     shards = write_shards(reports, out, work, rows_per_shard, source.class_names)
     if labelled := any(label >= 0 for label in labels):
         write_labels(len(shards), out, work)
@@ -250,8 +250,8 @@ def _assemble(
         ),
         pixels=pixels,
         shards=shards,
-        balance=balance,
-        quarantined_count=balance.quarantined,
+        balance=tally,
+        quarantined_count=tally.quarantined,
         quarantined=quarantined[:QUARANTINE_CAP],
     )
 
@@ -266,7 +266,7 @@ def _first(quarantined: list[Quarantined], left_out: list[LeftOut], out: str) ->
 
 def _write_summary(
     manifest: Manifest,
-    reports: list[PartReport],
+    reports: list[VerifyReport],
     quarantined: list[Quarantined],
     left_out: list[LeftOut],
     out: str,
@@ -274,8 +274,8 @@ def _write_summary(
 ) -> None:
     """Write ``summary.json``: what was done, in numbers, and where it is. `seconds` are those of the last call."""
     fs, root = filesystem(out)
-    balance = manifest.balance
-    assert balance is not None  # None in manifests of earlier versions only
+    tally = manifest.balance
+    assert tally is not None  # None in manifests of earlier versions only
     outputs = {"manifest": MANIFEST, "quarantine": QUARANTINE, "left_out": LEFT_OUT}
     summary: dict[str, Any] = {
         "source": manifest.source.model_dump(),
@@ -285,14 +285,14 @@ def _write_summary(
         "shards": len(manifest.shards),
         "classes": len(manifest.class_names),
         "bytes": sum(shard.bytes for shard in manifest.shards),
-        "balance": balance.model_dump(),
+        "balance": tally.model_dump(),
         "counts": manifest.counts.model_dump() if manifest.counts else None,
         "quarantined": {
-            "images": balance.quarantined,
+            "images": tally.quarantined,
             "reasons": _most_common((re.sub(r"\d+", "N", entry.reason), entry.rows) for entry in quarantined),
         },
         "left_out": {
-            "files": balance.left_out,
+            "files": tally.left_out,
             "rules": _most_common((entry.rule.partition(":")[0], entry.files) for entry in left_out),
         },
         "seconds": round(seconds, 3),

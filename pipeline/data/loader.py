@@ -1,7 +1,7 @@
 """What a worker trains on: batches of inputs with their index, from its own share of the data set.
 
-An input is a decoded uint8 image or, with a frozen backbone, cached features (`pipeline.features`).
-`pipeline.data.order` decides which inputs a batch has. A `Source` supplies them: it holds the share in memory
+An input is a decoded uint8 image or, with a frozen backbone, its cached features (`pipeline.backbone_features`).
+`pipeline.data.order` decides which inputs a batch has. An `InputSource` supplies them: it holds the share in memory
 (resident, here) or reads it as needed (`pipeline.data.streaming`).
 """
 
@@ -32,7 +32,7 @@ class Batch:
     """Of the random numbers (B_local,): the index, unless images come more than once in an epoch (`Order.draw`)."""
 
 
-class Source(Protocol):
+class InputSource(Protocol):
     """Where the inputs of this worker's share come from."""
 
     def begin(self, epoch: int, step: int) -> None:
@@ -57,7 +57,7 @@ class Inputs:
         Images of the share. The workers' shares follow each other in rank order; sizes differ by a lane.
     """
 
-    def __init__(self, order: Order, source: Source, device: torch.device) -> None:
+    def __init__(self, order: Order, source: InputSource, device: torch.device) -> None:
         self.order, self.source, self.device = order, source, device
         self.lanes = row_range(order.lanes)
         self.own, self.rows = order.images_of(self.lanes), order.batch_rows(self.lanes)
@@ -122,6 +122,6 @@ class ResidentImages:
         return self.images[to_device(keys % self.own.total - self.own.start, self.images.device)]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The share in pieces."""
+        """The share, block by block."""
         index = torch.arange(*self.own[:2], device=self.images.device)
         return zip(self.images.split(self.block_size), index.split(self.block_size), strict=True)

@@ -53,7 +53,7 @@ class Order:
     num_images, batch_size, seed : int
     window : int
         Images that are shuffled together, over all lanes.
-    groups : tuple of int
+    row_groups : tuple of int
         Rows of each row group, over all shards.
     """
 
@@ -61,7 +61,7 @@ class Order:
     batch_size: int
     seed: int
     window: int
-    groups: tuple[int, ...]
+    row_groups: tuple[int, ...]
 
     @property
     def steps(self) -> int:
@@ -80,7 +80,7 @@ class Order:
         It is also the largest number of workers.
         """
         most = max(self.batch_size // 2, 1)
-        return most if self.covers else min(most, usual_number(max(self.window // max(self.groups), 1)))
+        return most if self.covers else min(most, usual_number(max(self.window // max(self.row_groups), 1)))
 
     def batch_rows(self, lanes: RowRange) -> RowRange:
         """The rows of each batch that come from a range of lanes."""
@@ -107,15 +107,15 @@ class Order:
 
     def _segments(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
         """The images start..stop-1, cut where row groups end, in the epoch's order."""
-        inner = self.group_starts[(self.group_starts > start) & (self.group_starts < stop)]
+        inner = self.row_group_starts[(self.row_group_starts > start) & (self.row_group_starts < stop)]
         edges = torch.cat([torch.tensor([start]), inner, torch.tensor([stop])])
-        order = self._permutation(epoch, edges[:-1], Stream.GROUP_ORDER)
+        order = self._permutation(epoch, edges[:-1], Stream.ROW_GROUP_ORDER)
         return list(zip(edges[:-1][order].tolist(), edges[1:][order].tolist(), strict=True))
 
     @cached_property
-    def group_starts(self) -> Tensor:
+    def row_group_starts(self) -> Tensor:
         """The first image (G,) of each row group."""
-        sizes = torch.tensor(self.groups)
+        sizes = torch.tensor(self.row_groups)
         return sizes.cumsum(0) - sizes
 
     def _permutation(self, epoch: int, keys: Tensor, stream: Stream) -> Tensor:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.footers import column_statistics, group_rows
+from pipeline.data.footers import column_statistics, row_group_rows
 from pipeline.data.shards import Manifest, Shard, open_labels, read_manifest
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, join, remedy_for
@@ -57,7 +57,7 @@ def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndar
 
 def _labels_of_file(folder: str, manifest: Manifest, start: int, stop: int) -> Iterator[pa.Table]:
     with open_labels(folder, manifest) as file:
-        yield from _rows_of_groups(file, start, stop, ["label"])
+        yield from _rows_of_row_groups(file, start, stop, ["label"])
 
 
 def _labels_of_shards(folder: str, manifest: Manifest, start: int, stop: int) -> Iterator[pa.Table]:
@@ -93,7 +93,7 @@ def _any_labelled(folder: str, manifest: Manifest) -> bool:
         return any(pool.map(is_labelled, manifest.shards))
 
 
-def with_groups(folder: str, manifest: Manifest) -> Manifest:
+def with_row_groups(folder: str, manifest: Manifest) -> Manifest:
     """The manifest with the row groups of every shard; if an earlier version left them out, from the footers.
 
     Raises
@@ -106,7 +106,7 @@ def with_groups(folder: str, manifest: Manifest) -> Manifest:
         if shard.groups:
             return shard
         with _opened(folder, shard) as file:
-            groups = group_rows(file)
+            groups = row_group_rows(file)
         if sum(groups) != shard.rows:
             found = f"has {sum(groups)} rows but the manifest says {shard.rows}"
             raise DataError(f"{join(folder, shard.file)} {found}; delete the folder and ingest the source again")
@@ -179,13 +179,13 @@ def read_shard_rows(folder: str, shard: Shard, start: int, stop: int, columns: l
         When the shard cannot be read.
     """
     with _opened(folder, shard) as file:
-        yield from _rows_of_groups(file, start - shard.first_index, stop - shard.first_index, columns)
+        yield from _rows_of_row_groups(file, start - shard.first_index, stop - shard.first_index, columns)
 
 
-def _rows_of_groups(file: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+def _rows_of_row_groups(file: pq.ParquetFile, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
     """The rows of a file from `start` to `stop - 1`, from each row group that has some."""
     first = 0
-    for group, rows in enumerate(group_rows(file)):
+    for group, rows in enumerate(row_group_rows(file)):
         if first < stop and start < first + rows:
             low = max(start - first, 0)
             yield file.read_row_group(group, columns=columns).slice(low, stop - first - low)
@@ -205,13 +205,13 @@ def read_chosen(folder: str, manifest: Manifest, chosen: np.ndarray[Any, Any]) -
         own = chosen[(chosen >= shard.first_index) & (chosen < shard.first_index + shard.rows)] - shard.first_index
         if len(own):
             with _opened(folder, shard) as file:
-                yield from _chosen_of_groups(file, own)
+                yield from _chosen_of_row_groups(file, own)
 
 
-def _chosen_of_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
+def _chosen_of_row_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
     """The rows at the sorted places `own` of a shard, from each row group that has some."""
     first = 0
-    for group, rows in enumerate(group_rows(file)):
+    for group, rows in enumerate(row_group_rows(file)):
         here = own[(own >= first) & (own < first + rows)] - first
         if len(here):
             yield file.read_row_group(group, columns=["image", "index"]).take(here)

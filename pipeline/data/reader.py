@@ -22,7 +22,7 @@ from pipeline.storage import filesystem
 SWEEP = -1  # in place of the epoch in a piece that is read for an E-step
 SWEPT_ROWS = 1024  # in a piece of an E-step
 OPEN_SHARDS = 64  # files that a reader keeps open, each with its footer
-KEPT_GROUPS = 2  # row groups that a reader keeps, for lanes that are shorter than one
+KEPT_ROW_GROUPS = 2  # row groups that a reader keeps, for lanes that are shorter than one
 
 
 class Piece(NamedTuple):
@@ -73,11 +73,12 @@ class PieceReader:
 
     def __init__(self, order: Order, path: str, manifest: Manifest, decoding: dict[str, Any]) -> None:
         self.order, self.path, self.manifest, self.decoding = order, path, manifest, decoding
-        self.starts = order.group_starts.numpy()
+        self.starts = order.row_group_starts.numpy()
         self.shard_of = np.repeat(np.arange(len(manifest.shards)), [len(shard.groups) for shard in manifest.shards])
-        self.first_group = np.searchsorted(self.shard_of, np.arange(len(manifest.shards)))
+        self.first_row_group = np.searchsorted(self.shard_of, np.arange(len(manifest.shards)))
         self.windows = lru_cache(2 * order.lanes)(order.windows)
-        self.opened, self.read_group = lru_cache(OPEN_SHARDS)(self._open), lru_cache(KEPT_GROUPS)(self._read_group)
+        self.opened = lru_cache(OPEN_SHARDS)(self._open)
+        self.read_row_group = lru_cache(KEPT_ROW_GROUPS)(self._read_row_group)
 
     def __call__(self, pieces: pa.Table) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Blocks {"image": uint8 (n, S, S, 3), "index": int64 (n,)} of the pieces, in their order.
@@ -102,13 +103,13 @@ class PieceReader:
         groups = np.searchsorted(self.starts, images, side="right") - 1
         for group in np.unique(groups):
             rows = images[groups == group] - self.starts[group]
-            yield decode_table(self.read_group(int(group)).take(rows), **self.decoding)
+            yield decode_table(self.read_row_group(int(group)).take(rows), **self.decoding)
 
-    def _read_group(self, group: int) -> pa.Table:
+    def _read_row_group(self, group: int) -> pa.Table:
         number = int(self.shard_of[group])
-        shard = self.manifest.shards[number]
+        shard, place = self.manifest.shards[number], group - int(self.first_row_group[number])
         with shard_errors(self.path, shard):
-            return self.opened(shard).read_row_group(group - int(self.first_group[number]), columns=["image", "index"])
+            return self.opened(shard).read_row_group(place, columns=["image", "index"])
 
     def _open(self, shard: Shard) -> pq.ParquetFile:
         files, root = filesystem(self.path)

@@ -22,7 +22,7 @@ from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.data.counts import CountCheck
-from pipeline.data.footers import column_statistics, group_rows, is_range
+from pipeline.data.footers import column_statistics, is_range, row_group_rows
 from pipeline.data.pixel_options import AS_THEY_ARE, PixelOptions
 from pipeline.errors import DataError
 from pipeline.storage import Place, filesystem, join, raise_storage_fault, remedy_for, write_atomically
@@ -40,8 +40,8 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = {"image": IMAGE_TYPE, "label": pa.int64(), "index": pa.int64()}
 LABELS_SCHEMA = pa.schema([("label", pa.int64())])
 
-GROUP_ROWS = 256
-GROUP_BYTES = 8 << 20  # a row group is the smallest unit that a reader reads: a few megabytes, contiguous in the file
+ROW_GROUP_ROWS = 256
+ROW_GROUP_BYTES = 8 << 20  # a row group is the smallest unit that a reader reads: a few megabytes, in one place
 # Encoded images neither compress nor repeat; checksums let a reader tell a flipped bit from a bad picture.
 WRITE_OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -89,7 +89,7 @@ class LeftOut(_Record):
     files: int = Field(default=1, ge=1)
 
 
-class Balance(_Record):
+class Tally(_Record):
     """What became of everything that an ingest saw: seen = images + quarantined + left_out."""
 
     unit: str = Field(description="what is counted: files, rows, members of tars")
@@ -163,7 +163,7 @@ class Manifest(_Record):
     source: SourceInfo
     pixels: PixelOptions = Field(AS_THEY_ARE, description="how the source's files were turned into pixels")
     shards: list[Shard]
-    balance: Balance | None = Field(default=None, description="None in manifests of earlier versions")
+    balance: Tally | None = Field(default=None, description="None in manifests of earlier versions")
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
 
@@ -324,7 +324,7 @@ def _content_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
 
 
 def _groups_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
-    found = group_rows(file)
+    found = row_group_rows(file)
     if not shard.groups or found == shard.groups:
         return None
     return f"has {_first_difference(found, shard.groups)} in the manifest"
@@ -340,7 +340,7 @@ def _first_difference(found: Sequence[int], expected: Sequence[int]) -> str:
 def _index_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
     """The first wrong index; a row group is read only if its statistics do not prove that it has none."""
     row = 0
-    for group, rows in enumerate(group_rows(file)):
+    for group, rows in enumerate(row_group_rows(file)):
         first = shard.first_index + row
         if not is_range(column_statistics(file, group, "index"), first, rows):
             index = file.read_row_group(group, columns=["index"]).column("index").to_pylist()

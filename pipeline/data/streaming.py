@@ -59,7 +59,7 @@ class Readers:
         return cls(count, max(int(cpus / count * 100) / 100, 0.0))
 
 
-class Pipeline:
+class ReadPipeline:
     """Reads pieces with processes on this node, or on another one if this node has no room.
 
     Parameters
@@ -80,7 +80,7 @@ class Pipeline:
         The first ones are read in this process while the reading processes start.
         """
         left = iter(pieces)
-        few = next(group_pieces(left, FEW_BYTES // self.image_bytes), None)
+        few = next(task_tables(left, FEW_BYTES // self.image_bytes), None)
         by_others = self._blocks_of_others(left, images)
         with ThreadPoolExecutor(1) as starter:
             first = starter.submit(next, by_others, None)
@@ -93,7 +93,7 @@ class Pipeline:
     def _blocks_of_others(self, pieces: Iterator[Piece], images: int) -> Iterator[Block]:
         """Blocks of the pieces, read by Ray Data processes; none is started if there are no pieces."""
         size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
-        tasks = group_pieces(pieces, max(size // self.image_bytes, 1))
+        tasks = task_tables(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
             self._set_context(size)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -127,7 +127,7 @@ def quiet_data_context() -> DataContext:
     return context
 
 
-def group_pieces(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
+def task_tables(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
     """A table for each task: consecutive pieces with `rows` images or more in all."""
     held: list[dict[str, int]] = []
     images = 0

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.data.pixel_options import Limits, PixelOptions
 from pipeline.data.pixels import read_values
 from pipeline.data.raw_values import Array, Unreadable
-from pipeline.data.sources import Part, Row, Source
+from pipeline.data.sources import Row, Source, SourcePart
 from pipeline.data.tasks import run_each
 from pipeline.errors import DataError
 
@@ -46,7 +46,7 @@ def measure_range(source: Source, pixels: PixelOptions, rows_per_part: int) -> t
     return red, green, blue
 
 
-def _sample_part(part: Part, k: int, pixels: PixelOptions, stride: int) -> tuple[int, Array]:
+def _sample_part(part: SourcePart, k: int, pixels: PixelOptions, stride: int) -> tuple[int, Array]:
     """Values (N, 3) of pixels of every `stride`-th image of part number `k`."""
     samples = [np.empty((0, 3))]
     with warnings.catch_warnings(action="ignore"):

@@ -17,12 +17,12 @@ from PIL import Image
 from pyarrow import fs as pafs
 from pydantic import BaseModel
 
-from pipeline.data.balance import Tally, read_part
 from pipeline.data.moments import Moments
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.pixels import png, read_picture
 from pipeline.data.shards import COLUMNS, IMAGE_TYPE, WRITE_OPTIONS, ImageStatistics, Quarantined
-from pipeline.data.sources import Part, Row, Source
+from pipeline.data.sources import Row, Source, SourcePart
+from pipeline.data.tally import PartTally, tallied_rows
 from pipeline.data.tasks import run_each
 from pipeline.errors import first_line
 from pipeline.storage import filesystem, write_atomically
@@ -31,15 +31,15 @@ HELD_BYTES = 64 << 20  # encoded images that a task holds at once, in both passe
 STATISTICS_SAMPLE = 4096  # images measured for mean and std, roughly
 PART_SCHEMA = pa.schema([(name, COLUMNS[name]) for name in ("image", "label")])
 
-Progress = Callable[[int, int, int], None]
+OnProgress = Callable[[int, int, int], None]
 
 
-class PartReport(BaseModel):
+class VerifyReport(BaseModel):
     """The result of verifying one part."""
 
     groups: list[int] = []
     """Rows of each row group of the part's file."""
-    tally: Tally = Tally()
+    tally: PartTally = PartTally()
     images: int = 0
     labels: Counter[int] = Counter()
     """Images of each label."""
@@ -62,8 +62,8 @@ def verify_parts(
     work: str,
     rows_per_part: int,
     rows_per_group: int,
-    on_progress: Progress | None,
-) -> tuple[list[PartReport], Counter[int]]:
+    on_progress: OnProgress | None,
+) -> tuple[list[VerifyReport], Counter[int]]:
     """Reports of all parts, in order, and the images of each label; parts that an earlier call finished are reused.
 
     Labels are dropped from the reports once summed: with many classes they would take most of the driver's memory.
@@ -89,14 +89,14 @@ def verify_parts(
 class _Found:
     """The reports so far, by part number, and sums over them."""
 
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
         self.total = total
         self.on_progress = on_progress
-        self.reports: dict[int, PartReport] = {}
+        self.reports: dict[int, VerifyReport] = {}
         self.labels = Counter[int]()
         self.images = 0
 
-    def add(self, k: int, report: PartReport) -> None:
+    def add(self, k: int, report: VerifyReport) -> None:
         """Add the report of part number `k`."""
         self.labels.update(report.labels)
         self.images += report.images
@@ -112,21 +112,28 @@ def _report_path(work: str, k: int) -> str:
     return f"{work}/part-{k:05d}.json"
 
 
-def _finished(fs: pafs.FileSystem, work: str, total: int) -> Iterator[tuple[int, PartReport]]:
+def _finished(fs: pafs.FileSystem, work: str, total: int) -> Iterator[tuple[int, VerifyReport]]:
     """The parts that an earlier call finished, with their reports."""
     there = {info.base_name for info in fs.get_file_info(pafs.FileSelector(work))}
     for k in range(total):
         if posixpath.basename(_report_path(work, k)) in there:
             with fs.open_input_file(_report_path(work, k)) as file:
-                yield k, PartReport.model_validate_json(file.read())
+                yield k, VerifyReport.model_validate_json(file.read())
 
 
 def _verify_part(
-    part: Part, k: int, out: str, work: str, pixels: PixelOptions, rows_per_group: int, stride: int, num_classes: int
-) -> tuple[int, PartReport]:
+    part: SourcePart,
+    k: int,
+    out: str,
+    work: str,
+    pixels: PixelOptions,
+    rows_per_group: int,
+    stride: int,
+    num_classes: int,
+) -> tuple[int, VerifyReport]:
     """Write the good rows of part number `k`, and the report that marks it done."""
     fs, _ = filesystem(out)
-    report = PartReport()
+    report = VerifyReport()
     with (
         warnings.catch_warnings(action="ignore"),  # the reasons say what Pillow warns about
         pq.ParquetWriter(part_file(work, k), PART_SCHEMA, filesystem=fs, **WRITE_OPTIONS) as writer,
@@ -138,9 +145,11 @@ def _verify_part(
     return k, report
 
 
-def _good_rows(part: Part, report: PartReport, pixels: PixelOptions, stride: int, num_classes: int) -> Iterator[Row]:
+def _good_rows(
+    part: SourcePart, report: VerifyReport, pixels: PixelOptions, stride: int, num_classes: int
+) -> Iterator[Row]:
     """Yield the good rows as they will be stored; record counts, measurements and quarantined rows in `report`."""
-    for position, row in enumerate(read_part(part, report.tally)):
+    for position, row in enumerate(tallied_rows(part, report.tally)):
         try:
             _check_label(row.label, num_classes)
             picture = read_picture(row.data, pixels)
@@ -160,7 +169,7 @@ def _check_label(label: int, num_classes: int) -> None:
         raise ValueError(f"label {label} is outside -1..{(num_classes or 2**63) - 1} (-1 is unknown)")
 
 
-def _measure(image: Image.Image, report: PartReport, *, sample: bool) -> None:
+def _measure(image: Image.Image, report: VerifyReport, *, sample: bool) -> None:
     report.images += 1
     report.widths = _widen(report.widths, image.width)
     report.heights = _widen(report.heights, image.height)
@@ -193,7 +202,7 @@ def _record_batch(rows: list[Row]) -> pa.RecordBatch:
     return pa.record_batch([images, pa.array([row.label for row in rows], pa.int64())], schema=PART_SCHEMA)
 
 
-def statistics(reports: list[PartReport]) -> ImageStatistics:
+def statistics(reports: list[VerifyReport]) -> ImageStatistics:
     """The statistics of all parts together."""
     moments = reduce(Moments.merged, (report.moments for report in reports))
     widths = [width for report in reports for width in report.widths or ()]

@@ -1,8 +1,8 @@
 """Clusters for any number of images, by a pool of Ray Data actors that each hold the model.
 
-An actor reads a piece of the images, and writes the model's predictions as one Parquet part, block by block: no image
+An actor reads a part of the images, and writes the model's predictions as a Parquet file, block by block: no image
 passes through the driver or the object store, and memory does not grow with the number of images. A command that is
-started again keeps the existing parts.
+started again keeps the existing files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.data.streaming import quiet_data_context
 from pipeline.data.tasks import own_error
 from pipeline.errors import first_line
 from pipeline.inference.card import ModelCard
-from pipeline.inference.pieces import Encoded, Piece, Pieces
+from pipeline.inference.image_parts import EncodedImage, ImagePart, ImageParts
 from pipeline.inference.predict import OUTLIER, Prediction, predict
 from pipeline.inference.run_features import prediction_table
 from pipeline.progress import Progress
@@ -46,13 +46,13 @@ PARTS, REPORTS = "assignments.parquet", "reports"
 """Folders of the output: the parts, which Parquet readers take as one table, and a report of each."""
 CPU_BATCH = 64  # images in a forward pass on a CPU, at most: more take more memory and no less time
 ACTOR_IMAGES = 2048  # that are worth starting an actor for, which takes seconds
-BATCHES_A_GROUP = 32  # in a row group
+BATCHES_A_ROW_GROUP = 32  # in a row group
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Assignment:
+class AssignJob:
     """How images are assigned; the same for all actors, and small.
 
     Attributes
@@ -79,11 +79,11 @@ class Assignment:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
-class PartReport(BaseModel):
-    """The result for a piece, or for several together.
+class AssignReport(BaseModel):
+    """The result for a part, or for several together.
 
-    `sizes` has the number of images of each cluster, `similarity` the sum over all images. The bad images of one piece
-    are listed; those of several pieces are only counted.
+    `sizes` has the number of images of each cluster, `similarity` the sum over all images. The bad images of one part
+    are listed; those of several parts are only counted.
     """
 
     images: int = 0
@@ -104,10 +104,10 @@ class PartReport(BaseModel):
         self.bad += entries
         self.bad_count += sum(entry.rows for entry in entries)
 
-    def plus(self, other: PartReport) -> PartReport:
+    def plus(self, other: AssignReport) -> AssignReport:
         """The sum, without the lists."""
         sizes = [size + more for size, more in itertools.zip_longest(self.sizes, other.sizes, fillvalue=0)]
-        return PartReport(
+        return AssignReport(
             images=self.images + other.images,
             sizes=sizes,
             similarity=self.similarity + other.similarity,
@@ -117,48 +117,48 @@ class PartReport(BaseModel):
         )
 
 
-def assign(pieces: Pieces, assignment: Assignment, echo: Callable[[str], None]) -> Iterator[PartReport]:
-    """Assign what is not assigned yet, then yield the report of each piece in order; Ray must be connected.
+def assign(images: ImageParts, job: AssignJob, echo: Callable[[str], None]) -> Iterator[AssignReport]:
+    """Assign what is not assigned yet, then yield the report of each part in order; Ray must be connected.
 
     Raises
     ------
     DataError, RunFailed
         When images cannot be read, or Ray fails; the same call resumes.
     """
-    parts, reports = (Folder(assignment.out).subfolder(name).make() for name in (PARTS, REPORTS))
+    parts, reports = (Folder(job.out).subfolder(name).make() for name in (PARTS, REPORTS))
     for folder in (parts, reports):
         folder.delete_unfinished()
     there = set(reports.names("part-"))
-    missing = [number for number in range(len(pieces.pieces)) if f"{_name(number)}.json" not in there]
+    missing = [number for number in range(len(images.parts)) if f"{_name(number)}.json" not in there]
     if missing:
-        done = sum(_read(reports, number).seen for number in sorted(set(range(len(pieces.pieces))).difference(missing)))
-        progress = Progress("assign", "images", pieces.total, done, echo)
+        done = sum(_read(reports, number).seen for number in sorted(set(range(len(images.parts))).difference(missing)))
+        progress = Progress("assign", "images", images.total, done, echo)
         try:
             with cpp_log_lines_hidden():  # one warns, for any arguments, that actors could lose them
-                for row in _assigned(pieces, missing, assignment).iter_rows():
+                for row in _assigned(images, missing, job).iter_rows():
                     progress.add(row["seen"])
         except RayError as error:
-            raise own_error(error, "the images could not be assigned", assignment.out) from error
-    yield from (_read(reports, number) for number in range(len(pieces.pieces)))
+            raise own_error(error, "the images could not be assigned", job.out) from error
+    yield from (_read(reports, number) for number in range(len(images.parts)))
 
 
 def _name(number: int) -> str:
     return f"part-{number:05d}"
 
 
-def _read(reports: Folder, number: int) -> PartReport:
-    return PartReport.model_validate(reports.read(f"{_name(number)}.json"))
+def _read(reports: Folder, number: int) -> AssignReport:
+    return AssignReport.model_validate(reports.read(f"{_name(number)}.json"))
 
 
-def _assigned(pieces: Pieces, numbers: list[int], assignment: Assignment) -> ray.data.Dataset:
-    """A data set that assigns the pieces while it is read; its rows are small."""
+def _assigned(images: ImageParts, numbers: list[int], job: AssignJob) -> ray.data.Dataset:
+    """A data set that assigns the parts while it is read; its rows are small."""
     quiet_data_context()
-    rows = [{"number": number, "piece": cloudpickle.dumps(pieces.pieces[number])} for number in numbers]
-    useful = len(rows) if pieces.total is None else min(len(rows), math.ceil(pieces.total / ACTOR_IMAGES))
-    pool = actor_pool(assignment.resources, node_resources(), useful)
+    rows = [{"number": number, "part": cloudpickle.dumps(images.parts[number])} for number in numbers]
+    useful = len(rows) if images.total is None else min(len(rows), math.ceil(images.total / ACTOR_IMAGES))
+    pool = actor_pool(job.resources, node_resources(), useful)
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Assigner,
-        fn_constructor_args=[assignment],
+        fn_constructor_args=[job],
         num_gpus=1 if pool.gpus else 0,
         num_cpus=0 if pool.gpus else 0.5,  # an actor that took the only CPU would wait for input for ever
         concurrency=(pool.least, pool.most),
@@ -194,36 +194,36 @@ def rewrite_rows(folder: Folder, file: str, change: Callable[[pa.Table], pa.Tabl
 
 
 class Assigner:
-    """A Ray Data actor that holds the model, and writes the part of a piece.
+    """A Ray Data actor that holds the model, and writes the file of a part.
 
     Parameters
     ----------
-    assignment : Assignment
+    job : AssignJob
     """
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, job: AssignJob) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.assignment, self.out = assignment, Folder(assignment.out)
+        self.job, self.out = job, Folder(job.out)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
-        self.batch = assignment.batch_size if self.device.type == "cuda" else min(assignment.batch_size, CPU_BATCH)
+        self.batch = job.batch_size if self.device.type == "cuda" else min(job.batch_size, CPU_BATCH)
         threads = decoding_threads() if self.device.type == "cuda" else 1
         self.map: Callable[..., Any] = ThreadPoolExecutor(threads).map if threads > 1 else map
-        self.model = assignment.load(self.device)
+        self.model = job.load(self.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the part and its report, which marks it as done."""
-        piece: Piece = cloudpickle.loads(row["piece"])
-        name, report = _name(row["number"]), PartReport(sizes=[0] * len(self.assignment.card.clusters.sizes))
+        """Write the file of a part, and its report, which marks the part as done."""
+        part: ImagePart = cloudpickle.loads(row["part"])
+        name, report = _name(row["number"]), AssignReport(sizes=[0] * len(self.job.card.clusters.sizes))
         with self._part(f"{name}.parquet") as write:
-            for tables in _together(self._tables(piece, report), BATCHES_A_GROUP):
+            for tables in _together(self._tables(part, report), BATCHES_A_ROW_GROUP):
                 write(pa.concat_tables(tables))
         self.out.subfolder(REPORTS).write(f"{name}.json", report.model_dump())
         return {"seen": report.seen}
 
     @contextmanager
     def _part(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
-        """A part that appears whole or not at all; no file where there is no image."""
+        """A file that appears whole or not at all; none where there is no image."""
         folder, writer = self.out.subfolder(PARTS), None
 
         def write(table: pa.Table) -> None:
@@ -236,28 +236,28 @@ class Assigner:
         with ExitStack() as opened:
             yield write
 
-    def _tables(self, piece: Piece, report: PartReport) -> Iterator[pa.Table]:
-        """The rows of the piece, a batch at a time; anything else in it is counted in the report."""
-        for images, rows in _ahead(self._batches(piece, report)):
+    def _tables(self, part: ImagePart, report: AssignReport) -> Iterator[pa.Table]:
+        """The rows of the part, a batch at a time; anything else in it is counted in the report."""
+        for images, rows in _ahead(self._batches(part, report)):
             with torch.inference_mode():
                 similarities, features = self.model(images.to(self.device))
             table = self._table(predict(similarities.float()), features, rows)
             _count(report, table)
             yield table
 
-    def _batches(self, piece: Piece, report: PartReport) -> Iterator[tuple[Tensor, list[Encoded]]]:
+    def _batches(self, part: ImagePart, report: AssignReport) -> Iterator[tuple[Tensor, list[EncodedImage]]]:
         """Decoded images uint8 (b, S, S, 3) with their rows."""
-        decoded = partial(_decoded, decoding=self.assignment.card.decoding)
-        for block in _together(_encoded(piece, report), self.batch):
+        decoded = partial(_decoded, decoding=self.job.card.decoding)
+        for block in _together(_encoded(part, report), self.batch):
             entries = list(self.map(decoded, block))
             report.refuse([entry for entry in entries if isinstance(entry, Quarantined)])
             rows = [row for row, entry in zip(block, entries, strict=True) if isinstance(entry, Tensor)]
             if rows:
                 yield torch.stack([entry for entry in entries if isinstance(entry, Tensor)]), rows
 
-    def _table(self, prediction: Prediction, features: Tensor, rows: list[Encoded]) -> pa.Table:
-        table = prediction_table(prediction, features=features if self.assignment.features else None)
-        card = self.assignment.card
+    def _table(self, prediction: Prediction, features: Tensor, rows: list[EncodedImage]) -> pa.Table:
+        table = prediction_table(prediction, features=features if self.job.features else None)
+        card = self.job.card
         cluster, similarity = (table.column(name).to_numpy() for name in ("cluster", "similarity"))
         score = card.clusters.outlier(cluster, similarity)
         columns = {
@@ -266,9 +266,9 @@ class Assigner:
             **{name: table.column(name) for name in Prediction._fields},
             "outlier": pa.array(score),
         }
-        if self.assignment.features:
+        if self.job.features:
             columns["feature"] = table.column("feature")
-        if self.assignment.classes:
+        if self.job.classes:
             columns["label"] = pa.array([row.label for row in rows], pa.int64())
         return with_names(pa.table(columns), card)
 
@@ -280,10 +280,10 @@ def decoding_threads() -> int:
     return max(1, int(node.get("CPU", 0) / max(node.get("GPU", 0), 1)))
 
 
-def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:
-    """The images of a piece; its other entries go into the report."""
-    for entry in piece():
-        if isinstance(entry, Encoded):
+def _encoded(part: ImagePart, report: AssignReport) -> Iterator[EncodedImage]:
+    """The images of a part; its other entries go into the report."""
+    for entry in part():
+        if isinstance(entry, EncodedImage):
             yield entry
         elif isinstance(entry, Quarantined):
             report.refuse([entry])
@@ -291,7 +291,7 @@ def _encoded(piece: Piece, report: PartReport) -> Iterator[Encoded]:
             report.left_out += entry.files
 
 
-def _decoded(row: Encoded, decoding: dict[str, Any]) -> Tensor | Quarantined:
+def _decoded(row: EncodedImage, decoding: dict[str, Any]) -> Tensor | Quarantined:
     """An image uint8 (S, S, 3); one that cannot be decoded does not affect the others."""
     try:
         return decode(row.data, **decoding).permute(1, 2, 0)
@@ -299,7 +299,7 @@ def _decoded(row: Encoded, decoding: dict[str, Any]) -> Tensor | Quarantined:
         return Quarantined(path=row.path or f"image {row.index}", reason=first_line(error))
 
 
-def _count(report: PartReport, table: pa.Table) -> None:
+def _count(report: AssignReport, table: pa.Table) -> None:
     """Add the rows of a table to a report."""
     counts = np.bincount(table.column("cluster").to_numpy(), minlength=len(report.sizes))
     report.sizes = [size + int(count) for size, count in zip(report.sizes, counts, strict=True)]

@@ -81,8 +81,8 @@ def measure_clusters(read: ReadBlocks, num_clusters: int) -> TrainingClusters:
     for cluster, _ in read():
         sizes += np.bincount(cluster, minlength=num_clusters)
     values = _by_cluster(read, sizes)
-    groups = np.split(values, np.cumsum(sizes)[:-1])
-    spread = {number: _median_and_deviation(group) for number, group in enumerate(groups) if len(group)}
+    by_cluster = np.split(values, np.cumsum(sizes)[:-1])
+    spread = {number: _median_and_deviation(own) for number, own in enumerate(by_cluster) if len(own)}
     if len(spread) < num_clusters:
         of_all = _median_and_deviation(values)  # last, because it reorders values across clusters
         spread = {number: spread.get(number, of_all) for number in range(num_clusters)}

@@ -25,8 +25,8 @@ from pipeline.method.losses import unit
 from pipeline.storage import Folder, remedy_for
 
 FEATURES = "features"  # folder of the parts, in a run's folder
-GROUP_ROWS = 8192
-BLOCK_GROUPS = 2  # row groups that are read at a time
+ROW_GROUP_ROWS = 8192
+BLOCK_ROW_GROUPS = 2  # row groups that are read at a time
 _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 
 
@@ -38,7 +38,7 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange
     """
     folder = run.subfolder(FEATURES).make()
     directions, index = unit(centers).T, torch.arange(own.start, own.stop)
-    groups = zip(features.split(GROUP_ROWS), index.split(GROUP_ROWS), strict=True)
+    groups = zip(features.split(ROW_GROUP_ROWS), index.split(ROW_GROUP_ROWS), strict=True)
     tables = (prediction_table(_predict_rows(rows, directions), index=at, features=rows) for rows, at in groups)
     first = next(tables)
     with (
@@ -110,7 +110,7 @@ def has_features(run: Folder) -> bool:
     return bool(run.subfolder(FEATURES).names("part-"))
 
 
-def embedding(run: Folder) -> pads.Dataset:
+def open_features(run: Folder) -> pads.Dataset:
     """The rows of all images of a finished run, part by part; read them block by block.
 
     Raises
@@ -128,7 +128,7 @@ def embedding(run: Folder) -> pads.Dataset:
 def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[pa.Table]:
     """The `index` and these columns of all `total` images of a finished run in order of the index, block by block.
 
-    A block has at most `BLOCK_GROUPS` row groups, so that memory does not grow with the number of images.
+    A block has at most `BLOCK_ROW_GROUPS` row groups, so that memory does not grow with the number of images.
 
     Raises
     ------
@@ -154,12 +154,12 @@ def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[
 def _row_groups(run: Folder, columns: list[str]) -> Iterator[pa.Table]:
     """Read several row groups at a time: a request to an object store takes as long for a single one."""
     files = run.files
-    for part in embedding(run).files:
+    for part in open_features(run).files:
         with files.open_input_file(part) as handle:
             file = pq.ParquetFile(handle, pre_buffer=True, page_checksum_verification=True)
             groups = range(file.num_row_groups)
-            for first in groups[::BLOCK_GROUPS]:
-                yield file.read_row_groups(list(groups[first : first + BLOCK_GROUPS]), columns=columns)
+            for first in groups[::BLOCK_ROW_GROUPS]:
+                yield file.read_row_groups(list(groups[first : first + BLOCK_ROW_GROUPS]), columns=columns)
 
 
 def read_features(run: Folder, count: int | None = None, first: int = 0) -> Tensor:
@@ -176,7 +176,7 @@ def read_features(run: Folder, count: int | None = None, first: int = 0) -> Tens
         wanted = pads.field("index") >= first
         if count is not None:
             wanted &= pads.field("index") < first + count
-        table = embedding(run).filter(wanted).to_table(columns=["index", "feature"])
+        table = open_features(run).filter(wanted).to_table(columns=["index", "feature"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{run.file(FEATURES)} cannot be read ({error}); {remedy_for(error, _REMEDY)}") from error
     index = table.column("index").to_numpy()

@@ -80,9 +80,9 @@ def prototype_loss(
     Parameters
     ----------
     online : Tensor (B, D)
-        Projections of the online network, any length of rows.
+        Features of the online network, any length of rows.
     target : Tensor (B, D)
-        Projections of the target network, any length of rows.
+        Features of the target network, any length of rows.
     labels : Tensor (B,) int64 or (B, num_clusters) float
         Pseudo-labels of the rows, hard or soft.
     num_clusters : int

@@ -50,7 +50,7 @@ class Assignments:
 
 
 @dataclass(frozen=True)
-class Totals:
+class ClusterTotals:
     """Counts and sums over all images of a data set, while `Assignments` may hold only the first of them.
 
     Attributes
@@ -74,9 +74,9 @@ class Totals:
         """Number of all images."""
         return int(self.sizes.sum())
 
-    def plus(self, other: Totals) -> Totals:
+    def plus(self, other: ClusterTotals) -> ClusterTotals:
         """The totals of both sets of images together."""
-        return Totals(
+        return ClusterTotals(
             self.sizes + other.sizes,
             self.outliers + other.outliers,
             self.similarity + other.similarity,
@@ -90,14 +90,14 @@ class Totals:
         return (int(classes[images.argmax()]), float(images.max() / images.sum())) if len(classes) else None
 
 
-def count_images(images: Assignments, num_clusters: int) -> Totals:
-    """Counts and sums over some images; `Totals.plus` adds up those of all."""
+def count_images(images: Assignments, num_clusters: int) -> ClusterTotals:
+    """Counts and sums over some images; `ClusterTotals.plus` adds up those of all."""
 
     def each(weights: Array | None = None) -> Array:
         return np.bincount(images.cluster, weights, minlength=num_clusters)
 
     outliers = np.bincount(images.cluster[images.outlier > OUTLIER], minlength=num_clusters)
-    return Totals(each(), outliers, each(images.similarity), each(images.margin), count_classes(images))
+    return ClusterTotals(each(), outliers, each(images.similarity), each(images.margin), count_classes(images))
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from pipeline.report.atlas import Atlas, ShownCluster
 from pipeline.report.choice import (
     OUTLIERS,
     Assignments,
+    ClusterTotals,
     ContactSheet,
-    Totals,
     contact_sheets,
     judge_pairs,
     largest_clusters,
     listed_outliers,
     near_pairs,
 )
-from pipeline.report.embedding import Embedding, alike
-from pipeline.report.projection import arrange, principal_plane
+from pipeline.report.layout import arrange, principal_plane
+from pipeline.report.mapped_images import MappedImages, alike
 
 MAP_IMAGES = 6_000  # on the map of the page
 ALIKE = 8  # most similar images beside an image
@@ -44,11 +44,11 @@ class Clustering:
     ----------
     images : Assignments
         All images, or a sample of them.
-    totals : Totals
+    totals : ClusterTotals
         Of all images.
     centers : Tensor (K, D)
         Of any length; only their directions count.
-    embedding : Embedding or None
+    mapped : MappedImages or None
         None where the run left no features.
     names : dict
         Number of a cluster -> the name that a person gave it.
@@ -64,9 +64,9 @@ class Clustering:
 
     title: str
     images: Assignments
-    totals: Totals
+    totals: ClusterTotals
     centers: Tensor
-    embedding: Embedding | None
+    mapped: MappedImages | None
     names: Mapping[int, str]
     class_names: Sequence[str]
     history: Sequence[Mapping[str, float]]
@@ -98,7 +98,7 @@ class Shown:
 
 def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
     """The atlas of a clustering."""
-    images, embedding = clustering.images, clustering.embedding
+    images, mapped = clustering.images, clustering.mapped
     shown = choose(clustering)
     chosen = shown.images
     pictures = _pictures(chosen, read_pictures)
@@ -116,9 +116,9 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
         images=images,
         rows=rows,
         pictures=np.zeros((0, 48, 48, 3), np.uint8) if pictures is None else pictures,
-        places=_places(embedding, rows, shown.on_map),
-        method="" if embedding is None else embedding.projection.method,
-        alike=np.zeros((0, 0)) if embedding is None else alike(embedding, chosen, ALIKE),
+        places=_places(mapped, rows, shown.on_map),
+        method="" if mapped is None else mapped.layout.method,
+        alike=np.zeros((0, 0)) if mapped is None else alike(mapped, chosen, ALIKE),
         clusters=describe_clusters(clustering, shown, row_of),
         class_names=clustering.class_names,
         counts=clustering.totals.classes.tolist(),
@@ -132,16 +132,16 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
 
 def choose(clustering: Clustering) -> Shown:
     """Choose clusters and images for the page from numbers alone, without pictures."""
-    images, embedding = clustering.images, clustering.embedding
+    images, mapped = clustering.images, clustering.mapped
     numbers = largest_clusters(clustering.totals.sizes)
     pairs, cosines = np.zeros((0, 2), np.int64), np.zeros(0)
-    if embedding is not None:
-        pairs, cosines = near_pairs(embedding.neighbours, embedding.similarity)
+    if mapped is not None:
+        pairs, cosines = near_pairs(mapped.neighbours, mapped.similarity)
     return Shown(
         numbers=numbers,
         sheets=contact_sheets(images, numbers),
         outliers=listed_outliers(images),
-        on_map=np.arange(0 if embedding is None else min(MAP_IMAGES, len(embedding))),
+        on_map=np.arange(0 if mapped is None else min(MAP_IMAGES, len(mapped))),
         pairs=pairs,
         cosines=cosines,
     )
@@ -162,12 +162,12 @@ def searchable(images: Assignments, chosen: Array) -> Array:
     return np.concatenate([chosen, others[used + np.cumsum(lengths) <= PATH_BYTES]])
 
 
-def _places(embedding: Embedding | None, rows: Array, on_map: Array) -> Array:
+def _places(mapped: MappedImages | None, rows: Array, on_map: Array) -> Array:
     """Places (R, 2) on the map, NaN for rows that are not on it."""
     places = np.full((len(rows), 2), np.nan, np.float32)
-    if embedding is not None:
-        mapped = rows < len(on_map)
-        places[mapped] = embedding.projection.places[rows[mapped]]
+    if mapped is not None:
+        is_on_map = rows < len(on_map)
+        places[is_on_map] = mapped.layout.places[rows[is_on_map]]
     return places
 
 
@@ -197,12 +197,12 @@ def describe_clusters(clustering: Clustering, shown: Shown, row_of: Array) -> li
 def cluster_places(clustering: Clustering, numbers: Array) -> Array:
     """A place (len(numbers), 2) for each cluster: the middle of its images on the map.
 
-    Where there is no map, or a cluster has no image on it, the projection of the centres is used.
+    Where there is no map, or a cluster has no image on it, the principal plane of the centres is used.
     """
     own = principal_plane(unit(clustering.centers.float())[numbers])
-    if clustering.embedding is None:
+    if clustering.mapped is None:
         return own
-    places = clustering.embedding.projection.places
+    places = clustering.mapped.layout.places
     cluster = clustering.images.cluster[: len(places)]
     sizes = np.bincount(cluster, minlength=len(clustering.centers))[numbers]
     sums = [np.bincount(cluster, axis, minlength=len(clustering.centers))[numbers] for axis in places.T]
@@ -231,7 +231,7 @@ def facts(clustering: Clustering) -> list[tuple[str, str]]:
 
 def notes(clustering: Clustering, shown: Shown, searched: int, without_pictures: bool) -> list[str]:
     """What is a sample, or missing, in sentences."""
-    total, looked_at, embedding = clustering.totals.images, len(clustering.images), clustering.embedding
+    total, looked_at, mapped = clustering.totals.images, len(clustering.images), clustering.mapped
     found = []
     if looked_at < total:
         found.append(
@@ -242,12 +242,12 @@ def notes(clustering: Clustering, shown: Shown, searched: int, without_pictures:
         found.append("There are no pictures: the shards that the run was trained on are gone.")
     elif len(shown.images) < total:
         found.append(f"Pictures of {len(shown.images):,} of the {total:,} images are shown, chosen cluster by cluster.")
-    if embedding is None:
+    if mapped is None:
         found.append("There is no map, and no list of duplicates: the run left no features.")
     elif len(shown.on_map) < total:
         found.append(f"The map shows a random sample of {len(shown.on_map):,} images.")
-    if embedding is not None and len(embedding) < total:
-        found.append(f"Duplicates were looked for among a random sample of {len(embedding):,} images.")
+    if mapped is not None and len(mapped) < total:
+        found.append(f"Duplicates were looked for among a random sample of {len(mapped):,} images.")
     if len(shown.numbers) < len(clustering.centers):
         found.append(f"The {len(shown.numbers):,} largest of the {len(clustering.centers):,} clusters are shown.")
     if searched < total:

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from pipeline.report.choice import Totals
+from pipeline.report.choice import ClusterTotals
 
 SCORES = ("acc", "nmi", "ari", "label_free", "knn_acc", "linear_acc")
 HEALTH = ("label_churn", "size_entropy", "feature_spread", "silhouette", "view_agreement")
@@ -27,7 +27,7 @@ def draw_clusters(
     images: Array,
     clusters: Array,
     similarity: Array,
-    totals: Totals,
+    totals: ClusterTotals,
     names: Sequence[str],
 ) -> None:
     """A sheet with a row for each of the largest clusters: its most typical images, then its least typical ones.
@@ -38,7 +38,7 @@ def draw_clusters(
         PNG file to write.
     images : uint8 ndarray (n, H, W, 3)
         A sample of the data set, with `clusters` (n,), and `similarity` (n,) to the own centre.
-    totals : Totals
+    totals : ClusterTotals
         Of the whole data set: sizes and classes of the clusters.
     names : sequence of str
         Of the classes; may be empty.

@@ -22,9 +22,9 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import refuse_overlap
 from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.assign import PARTS, Assignment, PartReport, assign, rename_clusters
+from pipeline.inference.assign import PARTS, AssignJob, AssignReport, assign, rename_clusters
 from pipeline.inference.card import CARD, ModelCard
-from pipeline.inference.pieces import RAW_PIECE_IMAGES, Pieces, raw_pieces, shard_pieces
+from pipeline.inference.image_parts import SOURCE_PART_IMAGES, ImageParts, shard_parts, source_parts
 from pipeline.inference.predict import TrainingClusters
 from pipeline.lease import LEASE, hold
 from pipeline.progress import Echo
@@ -77,23 +77,23 @@ def assign_images(
         When Ray fails; the same call resumes.
     """
     model = open_model(run)
-    pieces = open_pieces(source, model.card.pixels, out)
+    images = open_images(source, model.card.pixels, out)
     target = Folder(absolute(out))
     check_writable(target.path, "FOLDER")
     with hold(target):
-        _claim(target, model, pieces, features=features, classes=classes, echo=echo)
+        _claim(target, model, images, features=features, classes=classes, echo=echo)
         if (summary := target.read(SUMMARY)) is not None:
             echo(f"{target.path} has the assignments of these images already")
             return summary
         connect()
         started = time.monotonic()
         resources = pool_resources(gpus)
-        enough = is_worth_it(pieces.total, model.card.decoding["size"])
+        enough = is_worth_it(images.total, model.card.decoding["size"])
         by_onnx = enough and not actor_pool(resources, node_resources(), 1).gpus
         load = model.cpu_loader(target, echo) if by_onnx else model.loader(target)
-        assignment = Assignment(load, model.card, model.batch_size, target.path, features, classes, resources)
-        total = _assign(pieces, assignment, target, echo)
-        summary = summarise(model.card, pieces, total, target) | {"seconds": round(time.monotonic() - started, 3)}
+        job = AssignJob(load, model.card, model.batch_size, target.path, features, classes, resources)
+        total = _assign(images, job, target, echo)
+        summary = summarise(model.card, images, total, target) | {"seconds": round(time.monotonic() - started, 3)}
         target.write(SUMMARY, summary)
         target.delete(ONNX)  # only for the nodes without GPUs
     return summary
@@ -104,20 +104,22 @@ def pool_resources(gpus: bool | None) -> ResourcesConfig:
     return ResourcesConfig() if gpus is None else ResourcesConfig(gpus=gpus, autoscale=True)
 
 
-def open_pieces(source: str, pixels: PixelOptions, out: str | None = None) -> Pieces:
+def open_images(source: str, pixels: PixelOptions, out: str | None = None) -> ImageParts:
     """The images of a folder of shards, or of another source, which is read with the options of the training.
 
     A source that contains `out` is refused.
     """
     if not _KIND.match(source) and has_manifest(source):
-        return shard_pieces(absolute(source), validate_shards(source))
-    opened = open_source(source, RAW_PIECE_IMAGES)
+        return shard_parts(absolute(source), validate_shards(source))
+    opened = open_source(source, SOURCE_PART_IMAGES)
     if out is not None:
         refuse_overlap(opened, *filesystem(out), out)
-    return raw_pieces(opened, pixels)
+    return source_parts(opened, pixels)
 
 
-def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: bool, classes: bool, echo: Echo) -> None:
+def _claim(
+    target: Folder, model: TrainedModel, images: ImageParts, *, features: bool, classes: bool, echo: Echo
+) -> None:
     """Record in the folder what it is for; ConfigError when it is for something else.
 
     The names of the run and of clusters do not count: if cluster names have changed, the existing files get the new
@@ -128,7 +130,7 @@ def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: boo
     names = {str(cluster): name for cluster, name in model.card.names.items()}
     work = {
         "model": f"weights {model.weights[:8]}, {CARD} {card[:8]}",
-        "images": f"digest {pieces.stamp[:16]}",
+        "images": f"digest {images.stamp[:16]}",
         "columns": " ".join(name for name, wanted in (("feature", features), ("label", classes)) if wanted),
     }
     before = target.read(WORK)
@@ -146,17 +148,17 @@ def _claim(target: Folder, model: TrainedModel, pieces: Pieces, *, features: boo
     target.write(WORK, work | {"names": names})
 
 
-def _assign(pieces: Pieces, assignment: Assignment, target: Folder, echo: Echo) -> PartReport:
+def _assign(images: ImageParts, job: AssignJob, target: Folder, echo: Echo) -> AssignReport:
     """Assign, and write the list of bad images as the reports arrive; returns the sum of the reports."""
-    total = PartReport(left_out=sum(entry.files for entry in pieces.left_out))
-    total.refuse(list(pieces.quarantined))
+    total = AssignReport(left_out=sum(entry.files for entry in images.left_out))
+    total.refuse(list(images.quarantined))
     with target.open_output(BAD) as stream:
         stream.write(_lines(total.bad))
-        for report in assign(pieces, assignment, echo):
+        for report in assign(images, job, echo):
             stream.write(_lines(report.bad))
             total = total.plus(report)
     if total.images == 0:
-        raise DataError(f"{pieces.name} has no readable image; see {target.file(BAD)}")
+        raise DataError(f"{images.name} has no readable image; see {target.file(BAD)}")
     return total
 
 
@@ -177,13 +179,13 @@ def group_sizes(summary: dict[str, Any]) -> Counter[str | int]:
     return sizes
 
 
-def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder) -> dict[str, Any]:
+def summarise(card: ModelCard, images: ImageParts, total: AssignReport, target: Folder) -> dict[str, Any]:
     """Sizes, drift, and paths of the outputs."""
     sizes = [{"cluster": number, "name": card.name(number), "images": size} for number, size in enumerate(total.sizes)]
     outputs = {"summary": SUMMARY, "assignments": PARTS, "bad": BAD}
     return {
         "run": card.run,
-        "source": pieces.name,
+        "source": images.name,
         "pixels": card.pixels.model_dump(mode="json"),
         "images": total.images,
         "bad": total.bad_count,
@@ -195,7 +197,7 @@ def summarise(card: ModelCard, pieces: Pieces, total: PartReport, target: Folder
     }
 
 
-def drift(training: TrainingClusters, total: PartReport) -> dict[str, float]:
+def drift(training: TrainingClusters, total: AssignReport) -> dict[str, float]:
     """How the images differ from those of the training; all values are 0 for the same images.
 
     `sizes` is the Jensen-Shannon divergence (Lin 1991), in bits and so in [0, 1], between the clusters' shares here and

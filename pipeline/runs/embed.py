@@ -1,14 +1,14 @@
-"""Cache the features of a frozen backbone without training: `digpro embed`."""
+"""Cache backbone features without training: `digpro embed`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.backbone_features.build_cache import ensure_cache
+from pipeline.backbone_features.cache import FeatureCache
 from pipeline.cluster import connect
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import validate_shards
-from pipeline.features.cache import FeatureCache
-from pipeline.features.embed import embed
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder, check_writable
 
@@ -26,4 +26,4 @@ def make_cache(config: RunConfig, echo: Callable[[str], None] = print) -> tuple[
     check_writable(config.data.features, "data.features")
     manifest = validate_shards(config.data.path)
     connect()
-    return embed(config, manifest, echo)
+    return ensure_cache(config, manifest, echo)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.backbone_features.cache import FeatureCache
 from pipeline.build import settle_images
 from pipeline.config.identity import result_settings
 from pipeline.config.loading import parse_saved
@@ -13,7 +14,6 @@ from pipeline.config.models import RunConfig
 from pipeline.config.removed import lost_settings
 from pipeline.data.shards import Manifest, has_manifest, read_manifest
 from pipeline.errors import ConfigError, first_line
-from pipeline.features.cache import FeatureCache
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import TrainingClusters
 from pipeline.storage import Folder

@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.backbone_features.neighbours import EXACT_IMAGES
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest, has_manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.features.neighbours import EXACT_IMAGES
 from pipeline.inference.assign import rewrite_rows
 from pipeline.inference.run_features import has_features, read_features
 from pipeline.provenance import git_commit, version_of
 from pipeline.report.atlas import atlas_page, rename_clusters
-from pipeline.report.choice import Assignments, Totals, count_images
+from pipeline.report.choice import Assignments, ClusterTotals, count_images
 from pipeline.report.compose import Clustering, compose
-from pipeline.report.embedding import cluster_names, embed, embedding_table
+from pipeline.report.mapped_images import cluster_names, embedding_table, map_images
 from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.runs.names import read_names
@@ -111,7 +111,7 @@ def write_report(
     values: Mapping[str, Any],
     alarms: Sequence[Mapping[str, Any]],
 ) -> list[Path]:
-    """Write a run's atlas, and its embedding if it has features, into a local folder; returns the files.
+    """Write a run's atlas, and `embedding.parquet` if it has features, into a local folder; returns the files.
 
     Counts and means cover all images. Single images are chosen from the first `SHOWN_IMAGES`.
 
@@ -131,7 +131,7 @@ def write_report(
         images=images,
         totals=read_totals(folder, len(values["centers"])),
         centers=values["centers"],
-        embedding=None if features is None else embed(features),
+        mapped=None if features is None else map_images(features),
         names=read_names(folder),
         class_names=manifest.class_captions,
         history=values["history"],
@@ -142,10 +142,10 @@ def write_report(
     atlas = compose(clustering, lambda chosen: read_pictures(config, manifest, chosen))
     files = [local / ATLAS]
     files[0].write_text(atlas_page(atlas), encoding="utf-8")
-    if clustering.embedding is not None:
+    if clustering.mapped is not None:
         files.append(local / EMBEDDING)
         pq.write_table(
-            embedding_table(images, clustering.embedding, clustering.names, atlas.rows, atlas.pictures), files[1]
+            embedding_table(images, clustering.mapped, clustering.names, atlas.rows, atlas.pictures), files[1]
         )
     return files
 
@@ -195,10 +195,10 @@ def read_assignments(folder: Folder, count: int) -> Assignments:
     return _as_assignments(pa.concat_tables(tables))
 
 
-def read_totals(folder: Folder, num_clusters: int) -> Totals:
+def read_totals(folder: Folder, num_clusters: int) -> ClusterTotals:
     """Counts and sums over all images, read block by block; errors are those of `read_assignments`."""
     blocks = (count_images(_as_assignments(table), num_clusters) for table in _blocks(folder, COLUMNS[1:]))
-    return reduce(Totals.plus, blocks)
+    return reduce(ClusterTotals.plus, blocks)
 
 
 def _blocks(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -21,10 +21,10 @@ from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import validate_shards
 from pipeline.data.sources.listing import is_of_system
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.pieces import Encoded, Pieces, shard_pieces
+from pipeline.inference.image_parts import EncodedImage, ImageParts, shard_parts
 from pipeline.inference.predict import OUTLIER
 from pipeline.progress import Echo, Progress
-from pipeline.runs.assign import open_pieces
+from pipeline.runs.assign import open_images
 from pipeline.runs.file_names import UniqueNames, cluster_folders, image_file_name
 from pipeline.runs.identity import IDENTITY, SUMMARY, read_started_run
 from pipeline.runs.names import count_clusters, read_names
@@ -78,7 +78,7 @@ class Assigned:
     the original files, if the source is one.
     """
 
-    pieces: Pieces
+    parts: ImageParts
     table: pads.Dataset
     names: Mapping[int, str]
     clusters: int
@@ -129,9 +129,7 @@ def sort_images(
     target = Folder(absolute(out))
     images = open_assigned(Folder(absolute(reference)), target.path, source)
     if links and (images.root is None or not target.is_local):
-        raise ConfigError(
-            f"--links needs a local folder of image files, and {images.pieces.name} is none; leave it out"
-        )
+        raise ConfigError(f"--links needs a local folder of image files, and {images.parts.name} is none; leave it out")
     if (summary := _claim(target, images, {**asdict(choice), "links": links, "table": table})) is not None:
         echo(f"{target.path} has these images already")
         return summary
@@ -140,7 +138,7 @@ def sort_images(
     counts = _write(images, target, folders, chosen, choice, links, echo)
     tables = write_tables(table, target.read_bytes(TABLE), target)
     summary = {
-        "source": images.pieces.name,
+        "source": images.parts.name,
         "images": int(chosen.sum()),
         "folders": counts,
         "outputs": {"folder": target.path, "tables": [target.file(TABLE), *tables]},
@@ -164,12 +162,12 @@ def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assign
     if folder.names(IDENTITY):
         config, manifest = read_started_run(folder)
         place = source or config.data.path
-        images = shard_pieces(absolute(place), validate_shards(place))
-        return Assigned(images, table, read_names(folder), count_clusters(folder), _root(manifest.source.source))
+        parts = shard_parts(absolute(place), validate_shards(place))
+        return Assigned(parts, table, read_names(folder), count_clusters(folder), _root(manifest.source.source))
     place, clusters = source or summary["source"], summary["clusters"]
     names = {entry["cluster"]: entry["name"] for entry in clusters if entry["name"] is not None}
-    pieces = open_pieces(place, PixelOptions.model_validate(summary["pixels"]), out)
-    return Assigned(pieces, table, names, len(clusters), _root(place))
+    parts = open_images(place, PixelOptions.model_validate(summary["pixels"]), out)
+    return Assigned(parts, table, names, len(clusters), _root(place))
 
 
 def _root(source: str) -> str | None:
@@ -183,7 +181,7 @@ def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[st
     ConfigError when the folder is for something else.
     """
     names = {str(cluster): name for cluster, name in images.names.items()}
-    work = {"images": images.pieces.stamp, "names": names, **options}
+    work = {"images": images.parts.stamp, "names": names, **options}
     before, there = target.read(WORK), target.names()
     if before is None and (others := [name for name in there if not is_of_system(name)]):
         raise ConfigError(f"{target.path} holds other files ({others[0]!r}, ...); choose a new folder")
@@ -241,7 +239,7 @@ def _write(
     return counts
 
 
-def matched(images: Assigned) -> Iterator[tuple[Encoded, Row]]:
+def matched(images: Assigned) -> Iterator[tuple[EncodedImage, Row]]:
     """Each image that has a row, with that row.
 
     Raises
@@ -251,14 +249,14 @@ def matched(images: Assigned) -> Iterator[tuple[Encoded, Row]]:
     """
     rows = _rows(images.table)
     row = next(rows, None)
-    for piece in images.pieces.pieces:
-        for image in piece():
-            if row and isinstance(image, Encoded) and (image.index, image.path) == (row["index"], row["path"]):
+    for part in images.parts.parts:
+        for image in part():
+            if row and isinstance(image, EncodedImage) and (image.index, image.path) == (row["index"], row["path"]):
                 yield image, row
                 row = next(rows, None)
     if row is not None:
         raise DataError(
-            f"{row['path']} is not where {images.pieces.name} had it when it was assigned; give its images again, or "
+            f"{row['path']} is not where {images.parts.name} had it when it was assigned; give its images again, or "
             "assign those that are there to another folder"
         )
 

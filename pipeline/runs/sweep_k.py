@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.backbone_features.cache import read_part
 from pipeline.cluster import connect
 from pipeline.clustering.label_free import cosine_silhouette
 from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps, merged_centers
@@ -37,7 +38,6 @@ from pipeline.clustering.num_clusters import (
 from pipeline.config.models import RunConfig
 from pipeline.data.tasks import run_each
 from pipeline.errors import ConfigError
-from pipeline.features.cache import read_part
 from pipeline.inference.run_features import read_features
 from pipeline.keyed_random import Stream, uniform
 from pipeline.lease import hold

@@ -20,7 +20,7 @@ from pipeline.config.identity import run_name
 from pipeline.config.models import RunConfig
 from pipeline.data.class_lists import ClassList, load_class_list
 from pipeline.data.ingest import ingest
-from pipeline.data.read import has_labels, with_groups
+from pipeline.data.read import has_labels, with_row_groups
 from pipeline.data.shards import Manifest, has_manifest, read_manifest, validate_shards
 from pipeline.data.sources.listing import printable
 from pipeline.data.sources.selection import some_of
@@ -115,21 +115,21 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
     connect()
     check_nodes(config)
     job = Job(config, manifest, plan, tracking, board=new_board(), weights_from=weights_from)
-    return prepare_features(job, echo) if config.model.freeze else job
+    return prepare_cache(job, echo) if config.model.freeze else job
 
 
-def prepare_features(job: Job, echo: Echo) -> Job:
-    """The job with the cached features of its frozen backbone, which are computed first if there are none."""
-    from pipeline.features.embed import embed
+def prepare_cache(job: Job, echo: Echo) -> Job:
+    """The job with its cached backbone features, which are computed first if there are none."""
+    from pipeline.backbone_features.build_cache import ensure_cache
 
     try:
-        folder, cache = embed(job.config, job.manifest, echo, begun=begun_precision(job.folder))
+        folder, cache = ensure_cache(job.config, job.manifest, echo, begun=begun_precision(job.folder))
         claim_features(job.folder, cache)
         keep_precision(job.folder, cache.key.precision)
     except BaseException as error:
         end_run(job.tracking, spool_path(job.folder), "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    return replace(job, features=folder.path)
+    return replace(job, feature_cache=folder.path)
 
 
 def fit_with_progress(job: Job, echo: Echo) -> None:
@@ -208,7 +208,7 @@ def load_or_ingest(config: RunConfig, echo: Echo) -> Manifest:
     A data set that lacks images, or has another source or other classes, is used with a warning.
     """
     classes = load_class_list(config.data.classes) if config.data.classes is not None else None
-    manifest = with_groups(config.data.path, _load_or_ingest(config, classes, echo))
+    manifest = with_row_groups(config.data.path, _load_or_ingest(config, classes, echo))
     for mismatch in _mismatches(config, classes, manifest):
         echo(f"warning: {mismatch}")
     return manifest

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features.inputs import CachedFeatures
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
@@ -16,7 +17,6 @@ from pipeline.clustering.scores import class_table, contingency_scores, continge
 from pipeline.collectives import RowRange
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
-from pipeline.features.inputs import FeatureSource
 from pipeline.inference.encode import encode_blocks
 from pipeline.inference.run_features import write_features
 from pipeline.method.digpro import DigPro
@@ -71,7 +71,7 @@ def fitted_features(run: Run, features: Tensor) -> Tensor | None:
     """Rows that k-means fits its centres on instead of the features (own rows, D); None to fit on the features."""
     if not run.job.config.estep.fit_views:
         return None
-    assert isinstance(run.feed.inputs.source, FeatureSource)
+    assert isinstance(run.feed.inputs.source, CachedFeatures)
     return mean_over_views(run.state.model, run.feed.inputs.source, run.feed.preprocess, features)
 
 
@@ -117,7 +117,7 @@ def _encode(model: DigPro, blocks: Iterable[tuple[Tensor, Tensor]], preprocess: 
 
 
 def mean_over_views(
-    model: DigPro, inputs: FeatureSource, preprocess: Callable[[Tensor], Tensor], features: Tensor
+    model: DigPro, inputs: CachedFeatures, preprocess: Callable[[Tensor], Tensor], features: Tensor
 ) -> Tensor:
     """Mean of each image's un-augmented features (own rows, D) and those of its cached views, on the unit sphere.
 

@@ -12,15 +12,15 @@ import ray.train
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features.build_cache import read_backbone
+from pipeline.backbone_features.cache import read_cache
+from pipeline.backbone_features.inputs import CachedFeatures, as_input, split_pair
+from pipeline.backbone_features.load import load_backbone_features
+from pipeline.backbone_features.neighbours import read_neighbours
 from pipeline.build import build_model, build_preprocess, build_views
 from pipeline.collectives import row_range
-from pipeline.data.loader import Inputs, Source
+from pipeline.data.loader import Inputs, InputSource
 from pipeline.errors import DataError
-from pipeline.features.cache import read_cache
-from pipeline.features.embed import read_backbone
-from pipeline.features.inputs import FeatureSource, as_input, split_pair
-from pipeline.features.load import load_features
-from pipeline.features.neighbours import read_neighbours
 from pipeline.method.digpro import DigPro
 from pipeline.method.encoder import Standardize
 from pipeline.storage import Folder
@@ -57,13 +57,13 @@ class Feed:
 
 def open_feed(job: Job, device: torch.device) -> Feed:
     """The feed of this Ray Train worker."""
-    if job.features is not None:
+    if job.feature_cache is not None:
         first_on_node = ray.train.get_context().get_local_rank() == 0
-        return feature_feed(job, Folder(job.features), device, first_on_node=first_on_node)
+        return cached_feed(job, Folder(job.feature_cache), device, first_on_node=first_on_node)
     return image_feed(job, image_source(job, device), device)
 
 
-def image_feed(job: Job, source: Source, device: torch.device) -> Feed:
+def image_feed(job: Job, source: InputSource, device: torch.device) -> Feed:
     """The feed of images."""
     config, manifest = job.config, job.manifest
     views = build_views(config, manifest)
@@ -77,14 +77,14 @@ def image_feed(job: Job, source: Source, device: torch.device) -> Feed:
     )
 
 
-def feature_feed(job: Job, folder: Folder, device: torch.device, *, first_on_node: bool) -> Feed:
+def cached_feed(job: Job, folder: Folder, device: torch.device, *, first_on_node: bool) -> Feed:
     """The feed from a cache; DataError when it is gone."""
     config = job.config
     if (cache := read_cache(folder)) is None:
         raise DataError(f"{folder.path} holds no cached features any more; run the same command again")
     limit = config.data.resident_limit_gb if config.data.mode != "streaming" else 0.0
-    features = load_features(folder, cache, device, limit_gb=limit, first_on_node=first_on_node)
-    source = FeatureSource(
+    features = load_backbone_features(folder, cache, device, limit_gb=limit, first_on_node=first_on_node)
+    source = CachedFeatures(
         features,
         device,
         neighbours=read_neighbours(folder, config.views.neighbours, features.device),
@@ -96,13 +96,13 @@ def feature_feed(job: Job, folder: Folder, device: torch.device, *, first_on_nod
         inputs=Inputs(job.plan.order, source, device),
         views=split_pair,
         preprocess=as_input,
-        probe=feature_probe(source, config.estep.probe, config.estep.batch_size),
-        model=build_feature_model(job, features, device),
+        probe=cached_probe(source, config.estep.probe, config.estep.batch_size),
+        model=build_heads(job, features, device),
         backbone=read_backbone(folder),
     )
 
 
-def build_feature_model(job: Job, features: Tensor, device: torch.device) -> DigPro:
+def build_heads(job: Job, features: Tensor, device: torch.device) -> DigPro:
     """The heads, with the features' statistics in both encoders."""
     model = build_model(job.config, job.plan.num_clusters, device, cached_size=features.shape[2])
     for network in (model.networks.online, model.networks.target):
@@ -112,7 +112,7 @@ def build_feature_model(job: Job, features: Tensor, device: torch.device) -> Dig
     return model
 
 
-def feature_probe(source: FeatureSource, count: int, block_size: int) -> Probe | None:
+def cached_probe(source: CachedFeatures, count: int, block_size: int) -> Probe | None:
     """This worker's part of the probe: two augmented views of the first `count` images, drawn once."""
     if count == 0:
         return None

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange, row_range, world_size
-from pipeline.data.loader import ResidentImages, Source
+from pipeline.data.loader import InputSource, ResidentImages
 from pipeline.data.reader import SWEPT_ROWS, Piece, epoch_pieces, swept_pieces
-from pipeline.data.streaming import ImageStream, Pipeline, Readers, StreamedImages
+from pipeline.data.streaming import ImageStream, Readers, ReadPipeline, StreamedImages
 from pipeline.plan import has_estep, image_bytes, is_balanced
 from pipeline.training.job import Job
 
 
-def image_source(job: Job, device: torch.device) -> Source:
+def image_source(job: Job, device: torch.device) -> InputSource:
     """This worker's images, in memory or streamed."""
     order, config = job.plan.order, job.config
     own, size = order.images_of(row_range(order.lanes)), config.data.decoding["size"]
@@ -30,7 +30,7 @@ def fetch_images(job: Job, own: RowRange) -> Tensor:
     """The decoded images (n, S, S, 3) uint8 of a share."""
     size = job.config.data.decoding["size"]
     images = torch.empty((own.size, size, size, 3), dtype=torch.uint8)
-    stream = ImageStream(open_pipeline(job).blocks(swept_pieces(own), own.size), room=SWEPT_ROWS)
+    stream = ImageStream(open_read_pipeline(job).blocks(swept_pieces(own), own.size), room=SWEPT_ROWS)
     for index in torch.arange(*own[:2]).split(SWEPT_ROWS):
         images[index - own.start] = stream.read(index)
     return images
@@ -42,7 +42,7 @@ def begin_stream(job: Job, at: tuple[int, int] | None) -> ImageStream:
     lanes, epochs = row_range(order.lanes), job.config.optim.epochs
     own = order.images_of(lanes)
     images = 2 * (epochs - (at or (0, 0))[0]) * own.size
-    blocks = open_pipeline(job).blocks(schedule(job, lanes, at), images)
+    blocks = open_read_pipeline(job).blocks(schedule(job, lanes, at), images)
     if order.covers:
         return ImageStream(blocks, room=own.size)
     # Windows begin staggered, so half of their images must be there at the start of an epoch.
@@ -64,7 +64,7 @@ def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[
             yield from swept
 
 
-def open_pipeline(job: Job) -> Pipeline:
+def open_read_pipeline(job: Job) -> ReadPipeline:
     """The reading processes of this worker: they share the CPUs that the workers leave free.
 
     Outside a search they reserve no CPUs: a node that has just been lost may still be counted, and readers that
@@ -77,4 +77,4 @@ def open_pipeline(job: Job) -> Pipeline:
         left = ray.cluster_resources().get("CPU", 0.0) / world_size() - own
         readers = Readers(max(int(left), 1), 0.0)
     reader = (job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding)
-    return Pipeline(reader, readers, image_bytes(job.config))
+    return ReadPipeline(reader, readers, image_bytes(job.config))

@@ -27,8 +27,8 @@ class Job:
         MLflow's run.
     board : actor handle or None
         A `Board`, where rank 0 posts its news.
-    features : str or None
-        Folder with the cached features of a frozen backbone, on which the heads are trained.
+    feature_cache : str or None
+        Folder with the cached backbone features, on which the heads are trained.
     weights_from : str or None
         Checkpoint of another run, by absolute path or URI; this run starts from its weights.
     reading_cpus : float or None
@@ -40,7 +40,7 @@ class Job:
     plan: Plan
     tracking: RunRef
     board: Any = None
-    features: str | None = None
+    feature_cache: str | None = None
     weights_from: str | None = None
     reading_cpus: float | None = None
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.backbone_features.build_cache import settled
 from pipeline.collectives import all_stack, from_rank_zero, rank
-from pipeline.features.embed import settled
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.storage import Folder
 from pipeline.training.job import Job

@@ -16,6 +16,8 @@ from ray import tune
 from ray.tune import ResumeConfig
 from ray.tune.experiment import Trial
 
+from pipeline.backbone_features.build_cache import ensure_cache
+from pipeline.backbone_features.cache import decides_features
 from pipeline.checks.capacity import Capacity, search_capacity
 from pipeline.checks.nodes import check_nodes, node_resources
 from pipeline.cluster import connect
@@ -25,8 +27,6 @@ from pipeline.config.models import RunConfig
 from pipeline.data.read import has_labels
 from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError, RunFailed
-from pipeline.features.cache import decides_features
-from pipeline.features.embed import embed
 from pipeline.lease import hold
 from pipeline.plan import make_plan
 from pipeline.runs.identity import SUMMARY, run_folder
@@ -105,7 +105,7 @@ def search(
             echo(f"search {config.name} is already finished; a new one needs another name (--set name=...)")
             return successful(summary)
         check_objectives(trial_config, space)
-        check_features_shared(trial_config, space)
+        check_cache_shared(trial_config, space)
         plan = SearchPlan(config, trial_config, space, manifest, strategy, trials, label)
         return successful(run_search(plan, folder, concurrent, echo))
 
@@ -150,7 +150,7 @@ def run_search(plan: SearchPlan, folder: Folder, concurrent: int | None, echo: E
         config=limit_trial(plan.trial_config, capacity),
         space=plan.space,
         manifest=plan.manifest,
-        features=features_of(plan, folder, echo),
+        feature_cache=shared_cache(plan, folder, echo),
         trials_path=folder.file(TRIALS),
         parent_run=parent.run_id,
         label=plan.label,
@@ -221,17 +221,17 @@ def check_objectives(config: RunConfig, space: Space) -> None:
         raise ConfigError("objective label_free needs estep.probe, which is 0; set it to its default, 512")
 
 
-def features_of(plan: SearchPlan, folder: Folder, echo: Echo) -> str | None:
-    """Folder of the cached features that all trials share, computed if missing; None without a frozen backbone."""
+def shared_cache(plan: SearchPlan, folder: Folder, echo: Echo) -> str | None:
+    """Folder of the backbone features that all trials share, computed if missing; None without a frozen backbone."""
     if not plan.trial_config.model.freeze:
         return None
-    features, cache = embed(plan.trial_config, plan.manifest, echo, begun=begun_precision(folder))
+    shared, cache = ensure_cache(plan.trial_config, plan.manifest, echo, begun=begun_precision(folder))
     keep_precision(folder, cache.key.precision)
-    return features.path
+    return shared.path
 
 
-def check_features_shared(config: RunConfig, space: Space) -> None:
-    """ConfigError for a space in which trials could not share the features of a frozen backbone."""
+def check_cache_shared(config: RunConfig, space: Space) -> None:
+    """ConfigError for a space in which trials could not share cached backbone features."""
     if config.model.freeze and (varied := sorted(filter(decides_features, space.domains))):
         raise ConfigError(
             f"space {space.name} varies {', '.join(varied)}, and with model.freeze=true all trials share the cached "

@@ -18,13 +18,13 @@ from ray import tune
 from ray.train import Result, TrainingFailedError, UserCallback
 
 from pipeline.alarms import collapse
+from pipeline.backbone_features.neighbours import complete_neighbours
 from pipeline.checks.capacity import READING_CPUS
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError, RunFailed, UserError, first_line
-from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import has_estep
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.storage import Folder
@@ -54,8 +54,8 @@ class SearchJob:
         MLflow's id of the search.
     label : str
         What is searched for, usually a preset's name.
-    features : str or None
-        Folder with the cached features of a frozen backbone, the same for all trials.
+    feature_cache : str or None
+        Folder with the cached backbone features, the same for all trials.
     """
 
     config: RunConfig
@@ -64,7 +64,7 @@ class SearchJob:
     trials_path: str
     parent_run: str
     label: str
-    features: str | None = None
+    feature_cache: str | None = None
 
     def folder(self, trial: str) -> Folder:
         """Folder of a trial, by its id; also the folder of its run."""
@@ -113,14 +113,14 @@ def trial_job(settings: dict[str, Any], search: SearchJob, trial: str, *, ended:
     config = trial_config(settings, search, trial)
     plan = check_settings(config, search.manifest)
     tracking = (ended_trial_run if ended else open_trial_run)(config, search, trial)
-    if search.features is not None:
-        complete_neighbours(Folder(search.features), config.views.neighbours)
+    if search.feature_cache is not None:
+        complete_neighbours(Folder(search.feature_cache), config.views.neighbours)
     return Job(
         config,
         search.manifest,
         plan,
         tracking,
-        features=search.features,
+        feature_cache=search.feature_cache,
         reading_cpus=READING_CPUS,
     )
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone_features import build_cache
+from pipeline.backbone_features.cache import read_part
 from pipeline.backbones.onnx_program import OnnxProgram, check_equal, faster_program, is_worth_it
 from pipeline.errors import RunFailed
-from pipeline.features import embed
-from pipeline.features.cache import read_part
 from pipeline.runs.models import TrainedModel
 from pipeline.storage import Folder
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 from tests.helpers.models import SIZE, card, cluster_model
 
 OUTPUTS = ("similarities", "features")
@@ -72,11 +72,11 @@ def test_features_are_equal_whoever_computes_them(
     config = frozen_config(tmp_path, f"optim.precision={precision}")
     folder, cache, _ = make_cache(config, 70)
     by_torch = torch.cat([torch.from_numpy(read_part(folder, part, cache)) for part in cache.parts]).float()
-    monkeypatch.setattr(embed, "node_resources", list)
-    monkeypatch.setattr(embed, "is_worth_it", lambda images, size: True)
+    monkeypatch.setattr(build_cache, "node_resources", list)
+    monkeypatch.setattr(build_cache, "is_worth_it", lambda images, size: True)
     other = frozen_config(tmp_path / "other", f"optim.precision={precision}")
     folder, cache, _ = make_cache(other, 70)
-    assert bool(folder.names(embed.PROGRAM)) == (precision == "float32")
+    assert bool(folder.names(build_cache.PROGRAM)) == (precision == "float32")
     by_program = torch.cat([torch.from_numpy(read_part(folder, part, cache)) for part in cache.parts]).float()
     torch.testing.assert_close(by_program, by_torch, atol=2e-3, rtol=2e-3)
 

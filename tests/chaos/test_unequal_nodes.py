@@ -48,5 +48,5 @@ def test_gpu_workers_and_pools_leave_a_head_without_gpus_alone(cluster: Cluster,
     assigned = assign_images(summary["folder"], "digits", str(tmp_path / "assigned"), echo=driver.lines.append)
     assert assigned["images"] == 1797
     assert cluster.head_node.node_id not in hosts(
-        "RayTrainWorker", "MapWorker(Map(Assigner))", "MapWorker(Map(Embedder))"
+        "RayTrainWorker", "MapWorker(Map(Assigner))", "MapWorker(Map(CacheWriter))"
     )

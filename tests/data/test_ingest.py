@@ -1,4 +1,4 @@
-"""Ingest: quarantine, balance, the folder it writes, kills, order, and Ray against one process. Sources are beside."""
+"""Ingest: quarantine, tally, the folder it writes, kills, order, and Ray against one process. Sources are beside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.data import ingest as ingest_module
 from pipeline.data.ingest import ingest
 from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LABELS, validate_shards
-from pipeline.data.sources import Part, Row, open_source
+from pipeline.data.sources import Row, SourcePart, open_source
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
 from tests.helpers.sources import (
@@ -119,7 +119,7 @@ def test_no_readable_image_is_an_error_and_no_manifest(tmp_path: Path) -> None:
         ingest(str(tmp_path / "void"), str(tmp_path / "out3"))
 
 
-# --- balance -------------------------------------------------------------------------------------------------
+# --- tally ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet", "webdataset", "digits"])
@@ -135,20 +135,20 @@ def test_what_was_seen_is_what_it_became(kind: str, tmp_path: Path) -> None:
         write_tar(tmp_path / "s" / "x.tar", {**images, "a.cls": b"1", "c.txt": b"caption"})
     out = tmp_path / "out"
     manifest = ingest("digits" if kind == "digits" else f"{kind}:{tmp_path}/s", str(out))
-    balance = manifest.balance
-    assert balance is not None
+    tally = manifest.balance
+    assert tally is not None
     expected = {
         "imagefolder": ("files", 6, 2, 1, 3),
         "parquet": ("rows", 4, 2, 1, 1),
         "webdataset": ("members", 6, 2, 1, 3),
         "digits": ("rows", 1797, 1797, 0, 0),
     }
-    assert tuple(balance.model_dump().values())[:5] == expected[kind]
+    assert tuple(tally.model_dump().values())[:5] == expected[kind]
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["balance"] == balance.model_dump()
-    assert sum(summary["left_out"]["rules"].values()) == summary["left_out"]["files"] == balance.left_out
-    assert bool(left_out(out)) == (balance.left_out > 0)
-    assert len(quarantined(out)) == balance.quarantined
+    assert summary["balance"] == tally.model_dump()
+    assert sum(summary["left_out"]["rules"].values()) == summary["left_out"]["files"] == tally.left_out
+    assert bool(left_out(out)) == (tally.left_out > 0)
+    assert len(quarantined(out)) == tally.quarantined
 
 
 def test_counts_that_do_not_add_up_are_our_fault(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_a_killed_ingest_is_resumed_and_ends_the_same(
         validate_shards(str(tmp_path / "out"))
     verify_part, done = verify._verify_part, []
 
-    def counted(part: Part, k: int, *rest: Any) -> Any:
+    def counted(part: SourcePart, k: int, *rest: Any) -> Any:
         done.append(k)
         return verify_part(part, k, *rest)
 
@@ -410,7 +410,7 @@ def test_shards_are_full_whatever_was_quarantined_or_however_parts_were_cut(tmp_
     assert [path for path, _ in labels(tmp_path / "out")] == kept
 
 
-@pytest.mark.parametrize(("limit", "value"), [("GROUP_BYTES", 10_000), ("GROUP_ROWS", 4)])
+@pytest.mark.parametrize(("limit", "value"), [("ROW_GROUP_BYTES", 10_000), ("ROW_GROUP_ROWS", 4)])
 def test_row_groups_stay_within_their_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
@@ -425,7 +425,7 @@ def test_row_groups_stay_within_their_limits(
     metadata = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     assert tuple(group.num_rows for group in groups) == manifest.shards[0].groups
-    assert {group.num_rows for group in groups} == {3} if limit == "GROUP_BYTES" else {3, 4}
+    assert {group.num_rows for group in groups} == {3} if limit == "ROW_GROUP_BYTES" else {3, 4}
     assert len(pq.read_metadata(tmp_path / "whole" / "shard-00000.parquet").to_dict()["row_groups"]) == 1
 
 

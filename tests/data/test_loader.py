@@ -19,7 +19,7 @@ WEIGHTS = sampling_weights(LABELS, torch.bincount(LABELS), 1.0)
 
 def feed(window: int = COUNT) -> Inputs:
     """Images whose pixels are their index, in row groups of two."""
-    order = Order(COUNT, BATCH, seed=3, window=window, groups=(2,) * 11 + (1,))
+    order = Order(COUNT, BATCH, seed=3, window=window, row_groups=(2,) * 11 + (1,))
     return resident_inputs(IMAGES, order, block_size=5)
 
 

@@ -14,9 +14,9 @@ from pipeline.data.sampling import sampling_weights
 
 GROUPS = (40, 40, 17, 40, 40, 26, 40, 40, 17, 40, 40, 26, 40, 40, 14)  # 500 images in three shards
 COUNT = sum(GROUPS)
-ORDER = Order(COUNT, batch_size=24, seed=3, window=240, groups=GROUPS)
-COVERED = Order(COUNT, batch_size=24, seed=3, window=COUNT, groups=GROUPS)
-ODD = Order(COUNT, batch_size=23, seed=3, window=175, groups=GROUPS)  # lanes of five and six rows a step
+ORDER = Order(COUNT, batch_size=24, seed=3, window=240, row_groups=GROUPS)
+COVERED = Order(COUNT, batch_size=24, seed=3, window=COUNT, row_groups=GROUPS)
+ODD = Order(COUNT, batch_size=23, seed=3, window=175, row_groups=GROUPS)  # lanes of five and six rows a step
 
 
 def shares(order: Order, workers: int) -> list[RowRange]:
@@ -120,7 +120,7 @@ def test_windows_of_a_lane_hold_its_images_once_each_epoch() -> None:
 
 
 def test_lanes_come_to_new_windows_at_different_steps() -> None:
-    order = Order(64_000, batch_size=64, seed=0, window=4096, groups=(64,) * 1000)
+    order = Order(64_000, batch_size=64, seed=0, window=4096, row_groups=(64,) * 1000)
     ends = Counter[int]()
     for lane in range(order.lanes):
         ends.update(window.first // order.lane_rows(lane) for window in order.windows(0, lane)[1:])
@@ -131,7 +131,7 @@ def test_lanes_come_to_new_windows_at_different_steps() -> None:
 
 
 def test_all_held_images_stay_near_the_window() -> None:
-    order = Order(64_000, batch_size=64, seed=0, window=4096, groups=(64,) * 1000)
+    order = Order(64_000, batch_size=64, seed=0, window=4096, row_groups=(64,) * 1000)
     largest = [max(len(window) for window in order.windows(0, lane)) for lane in range(order.lanes)]
     assert sum(largest) <= 1.5 * order.window
 
@@ -148,7 +148,7 @@ def test_usual_numbers_of_workers_divide_the_lanes() -> None:
 
 def test_batches_of_a_source_sorted_by_class_are_mixed_from_first_to_last() -> None:
     """Were the rows not shuffled at ingest, every batch would still have all classes: lanes lie all over the set."""
-    order = Order(8000, batch_size=40, seed=1, window=2000, groups=(50,) * 160)
+    order = Order(8000, batch_size=40, seed=1, window=2000, row_groups=(50,) * 160)
     classes = torch.arange(8000) * 7 // 8000
     shares_of = torch.stack([torch.bincount(classes[batch], minlength=7) / 40.0 for batch in batches(order, 0)])
     independent = (1 / 7 * 6 / 7 / 40) ** 0.5  # deviation of a class's share where batches are drawn at random
@@ -173,7 +173,7 @@ def test_clusters_are_drawn_equally_often_nearly_where_lanes_are_fair_samples() 
     """Every lane gives each batch the same number of rows, so that a lane with many rare images draws each less."""
     sizes = torch.tensor([900, 450, 200, 100, 50])
     labels = torch.arange(5).repeat_interleave(sizes)[torch.randperm(1700, generator=torch.Generator().manual_seed(0))]
-    order = Order(1700, batch_size=128, seed=0, window=1700, groups=(1700,))
+    order = Order(1700, batch_size=128, seed=0, window=1700, row_groups=(1700,))
     weights = sampling_weights(labels, sizes, 1.0)
     drawn = torch.zeros(5)
     for epoch in range(20):

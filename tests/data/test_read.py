@@ -14,7 +14,7 @@ import pytest
 from pipeline.data import assemble
 from pipeline.data import read as read_module
 from pipeline.data.ingest import ingest
-from pipeline.data.read import has_labels, read_chosen, read_labels, read_sample, with_groups
+from pipeline.data.read import has_labels, read_chosen, read_labels, read_sample, with_row_groups
 from pipeline.data.shards import LABELS, Manifest, read_manifest
 from pipeline.errors import DataError
 from tests.helpers.images import encoded, put
@@ -117,7 +117,7 @@ def test_only_overlapping_old_shards_are_read_for_labels(tmp_path: Path) -> None
 
 
 def test_row_groups_of_the_manifest_are_those_of_the_files(folder: Path, manifest: Manifest) -> None:
-    assert with_groups(str(folder), manifest) is manifest
+    assert with_row_groups(str(folder), manifest) is manifest
     for shard in manifest.shards:
         metadata = pq.read_metadata(folder / shard.file)
         assert shard.groups == tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
@@ -127,14 +127,14 @@ def test_row_groups_of_the_manifest_are_those_of_the_files(folder: Path, manifes
 def test_row_groups_of_earlier_versions_are_read_from_the_footers(tmp_path: Path) -> None:
     old = write_old_shards(tmp_path / "old", list(range(10)))
     manifest = read_manifest(str(old))
-    assert [shard.groups for shard in with_groups(str(old), manifest).shards] == [(3, 1), (3, 1), (2,)]
+    assert [shard.groups for shard in with_row_groups(str(old), manifest).shards] == [(3, 1), (3, 1), (2,)]
     first = (old / "shard-00000.parquet").read_bytes()
     (old / "shard-00002.parquet").write_bytes(first)
     with pytest.raises(DataError, match=r"shard-00002.parquet has 4 rows but the manifest says 2; delete the folder"):
-        with_groups(str(old), manifest)
+        with_row_groups(str(old), manifest)
     (old / "shard-00001.parquet").write_bytes(first[:-9])
     with pytest.raises(DataError, match=r"shard-00001.parquet cannot be read"):
-        with_groups(str(old), manifest)
+        with_row_groups(str(old), manifest)
 
 
 def test_labels_come_by_index(folder: Path) -> None:

@@ -155,9 +155,9 @@ def test_rows_of_other_classes_are_left_out_and_counted(kind: str, tmp_path: Pat
     rows = {path: rule for path, rule in left_out(out).items() if rule == RULE}
     assert rows == {"class bus": RULE, "images without a class": RULE}
     assert quarantined(out) == {}
-    balance = manifest.balance
-    assert balance is not None
-    assert balance.left_out == {"parquet": 3, "webdataset": 9}[kind]  # of tars, labels and dataset.json too
+    tally = manifest.balance
+    assert tally is not None
+    assert tally.left_out == {"parquet": 3, "webdataset": 9}[kind]  # of tars, labels and dataset.json too
 
 
 def test_a_label_out_of_range_is_quarantined_as_ever(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import shards
-from pipeline.data.footers import group_rows
+from pipeline.data.footers import row_group_rows
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import LABELS, Manifest, Shard, read_manifest, validate_shards
 from pipeline.errors import DataError
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
     """Write a shard anew, with row groups as long as before."""
-    table, groups = change(pq.read_table(path)), group_rows(pq.ParquetFile(path))
+    table, groups = change(pq.read_table(path)), row_group_rows(pq.ParquetFile(path))
     with pq.ParquetWriter(path, table.schema, **options) as writer:
         for start, rows in zip(np.cumsum([0, *groups]), groups, strict=False):
             writer.write_table(table.slice(start, rows))

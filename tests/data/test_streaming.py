@@ -18,10 +18,10 @@ from pipeline.collectives import RowRange, row_range
 from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
-from pipeline.data.read import with_groups
+from pipeline.data.read import with_row_groups
 from pipeline.data.reader import Piece, PieceReader, epoch_pieces, swept_pieces
 from pipeline.data.shards import Manifest
-from pipeline.data.streaming import Block, ImagePool, ImageStream, Readers, StreamedImages, group_pieces
+from pipeline.data.streaming import Block, ImagePool, ImageStream, Readers, StreamedImages, task_tables
 from pipeline.errors import DataError
 from tests.helpers.small_run import resident_inputs
 from tests.helpers.workers import Workers
@@ -41,7 +41,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def opened(path: str) -> Manifest:
     """The manifest, with row groups."""
-    return with_groups(path, ingest("digits", path, rows_per_shard=300))
+    return with_row_groups(path, ingest("digits", path, rows_per_shard=300))
 
 
 def order_of(manifest: Manifest, window: int) -> Order:
@@ -51,7 +51,7 @@ def order_of(manifest: Manifest, window: int) -> Order:
 
 def read(reader: PieceReader, pieces: list[Piece]) -> Iterator[Block]:
     """What Ray Data's processes do."""
-    for table in group_pieces(pieces, 200):
+    for table in task_tables(pieces, 200):
         yield from reader(table)
 
 
@@ -233,7 +233,7 @@ def test_readers_share_what_the_workers_leave() -> None:
 
 
 def test_pieces_travel_in_tasks_of_some_images() -> None:
-    tasks = list(group_pieces(swept_pieces(RowRange(0, 5000, 5000)), 2000))
+    tasks = list(task_tables(swept_pieces(RowRange(0, 5000, 5000)), 2000))
     assert [task.num_rows for task in tasks] == [2, 2, 1]
 
 
@@ -254,7 +254,7 @@ class Worker:
         order = order_of(opened(path), 400)
         pieces = swept_pieces(order.images_of(row_range(order.lanes)))
         reader = (order, path, opened(path), DECODING)
-        pipeline = streaming.Pipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
+        pipeline = streaming.ReadPipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
         return [int(i) for block in pipeline.blocks(pieces, 1797) for i in block["index"]]
 
 assert ray.get(Worker.remote().read.remote(sys.argv[1])) == list(range(1797))

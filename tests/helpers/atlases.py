@@ -10,7 +10,7 @@ import torch
 from pipeline.method.losses import unit
 from pipeline.report.choice import Assignments, count_images
 from pipeline.report.compose import Clustering
-from pipeline.report.embedding import embed
+from pipeline.report.mapped_images import map_images
 
 SIDE = 48
 HISTORY = [
@@ -58,7 +58,7 @@ def clustering(count: int = 60, clusters: int = 5, **changes: Any) -> Clustering
         "images": images,
         "totals": count_images(images, clusters),
         "centers": centers,
-        "embedding": embed(rows),
+        "mapped": map_images(rows),
         "names": {1: "dogs", 3: "dogs", 2: "<script>alert(1)</script>"},
         "class_names": ["ape", "bee"],
         "history": HISTORY,

@@ -1,4 +1,4 @@
-"""Assigning images: one part from each piece, whatever is wrong with some of the images; and kept when it is killed."""
+"""Assigning images: one file from each part, whatever is wrong with some of the images; and kept when it is killed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.data.pixel_options import AS_THEY_ARE
 from pipeline.data.shards import LeftOut, Quarantined, read_manifest
 from pipeline.data.sources import open_source
 from pipeline.inference import assign as module
-from pipeline.inference.assign import PARTS, REPORTS, Assigner, Assignment, PartReport, rename_clusters
-from pipeline.inference.pieces import Encoded, Pieces, raw_pieces, shard_pieces
+from pipeline.inference.assign import PARTS, REPORTS, Assigner, AssignJob, AssignReport, rename_clusters
+from pipeline.inference.image_parts import EncodedImage, ImageParts, shard_parts, source_parts
 from pipeline.inference.predict import predict
 from pipeline.storage import Folder
 from tests.helpers.models import DECODING, card, cluster_model
@@ -30,25 +30,25 @@ from tests.helpers.pictures import quadrants, saved, stored
 PICTURE = saved(Image.fromarray(quadrants()), "PNG")
 
 
-def assigned(piece: Any, folder: Path, **options: Any) -> tuple[PartReport, Any]:
-    """The report and the rows of one piece."""
+def assigned(part: Any, folder: Path, **options: Any) -> tuple[AssignReport, Any]:
+    """The report and the rows of one part."""
     for name in (PARTS, REPORTS):
         Folder(str(folder)).subfolder(name).make()
-    actor = Assigner(Assignment(cluster_model, card(options.pop("names", None)), 4, str(folder), **options))
-    actor({"number": 0, "piece": cloudpickle.dumps(piece)})
-    report = PartReport.model_validate(Folder(str(folder)).subfolder(REPORTS).read("part-00000.json"))
-    part = folder / PARTS / "part-00000.parquet"
-    return report, pq.read_table(part) if part.exists() else None
+    actor = Assigner(AssignJob(cluster_model, card(options.pop("names", None)), 4, str(folder), **options))
+    actor({"number": 0, "part": cloudpickle.dumps(part)})
+    report = AssignReport.model_validate(Folder(str(folder)).subfolder(REPORTS).read("part-00000.json"))
+    file = folder / PARTS / "part-00000.parquet"
+    return report, pq.read_table(file) if file.exists() else None
 
 
 def entries(*items: Any) -> Iterator[Any]:
     yield from items
 
 
-def images(count: int) -> list[Encoded]:
+def images(count: int) -> list[EncodedImage]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, 20, 20, 3), dtype=np.uint8)
-    return [Encoded(saved(Image.fromarray(p), "PNG"), f"{i}.png", i % 3, i) for i, p in enumerate(pixels)]
+    return [EncodedImage(saved(Image.fromarray(p), "PNG"), f"{i}.png", i % 3, i) for i, p in enumerate(pixels)]
 
 
 def test_rows_are_what_the_model_says_of_each_image(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_names_can_change_without_the_model(tmp_path: Path) -> None:
 
 def test_bad_images_are_listed_and_cost_no_others(tmp_path: Path) -> None:
     good = images(6)
-    damaged = Encoded(good[0].data[:60], "cut.png", -1, 7)
+    damaged = EncodedImage(good[0].data[:60], "cut.png", -1, 7)
     listed = (Quarantined(path="lost.png", reason="cannot be read"), LeftOut(path="notes.txt", rule="text", files=2))
     report, table = assigned(partial(entries, *good[:3], damaged, *listed, *good[3:]), tmp_path)
     assert table.column("path").to_pylist() == [row.path for row in good]
@@ -115,35 +115,35 @@ def test_a_raw_source_is_read_as_an_ingest_reads_it(tmp_path: Path) -> None:
     (photos / "notes.txt").write_text("not an image")
     source = f"imagefolder:{photos}"
     ingest(source, str(tmp_path / "shards"))
-    (raw,) = raw_pieces(open_source(source, 100), AS_THEY_ARE).pieces
-    (shards,) = shard_pieces(str(tmp_path / "shards"), read_manifest(str(tmp_path / "shards"))).pieces
-    first, second = (assigned(piece, tmp_path / name)[1].sort_by("path") for name, piece in (("a", raw), ("b", shards)))
+    (raw,) = source_parts(open_source(source, 100), AS_THEY_ARE).parts
+    (shards,) = shard_parts(str(tmp_path / "shards"), read_manifest(str(tmp_path / "shards"))).parts
+    first, second = (assigned(part, tmp_path / name)[1].sort_by("path") for name, part in (("a", raw), ("b", shards)))
     assert first.drop(["index"]).equals(second.drop(["index"]))
     assert first.column("index").to_pylist() == [None] * 3
 
 
 def test_pieces_cover_the_shards_once(tmp_path: Path) -> None:
     ingest("digits", str(tmp_path), rows_per_shard=700)
-    pieces = shard_pieces(str(tmp_path), read_manifest(str(tmp_path)))
-    found = [row.index for piece in pieces.pieces for row in piece() if isinstance(row, Encoded)]
+    given = shard_parts(str(tmp_path), read_manifest(str(tmp_path)))
+    found = [row.index for part in given.parts for row in part() if isinstance(row, EncodedImage)]
     assert found == list(range(1797))
-    assert len(pieces.pieces) >= 50
+    assert len(given.parts) >= 50
 
 
 def test_only_pieces_without_a_report_are_assigned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pieces = Pieces("some", "stamp", tuple(partial(list, images(number)) for number in (3, 4, 5)), 12, ())
+    given = ImageParts("some", "stamp", tuple(partial(list, images(number)) for number in (3, 4, 5)), 12, ())
     out = Folder(str(tmp_path))
-    assignment = Assignment(cluster_model, card(), 4, str(tmp_path))
-    actor, done = Assigner(assignment), list[int]()
+    job = AssignJob(cluster_model, card(), 4, str(tmp_path))
+    actor, done = Assigner(job), list[int]()
     out.subfolder(PARTS).make()
     out.subfolder(REPORTS).make()
-    actor({"number": 1, "piece": cloudpickle.dumps(pieces.pieces[1])})
+    actor({"number": 1, "part": cloudpickle.dumps(given.parts[1])})
 
     class Here:
         """Ray's data set, in this process."""
 
-        def __init__(self, pieces: Pieces, numbers: list[int], _: Assignment) -> None:
-            self.rows = [{"number": number, "piece": cloudpickle.dumps(pieces.pieces[number])} for number in numbers]
+        def __init__(self, given: ImageParts, numbers: list[int], _: AssignJob) -> None:
+            self.rows = [{"number": number, "part": cloudpickle.dumps(given.parts[number])} for number in numbers]
 
         def iter_rows(self) -> Iterator[dict[str, Any]]:
             for row in self.rows:
@@ -151,7 +151,7 @@ def test_only_pieces_without_a_report_are_assigned_again(tmp_path: Path, monkeyp
                 yield actor(row)
 
     monkeypatch.setattr(module, "_assigned", Here)
-    reports = list(module.assign(pieces, assignment, lambda line: None))
+    reports = list(module.assign(given, job, lambda line: None))
     assert done == [0, 2]
     assert [report.images for report in reports] == [3, 4, 5]
     assert pq.read_table(tmp_path / PARTS).num_rows == 12

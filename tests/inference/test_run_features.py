@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.collectives import RowRange
 from pipeline.errors import DataError
-from pipeline.inference.run_features import FEATURES, embedding, keep_last_parts, write_features
+from pipeline.inference.run_features import FEATURES, keep_last_parts, open_features, write_features
 from pipeline.storage import Folder
 from tests.helpers.workers import Workers
 
@@ -32,8 +32,8 @@ def test_one_worker_writes_what_two_write(pair: Workers, tmp_path: Path, cuts: l
     write_features(one, unit_rows(11), CENTERS, RowRange(0, 11, 11))
     pair.run(own_part, two.path, cuts)
     assert len(two.subfolder(FEATURES).names()) == 2
-    assert embedding(one).to_table().equals(embedding(two).to_table())
-    table = embedding(one).to_table()
+    assert open_features(one).to_table().equals(open_features(two).to_table())
+    table = open_features(one).to_table()
     assert table.column("index").to_pylist() == list(range(11))
     dots = unit_rows(11) @ CENTERS.T
     assert table.column("cluster").to_pylist() == dots.argmax(dim=1).tolist()
@@ -65,11 +65,11 @@ def test_features_from_before_a_roll_back_are_not_the_runs(pair: Workers, tmp_pa
         pair.run(own_part, run.path, [0, 5, 11], CENTERS + 1)
     pair.run(own_part, run.path, [0, 6, 11])
     keep_last_parts(run, CENTERS)
-    table = embedding(run).to_table()
+    table = open_features(run).to_table()
     features = torch.tensor(table.column("feature").to_pylist())
     torch.testing.assert_close(features, unit_rows(11), atol=1e-3, rtol=0)
 
 
 def test_a_run_without_features_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no features of its images.*run its `digpro train` again"):
-        embedding(Folder(str(tmp_path)))
+        open_features(Folder(str(tmp_path)))

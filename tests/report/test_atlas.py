@@ -71,24 +71,24 @@ def test_an_empty_cluster_is_shown_as_such() -> None:
 
 def test_identical_images_are_found() -> None:
     given = clustering()
-    assert given.embedding is not None
-    features = given.embedding.features.clone()
+    assert given.mapped is not None
+    features = given.mapped.features.clone()
     features[17] = features[2]
 
     def read(chosen: np.ndarray) -> np.ndarray:
         return colour_pictures(np.where(chosen == 17, 2, chosen))
 
-    found = compose(replace(given, embedding=module.Embedding(*_neighbours(features, given.embedding))), read)
+    found = compose(replace(given, mapped=module.MappedImages(*_neighbours(features, given.mapped))), read)
     first = found.duplicates[0]
     assert {int(found.rows[first.first]), int(found.rows[first.second])} == {2, 17}
     assert first.likeness == "identical"
 
 
 def _neighbours(features: Any, before: Any) -> tuple[Any, ...]:
-    from pipeline.features.neighbours import nearest_rows
+    from pipeline.clustering.neighbours import nearest_rows
 
     ids, cosines = nearest_rows(features, 0, len(features), 5)
-    return features, before.projection, ids.numpy(), cosines.numpy()
+    return features, before.layout, ids.numpy(), cosines.numpy()
 
 
 def test_names_and_paths_are_data_and_never_markup() -> None:
@@ -137,7 +137,7 @@ def test_what_is_a_sample_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_without_shards_features_and_classes_has_an_atlas() -> None:
     without = replace(clustering().images, label=None)
-    bare = clustering(embedding=None, names={}, class_names=[], images=without)
+    bare = clustering(mapped=None, names={}, class_names=[], images=without)
     found = compose(bare, lambda chosen: None)
     assert found.notes[0].startswith("There are no pictures: the shards")
     assert found.notes[1].startswith("There is no map, and no list of duplicates")

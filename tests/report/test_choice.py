@@ -8,7 +8,7 @@ import pytest
 from pipeline.report import choice
 from pipeline.report.choice import (
     Assignments,
-    Totals,
+    ClusterTotals,
     contact_sheets,
     count_classes,
     count_images,
@@ -91,7 +91,7 @@ def test_totals_of_parts_add_up_to_those_of_all_images() -> None:
     cluster, label = [0, 2, 2, 2, 0, 2], [1, 1, 0, 1, -1, 0]
     values = [0.5, 0.25, 0.5, 0.75, 1.0, 0.5]
 
-    def part(rows: slice) -> Totals:
+    def part(rows: slice) -> ClusterTotals:
         shown = images(
             cluster[rows], values[rows], values[rows], outlier=[9.0, 1.0, 9.0, 3.5, 9.0, 4.0][rows], label=label[rows]
         )

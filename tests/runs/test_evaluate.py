@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError, DataError
-from pipeline.inference.assign import PartReport
+from pipeline.inference.assign import AssignReport
 from pipeline.runs import evaluate as module
 from pipeline.runs.assign import assign_images, group_key, group_sizes
 from pipeline.runs.evaluate import contingency, count_assignments, evaluate
@@ -115,7 +115,7 @@ def test_an_output_belongs_to_a_model_and_images_whatever_they_are_called(
     model = TrainedModel(cluster_model(), card(), "digest", 4, str(tmp_path / "run"))
     monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: model)
     monkeypatch.setattr("pipeline.runs.assign.connect", lambda: None)
-    monkeypatch.setattr("pipeline.runs.assign._assign", lambda *_: PartReport(images=1, sizes=[1, 0, 0, 0]))
+    monkeypatch.setattr("pipeline.runs.assign._assign", lambda *_: AssignReport(images=1, sizes=[1, 0, 0, 0]))
     monkeypatch.setattr("pipeline.runs.assign.cluster_facts", dict)
     lines = list[str]()
     first = assign_images("run", str(images), str(out), echo=lines.append)

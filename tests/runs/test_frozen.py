@@ -77,7 +77,7 @@ def test_a_run_killed_while_it_embeds_ends_as_one_that_was_not(tmp_path: Path) -
 
 
 def killed_and_resumed(folder: Path) -> dict[str, Any]:
-    """The summary of a run that was killed while it embedded; what was written before is not written again."""
+    """The summary of a run that was killed while it built its cache; what was written before is not written again."""
     kill_in_embed(folder, settings(folder, *FROZEN))
     before = parts(folder)
     assert 3 <= len(before) < 56
@@ -106,7 +106,7 @@ def assert_the_model_takes_images(run: Path) -> None:
 
 
 def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
-    from tests.helpers.features import frozen_config, make_cache
+    from tests.helpers.cached_features import frozen_config, make_cache
 
     folder = Folder(str(tmp_path / "run")).make()
     _, cache, _ = make_cache(frozen_config(tmp_path), images=40)

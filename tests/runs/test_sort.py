@@ -20,7 +20,7 @@ from pipeline.data.read import read_origins
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.assign import PARTS
 from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.runs.assign import open_pieces
+from pipeline.runs.assign import open_images
 from pipeline.runs.file_names import BYTES, UniqueNames, cluster_folders, image_file_name, safe_name
 from pipeline.runs.identity import SUMMARY, claim_folder, record_start
 from pipeline.runs.names import set_names
@@ -76,8 +76,8 @@ def assigned(tmp_path: Path, photos: Path) -> Path:
     """What `digpro assign` leaves of it."""
     folder = Folder(str(tmp_path / "assigned")).make()
     (tmp_path / "assigned" / PARTS).mkdir()
-    pieces = open_pieces(f"imagefolder:{photos}", AS_THEY_ARE)
-    paths = [image.path for piece in pieces.pieces for image in piece()]  # type: ignore[union-attr]
+    images = open_images(f"imagefolder:{photos}", AS_THEY_ARE)
+    paths = [image.path for part in images.parts for image in part()]  # type: ignore[union-attr]
     pq.write_table(table(paths, index=False), tmp_path / "assigned" / PARTS / "part-00000.parquet")
     clusters = [{"cluster": number, "name": "car" if number == 1 else None} for number in range(3)]
     source, pixels = f"imagefolder:{photos}", AS_THEY_ARE.model_dump(mode="json")

@@ -20,7 +20,7 @@ from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import measure_clusters
 from pipeline.runs import sweep_k
 from pipeline.runs.sweep_k import Subject, check_distinct, describe, draw, is_run, of_data, of_run, sweep
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 from tests.helpers.manifests import manifest
 from tests.helpers.run_features import write_run_features
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.collectives import RowRange
-from pipeline.data.read import with_groups
+from pipeline.data.read import with_row_groups
 from pipeline.data.reader import SWEEP, Piece
 from pipeline.data.shards import read_manifest
 from pipeline.errors import DataError
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(folder: Path, *overrides: str) -> Job:
     """Four epochs of all digits in streaming mode, of which one is the warm-up."""
-    manifest = with_groups(str(folder), read_manifest(str(folder)))
+    manifest = with_row_groups(str(folder), read_manifest(str(folder)))
     made = small_job(manifest, f"data.path={folder}", "data.mode=streaming", "data.shuffle_window=800", *overrides)
     return replace(made, reading_cpus=1.0)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.backbone_features import build_cache
+from pipeline.backbone_features.cache import CACHE, CacheKey
 from pipeline.checks.capacity import Pool, actor_pool
 from pipeline.config.loading import load_config
 from pipeline.config.models import ResourcesConfig, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.features import embed
-from pipeline.features.cache import CACHE, CacheKey
 from pipeline.storage import Folder
 from pipeline.training import precision
 from pipeline.training.job import Job
@@ -51,7 +51,7 @@ def settled(config: RunConfig, begun: str | None = None) -> str:
         given = {"encoder": "", "weights": "", "preprocessing": {}, "views": {}, "precision": each.optim.precision}
         return CacheKey(images="", **given)  # type: ignore[arg-type]
 
-    return embed.settle_precision(config, key, begun).optim.precision
+    return build_cache.settle_precision(config, key, begun).optim.precision
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_features_have_the_precision_of_the_devices_that_were_asked_for(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(embed, "node_resources", lambda: nodes)
-    monkeypatch.setattr(embed, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(build_cache, "node_resources", lambda: nodes)
+    monkeypatch.setattr(build_cache, "multiplies_bfloat16", lambda device: False)
     features = [f"data.features={tmp_path}", "data.path=digits"]
     config = load_config("digits", [*features, *(f"resources.{name}={value}" for name, value in resources.items())])
     assert settled(config) == expected
     other = next(name for name in ("float32", "bfloat16") if name != expected)
     assert settled(config, begun=other) == other
-    chosen = embed.settled(config, other)
+    chosen = build_cache.settled(config, other)
     key = CacheKey(images="", encoder="", weights="", preprocessing={}, views={}, precision=other)
-    Folder(embed.cache_folder(chosen, key).path).make().write(CACHE, {})
+    Folder(build_cache.cache_folder(chosen, key).path).make().write(CACHE, {})
     assert settled(config) == other  # it is there already
 
 

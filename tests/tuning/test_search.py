@@ -117,9 +117,9 @@ def test_a_space_that_needs_other_features_for_each_trial_is_refused(tmp_path: P
     frozen = config(tmp_path, "model.encoder=python:tests.helpers.backbones:network", "model.freeze=true")
     varied = Space("wide", {**SPACE.domains, "views.hue": tune.uniform(0, 0.5)}, objectives=[("loss", "min")])
     with pytest.raises(ConfigError, match=r"space wide varies views\.hue, and with model\.freeze=true"):
-        module.check_features_shared(frozen, varied)
-    module.check_features_shared(frozen, SPACE)
-    module.check_features_shared(config(tmp_path), varied)
+        module.check_cache_shared(frozen, varied)
+    module.check_cache_shared(frozen, SPACE)
+    module.check_cache_shared(config(tmp_path), varied)
 
 
 def test_a_finished_search_shows_its_result_again_or_its_failure(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 import pyarrow as pa
 
 from pipeline.data.class_lists import ClassList
-from pipeline.data.sources.base import Part, Row, Seen, Source
+from pipeline.data.sources.base import Row, Seen, Source, SourcePart
 from pipeline.data.sources.detection import detect
 from pipeline.data.sources.digits import open_digits
 from pipeline.data.sources.imagefolder import open_imagefolder
@@ -28,7 +28,7 @@ from pipeline.data.sources.webdataset import open_webdataset
 from pipeline.errors import DataError, did_you_mean
 from pipeline.storage import remedy_for
 
-__all__ = ["Columns", "Part", "Row", "Seen", "Source", "open_source"]
+__all__ = ["Columns", "Row", "Seen", "Source", "SourcePart", "open_source"]
 
 _OPENERS: dict[str, Callable[[str, str, int], Source]] = {
     "digits": open_digits,

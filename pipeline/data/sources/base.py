@@ -45,7 +45,7 @@ class Seen(NamedTuple):
     number: int
 
 
-Part = Callable[[], Iterator[Row | Quarantined | LeftOut | Seen]]
+SourcePart = Callable[[], Iterator[Row | Quarantined | LeftOut | Seen]]
 """Reads a slice of a source, always in the same order; picklable, so that any process can read it."""
 
 
@@ -56,7 +56,7 @@ class Source:
     Attributes
     ----------
     unit : str
-        What `seen` counts, as the balance at the end of an ingest names it.
+        What `seen` counts, as the tally at the end of an ingest names it.
     seen : int
         How many of them are known from the listing; parts add those that they find only while reading.
     classes : str
@@ -68,7 +68,7 @@ class Source:
     name: str
     kind: str
     class_names: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[SourcePart, ...]
     unit: str
     seen: int
     stamp: str

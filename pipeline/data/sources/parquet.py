@@ -83,10 +83,10 @@ def _span_rows(file: pq.ParquetFile, table: Table, start: int, stop: int) -> Ite
     for group in range(file.num_row_groups):
         first, last = last, last + file.metadata.row_group(group).num_rows
         if first < stop and start < last:
-            yield from _group_rows(file, group, first, table, max(start, first), min(stop, last))
+            yield from _row_group_rows(file, group, first, table, max(start, first), min(stop, last))
 
 
-def _group_rows(
+def _row_group_rows(
     file: pq.ParquetFile, group: int, position: int, table: Table, start: int, stop: int
 ) -> Iterator[Row | Quarantined]:
     """Rows `start` to `stop` of the file, all in the row group that begins at row `position`."""

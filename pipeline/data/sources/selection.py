@@ -11,7 +11,7 @@ from functools import partial
 
 from pipeline.data.class_lists import ClassList
 from pipeline.data.shards import LeftOut, Quarantined
-from pipeline.data.sources.base import UNKNOWN_LABEL, Part, Row, Seen, Source
+from pipeline.data.sources.base import UNKNOWN_LABEL, Row, Seen, Source, SourcePart
 from pipeline.errors import DataError
 
 NAMED = 5  # classes that a message names
@@ -60,7 +60,7 @@ def some_of(found: Iterable[str]) -> str:
 
 
 def _rows(
-    part: Part, new_labels: Mapping[int, int], dropped: Mapping[int, str], rule: str
+    part: SourcePart, new_labels: Mapping[int, int], dropped: Mapping[int, str], rule: str
 ) -> Iterator[Row | Quarantined | LeftOut | Seen]:
     """A part's rows with their new labels. A label that is out of range stays, and its row is quarantined later."""
     left_out = Counter[str]()

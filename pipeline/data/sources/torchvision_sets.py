@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.data.pixels import png
 from pipeline.data.shards import Quarantined
-from pipeline.data.sources.base import Part, Row, Source, cut, shuffled, stamp
+from pipeline.data.sources.base import Row, Source, SourcePart, cut, shuffled, stamp
 from pipeline.data.sources.cifar20 import with_superclasses
 from pipeline.data.sources.listing import list_files
 from pipeline.errors import DataError, did_you_mean, first_line
@@ -36,7 +36,7 @@ def open_torchvision(source: str, path: str, rows_per_part: int) -> Source:
             f"{source!r} is not torchvision:NAME:PATH{hint or '.'} Valid names: {', '.join(sorted(TORCHVISION))}"
         )
     fs, root = filesystem(where)
-    parts: list[Part] = []
+    parts: list[SourcePart] = []
     seen = 0
     class_names: tuple[str, ...] = ()
     for split in TORCHVISION[name]:

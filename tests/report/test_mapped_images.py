@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.report.embedding import alike, embed, embedding_table
+from pipeline.report.mapped_images import alike, embedding_table, map_images
 from tests.helpers.atlases import assignments, colour_pictures, features
 
 
@@ -22,7 +22,7 @@ def test_the_table_has_the_form_that_embedding_atlas_reads() -> None:
     rows, centers = features(40, 4)
     images = assignments(rows, centers)
     table = embedding_table(
-        images, embed(rows[:30]), {1: "dogs"}, np.array([7, 2, 35]), colour_pictures(np.arange(2))
+        images, map_images(rows[:30]), {1: "dogs"}, np.array([7, 2, 35]), colour_pictures(np.arange(2))
     )  # a sample of the images
     columns = "index path x y cluster name label similarity margin outlier thumbnail neighbors"
     assert table.column_names == columns.split()
@@ -42,12 +42,12 @@ def test_the_table_has_the_form_that_embedding_atlas_reads() -> None:
 
 def test_a_set_smaller_than_the_neighbours_has_fewer() -> None:
     rows, _ = features(5, 2)
-    assert embed(rows).neighbours.shape == (5, 4)
+    assert map_images(rows).neighbours.shape == (5, 4)
 
 
 def test_alike_are_the_nearest_of_the_chosen_in_the_embedding() -> None:
     rows, _ = features(30, 3)
-    found = alike(embed(rows[:20]), [25, 3, 19, 7], 3)
-    assert found[0].tolist() == [-1, -1, -1]  # image 25 is not in the embedding
+    found = alike(map_images(rows[:20]), [25, 3, 19, 7], 3)
+    assert found[0].tolist() == [-1, -1, -1]  # image 25 is not mapped
     cosines = rows[3] @ rows[[19, 7]].T
     assert found[1].tolist() == [*([2, 3] if cosines[0] > cosines[1] else [3, 2]), -1]

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.backbone_features.build_cache import CacheWriter, cache_folder, claim, decode_part
+from pipeline.backbone_features.cache import CACHE, FeatureCache, cache_key
+from pipeline.backbone_features.neighbours import complete_neighbours
 from pipeline.backbones.weights import digest
 from pipeline.build import channel_statistics, open_encoder
 from pipeline.collectives import rank
@@ -13,14 +16,11 @@ from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import Manifest
-from pipeline.features.cache import CACHE, FeatureCache, cache_key
-from pipeline.features.embed import Embedder, cache_folder, claim, decode_part
-from pipeline.features.neighbours import complete_neighbours
 from pipeline.plan import make_plan
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef
-from pipeline.training.feed import feature_feed
+from pipeline.training.feed import cached_feed
 from pipeline.training.job import Job
 from pipeline.training.progress import Reporter
 from pipeline.training.run import Run, new_run
@@ -50,7 +50,7 @@ def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCac
     key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
     folder = cache_folder(config, key).make()
     cache = claim(folder, key, module, config, manifest, size, print)
-    actor = Embedder(config, manifest, folder.path)
+    actor = CacheWriter(config, manifest, folder.path)
     for part in cache.parts:
         actor(decode_part(part.model_dump(), config, manifest))
     folder.write(CACHE, cache.model_dump(mode="json"))
@@ -58,9 +58,10 @@ def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCac
     return folder, cache, manifest
 
 
-def feature_run(config: RunConfig, features: str, manifest: Manifest) -> Run:
+def cached_run(config: RunConfig, cache: str, manifest: Manifest) -> Run:
     """A run on cached features, of this process together with the others of the process group, if any."""
     plan = make_plan(config, manifest)
-    job = Job(config, manifest, plan, RunRef("sqlite:///none", "none", "digpro", "small", {}, {}), features=features)
-    feed = feature_feed(job, Folder(features), torch.device("cpu"), first_on_node=rank() == 0)
+    tracking = RunRef("sqlite:///none", "none", "digpro", "small", {}, {})
+    job = Job(config, manifest, plan, tracking, feature_cache=cache)
+    feed = cached_feed(job, Folder(cache), torch.device("cpu"), first_on_node=rank() == 0)
     return new_run(job, feed, Reporter())

@@ -10,26 +10,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.backbone_features.build_cache import cut_parts
+from pipeline.backbone_features.cache import (
+    CACHE,
+    FeatureCache,
+    check_same_key,
+    decides_features,
+    read_backbone_features,
+    read_cache,
+    read_first,
+    read_part,
+)
 from pipeline.build import build_preprocess, build_views
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_rows, read_sample
 from pipeline.data.shards import Manifest
 from pipeline.errors import DataError
-from pipeline.features.cache import (
-    CACHE,
-    FeatureCache,
-    check_same_key,
-    decides_features,
-    read_cache,
-    read_features,
-    read_first,
-    read_part,
-)
-from pipeline.features.embed import cut_parts
 from pipeline.storage import Folder
 from tests.helpers.backbones import network
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 
 Made = tuple[RunConfig, Folder, FeatureCache, Manifest]
 
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def whole(folder: Folder, cache: FeatureCache) -> np.ndarray:
     features = np.empty((cache.num_images, cache.views, cache.feature_size), np.float16)
-    read_features(folder, cache, features)
+    read_backbone_features(folder, cache, features)
     return features
 
 

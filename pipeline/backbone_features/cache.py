@@ -1,4 +1,4 @@
-"""The cache of a frozen backbone's features: Parquet parts, the backbone, and a description that is written last.
+"""The cache of backbone features: Parquet parts, the backbone, and a description that is written last.
 
 A part holds the rows {"index", "view", "feature"} of a range of images: view 0 is un-augmented, the others are
 augmented. The key of the cache consists of all that determines the features; a folder holds the features of one key.
@@ -49,8 +49,8 @@ class CacheKey(_Record):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
 
-class Part(_Record):
-    """A Parquet file with the features of images `first_index` to `first_index + rows - 1`."""
+class CachePart(_Record):
+    """A Parquet file with the backbone features of images `first_index` to `first_index + rows - 1`."""
 
     file: str
     first_index: int
@@ -66,7 +66,7 @@ class FeatureCache(_Record):
     views: int
     """Rows of an image: the un-augmented view, and the augmented ones."""
     feature_size: int
-    parts: tuple[Part, ...]
+    parts: tuple[CachePart, ...]
     seconds: float
     """Time that the command which completed it took."""
 
@@ -77,7 +77,7 @@ class FeatureCache(_Record):
 
 
 def cache_key(config: RunConfig, manifest: Manifest, weights: str, mean: list[float], std: list[float]) -> CacheKey:
-    """The key of the features that a settled configuration asks for.
+    """The key of the backbone features that a settled configuration asks for.
 
     `weights` is the digest of the backbone's weights; `mean` and `std` normalise the images.
     """
@@ -148,7 +148,7 @@ def part_table(first_index: int, features: Half) -> pa.Table:
     return pa.table({"index": index, "view": view, "feature": column})
 
 
-def read_part(folder: Folder, part: Part, cache: FeatureCache) -> Half:
+def read_part(folder: Folder, part: CachePart, cache: FeatureCache) -> Half:
     """The features (rows, views, F) of a part.
 
     Raises
@@ -180,10 +180,10 @@ def read_first(folder: Folder, rows: int) -> Half:
     return np.concatenate(parts)[:rows]
 
 
-def read_features(folder: Folder, cache: FeatureCache, into: Half) -> None:
+def read_backbone_features(folder: Folder, cache: FeatureCache, into: Half) -> None:
     """Read all parts into an array (N, views, F), which may be a mapped file; a few parts are in memory at a time."""
 
-    def put(part: Part) -> None:
+    def put(part: CachePart) -> None:
         into[part.first_index : part.first_index + part.rows] = read_part(folder, part, cache)
 
     with ThreadPoolExecutor(4) as pool:

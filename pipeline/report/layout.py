@@ -27,26 +27,26 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Projection:
+class Layout:
     """Coordinates (n, 2) float32 within [-1, 1], and the name of the method that made them, for display."""
 
     places: Array
     method: str
 
 
-def project(unit: Tensor) -> Projection:
+def lay_out(unit: Tensor) -> Layout:
     """Unit features (n, D) on a plane: by UMAP where it is installed (the extra `umap`), otherwise by t-SNE.
 
     The first rows, which should be a fair sample, decide the map; the others are placed on it. The same features give
     the same map.
     """
     if len(unit) <= 3:  # too few neighbours for either
-        return Projection(principal_plane(unit), "PCA")
+        return Layout(principal_plane(unit), "PCA")
     try:
         from umap import UMAP
     except ImportError:
-        return Projection(_to_square(_place_neighbours(unit)), "t-SNE")
-    return Projection(_to_square(_learn(UMAP, unit.numpy())), "UMAP")
+        return Layout(_to_square(_place_neighbours(unit)), "t-SNE")
+    return Layout(_to_square(_learn(UMAP, unit.numpy())), "UMAP")
 
 
 def _place_neighbours(rows: Tensor) -> Array:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.report import projection
-from pipeline.report.projection import arrange, principal_plane, project
+from pipeline.report import layout
+from pipeline.report.layout import arrange, lay_out, principal_plane
 from tests.helpers.atlases import features
 
 
@@ -24,15 +24,15 @@ def neighbours_of_one_cluster(places: Any, cluster: Any) -> float:
 
 
 def test_without_umap_the_map_keeps_clusters_apart(no_umap: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "TSNE_ROWS", 150)
+    monkeypatch.setattr(layout, "TSNE_ROWS", 150)
     rows, _ = features(200, 10)
     cluster = np.arange(200) % 10
-    found = project(rows)
+    found = lay_out(rows)
     assert (found.method, found.places.shape, found.places.dtype) == ("t-SNE", (200, 2), np.float32)
     assert np.abs(found.places).max() == pytest.approx(1)
     flat = neighbours_of_one_cluster(principal_plane(rows), cluster)
     assert neighbours_of_one_cluster(found.places, cluster) > max(0.8, flat + 0.1)
-    assert np.array_equal(found.places, project(rows).places)
+    assert np.array_equal(found.places, lay_out(rows).places)
 
 
 def test_the_plane_is_that_of_most_variance() -> None:
@@ -62,9 +62,9 @@ def test_umap_learns_from_a_sample_and_places_the_rest(monkeypatch: pytest.Monke
     module = ModuleType("umap")
     module.__spec__, module.UMAP = ModuleSpec("umap", None), Learner  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "umap", module)
-    monkeypatch.setattr(projection, "FIT_ROWS", 20)
+    monkeypatch.setattr(layout, "FIT_ROWS", 20)
     rows, _ = features(50, 3)
-    found = project(rows)
+    found = lay_out(rows)
     assert (found.method, seen["fitted"], found.places.shape) == ("UMAP", 20, (50, 2))
     assert seen["settings"]["random_state"] == 0
     scale = (rows[1, 0] - rows[0, 0]) / (found.places[1, 0] - found.places[0, 0])
@@ -90,4 +90,4 @@ def test_the_overview_keeps_the_map() -> None:
 @pytest.mark.parametrize("count", [1, 3, 4, 50])
 def test_equal_rows_have_a_place(no_umap: None, count: int) -> None:
     assert np.isfinite(principal_plane(torch.ones(count, 4))).all()
-    assert np.isfinite(project(torch.full((count, 4), 0.5)).places).all()
+    assert np.isfinite(lay_out(torch.full((count, 4), 0.5)).places).all()

@@ -1,4 +1,4 @@
-"""Loads cached features for a worker: into its memory, or into a file that the workers of its node share."""
+"""Loads cached backbone features for a worker: into its memory, or into a file that the workers of its node share."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features.cache import FeatureCache, read_backbone_features
 from pipeline.collectives import all_sum, from_rank_zero
 from pipeline.errors import DataError, first_line
-from pipeline.features.cache import FeatureCache, read_features
 from pipeline.storage import Folder
 
 PREFIX = "digpro-features-"
 
 
-def load_features(
+def load_backbone_features(
     folder: Folder, cache: FeatureCache, device: torch.device, *, limit_gb: float, first_on_node: bool
 ) -> Tensor:
-    """The features (N, 1 + V, F) float16: on `device` up to `limit_gb` GiB, else mapped from a file.
+    """The backbone features (N, 1 + V, F) float16: on `device` up to `limit_gb` GiB, else mapped from a file.
 
     All workers call it. On each node the worker with `first_on_node` writes the file. Its name is removed once all have
     mapped it, so that nothing is left when they end, however they end.
@@ -41,12 +41,12 @@ def load_features(
     shape = (cache.num_images, cache.views, cache.feature_size)
     if cache.bytes <= limit_gb * 2**30:
         resident = np.empty(shape, np.float16)
-        read_features(folder, cache, resident)
+        read_backbone_features(folder, cache, resident)
         return torch.from_numpy(resident).to(device)
     path = _own_path(device)
     with _locked_file(path, cache.bytes) if first_on_node else contextlib.nullcontext():
         if first_on_node:
-            read_features(folder, cache, np.memmap(path, np.float16, "r+", shape=shape))
+            read_backbone_features(folder, cache, np.memmap(path, np.float16, "r+", shape=shape))
         _wait_for_all(device)
         mapped = torch.from_numpy(np.memmap(path, np.float16, "r+", shape=shape))
         _wait_for_all(device)

@@ -1,4 +1,4 @@
-"""The accounts of an ingest: everything that was seen became an image, was quarantined, or was left out by a rule."""
+"""The tally of an ingest: everything that was seen became an image, was quarantined, or was left out by a rule."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydantic import BaseModel
 
 from pipeline.data.pixel_options import PixelOptions
-from pipeline.data.shards import Balance, LeftOut, Quarantined
-from pipeline.data.sources import Part, Row, Seen, Source
+from pipeline.data.shards import LeftOut, Quarantined, Tally
+from pipeline.data.sources import Row, Seen, Source, SourcePart
 from pipeline.data.tasks import run_each
 
 MODULUS = 2**256
 
 
-class Tally(BaseModel):
+class PartTally(BaseModel):
     """What one part yielded besides its rows, and the sum of its rows' digests.
 
     The sum depends neither on the order of the rows nor on how they were cut into parts.
@@ -28,7 +28,7 @@ class Tally(BaseModel):
     content: int = 0
 
 
-def read_part(part: Part, tally: Tally) -> Iterator[Row]:
+def tallied_rows(part: SourcePart, tally: PartTally) -> Iterator[Row]:
     """The rows of a part; everything else that it yields goes into `tally`."""
     total = tally.content
     for entry in part():
@@ -50,7 +50,7 @@ def _row_digest(row: Row) -> int:
     return int.from_bytes(state.digest(), "big")
 
 
-def content_digest(source: Source, pixels: PixelOptions, tallies: Iterable[Tally]) -> str:
+def content_digest(source: Source, pixels: PixelOptions, tallies: Iterable[PartTally]) -> str:
     """The digest of a source's content, from the tallies of all its parts, and of how its pixels are read."""
     total = sum(tally.content for tally in tallies) % MODULUS
     identity = [source.kind, source.class_names, total, pixels.requested.model_dump(mode="json")]
@@ -62,23 +62,23 @@ def read_content_digest(source: Source, pixels: PixelOptions) -> str:
     return content_digest(source, pixels, run_each(_tally_part, ((part,) for part in source.parts)))
 
 
-def _tally_part(part: Part) -> Tally:
-    tally = Tally()
-    for _ in read_part(part, tally):
+def _tally_part(part: SourcePart) -> PartTally:
+    tally = PartTally()
+    for _ in tallied_rows(part, tally):
         pass
     return tally
 
 
-def collect_entries(source: Source, tallies: Sequence[Tally]) -> tuple[list[Quarantined], list[LeftOut]]:
+def collect_entries(source: Source, tallies: Sequence[PartTally]) -> tuple[list[Quarantined], list[LeftOut]]:
     """All that was quarantined and left out while listing and while reading, each sorted by path."""
     quarantined = [*source.quarantined, *(entry for tally in tallies for entry in tally.quarantined)]
     left_out = [*source.left_out, *(entry for tally in tallies for entry in tally.left_out)]
     return sorted(quarantined, key=lambda entry: entry.path), sorted(left_out, key=lambda entry: entry.path)
 
 
-def take_balance(
-    source: Source, tallies: Sequence[Tally], images: int, quarantined: list[Quarantined], left_out: list[LeftOut]
-) -> Balance:
+def add_up(
+    source: Source, tallies: Sequence[PartTally], images: int, quarantined: list[Quarantined], left_out: list[LeftOut]
+) -> Tally:
     """Count what was seen and what became of it: `images`, and the entries that :func:`collect_entries` returns.
 
     Raises
@@ -86,7 +86,7 @@ def take_balance(
     RuntimeError
         When the numbers do not add up, which is a bug in this program.
     """
-    balance = Balance(
+    total = Tally(
         unit=source.unit,
         seen=source.seen + sum(tally.seen for tally in tallies),
         images=images,
@@ -94,6 +94,6 @@ def take_balance(
         left_out=sum(entry.files for entry in left_out),
         damaged=sum(entry.rows == 0 for entry in quarantined),
     )
-    if balance.seen != balance.images + balance.quarantined + balance.left_out:
-        raise RuntimeError(f"the counts of {source.name!r} do not add up: {balance}; please report this as a bug")
-    return balance
+    if total.seen != total.images + total.quarantined + total.left_out:
+        raise RuntimeError(f"the counts of {source.name!r} do not add up: {total}; please report this as a bug")
+    return total

@@ -14,6 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.backbone_features import load
+from pipeline.backbone_features.cache import FeatureCache
+from pipeline.backbone_features.inputs import CachedFeatures
+from pipeline.backbone_features.load import load_backbone_features
 from pipeline.clustering.kmeans import spherical_kmeans
 from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import RowRange
@@ -21,16 +25,12 @@ from pipeline.config.models import RunConfig
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.errors import DataError
-from pipeline.features import load
-from pipeline.features.cache import FeatureCache
-from pipeline.features.inputs import FeatureSource
-from pipeline.features.load import load_features
 from pipeline.method.losses import unit
 from pipeline.storage import Folder
 from pipeline.training.estep import fitted_features, run_estep
 from pipeline.training.mstep import train_epoch
 from pipeline.training.run import Run
-from tests.helpers.features import feature_run, frozen_config, make_cache
+from tests.helpers.cached_features import cached_run, frozen_config, make_cache
 from tests.helpers.small_run import snapshot
 from tests.helpers.workers import Workers
 
@@ -38,8 +38,8 @@ CPU = torch.device("cpu")
 NUMBERED = torch.arange(40 * 4).view(40, 4, 1).half()  # feature = 4 * image + view
 
 
-def source() -> FeatureSource:
-    return FeatureSource(NUMBERED, CPU, own=RowRange(0, 40, 40), seed=0, block_size=16)
+def source() -> CachedFeatures:
+    return CachedFeatures(NUMBERED, CPU, own=RowRange(0, 40, 40), seed=0, block_size=16)
 
 
 def inputs() -> Inputs:
@@ -112,8 +112,8 @@ def test_a_mapped_file_holds_the_same_and_leaves_nothing(
 ) -> None:
     _, folder, cache, _ = cached
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    resident = load_features(folder, cache, CPU, limit_gb=1, first_on_node=True)
-    mapped = load_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
+    resident = load_backbone_features(folder, cache, CPU, limit_gb=1, first_on_node=True)
+    mapped = load_backbone_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
     assert mapped.equal(resident)
     assert list(tmp_path.iterdir()) == []  # although it is in use
 
@@ -126,11 +126,13 @@ def test_two_trials_of_a_node_map_a_file_each(cached: Any, monkeypatch: pytest.M
     monkeypatch.setattr(load, "_wait_for_all", lambda _: together.wait(60))
     (tmp_path / f"{load.PREFIX}{os.getuid()}-dead").write_bytes(b"of a killed worker")
     with ThreadPoolExecutor(2) as pool:
-        trials = [pool.submit(load_features, folder, cache, CPU, limit_gb=0, first_on_node=True) for _ in range(2)]
+        trials = [
+            pool.submit(load_backbone_features, folder, cache, CPU, limit_gb=0, first_on_node=True) for _ in range(2)
+        ]
         first, second = (trial.result() for trial in trials)
     first[0, 0, 0] = 7  # of its own file alone
     monkeypatch.undo()
-    expected = load_features(folder, cache, CPU, limit_gb=1, first_on_node=True)
+    expected = load_backbone_features(folder, cache, CPU, limit_gb=1, first_on_node=True)
     assert second.equal(expected)
     assert first[1:].equal(expected[1:])
     assert list(tmp_path.iterdir()) == []
@@ -141,12 +143,12 @@ def test_a_full_disk_is_named(cached: Any, monkeypatch: pytest.MonkeyPatch) -> N
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(load.shutil, "disk_usage", lambda _: usage(10))
     with pytest.raises(DataError, match=r"cached features take .* has no room \(0.0 GiB free\); set TMPDIR"):
-        load_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
+        load_backbone_features(folder, cache, CPU, limit_gb=0, first_on_node=True)
 
 
 def trained(rank: int, config: RunConfig, folder: str, manifest: Any) -> dict[str, Any]:
     os.environ.setdefault("TMPDIR", tempfile.gettempdir())
-    run: Run = feature_run(config, folder, manifest)
+    run: Run = cached_run(config, folder, manifest)
     run_estep(run)
     train_epoch(run)
     run_estep(run)
@@ -171,8 +173,8 @@ def test_two_workers_equal_one(pair: Workers, cached: Any, mode: str) -> None:
 
 def test_centres_are_fitted_on_the_mean_over_the_views(cached: Any) -> None:
     config, folder, _, manifest = cached
-    run = feature_run(config, folder.path, manifest)
-    assert isinstance(run.feed.inputs.source, FeatureSource)
+    run = cached_run(config, folder.path, manifest)
+    assert isinstance(run.feed.inputs.source, CachedFeatures)
     encoded = [run.state.model.encode(run.feed.inputs.source.features[:, view].float()) for view in range(4)]
     fitted = fitted_features(run, encoded[0])
     assert fitted is not None

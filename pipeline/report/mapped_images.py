@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from pipeline.features.neighbours import nearest_rows
+from pipeline.clustering.neighbours import nearest_rows
 from pipeline.report.choice import Assignments
-from pipeline.report.projection import Projection, project
+from pipeline.report.layout import Layout, lay_out
 from pipeline.report.sprites import jpeg
 
 NEIGHBOURS = 15
@@ -20,21 +20,21 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Embedding:
+class MappedImages:
     """The first n images of a data set.
 
     Attributes
     ----------
     features : Tensor (n, D)
         Rows of length 1.
-    projection : Projection
+    layout : Layout
         Their places (n, 2) on the map.
     neighbours, similarity : ndarray (n, k)
         Indices of the nearest images and their cosines.
     """
 
     features: Tensor
-    projection: Projection
+    layout: Layout
     neighbours: Array
     similarity: Array
 
@@ -42,16 +42,16 @@ class Embedding:
         return len(self.features)
 
 
-def embed(features: Tensor) -> Embedding:
+def map_images(features: Tensor) -> MappedImages:
     """Map and neighbours of unit features (n, D); all similarities are computed."""
     found, similarity = nearest_rows(features, 0, len(features), min(NEIGHBOURS, len(features) - 1))
-    return Embedding(features, project(features), found.numpy(), similarity.numpy())
+    return MappedImages(features, lay_out(features), found.numpy(), similarity.numpy())
 
 
 def embedding_table(
-    images: Assignments, embedding: Embedding, names: Mapping[int, str], rows: Array, pictures: Array
+    images: Assignments, mapped: MappedImages, names: Mapping[int, str], rows: Array, pictures: Array
 ) -> pa.Table:
-    """The images of the embedding, in the form that Embedding Atlas reads: neighbours are row numbers.
+    """The mapped images in the form that Embedding Atlas reads: neighbours are row numbers.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def embedding_table(
     rows : int64 ndarray (R,)
         Indices of images; the first T have `pictures`, uint8 ndarray (T, side, side, 3).
     """
-    count = len(embedding)
+    count = len(mapped)
     thumbnails: list[dict[str, bytes] | None] = [None] * len(images)
     for row, picture in zip(rows, pictures, strict=False):
         thumbnails[row] = {"bytes": jpeg(picture)}
-    places, distances = embedding.projection.places, np.maximum(1 - embedding.similarity, 0)
-    neighbours = pa.StructArray.from_arrays([_lists(embedding.neighbours), _lists(distances)], ["ids", "distances"])
+    places, distances = mapped.layout.places, np.maximum(1 - mapped.similarity, 0)
+    neighbours = pa.StructArray.from_arrays([_lists(mapped.neighbours), _lists(distances)], ["ids", "distances"])
     return pa.table(
         {
             "index": np.arange(count),
@@ -95,19 +95,19 @@ def _lists(values: Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * size), pa.array(values.reshape(-1)))
 
 
-def alike(embedding: Embedding, chosen: Sequence[int] | Array, count: int) -> Array:
+def alike(mapped: MappedImages, chosen: Sequence[int] | Array, count: int) -> Array:
     """For each chosen image the `count` most similar of the other chosen ones, as positions in `chosen`.
 
     Returns
     -------
     int64 ndarray (len(chosen), count)
-        -1 where there is none: for images that are not in the embedding, or with fewer than `count` others.
+        -1 where there is none: for images that are not mapped, or with fewer than `count` others.
     """
     chosen = np.asarray(chosen)
-    inside = np.flatnonzero(chosen < len(embedding))
+    inside = np.flatnonzero(chosen < len(mapped))
     found = np.full((len(chosen), count), -1)
     least = min(count, len(inside) - 1)
     if least > 0:
-        near = nearest_rows(embedding.features[chosen[inside]], 0, len(inside), least)[0].numpy()
+        near = nearest_rows(mapped.features[chosen[inside]], 0, len(inside), least)[0].numpy()
         found[inside, :least] = inside[near]
     return found

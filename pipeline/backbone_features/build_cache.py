@@ -1,4 +1,4 @@
-"""Makes the cache of a frozen backbone's features with a pool of Ray Data actors that each hold the backbone.
+"""Builds the cache of backbone features with a pool of Ray Data actors that each hold the backbone.
 
 Actors write the parts themselves: features never pass through the driver. When the command is run again, existing parts
 are kept.
@@ -19,6 +19,19 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor, nn
 
+from pipeline.backbone_features.cache import (
+    BACKBONE,
+    CACHE,
+    WORK,
+    CacheKey,
+    CachePart,
+    FeatureCache,
+    cache_key,
+    check_same_key,
+    part_table,
+    read_cache,
+)
+from pipeline.backbone_features.neighbours import ensure_neighbours
 from pipeline.backbones.onnx_program import EXAMPLES, OnnxProgram, faster_program, is_worth_it
 from pipeline.backbones.weights import digest
 from pipeline.build import (
@@ -39,25 +52,12 @@ from pipeline.data.shards import Manifest
 from pipeline.data.streaming import quiet_data_context
 from pipeline.data.tasks import own_error
 from pipeline.errors import DataError
-from pipeline.features.cache import (
-    BACKBONE,
-    CACHE,
-    WORK,
-    CacheKey,
-    FeatureCache,
-    Part,
-    cache_key,
-    check_same_key,
-    part_table,
-    read_cache,
-)
-from pipeline.features.neighbours import ensure_neighbours
 from pipeline.lease import hold
 from pipeline.method.precision import multiplies_bfloat16
 from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder, Place
 
-Row = dict[str, Any]
+PartRow = dict[str, Any]
 PROGRAM = "backbone.onnx"  # for actors on CPUs, if it was made
 PARTS = 64  # at least, so that a kill loses little and all actors have work to the end
 PART_IMAGES = range(32, 1025)  # images in a part
@@ -93,10 +93,10 @@ def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
     return Folder(config.data.features).subfolder(f"{Place.parse(config.data.path).name}-{key.digest}")
 
 
-def embed(
+def ensure_cache(
     config: RunConfig, manifest: Manifest, echo: Echo = print, *, begun: str | None = None
 ) -> tuple[Folder, FeatureCache]:
-    """The cache of the features that a settled configuration asks for, made if there is none; Ray is connected.
+    """The cache of backbone features that a settled configuration asks for, made if there is none; Ray is connected.
 
     `begun` is the precision that the run has begun with, if it has.
 
@@ -172,13 +172,13 @@ def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: 
             folder.write_bytes(PROGRAM, program)
 
 
-def cut_parts(images: int, side: int) -> tuple[Part, ...]:
+def cut_parts(images: int, side: int) -> tuple[CachePart, ...]:
     """Parts of equal length, from the number of images and the side of a decoded one."""
     most = min(PART_IMAGES[-1], max(1, PART_BYTES // (3 * side * side)))
     rows = min(most, max(PART_IMAGES[0], images // PARTS))
     starts = range(0, images, rows)
     return tuple(
-        Part(file=f"part-{number:05d}.parquet", first_index=start, rows=min(rows, images - start))
+        CachePart(file=f"part-{number:05d}.parquet", first_index=start, rows=min(rows, images - start))
         for number, start in enumerate(starts)
     )
 
@@ -197,13 +197,13 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
     progress = Progress("features", "images", cache.num_images, kept, echo)
     try:
         with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
-            for row in embedded_parts(config, manifest, folder, missing).iter_rows():
+            for row in written_parts(config, manifest, folder, missing).iter_rows():
                 progress.add(row["rows"])
     except RayError as error:
         raise own_error(error, "the features could not be made", folder.path) from error
 
 
-def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[Part]) -> ray.data.Dataset:
+def written_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]) -> ray.data.Dataset:
     """A data set that writes the parts while it is read: tasks decode the images, actors encode them."""
     quiet_data_context()
     rows = [part.model_dump() for part in parts]
@@ -213,7 +213,7 @@ def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts:
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(decode_part, fn_args=[config, manifest], num_cpus=1 if pool.gpus else 0.25)
         .map(
-            Embedder,
+            CacheWriter,
             fn_constructor_args=[config, manifest, folder.path],
             num_gpus=1 if pool.gpus else 0,
             num_cpus=0 if pool.gpus else 0.75,
@@ -222,15 +222,15 @@ def embedded_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts:
     )
 
 
-def decode_part(part: Row, config: RunConfig, manifest: Manifest) -> Row:
+def decode_part(part: PartRow, config: RunConfig, manifest: Manifest) -> PartRow:
     """A part with its decoded images (rows, S, S, 3) uint8."""
     start = part["first_index"]
     table = read_rows(config.data.path, manifest, start, start + part["rows"])
     return {**part, "images": decode_table(table, **config.data.decoding)["image"]}
 
 
-class Embedder:
-    """A Ray Data actor that holds the backbone, and writes the features of a part.
+class CacheWriter:
+    """A Ray Data actor that holds the backbone, and writes the backbone features of a part.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ class Embedder:
         self.views = build_views(seeded, manifest)
         self.preprocess = build_preprocess(config, manifest).to(self.device)
 
-    def __call__(self, part: Row) -> Row:
+    def __call__(self, part: PartRow) -> PartRow:
         """Write the part's file; return the part without the images."""
         images = torch.from_numpy(np.ascontiguousarray(part.pop("images")))
         index = torch.arange(part["first_index"], part["first_index"] + len(images))

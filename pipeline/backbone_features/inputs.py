@@ -1,4 +1,4 @@
-"""What a worker trains on with a frozen backbone: pairs of cached features, from memory or from a file on its node.
+"""What a worker trains on with a frozen backbone: pairs of backbone features, from memory or from a file on its node.
 
 Features that fit are resident in each worker, on its device. Larger sets are copied once to a file on each node and
 mapped: a batch reads its rows from there, and the operating system caches what fits in memory. Order, pairs and
@@ -17,7 +17,7 @@ from pipeline.data.loader import to_device
 from pipeline.keyed_random import Stream, uniform
 
 
-class FeatureSource:
+class CachedFeatures:
     """Supplies pairs (B, 2, F) float16 of the cached views of images; every worker has those of all images.
 
     Parameters
@@ -60,7 +60,7 @@ class FeatureSource:
         return self.pairs(to_device(keys, self.features.device), epoch, self.neighbours)
 
     def blocks(self, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The un-augmented features of the share, or those of a cached view, in pieces."""
+        """The un-augmented features of the share, or those of a cached view, block by block."""
         index = torch.arange(*self.own[:2], device=self.device)
         own = self.features[self.own.start : self.own.stop, view]
         for features, numbers in zip(own.split(self.block_size), index.split(self.block_size), strict=True):

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.backbone_features.cache import FeatureCache, Half, read_cache, read_part
+from pipeline.clustering.neighbours import nearest_rows
 from pipeline.data.tasks import run_each
 from pipeline.errors import ConfigError, how_to_install
-from pipeline.features.cache import FeatureCache, Half, read_cache, read_part
 from pipeline.storage import Folder
 
 EXACT_IMAGES = 100_000
-QUERIES = 512  # images whose similarities with all images are in memory at a time
 TASK_IMAGES = 5_000  # queries per task
 TRAIN_PER_LIST, PROBES = 40, 32  # of faiss's inverted file: training images per list, and lists searched per query
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -83,30 +83,6 @@ def _nearest_rows(features: Half, start: int, stop: int, count: int) -> tuple[in
     """The neighbours of images `start` to `stop - 1`."""
     unit = F.normalize(torch.from_numpy(features.astype(np.float32)), dim=1)
     return start, nearest_rows(unit, start, stop, count)[0].numpy()
-
-
-def nearest_rows(unit: Tensor, start: int, stop: int, count: int) -> tuple[Tensor, Tensor]:
-    """The nearest other rows of rows `start` to `stop - 1`, by all similarities.
-
-    Parameters
-    ----------
-    unit : Tensor (n, D)
-        Rows of length 1.
-    count : int
-        Less than n.
-
-    Returns
-    -------
-    tuple of Tensor
-        Numbers of the rows (stop - start, count), nearest first, and their cosine similarities.
-    """
-    found = []
-    for first in range(start, stop, QUERIES):
-        own = torch.arange(first, min(first + QUERIES, stop))
-        similarity = unit[own] @ unit.T
-        similarity[torch.arange(len(own)), own] = -torch.inf
-        found.append(similarity.topk(count, dim=1))
-    return torch.cat([top.indices for top in found]), torch.cat([top.values for top in found])
 
 
 def approximate_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:

@@ -11,12 +11,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.backbone_features import neighbours
+from pipeline.backbone_features.cache import CachePart, FeatureCache, part_table, read_first
+from pipeline.backbone_features.neighbours import (
+    approximate_neighbours,
+    ensure_neighbours,
+    exact_neighbours,
+    read_neighbours,
+)
 from pipeline.errors import ConfigError
-from pipeline.features import neighbours
-from pipeline.features.cache import FeatureCache, Part, part_table, read_first
-from pipeline.features.neighbours import approximate_neighbours, ensure_neighbours, exact_neighbours, read_neighbours
 from pipeline.storage import Folder
-from tests.helpers.features import frozen_config, make_cache
+from tests.helpers.cached_features import frozen_config, make_cache
 
 CPU = torch.device("cpu")
 
@@ -34,7 +39,7 @@ def test_neighbours_are_those_of_all_similarities_and_never_the_image_itself(
     expected = (unit @ unit.T - 2 * torch.eye(200)).topk(5).indices
     assert exact_neighbours(folder, cache, 5).tolist() == expected.tolist()
     monkeypatch.setattr(neighbours, "TASK_IMAGES", 37)
-    monkeypatch.setattr(neighbours, "QUERIES", 10)
+    monkeypatch.setattr("pipeline.clustering.neighbours.QUERIES", 10)
     assert exact_neighbours(folder, cache, 5).tolist() == expected.tolist()
 
 
@@ -61,7 +66,7 @@ def clustered(folder: Path, images: int, size: int = 16) -> tuple[Folder, Featur
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(50, size))
     features = (centers[rng.integers(50, size=images)] + 0.3 * rng.normal(size=(images, size))).astype(np.float16)
-    parts = tuple(Part(file=f"part-{i}.parquet", first_index=i, rows=500) for i in range(0, images, 500))
+    parts = tuple(CachePart(file=f"part-{i}.parquet", first_index=i, rows=500) for i in range(0, images, 500))
     for part in parts:
         pq.write_table(part_table(part.first_index, features[part.first_index :][:500, None]), folder / part.file)
     key = {"images": "", "encoder": "", "weights": "", "preprocessing": {}, "views": {}, "precision": ""}
