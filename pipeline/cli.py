@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.interrupts import interruptible
 from pipeline.provenance import versions
 from pipeline.storage import join, storage_fault
-from pipeline.submission import VERBS
+from pipeline.submission import VERBS, ImageSource, Location, ModelReference
 
 OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
 
@@ -48,11 +48,8 @@ app = typer.Typer(
     help=OVERVIEW,
 )
 
-# Marks of parameters that are, or may be, folders, files or URIs: they must mean the same on every node of a job.
-PLACE, SOURCE, MODEL = "place", "source", "model"
 SHOWN_CLUSTERS = 12
 PROFILE_SETTINGS = ["profile.steps=20"]  # of `--profile`; --set can override the number
-BUNDLED = "digits"  # the one source that is not a place
 MORE_IS_REFUSED = {"allow_extra_args": True}  # by `_check_one_source`, with a remedy
 
 PresetOption = Annotated[
@@ -97,8 +94,10 @@ def _options(
 @app.command(context_settings=MORE_IS_REFUSED)
 def ingest(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES), SOURCE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI."), PLACE],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", parser=ImageSource, help=INGEST_SOURCES)],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Where shards and manifest go: a folder or URI.")
+    ],
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
     bands: Annotated[
         str | None,
@@ -174,8 +173,10 @@ def ingest(
 
 @app.command()
 def embed(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of shards, or its URI."), PLACE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Under which caches are kept: a folder or URI."), PLACE],
+    data: Annotated[str, typer.Argument(metavar="DATA", parser=Location, help="Folder of shards, or its URI.")],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Under which caches are kept: a folder or URI.")
+    ],
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -220,8 +221,12 @@ def train(
     settings: SetOption = None,
     start_from: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="Begin with the weights and settings of a run, not a preset's."),
-        PLACE,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            parser=Location,
+            help="Begin with the weights and settings of a run, not a preset's.",
+        ),
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where the time goes, in the run's folder and in MLflow.")
@@ -291,12 +296,15 @@ def tune(
 
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
+    str, typer.Argument(metavar="RUN", parser=Location, help="Folder of a run, the one that holds its summary.json.")
 ]
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="Folder of a run, id of an MLflow run, or NAME/VERSION of its registry."),
-    MODEL,
+    typer.Argument(
+        metavar="RUN",
+        parser=ModelReference,
+        help="Folder of a run, id of an MLflow run, or NAME/VERSION of its registry.",
+    ),
 ]
 
 
@@ -304,8 +312,12 @@ ModelArgument = Annotated[
 def assign(
     context: typer.Context,
     run: ModelArgument,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, or whatever `digpro ingest` takes."), SOURCE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", parser=ImageSource, help="Shards, or whatever `digpro ingest` takes.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Where the results go: a folder or URI.")
+    ],
     features: Annotated[bool, typer.Option("--features", help="Add the column `feature` (float16).")] = False,
     classes: Annotated[
         bool, typer.Option("--classes", help="Add the column `label`, the number of the class.")
@@ -333,8 +345,12 @@ def assign(
 
 @app.command()
 def sort(
-    run: Annotated[str, typer.Argument(metavar="RUN|ASSIGNED", help="A finished run, or what `assign` wrote."), PLACE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the images go: a new folder or URI."), PLACE],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|ASSIGNED", parser=Location, help="A finished run, or what `assign` wrote.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Where the images go: a new folder or URI.")
+    ],
     top: Annotated[int | None, typer.Option(min=1, help="Images of each folder, the most typical ones.")] = None,
     min_margin: Annotated[float, typer.Option(help="Leave out images that lie nearer to a border.")] = 0.0,
     outliers: Annotated[str, typer.Option(metavar="among|apart", help="Where outliers go.")] = "among",
@@ -343,7 +359,8 @@ def sort(
         str, typer.Option("--format", metavar="csv|label-studio|fiftyone|coco-classification", help="Of the table.")
     ] = "csv",
     source: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the images are now, if they have moved."), SOURCE
+        str | None,
+        typer.Option(metavar="SOURCE", parser=ImageSource, help="Where the images are now, if they have moved."),
     ] = None,
 ) -> None:
     """Put the images of each cluster into a folder of their own.
@@ -366,8 +383,10 @@ def sort(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished runs on the same images."), PLACE],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", parser=Location, help="Finished runs on the same images.")
+    ],
+    out: Annotated[str, typer.Option(metavar="FOLDER", parser=Location, help="Where the results go: a folder or URI.")],
 ) -> None:
     """Compare runs on the same images, cluster by cluster.
 
@@ -395,11 +414,13 @@ def evaluate(
     run: RunArgument,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Shards or another source.  [default: the run's shards]"),
-        SOURCE,
+        typer.Option(
+            metavar="SOURCE", parser=ImageSource, help="Shards or another source.  [default: the run's shards]"
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/evaluation]"), PLACE
+        str | None,
+        typer.Option(metavar="FOLDER", parser=Location, help="Where the results go.  [default: RUN/evaluation]"),
     ] = None,
 ) -> None:
     """Assign images, and score the clusters against their classes.
@@ -419,7 +440,7 @@ def export(
     run: ModelArgument,
     format_name: Annotated[str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="What to write.")],
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where it goes.  [default: RUN/export]"), PLACE
+        str | None, typer.Option(metavar="FOLDER", parser=Location, help="Where it goes.  [default: RUN/export]")
     ] = None,
 ) -> None:
     """Write a trained model as ONNX, pt2 or safetensors.
@@ -482,16 +503,18 @@ def sweep_k(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|DATA", help="Folder of a finished run, or of shards: then with a preset of a frozen backbone."
+            metavar="RUN|DATA",
+            parser=Location,
+            help="Folder of a finished run, or of shards: then with a preset of a frozen backbone.",
         ),
-        PLACE,
     ],
     first: Annotated[int, typer.Option("--from", min=2, metavar="K", help="The smallest number of clusters.")] = 5,
     last: Annotated[int, typer.Option("--to", min=2, metavar="K", help="The largest one.")] = 50,
     out: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/sweep-k; needed for DATA]"),
-        PLACE,
+        typer.Option(
+            metavar="FOLDER", parser=Location, help="Where the results go.  [default: RUN/sweep-k; needed for DATA]"
+        ),
     ] = None,
     preset: PresetOption = "photos",
     settings: SetOption = None,
@@ -525,7 +548,7 @@ def sweep_k(
 
 @app.command()
 def deliver(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run."), PLACE],
+    run: Annotated[str, typer.Argument(metavar="RUN", parser=Location, help="Folder of a training run.")],
     uri: Annotated[
         str | None, typer.Option(metavar="URI", help="Where the records go now.  [default: where the run sent them]")
     ] = None,
@@ -610,12 +633,10 @@ def submit(
     from pipeline.submission import submit as run_submission
 
     job_script(verb, working_dir)  # an unknown command is reported before its options
-    parameters, places = _parse(context, verb)
     run_submission(
         verb,
         context.args,
-        parameters,
-        places,
+        _parse(context, verb),
         address=address,
         folder=working_dir,
         env=env or [],
@@ -690,32 +711,13 @@ def _print_assignment(summary: dict[str, Any]) -> None:
     _print_result(summary)
 
 
-def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parse a job's arguments: all parameters by name, and those that are places."""
+def _parse(context: typer.Context, verb: str) -> dict[str, Any]:
+    """A job's arguments, parsed: all parameters by name."""
     group: Any = context.parent.command if context.parent else None
     command = group.get_command(context, verb)
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
         _check_one_source(parsed)
-        parameters = dict(parsed.params)
-    hints = get_type_hints(command.callback, include_extras=True)
-    marks = {name: getattr(hints.get(name), "__metadata__", ()) for name in parameters}
-    listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in parameters.items()}
-    places = {
-        name if len(values) == 1 else f"{name} {number}": value
-        for name, values in listed.items()
-        for number, value in enumerate(values, start=1)
-        if value and _is_place(value, marks[name])
-    }
-    return parameters, places
-
-
-def _is_place(value: str, marks: tuple[Any, ...]) -> bool:
-    """Whether the value of a parameter with these marks is a folder, a file or a URI."""
-    if MODEL in marks:
-        from pipeline.runs.models import model_uri
-
-        return model_uri(value) is None
-    return PLACE in marks or (SOURCE in marks and value != BUNDLED)
+        return dict(parsed.params)
 
 
 def main(verb: str | None = None) -> None:

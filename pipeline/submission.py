@@ -38,11 +38,34 @@ ANSWER_SECONDS = 10
 EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps after the kind of a source
 
 
+class Location(str):
+    """An argument that is a folder, a file or a URI."""
+
+    def is_path(self) -> bool:
+        """Whether the value is one, which every node must then be able to open."""
+        return True
+
+
+class ImageSource(Location):
+    """A source of images: a path, except for `digits`, which comes with the package."""
+
+    def is_path(self) -> bool:
+        return self != "digits"
+
+
+class ModelReference(Location):
+    """A trained model: the path of its run, or its name in MLflow."""
+
+    def is_path(self) -> bool:
+        from pipeline.runs.models import model_uri
+
+        return model_uri(self) is None
+
+
 def submit(
     verb: str,
     arguments: list[str],
     parameters: Mapping[str, Any],
-    places: Mapping[str, str],
     *,
     address: str | None = None,
     folder: str = ".",
@@ -56,8 +79,8 @@ def submit(
     ----------
     arguments : list of str
         As they stand on the command line.
-    parameters, places : mapping
-        The arguments parsed: all values by name, and those that are folders, files or URIs.
+    parameters : mapping
+        The arguments parsed: all values by name, folders, files and URIs as `Location`.
     address : str, optional
         The cluster's dashboard, http://host:port; RAY_API_SERVER_ADDRESS or RAY_ADDRESS when absent.
     folder : str
@@ -81,7 +104,7 @@ def submit(
     files = travelling_files(folder)
     if (size := working_dir_finding(folder, files)).remedy:
         raise ConfigError(str(size))
-    check_parameters(parameters, places, folder, files)
+    check_parameters(parameters, folder, files)
     variables = JOB_VARIABLES | read_variables(env)
     client = connect_to(address)
     check_versions(client)
@@ -117,10 +140,9 @@ def job_script(verb: str, folder: str) -> str:
     return script
 
 
-def check_parameters(
-    parameters: Mapping[str, Any], places: Mapping[str, str], folder: str, files: Mapping[str, int]
-) -> None:
+def check_parameters(parameters: Mapping[str, Any], folder: str, files: Mapping[str, int]) -> None:
     """ConfigError for what could not work on the cluster: bad settings, and paths that exist on this machine only."""
+    paths = _paths(parameters)
     if "space" in parameters:
         _check_travels(str(Path(parameters["space"]).with_suffix(".py")), folder, files)
     for names in parameters.get("names", []):  # cluster names, or a file of them
@@ -132,18 +154,29 @@ def check_parameters(
             _check_travels(preset, folder, files)
         config = load_config(str(Path(folder, preset)) if own else preset, parameters["settings"])
         if "data" not in parameters:  # otherwise the command line gives the places
-            places = {**places, "data.path": config.data.path, "storage": config.storage}
+            paths |= {"data.path": config.data.path, "storage": config.storage}
         if config.model.weights not in (None, DEFAULT):
-            places = {**places, "model.weights": config.model.weights}
+            paths["model.weights"] = config.model.weights
     if isinstance(classes := parameters.get("classes"), str):  # in `assign` it is a flag
         _check_class_list(classes, folder, files)
-    for name, place in places.items():
-        refuse_secrets(place)
-        if not EVERYWHERE.match(place):
+    for name, path in paths.items():
+        refuse_secrets(path)
+        if not EVERYWHERE.match(path):
             raise ConfigError(
-                f"{name}={place!r} is relative to a folder of this machine; on the cluster give a URI such as "
+                f"{name}={path!r} is relative to a folder of this machine; on the cluster give a URI such as "
                 "s3://bucket/folder, or the absolute path of a folder that every node mounts"
             )
+
+
+def _paths(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The paths and URIs among parsed arguments, by name; several of one parameter are numbered."""
+    listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in parameters.items()}
+    return {
+        name if len(values) == 1 else f"{name} {number}": value
+        for name, values in listed.items()
+        for number, value in enumerate(values, start=1)
+        if value and isinstance(value, Location) and value.is_path()
+    }
 
 
 def _check_class_list(given: str, folder: str, files: Mapping[str, int]) -> None:

@@ -275,7 +275,7 @@ def test_a_connection_that_is_lost_says_that_the_job_continues(
     with pytest.raises(
         RunFailed, match=r"connection to the cluster was lost \(Web.*1006\), and job raysubmit_1 continues"
     ):
-        send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT), address="http://127.0.0.1:8265")
+        send("ingest", ["digits", "/mnt/x"], {}, folder=str(ROOT), address="http://127.0.0.1:8265")
     assert "epoch 1/3" in capsys.readouterr().out
 
 
@@ -291,7 +291,7 @@ def test_an_interrupted_follower_says_that_the_job_continues(submit, monkeypatch
     monkeypatch.setattr(sys, "argv", [])
     sent = submit("ingest", "digits", "/mnt/x")[2]
     with pytest.raises(Interrupted, match="job raysubmit_1 continues on the cluster; stop it with: digpro stop raysub"):
-        send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT))
+        send("ingest", ["digits", "/mnt/x"], {}, folder=str(ROOT))
     assert len(sent) == 2
 
 
