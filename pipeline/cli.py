@@ -63,8 +63,8 @@ SetOption = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, such as optim.lr=0.1; can be repeated."),
 ]
 INGEST_SOURCES = """Images to ingest: `digits` (the demo);
-`imagefolder:PATH`, a folder with one subfolder per class; also one image, a .txt file with one path per line,
-or a quoted pattern such as "photos/*.jpg";
+`imagefolder:PATH`, a folder of image files, whose subfolders are the classes; also one image,
+a .txt file with one path per line, or a quoted pattern such as "photos/*.jpg";
 `parquet:PATH`, Parquet files with an image column, in the Hugging Face layout;
 `webdataset:PATTERN`, tar files; `torchvision:NAME:PATH`, a torchvision data set on disk;
 or a plain path, whose kind is detected."""
@@ -100,7 +100,7 @@ def ingest(
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of images per shard.")] = 5000,
     bands: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B|N", help="Use these bands as red, green and blue, or one as gray; counted from 1."),
+        typer.Option(metavar="R,G,B|N", help="Bands to use as red, green and blue, or one as gray; counted from 1."),
     ] = None,
     range_: Annotated[
         str | None,
@@ -130,7 +130,7 @@ def ingest(
 ) -> None:
     """Convert images of any common format to shards with a manifest.
 
-    The same command resumes an interrupted ingest. Every file in SOURCE becomes an image, or is listed with the reason:
+    The same command resumes an interrupted ingest. Everything in SOURCE becomes an image or is listed with the reason:
     in quarantine.jsonl if an image may be lost, in left_out.jsonl if a rule leaves it out.
 
     \b
@@ -173,7 +173,9 @@ def ingest(
 @app.command()
 def embed(
     data: Annotated[str, typer.Argument(metavar="DATA", parser=Location, help="Folder or URI of the shards.")],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", parser=Location, help="Write the cache below this folder.")],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Write the cache below this folder or URI.")
+    ],
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -183,7 +185,10 @@ def embed(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE|default", help="State dict to load, or the library's.  [default: the library's]"),
+        typer.Option(
+            metavar="FILE|default",
+            help="Load this state dict, or the library's own weights.  [default: the library's own]",
+        ),
     ] = None,
     views: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Augmented views per image.  [default: the preset's]")
@@ -295,14 +300,17 @@ def assign(
     context: typer.Context,
     run: ModelArgument,
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", parser=ImageSource, help="Shards, or any `ingest` source.")
+        str, typer.Argument(metavar="SOURCE", parser=ImageSource, help="Shards, or any source for `digpro ingest`.")
     ],
     out: OutArgument,
     features: Annotated[bool, typer.Option("--features", help="Add the column `feature` (float16).")] = False,
     classes: Annotated[bool, typer.Option("--classes", help="Add the column `label` (class number).")] = False,
     gpus: Annotated[
         bool | None,
-        typer.Option("--gpus/--no-gpus", help="Request GPUs or CPUs when autoscaling.  [default: GPUs if present]"),
+        typer.Option(
+            "--gpus/--no-gpus",
+            help="Request GPUs, or only CPUs, from a cluster that grows on demand.  [default: GPUs that are there]",
+        ),
     ] = None,
 ) -> None:
     """Assign any images to the clusters of a trained model.
@@ -322,12 +330,12 @@ def assign(
 @app.command()
 def sort(
     run: Annotated[
-        str, typer.Argument(metavar="RUN|ASSIGNED", parser=Location, help="Finished run or `assign` output.")
+        str, typer.Argument(metavar="RUN|ASSIGNED", parser=Location, help="Finished run, or output of `digpro assign`.")
     ],
-    out: OutArgument,
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Keep only so many images per folder, the most typical.")
-    ] = None,
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Write images to this new folder or URI.")
+    ],
+    top: Annotated[int | None, typer.Option(min=1, help="Maximum images per folder, most typical first.")] = None,
     min_margin: Annotated[float, typer.Option(help="Leave out images with a smaller margin than this.")] = 0.0,
     outliers: Annotated[
         str, typer.Option(metavar="among|apart", help="Keep outliers among the other images, or put them apart.")
@@ -396,7 +404,11 @@ def evaluate(
     run: RunArgument,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", parser=ImageSource, help="Score these images.  [default: the run's shards]"),
+        typer.Option(
+            metavar="SOURCE",
+            parser=ImageSource,
+            help="Score these images: shards or another source.  [default: the run's shards]",
+        ),
     ] = None,
     out: Annotated[
         str | None,
@@ -532,8 +544,8 @@ def deliver(
 ) -> None:
     """Send a run's waiting records to MLflow.
 
-    Records wait in the run's folder while MLflow is unreachable. Repeating `digpro train`, of an interrupted or a
-    finished run, sends them too. The exit status is 1 if some are still waiting.
+    Records wait in the run's folder while MLflow is unreachable. Running `digpro train` again also sends them,
+    whether the run was interrupted or finished. The exit status is 1 if some are still waiting.
 
     \b
     Example:
@@ -679,7 +691,7 @@ def _print_assignment(summary: dict[str, Any]) -> None:
 
 
 def _parse(context: typer.Context, verb: str) -> dict[str, Any]:
-    """A job's arguments, parsed: all parameters by name."""
+    """Parse the arguments of a job: all parameters by name."""
     group: Any = context.parent.command if context.parent else None
     command = group.get_command(context, verb)
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
