@@ -1,4 +1,4 @@
-r"""Send the records of a run that wait for MLflow, from a Ray cluster that reaches the server.
+r"""Send a run's waiting records to MLflow, from a Ray cluster that can reach the server.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/deliver.py s3://bucket/runs/photos-0123abcd --uri http://mlflow:5000

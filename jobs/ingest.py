@@ -1,4 +1,4 @@
-r"""Turn images into shards, on all CPUs of a Ray cluster.
+r"""Convert images to shards, on all CPUs of a Ray cluster.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/ingest.py imagefolder:/mnt/photos s3://bucket/photos

@@ -1,4 +1,4 @@
-r"""Give names to the clusters of a run, on a Ray cluster: for who cannot write to its storage from elsewhere.
+r"""Give names to the clusters of a run, on a Ray cluster, if only the cluster can write to its storage.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/label.py s3://bucket/runs/photos-0123abcd 3=truck 7=truck

@@ -1,4 +1,4 @@
-r"""Make the atlas of a run again, on a Ray cluster.
+r"""Rewrite the atlas of a run on a Ray cluster.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/report.py s3://bucket/runs/photos-0123abcd

@@ -1,4 +1,4 @@
-r"""Put the images of each cluster into a folder of their own, on a Ray cluster that can reach the storage.
+r"""Sort images into one folder per cluster, on a Ray cluster that can reach the storage.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/sort.py s3://bucket/runs/photos-0123abcd s3://bucket/sorted --top 100

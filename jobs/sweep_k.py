@@ -1,4 +1,4 @@
-r"""Find out how many clusters there are, on a Ray cluster.
+r"""Estimate the number of clusters, on a Ray cluster.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
         python jobs/sweep_k.py s3://bucket/runs/photos-0123abcd --from 5 --to 50

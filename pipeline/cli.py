@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -19,14 +19,16 @@ from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.interrupts import interruptible
 from pipeline.provenance import versions
 from pipeline.storage import join, storage_fault
-from pipeline.submission import VERBS
+from pipeline.submission import VERBS, ImageSource, Location, ModelReference, job_script
+from pipeline.submission import stop as stop_job
+from pipeline.submission import submit as run_submission
 
-OVERVIEW = """Cluster images without labels by DigPro, on one machine or on a Ray cluster.
+OVERVIEW = """Cluster images without labels with DigPro, on one machine or on a Ray cluster.
 
-Start with `digpro train`: it clusters 1,797 handwritten digits in minutes and prints where its pictures are.
-For images of your own, run `digpro ingest`, then `digpro train` with a preset and `--set data.path=...`.
+Start with `digpro train`: it clusters 1,797 handwritten digits in minutes and prints the paths of its results.
+For your own images, run `digpro ingest`, then `digpro train` with a preset and `--set data.path=...`.
 
-Ray runs on this machine, or on the cluster that RAY_ADDRESS names; `digpro submit` sends a command to a cluster.
+Commands run on this machine, or on the Ray cluster at RAY_ADDRESS. `digpro submit` runs one as a job on a cluster.
 """
 
 
@@ -34,7 +36,7 @@ class Commands(TyperGroup):
     """The commands; Ctrl-C and SIGTERM end each of them with one message."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that the line names."""
+        """Run the command."""
         with interruptible():
             return super().invoke(ctx)
 
@@ -48,29 +50,25 @@ app = typer.Typer(
     help=OVERVIEW,
 )
 
-# Marks of parameters that are, or may be, folders, files or URIs: they must mean the same on every node of a job.
-PLACE, SOURCE, MODEL = "place", "source", "model"
 SHOWN_CLUSTERS = 12
-PROFILE_SETTINGS = ["profile.steps=20"]  # of `--profile`; --set can override the number
-BUNDLED = "digits"  # the one source that is not a place
-MORE_IS_REFUSED = {"allow_extra_args": True}  # by `_check_one_source`, with a remedy
+PROFILE_SETTINGS = ["profile.steps=20"]  # for `--profile`; --set can override the number
+EXTRA_ARGUMENTS = {"allow_extra_args": True}  # refused by `_check_one_source`, with a remedy
 
 PresetOption = Annotated[
     str,
-    typer.Option("--preset", "-p", metavar="NAME|FILE", help="A preset (see `digpro presets`), or a .yaml file."),
+    typer.Option("--preset", "-p", metavar="NAME|FILE", help="Use this preset (see `digpro presets`) or .yaml file."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in optim.lr=0.1; may be given several times."
-    ),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, such as optim.lr=0.1; can be repeated."),
 ]
-INGEST_SOURCES = """Where the images come from: `digits` (the demo);
-`imagefolder:PATH`, image files, whose folders are the classes; also one image, a .txt file that lists
-paths, or a quoted pattern such as "photos/*.jpg";
-`parquet:PATH`, Parquet files with an image column, as Hugging Face has them;
+INGEST_SOURCES = """Images to ingest: `digits` (the demo);
+`imagefolder:PATH`, a folder of image files, whose subfolders are the classes; also one image,
+a .txt file with one path per line, or a quoted pattern such as "photos/*.jpg";
+`parquet:PATH`, Parquet files with an image column, in the Hugging Face layout;
 `webdataset:PATTERN`, tar files; `torchvision:NAME:PATH`, a torchvision data set on disk;
 or a plain path, whose kind is detected."""
+OutArgument = Annotated[str, typer.Argument(metavar="FOLDER", parser=Location, help="Write to this folder or URI.")]
 
 
 def echo(text: str, *, error: bool = False) -> None:
@@ -91,49 +89,49 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    """What may be given before the command."""
+    """Define the options that come before the command."""
 
 
-@app.command(context_settings=MORE_IS_REFUSED)
+@app.command(context_settings=EXTRA_ARGUMENTS)
 def ingest(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=INGEST_SOURCES), SOURCE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where shards and manifest go: a folder or URI."), PLACE],
-    rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Images in a shard at most.")] = 5000,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", parser=ImageSource, help=INGEST_SOURCES)],
+    out: OutArgument,
+    rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of images per shard.")] = 5000,
     bands: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B|N", help="Bands to show as red, green, blue, or one as gray; counted from 1."),
+        typer.Option(metavar="R,G,B|N", help="Bands to use as red, green and blue, or one as gray; counted from 1."),
     ] = None,
     range_: Annotated[
         str | None,
         typer.Option(
             "--range",
             metavar="LOW,HIGH|percentile",
-            help="Values shown as black and white, of images with more than 8 bits.",
+            help="Values to show as black and white in images with more than 8 bits; `percentile` measures them.",
         ),
     ] = None,
     background: Annotated[
-        str, typer.Option(metavar="COLOUR", help="What shows through transparent pixels: a name, or #rrggbb.")
+        str, typer.Option(metavar="COLOUR", help="Replace transparent pixels with this colour: a name or #rrggbb.")
     ] = "white",
     image_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Parquet: the column of images.  [default: detected]")
+        str | None, typer.Option(metavar="NAME", help="Read images from this Parquet column.  [default: detected]")
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Parquet: the column of integer labels.  [default: detected]")
+        str | None, typer.Option(metavar="NAME", help="Read labels from this Parquet column.  [default: detected]")
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Take these classes only: a list that comes with the package, such as imagenet-10, or a text file "
-            "of one class a line.  [default: all]",
+            help="Ingest only these classes: a built-in list such as imagenet-10, or a text file with one class per "
+            "line.  [default: all]",
         ),
     ] = None,
 ) -> None:
-    """Turn images of any common form into shards with a manifest.
+    """Convert images of any common format to shards with a manifest.
 
-    The same command resumes an ingest that was interrupted. Whatever lies in SOURCE becomes an image, is listed with
-    the reason in quarantine.jsonl, or is listed with the rule that leaves it out in left_out.jsonl.
+    The same command resumes an interrupted ingest. Everything in SOURCE becomes an image or is listed with the reason:
+    in quarantine.jsonl if an image may be lost, in left_out.jsonl if a rule leaves it out.
 
     \b
     Example:
@@ -174,28 +172,34 @@ def ingest(
 
 @app.command()
 def embed(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of shards, or its URI."), PLACE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Under which caches are kept: a folder or URI."), PLACE],
+    data: Annotated[str, typer.Argument(metavar="DATA", parser=Location, help="Folder or URI of the shards.")],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Write the cache below this folder or URI.")
+    ],
     encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="torchvision:NAME, timm:NAME or python:MODULE:FUNCTION.  [default: the preset's]"
+            metavar="NAME",
+            help="Use this backbone: torchvision:NAME, timm:NAME or python:MODULE:FUNCTION.  [default: the preset's]",
         ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE|default", help="A state dict, or the library's own.  [default: the library's own]"),
+        typer.Option(
+            metavar="FILE|default",
+            help="Load this state dict, or the library's own weights.  [default: the library's own]",
+        ),
     ] = None,
     views: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Augmented views of an image.  [default: the preset's]")
+        int | None, typer.Option(min=2, metavar="N", help="Augmented views per image.  [default: the preset's]")
     ] = None,
     preset: PresetOption = "photos",
     settings: SetOption = None,
 ) -> None:
     """Cache the features of a frozen backbone.
 
-    `digpro train` with model.freeze=true does this by itself; apart from it, several runs can share the cache: give
-    them the same settings, and data.features=FOLDER. The same command resumes an interrupted one.
+    `digpro train` with model.freeze=true does this by itself. Run it separately to share a cache between runs: give
+    them the same settings and data.features=FOLDER. The same command resumes an interrupted one.
 
     \b
     Example:
@@ -220,16 +224,15 @@ def train(
     settings: SetOption = None,
     start_from: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="Begin with the weights and settings of a run, not a preset's."),
-        PLACE,
+        typer.Option("--from", metavar="RUN", parser=Location, help="Start from the weights and settings of this run."),
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Record where the time goes, in the run's folder and in MLflow.")
+        bool, typer.Option("--profile", help="Record where time is spent, in the run's folder and in MLflow.")
     ] = False,
 ) -> None:
     """Cluster a data set.
 
-    The same command resumes an interrupted run, and shows the result of a finished one.
+    The same command resumes an interrupted run, or shows the result of a finished one.
 
     \b
     Example:
@@ -240,33 +243,28 @@ def train(
 
     given = [*(PROFILE_SETTINGS if profile else []), *(settings or [])]
     config, label = settings_of(start_from, given) if start_from else (load_config(preset, given), Path(preset).stem)
-    summary = run_training(config, label=label, echo=echo)
-    _print_result(summary)
+    _print_result(run_training(config, label=label, echo=echo))
 
 
 @app.command()
 def tune(
     space: Annotated[
-        str, typer.Option(metavar="FILE", help="What to search: a Python file such as tune_spaces/digpro.py.")
+        str, typer.Option(metavar="FILE", help="Search the space in this Python file, such as tune_spaces/digpro.py.")
     ],
     preset: PresetOption = "digits",
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings in all.")] = 16,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Total number of trials.")] = 16,
     scheduler: Annotated[
-        str,
-        typer.Option(
-            metavar="asha|none",
-            help="Stop poor trials early (asha), or none.",
-        ),
+        str, typer.Option(metavar="asha|none", help="Stop poor trials early (asha), or run all to the end (none).")
     ] = "asha",
     concurrent: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Trials at a time.  [default: as many as fit]")
+        int | None, typer.Option(min=1, metavar="N", help="Trials to run at a time.  [default: as many as fit]")
     ] = None,
     settings: SetOption = None,
 ) -> None:
     """Search for better settings, with labels or without.
 
-    Each trial is a training run of its own, with the resources of --set. The same command resumes an interrupted
-    search, and shows the result of a finished one. The best settings are written as a preset.
+    Each trial is a separate training run, with the resources given by --set. The same command resumes an interrupted
+    search, or shows the result of a finished one. The best settings are written as a preset.
 
     \b
     Example:
@@ -290,36 +288,34 @@ def tune(
     _print_result(summary)
 
 
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="Folder of a run, the one that holds its summary.json."), PLACE
-]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", parser=Location, help="Folder or URI of the run.")]
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="Folder of a run, id of an MLflow run, or NAME/VERSION of its registry."),
-    MODEL,
+    typer.Argument(metavar="RUN", parser=ModelReference, help="Run folder, MLflow run ID, or model NAME/VERSION."),
 ]
 
 
-@app.command(context_settings=MORE_IS_REFUSED)
+@app.command(context_settings=EXTRA_ARGUMENTS)
 def assign(
     context: typer.Context,
     run: ModelArgument,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, or whatever `digpro ingest` takes."), SOURCE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", parser=ImageSource, help="Shards, or any source for `digpro ingest`.")
+    ],
+    out: OutArgument,
     features: Annotated[bool, typer.Option("--features", help="Add the column `feature` (float16).")] = False,
-    classes: Annotated[
-        bool, typer.Option("--classes", help="Add the column `label`, the number of the class.")
-    ] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="Add the column `label` (class number).")] = False,
     gpus: Annotated[
         bool | None,
         typer.Option(
-            "--gpus/--no-gpus", help="Whether a cluster that grows is asked for GPUs.  [default: those that are there]"
+            "--gpus/--no-gpus",
+            help="Request GPUs, or only CPUs, from a cluster that grows on demand.  [default: GPUs that are there]",
         ),
     ] = None,
 ) -> None:
     """Assign any images to the clusters of a trained model.
 
-    The newest checkpoint of the run is used. Images need not be ingested. The same command resumes an interrupted one.
+    Uses the newest checkpoint of the run. Images need not be ingested. The same command resumes an interrupted one.
 
     \b
     Example:
@@ -333,22 +329,33 @@ def assign(
 
 @app.command()
 def sort(
-    run: Annotated[str, typer.Argument(metavar="RUN|ASSIGNED", help="A finished run, or what `assign` wrote."), PLACE],
-    out: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the images go: a new folder or URI."), PLACE],
-    top: Annotated[int | None, typer.Option(min=1, help="Images of each folder, the most typical ones.")] = None,
-    min_margin: Annotated[float, typer.Option(help="Leave out images that lie nearer to a border.")] = 0.0,
-    outliers: Annotated[str, typer.Option(metavar="among|apart", help="Where outliers go.")] = "among",
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|ASSIGNED", parser=Location, help="Finished run, or output of `digpro assign`.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", parser=Location, help="Write images to this new folder or URI.")
+    ],
+    top: Annotated[int | None, typer.Option(min=1, help="Maximum images per folder, most typical first.")] = None,
+    min_margin: Annotated[float, typer.Option(help="Leave out images with a smaller margin than this.")] = 0.0,
+    outliers: Annotated[
+        str, typer.Option(metavar="among|apart", help="Keep outliers among the other images, or put them apart.")
+    ] = "among",
     links: Annotated[bool, typer.Option("--links", help="Link to the original files instead of copying.")] = False,
     table: Annotated[
-        str, typer.Option("--format", metavar="csv|label-studio|fiftyone|coco-classification", help="Of the table.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="csv|label-studio|fiftyone|coco-classification",
+            help="Format of the list of images; images.csv is always written.",
+        ),
     ] = "csv",
     source: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the images are now, if they have moved."), SOURCE
+        str | None, typer.Option(metavar="SOURCE", parser=ImageSource, help="Read images from here if they have moved.")
     ] = None,
 ) -> None:
-    """Put the images of each cluster into a folder of their own.
+    """Sort images into one folder per cluster.
 
-    Clusters of one name share a folder. `images.csv` lists every file with its cluster and how sure that is.
+    Clusters with the same name share a folder. `images.csv` lists every file with its cluster, similarity and margin.
 
     \b
     Example:
@@ -366,13 +373,15 @@ def sort(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished runs on the same images."), PLACE],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the results go: a folder or URI."), PLACE],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", parser=Location, help="Finished runs on the same images.")
+    ],
+    out: Annotated[str, typer.Option(metavar="FOLDER", parser=Location, help="Write to this folder or URI.")],
 ) -> None:
     """Compare runs on the same images, cluster by cluster.
 
-    It says which clusters come again, and which images move. Runs that differ in their seed only show how far the
-    clusters can be trusted, without any label.
+    Shows which clusters every run finds, and which images change cluster. Runs that differ only in their seed show,
+    without labels, how far to trust the clusters.
 
     \b
     Example:
@@ -396,14 +405,18 @@ def evaluate(
     run: RunArgument,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Shards or another source.  [default: the run's shards]"),
-        SOURCE,
+        typer.Option(
+            metavar="SOURCE",
+            parser=ImageSource,
+            help="Score these images: shards or another source.  [default: the run's shards]",
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/evaluation]"), PLACE
+        str | None,
+        typer.Option(metavar="FOLDER", parser=Location, help="Write results here.  [default: RUN/evaluation]"),
     ] = None,
 ) -> None:
-    """Assign images, and score the clusters against their classes.
+    """Assign images, and score the clusters against the classes.
 
     \b
     Example:
@@ -411,22 +424,21 @@ def evaluate(
     """
     from pipeline.runs.evaluate import evaluate as run_evaluation
 
-    summary = run_evaluation(run, data, out, echo)
-    _print_assignment(summary)
+    _print_assignment(run_evaluation(run, data, out, echo))
 
 
 @app.command()
 def export(
     run: ModelArgument,
-    format_name: Annotated[str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="What to write.")],
+    format_name: Annotated[str, typer.Option("--format", metavar="onnx|pt2|safetensors", help="Write this format.")],
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where it goes.  [default: RUN/export]"), PLACE
+        str | None, typer.Option(metavar="FOLDER", parser=Location, help="Write results here.  [default: RUN/export]")
     ] = None,
 ) -> None:
     """Write a trained model as ONNX, pt2 or safetensors.
 
-    Beside it lies a card with its preprocessing, its clusters and their names. An ONNX file is checked against PyTorch
-    on the spot.
+    Also writes model.json, which describes the preprocessing, the clusters and their names. Checks an ONNX file against
+    PyTorch.
 
     \b
     Example:
@@ -434,21 +446,21 @@ def export(
     """
     from pipeline.runs.export import export as run_export
 
-    for title, place in run_export(run, format_name, out).items():
-        echo(f"{title + ':':<13}{place}")
+    _print_places(run_export(run, format_name, out))
 
 
 @app.command()
 def label(
     run: RunArgument,
     names: Annotated[
-        list[str], typer.Argument(metavar="CLUSTER=NAME|FILE ...", help="Names, or YAML files of `cluster: name`.")
+        list[str],
+        typer.Argument(metavar="CLUSTER=NAME|FILE ...", help="Names, or YAML files of `cluster: name` lines."),
     ],
 ) -> None:
     """Give names to clusters.
 
-    `digpro assign`, the atlas and exported models show them. Two clusters of one name count as one. An empty name,
-    as in `3=`, takes the name away.
+    Names appear in the atlas, in the output of `digpro assign` and in exported models. Clusters with the same name
+    count as one. An empty name, as in `3=`, removes the name.
 
     \b
     Example:
@@ -464,9 +476,9 @@ def label(
 
 @app.command()
 def report(run: RunArgument) -> None:
-    """Make the atlas of a run again: a page to look at every cluster.
+    """Rewrite the atlas of a run: one page that shows every cluster.
 
-    It is one file that works without a network. Every run ends with it, and `digpro label` keeps its names up to date.
+    The atlas is one file that works offline. Every run writes it at the end, and `digpro label` updates its names.
 
     \b
     Example:
@@ -474,8 +486,7 @@ def report(run: RunArgument) -> None:
     """
     from pipeline.runs.report import report as make_report
 
-    for title, place in make_report(run).items():
-        echo(f"{title + ':':<13}{place}")
+    _print_places(make_report(run))
 
 
 @app.command()
@@ -483,24 +494,26 @@ def sweep_k(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|DATA", help="Folder of a finished run, or of shards: then with a preset of a frozen backbone."
+            metavar="RUN|DATA",
+            parser=Location,
+            help="Folder of a finished run, or of shards; for shards, the preset needs a frozen backbone.",
         ),
-        PLACE,
     ],
-    first: Annotated[int, typer.Option("--from", min=2, metavar="K", help="The smallest number of clusters.")] = 5,
-    last: Annotated[int, typer.Option("--to", min=2, metavar="K", help="The largest one.")] = 50,
+    first: Annotated[int, typer.Option("--from", min=2, metavar="K", help="Smallest number of clusters.")] = 5,
+    last: Annotated[int, typer.Option("--to", min=2, metavar="K", help="Largest number of clusters.")] = 50,
     out: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Where the results go.  [default: RUN/sweep-k; needed for DATA]"),
-        PLACE,
+        typer.Option(
+            metavar="FOLDER", parser=Location, help="Write results here.  [default: RUN/sweep-k; required for DATA]"
+        ),
     ] = None,
     preset: PresetOption = "photos",
     settings: SetOption = None,
 ) -> None:
-    """Find out how many clusters there are.
+    """Estimate the number of clusters.
 
-    Features are clustered with every number from --from to --to, and six criteria without labels judge them. For a
-    run, files that merge its clusters are written too. The same command resumes an interrupted sweep.
+    Clusters the features for every number from --from to --to, and rates each by six criteria that use no labels. For a
+    run, also writes files for `digpro label` that merge its clusters. The same command resumes an interrupted sweep.
 
     \b
     Example:
@@ -509,32 +522,31 @@ def sweep_k(
     """
     from pipeline.runs.sweep_k import is_run, of_data, of_run, sweep
 
-    numbers = range(first, last + 1)
     if is_run(data):
-        summary = sweep(of_run(data), numbers, out or join(data, "sweep-k"), echo)
+        subject, out = of_run(data), out or join(data, "sweep-k")
     elif out is None:
-        raise ConfigError(f"{data} is no run's folder; for shards give --out, where the results go")
+        raise ConfigError(f"{data} is not the folder of a run; for shards, give --out, the folder for the results")
     else:
-        summary = sweep(
-            of_data(load_config(preset, [*(settings or []), f"data.path={data}"]), echo), numbers, out, echo
-        )
+        subject = of_data(load_config(preset, [*(settings or []), f"data.path={data}"]), echo)
+    summary = sweep(subject, range(first, last + 1), out, echo)
     for name, pick in summary["picks"].items():
         echo(f"{name:<13}{pick}")
     echo(summary["recommendation"]["sentence"])
-    _print_places(summary)
+    _print_places(summary["outputs"])
 
 
 @app.command()
 def deliver(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run."), PLACE],
+    run: RunArgument,
     uri: Annotated[
-        str | None, typer.Option(metavar="URI", help="Where the records go now.  [default: where the run sent them]")
+        str | None,
+        typer.Option(metavar="URI", help="Send to this MLflow server or database.  [default: the run's own]"),
     ] = None,
 ) -> None:
-    """Send the records of a run that wait for MLflow.
+    """Send a run's waiting records to MLflow.
 
-    Records wait in the run's folder while MLflow is unreachable. A run that is resumed, and `digpro train` of a
-    finished one, send them too. Exit status 1 when some still wait.
+    Records wait in the run's folder while MLflow is unreachable. Running `digpro train` again also sends them,
+    whether the run was interrupted or finished. The exit status is 1 if some are still waiting.
 
     \b
     Example:
@@ -543,7 +555,8 @@ def deliver(
     from pipeline.tracking import deliver_run
 
     delivery = deliver_run(run, uri)
-    echo(f"{delivery.sent} records sent to {delivery.uri or 'nowhere: this run keeps none'}, {delivery.waiting} wait")
+    where = delivery.uri or "nowhere (MLflow is off for this run)"
+    echo(f"{delivery.sent} records sent to {where}, {delivery.waiting} still waiting")
     if delivery.waiting:
         raise typer.Exit(1)
 
@@ -573,8 +586,7 @@ def doctor(preset: PresetOption = "digits", settings: SetOption = None) -> None:
 
 
 AddressOption = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="The cluster's dashboard.  [default: RAY_ADDRESS, or this machine's]"),
+    str | None, typer.Option(metavar="URL", help="The cluster's dashboard.  [default: RAY_ADDRESS, or this machine's]")
 ]
 
 
@@ -582,41 +594,33 @@ AddressOption = Annotated[
 def submit(
     context: typer.Context,
     verb: Annotated[
-        str,
-        typer.Argument(metavar="VERB ...", help=f"One of {', '.join(VERBS)}, with its options."),
+        str, typer.Argument(metavar="VERB ...", help=f"Command to run, with its options: one of {', '.join(VERBS)}.")
     ],
     address: AddressOption = None,
-    working_dir: Annotated[
-        str, typer.Option(metavar="FOLDER", help="The project's folder, which is sent along.")
-    ] = ".",
+    working_dir: Annotated[str, typer.Option(metavar="FOLDER", help="Send this project folder with the job.")] = ".",
     env: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=VALUE]",
-            help="An environment variable of the job; without a value, that of here. May be given several times.",
+            help="Set an environment variable for the job; without =VALUE, copy it from here. Can be repeated.",
         ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job's end.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the job to end.")] = False,
 ) -> None:
     """Run a command as a job on a Ray cluster.
 
-    Settings, paths and size are checked before anything is sent; the log is shown until the job ends.
+    Checks settings, paths and upload size before it sends anything, then shows the log until the job ends.
 
     \b
     Example:
       digpro submit --address http://127.0.0.1:8265 train --preset digits \\
           --set data.path=/mnt/data/digits --set storage=/mnt/runs
     """
-    from pipeline.submission import job_script
-    from pipeline.submission import submit as run_submission
-
     job_script(verb, working_dir)  # an unknown command is reported before its options
-    parameters, places = _parse(context, verb)
     run_submission(
         verb,
         context.args,
-        parameters,
-        places,
+        _parse(context, verb),
         address=address,
         folder=working_dir,
         env=env or [],
@@ -627,24 +631,20 @@ def submit(
 
 @app.command()
 def stop(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `digpro submit` printed it.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="ID of the job, as `digpro submit` printed it.")],
     address: AddressOption = None,
 ) -> None:
-    """Stop a job that was submitted.
+    """Stop a submitted job.
 
-    Submitting a training run again resumes it.
+    To resume a training run, submit it again.
     """
-    from pipeline.submission import stop as stop_job
-
     stop_job(job, address=address)
     echo(f"job {job} is being stopped")
 
 
 @app.command()
 def presets(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE]", help="Show this one with all its settings.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]", help="Show all settings of this preset.")] = None,
 ) -> None:
     """List the presets, or show one in full."""
     if name is None:
@@ -654,11 +654,11 @@ def presets(
 
 
 def _check_one_source(context: typer.Context) -> None:
-    """ConfigError for more than one SOURCE, which is what a shell makes of an unquoted pattern."""
+    """ConfigError for several SOURCEs, into which a shell expands an unquoted pattern."""
     if context.args:
         raise ConfigError(
-            f"{len(context.args)} arguments too many, the last is {context.args[-1]!r}; several images are one SOURCE: "
-            'quote the pattern, as in "photos/*.jpg", or give a .txt file that lists them'
+            f"{len(context.args)} extra arguments, the last is {context.args[-1]!r}; SOURCE is one argument: for "
+            'several images, quote the pattern, as in "photos/*.jpg", or give a .txt file that lists them'
         )
 
 
@@ -670,11 +670,11 @@ def _print_result(summary: dict[str, Any]) -> None:
     if "scores" in summary:
         scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in summary["scores"].items())
         echo(scores or "no classes are known, so there are no scores")
-    _print_places(summary)
+    _print_places(summary["outputs"])
 
 
-def _print_places(summary: dict[str, Any]) -> None:
-    for title, place in summary["outputs"].items():
+def _print_places(places: dict[str, str]) -> None:
+    for title, place in places.items():
         echo(f"{title + ':':<13}{place}")
 
 
@@ -687,36 +687,17 @@ def _print_assignment(summary: dict[str, Any]) -> None:
     largest = ", ".join(f"{name}: {images:,}" for name, images in shown)
     more = f", and {len(sizes) - SHOWN_CLUSTERS} more" if len(sizes) > SHOWN_CLUSTERS else ""
     echo(f"clusters by size: {largest}{more}")
-    echo("drift against the training: " + "  ".join(f"{name} {value:+.3f}" for name, value in summary["drift"].items()))
+    echo("drift from training: " + "  ".join(f"{name} {value:+.3f}" for name, value in summary["drift"].items()))
     _print_result(summary)
 
 
-def _parse(context: typer.Context, verb: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parse a job's arguments: all parameters by name, and those that are places."""
+def _parse(context: typer.Context, verb: str) -> dict[str, Any]:
+    """Parse the arguments of a job: all parameters by name."""
     group: Any = context.parent.command if context.parent else None
     command = group.get_command(context, verb)
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
         _check_one_source(parsed)
-        parameters = dict(parsed.params)
-    hints = get_type_hints(command.callback, include_extras=True)
-    marks = {name: getattr(hints.get(name), "__metadata__", ()) for name in parameters}
-    listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in parameters.items()}
-    places = {
-        name if len(values) == 1 else f"{name} {number}": value
-        for name, values in listed.items()
-        for number, value in enumerate(values, start=1)
-        if value and _is_place(value, marks[name])
-    }
-    return parameters, places
-
-
-def _is_place(value: str, marks: tuple[Any, ...]) -> bool:
-    """Whether the value of a parameter with these marks is a folder, a file or a URI."""
-    if MODEL in marks:
-        from pipeline.runs.models import model_uri
-
-        return model_uri(value) is None
-    return PLACE in marks or (SOURCE in marks and value != BUNDLED)
+        return dict(parsed.params)
 
 
 def main(verb: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Run a command of ours as a job on a Ray cluster: check it before it is sent, and follow it to its end."""
+"""Run a command as a job on a Ray cluster: check it before it is sent, and follow it to its end."""
 
 from __future__ import annotations
 
@@ -38,11 +38,34 @@ ANSWER_SECONDS = 10
 EVERYWHERE = re.compile(r"(\w+:)*(/|\w+://)")  # an absolute path or a URI, perhaps after the kind of a source
 
 
+class Location(str):
+    """An argument that is a folder, a file or a URI."""
+
+    def is_path(self) -> bool:
+        """Whether the value is one, which every node must then be able to open."""
+        return True
+
+
+class ImageSource(Location):
+    """A source of images: a path, except for `digits`, which comes with the package."""
+
+    def is_path(self) -> bool:
+        return self != "digits"
+
+
+class ModelReference(Location):
+    """A trained model: the path of its run, or its name in MLflow."""
+
+    def is_path(self) -> bool:
+        from pipeline.runs.models import model_uri
+
+        return model_uri(self) is None
+
+
 def submit(
     verb: str,
     arguments: list[str],
     parameters: Mapping[str, Any],
-    places: Mapping[str, str],
     *,
     address: str | None = None,
     folder: str = ".",
@@ -56,8 +79,8 @@ def submit(
     ----------
     arguments : list of str
         As they stand on the command line.
-    parameters, places : mapping
-        The arguments parsed: all values by name, and those that are folders, files or URIs.
+    parameters : mapping
+        The arguments parsed: all values by name, folders, files and URIs as `Location`.
     address : str, optional
         The cluster's dashboard, http://host:port; RAY_API_SERVER_ADDRESS or RAY_ADDRESS when absent.
     folder : str
@@ -81,7 +104,7 @@ def submit(
     files = travelling_files(folder)
     if (size := working_dir_finding(folder, files)).remedy:
         raise ConfigError(str(size))
-    check_parameters(parameters, places, folder, files)
+    check_parameters(parameters, folder, files)
     variables = JOB_VARIABLES | read_variables(env)
     client = connect_to(address)
     check_versions(client)
@@ -113,14 +136,13 @@ def job_script(verb: str, folder: str) -> str:
         raise ConfigError(f"{verb!r} is not a command that runs as a job; submit one of {', '.join(VERBS)}")
     script = f"jobs/{verb.replace('-', '_')}.py"
     if not Path(folder, script).is_file():
-        raise ConfigError(f"{folder!r} holds no {script}; give the project's own folder with --working-dir")
+        raise ConfigError(f"{folder!r} does not contain {script}; set --working-dir to the project's folder")
     return script
 
 
-def check_parameters(
-    parameters: Mapping[str, Any], places: Mapping[str, str], folder: str, files: Mapping[str, int]
-) -> None:
+def check_parameters(parameters: Mapping[str, Any], folder: str, files: Mapping[str, int]) -> None:
     """ConfigError for what could not work on the cluster: bad settings, and paths that exist on this machine only."""
+    paths = _paths(parameters)
     if "space" in parameters:
         _check_travels(str(Path(parameters["space"]).with_suffix(".py")), folder, files)
     for names in parameters.get("names", []):  # cluster names, or a file of them
@@ -132,18 +154,29 @@ def check_parameters(
             _check_travels(preset, folder, files)
         config = load_config(str(Path(folder, preset)) if own else preset, parameters["settings"])
         if "data" not in parameters:  # otherwise the command line gives the places
-            places = {**places, "data.path": config.data.path, "storage": config.storage}
+            paths |= {"data.path": config.data.path, "storage": config.storage}
         if config.model.weights not in (None, DEFAULT):
-            places = {**places, "model.weights": config.model.weights}
+            paths["model.weights"] = config.model.weights
     if isinstance(classes := parameters.get("classes"), str):  # in `assign` it is a flag
         _check_class_list(classes, folder, files)
-    for name, place in places.items():
-        refuse_secrets(place)
-        if not EVERYWHERE.match(place):
+    for name, path in paths.items():
+        refuse_secrets(path)
+        if not EVERYWHERE.match(path):
             raise ConfigError(
-                f"{name}={place!r} is relative to a folder of this machine; on the cluster give a URI such as "
+                f"{name}={path!r} is a relative path, which the cluster cannot resolve; give a URI such as "
                 "s3://bucket/folder, or the absolute path of a folder that every node mounts"
             )
+
+
+def _paths(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The paths and URIs among parsed arguments, by name; several of one parameter are numbered."""
+    listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in parameters.items()}
+    return {
+        name if len(values) == 1 else f"{name} {number}": value
+        for name, values in listed.items()
+        for number, value in enumerate(values, start=1)
+        if value and isinstance(value, Location) and value.is_path()
+    }
 
 
 def _check_class_list(given: str, folder: str, files: Mapping[str, int]) -> None:
@@ -158,8 +191,8 @@ def _check_class_list(given: str, folder: str, files: Mapping[str, int]) -> None
 def _check_travels(file: str, folder: str, files: Mapping[str, int]) -> None:
     if str(Path(file)) not in files:
         raise ConfigError(
-            f"{file!r} would not travel with the job: it is outside {folder!r}, or .gitignore lists it; "
-            "put it into the folder"
+            f"{file!r} would not be sent with the job: it is outside {folder!r}, or .gitignore excludes it; "
+            "move it into the folder, or change .gitignore"
         )
 
 
@@ -170,15 +203,15 @@ def read_variables(given: Iterable[str]) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise ConfigError(
-                f"--env {name!r} is not the name of a variable; give NAME=VALUE, or NAME for that of here"
+                f"--env {name!r} is not a variable name; give NAME=VALUE, or NAME to copy it from this environment"
             )
         if not equals and name not in os.environ:
             raise ConfigError(f"--env {name}: this environment has no such variable; export it, or give {name}=VALUE")
         variables[name] = value if equals else os.environ[name]
         if re.search(r"\$[\w{]", variables[name]):
             raise ConfigError(
-                f"--env {name}: Ray would put another variable where its value has a name after $; choose a value "
-                "without, or set the variable where nodes start Ray"
+                f"--env {name}: Ray would expand the variable after the $ in its value; choose a value without it, "
+                "or set the variable where the nodes start Ray"
             )
     return variables
 
@@ -205,8 +238,8 @@ def connect_to(address: str | None) -> JobSubmissionClient:
         raise ConfigError(f"the Ray dashboard at {where} {refusal(sent=sent)}") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"no Ray dashboard answers at {where} ({first_line(error)}); give its --address, such as "
-            "http://127.0.0.1:8265: for a remote cluster the end of a tunnel (`ray dashboard cluster.yaml`)"
+            f"no Ray dashboard answers at {where} ({first_line(error)}); set --address to its URL, such "
+            "as http://127.0.0.1:8265; for a remote cluster, open a tunnel first (`ray dashboard cluster.yaml`)"
         ) from None
 
 
@@ -216,7 +249,7 @@ def _check_answers(address: str, *, by_url: bool) -> None:
 
     if not address.startswith("http"):
         if address not in ("", "auto") and (by_url or not answers(address)):
-            raise ConnectionError("it is not the URL of one" if by_url else "no Ray cluster is there")
+            raise ConnectionError("not a URL that starts with http" if by_url else "no Ray cluster is there")
         return
     try:
         requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
@@ -236,8 +269,8 @@ def check_versions(client: JobSubmissionClient) -> None:
     ray, python = cluster_versions(client)
     if _minor(ray) != _minor(ours) or _minor(python) < _minor(PYTHON):
         raise ConfigError(
-            f"the cluster runs Ray {ray} on Python {python}, and this project needs Ray {ours} on Python {PYTHON} or "
-            "newer; install there what constraints.txt has"
+            f"the cluster runs Ray {ray} on Python {python}, but this project needs Ray {ours} on Python {PYTHON} or "
+            "newer; install the versions in constraints.txt on the cluster"
         )
 
 
@@ -249,7 +282,7 @@ def _send(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, A
     try:
         return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"the cluster did not take the job ({first_line(error)}); try it again") from None
+        raise ConfigError(f"the cluster did not accept the job ({first_line(error)}); try again") from None
 
 
 def _follow(client: JobSubmissionClient, job: str, there: str, echo: Callable[[str], None]) -> JobDetails:
@@ -261,7 +294,7 @@ def _follow(client: JobSubmissionClient, job: str, there: str, echo: Callable[[s
         return client.get_job_info(job)
     except (OSError, RuntimeError, ClientError) as error:
         raise RunFailed(
-            f"the connection to the cluster was lost ({first_line(error)}), and job {job} continues there; follow it "
+            f"the connection to the cluster was lost ({first_line(error)}), but job {job} continues there; follow it "
             f"with: ray job logs --follow{there} {job}"
         ) from None
 

@@ -110,7 +110,7 @@ def test_embed_takes_the_backbone_from_its_options(
 
 
 def test_sweep_k_of_shards_needs_a_place_for_its_results(digpro, tmp_path: Path) -> None:
-    refused(digpro("sweep-k", tmp_path), "is no run's folder; for shards give --out")
+    refused(digpro("sweep-k", tmp_path), "is not the folder of a run; for shards, give --out")
 
 
 def test_sweep_k_says_when_a_run_left_no_features(digpro, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_records_that_waited_are_delivered(digpro, tmp_path: Path) -> None:
     ref = open_run(config, run)
     Spool(spool_path(run)).add([MetricPoint("acc", 1, 0.5, 1000)])
     status, out, _ = digpro("deliver", run.path)
-    assert (status, out) == (0, f"1 records sent to sqlite:///{tmp_path}/runs/mlflow.db, 0 wait\n")
+    assert (status, out) == (0, f"1 records sent to sqlite:///{tmp_path}/runs/mlflow.db, 0 still waiting\n")
     assert MlflowClient(ref.uri).get_run(ref.run_id).data.metrics == {"acc": 0.5}
     assert digpro("deliver", run.path)[1].startswith("0 records sent")
     refused(digpro("deliver", tmp_path), "give the folder of a training run")

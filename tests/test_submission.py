@@ -142,51 +142,51 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     ("arguments", "said"),
     [
         (["train", "--set", "optim.lrr=1", "--set", "storage=/r"], "optim.lrr: unknown key; did you mean 'lr'"),
-        (["train", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
-        (["train", "--set", "data.path=s3://b/d"], "storage='runs' is relative"),
+        (["train", "--set", "storage=/runs"], "data.path='data/digits' is a relative path"),
+        (["train", "--set", "data.path=s3://b/d"], "storage='runs' is a relative path"),
         (["train", "--set", "data.path=s3://KEY:S@b/d"], "holds a key or password"),
         (["assign", "/runs/x", "imagefolder:s3://KEY:S@b/d", "/out"], "holds a key or password"),
-        (["train", "--preset", "other.yaml"], "'other.yaml' would not travel"),
+        (["train", "--preset", "other.yaml"], "'other.yaml' would not be sent"),
         (["train", "--epochs", "3"], "No such option: --epochs"),
         (["tune", "--set", "storage=/runs"], "Missing option '--space'"),
-        (["tune", "--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not travel"),
-        (["tune", "--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
+        (["tune", "--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not be sent"),
+        (["tune", "--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is a relative path"),
         (["tune", "--space", "here.py", "--workers", "3"], "No such option: --workers"),
         (["tune", "--space", "here.py", "--trials", "many"], "--trials"),
-        (["ingest", "digits", "data/digits"], "out='data/digits' is relative"),
-        (["ingest", "digits", "digits"], "out='digits' is relative"),
-        (["ingest", "imagefolder:photos", "/mnt/x"], "source='imagefolder:photos' is relative"),
+        (["ingest", "digits", "data/digits"], "out='data/digits' is a relative path"),
+        (["ingest", "digits", "digits"], "out='digits' is a relative path"),
+        (["ingest", "imagefolder:photos", "/mnt/x"], "source='imagefolder:photos' is a relative path"),
         (["ingest", "digits", "/mnt/x", "--rows-per-shard", "0"], "--rows-per-shard"),
         (["ingest", "digits"], "Missing argument"),
         (["ingest", "digits", "/mnt/x", "--classes", "imagenet10"], "did you mean 'imagenet-10'?"),
         (["ingest", "digits", "/mnt/x", "--classes", "twice.txt"], "has 'cat' twice"),
-        (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not travel"),
-        (["embed", "data/photos", "/mnt/features"], "data='data/photos' is relative"),
-        (["embed", "/mnt/photos", "features"], "out='features' is relative"),
+        (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not be sent"),
+        (["embed", "data/photos", "/mnt/features"], "data='data/photos' is a relative path"),
+        (["embed", "/mnt/photos", "features"], "out='features' is a relative path"),
         (["embed", "/mnt/photos", "/mnt/f", "--set", "views.cached=1"], "views.cached"),
         (
             [
                 *("train", "--set", "storage=/r", "--set", "data.path=/d"),
                 *("--set", "model.encoder=torchvision:resnet18", "--set", "model.weights=w.pth"),
             ],
-            "model.weights='w.pth' is relative",
+            "model.weights='w.pth' is a relative path",
         ),
-        (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
-        (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
-        (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
-        (["sweep-k", "runs/x"], "data='runs/x' is relative to a folder of this machine"),
-        (["sweep-k", "/mnt/photos", "--out", "here"], "out='here' is relative"),
+        (["evaluate", "runs/x"], "run='runs/x' is a relative path"),
+        (["evaluate", "/runs/x", "--data", "other"], "data='other' is a relative path"),
+        (["evaluate", "/runs/x", "--out=here"], "out='here' is a relative path"),
+        (["sweep-k", "runs/x"], "data='runs/x' is a relative path"),
+        (["sweep-k", "/mnt/photos", "--out", "here"], "out='here' is a relative path"),
         (["sweep-k", "/mnt/photos", "--to", "many"], "--to"),
         (["tran"], "'tran' is not a command that runs as a job; submit one of doctor, ingest, embed"),
         (["presets"], "'presets' is not a command that runs as a job; submit one of doctor, ingest"),
-        (["doctor"], "data.path='data/digits' is relative to a folder of this machine"),
-        (["report", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
-        (["export", "/runs/x", "--format", "onnx", "--out", "here"], "out='here' is relative"),
-        (["label", "/runs/x", "3=truck", "secret.txt"], "'secret.txt' would not travel"),
-        (["deliver", "runs/x"], "run='runs/x' is relative"),
-        (["sort", "s3://b/runs/x", "sorted"], "out='sorted' is relative"),
-        (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is relative"),
-        (["train", "--from", "runs/x"], "start_from='runs/x' is relative"),
+        (["doctor"], "data.path='data/digits' is a relative path"),
+        (["report", "runs/x"], "run='runs/x' is a relative path"),
+        (["export", "/runs/x", "--format", "onnx", "--out", "here"], "out='here' is a relative path"),
+        (["label", "/runs/x", "3=truck", "secret.txt"], "'secret.txt' would not be sent"),
+        (["deliver", "runs/x"], "run='runs/x' is a relative path"),
+        (["sort", "s3://b/runs/x", "sorted"], "out='sorted' is a relative path"),
+        (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is a relative path"),
+        (["train", "--from", "runs/x"], "start_from='runs/x' is a relative path"),
     ],
 )
 def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: list[str], said: str) -> None:
@@ -250,10 +250,10 @@ def test_variables_travel_by_name_and_are_not_shown(
     )
     monkeypatch.setenv("SECRET", "hidden$HOME")
     status, error, _ = submit("--env", "SECRET", *report)
-    assert (status, "--env SECRET: Ray would put another variable" in error, "hidden" in error) == (2, True, False)
+    assert (status, "--env SECRET: Ray would expand the variable" in error, "hidden" in error) == (2, True, False)
     assert submit("--env", "SECRET=a$", *report)[0] == 0
     status, error, _ = submit("--env", "MY KEY=hidden", *report)
-    assert (status, "'MY KEY' is not the name of a variable" in error, "hidden" in error) == (2, True, False)
+    assert (status, "'MY KEY' is not a variable name" in error, "hidden" in error) == (2, True, False)
 
 
 @pytest.mark.parametrize("versions", [("2.50.1", "3.11.4"), (ray.__version__, "3.10.14")])
@@ -263,7 +263,7 @@ def test_a_cluster_of_other_versions_is_refused(
     monkeypatch.setattr("pipeline.submission.cluster_versions", lambda client: versions)
     status, error, sent = submit("report", "/runs/x")
     assert (status, sent) == (2, [])
-    assert f"the cluster runs Ray {versions[0]} on Python {versions[1]}, and this project needs Ray" in error
+    assert f"the cluster runs Ray {versions[0]} on Python {versions[1]}, but this project needs Ray" in error
     assert f'requires-python = ">={PYTHON}"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -273,9 +273,9 @@ def test_a_connection_that_is_lost_says_that_the_job_continues(
     submit("report", "/runs/x")
     monkeypatch.setattr(sys, "argv", [])
     with pytest.raises(
-        RunFailed, match=r"connection to the cluster was lost \(Web.*1006\), and job raysubmit_1 continues"
+        RunFailed, match=r"connection to the cluster was lost \(Web.*1006\), but job raysubmit_1 continues"
     ):
-        send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT), address="http://127.0.0.1:8265")
+        send("ingest", ["digits", "/mnt/x"], {}, folder=str(ROOT), address="http://127.0.0.1:8265")
     assert "epoch 1/3" in capsys.readouterr().out
 
 
@@ -291,12 +291,12 @@ def test_an_interrupted_follower_says_that_the_job_continues(submit, monkeypatch
     monkeypatch.setattr(sys, "argv", [])
     sent = submit("ingest", "digits", "/mnt/x")[2]
     with pytest.raises(Interrupted, match="job raysubmit_1 continues on the cluster; stop it with: digpro stop raysub"):
-        send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT))
+        send("ingest", ["digits", "/mnt/x"], {}, folder=str(ROOT))
     assert len(sent) == 2
 
 
 def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no jobs/train\.py; give the project's own folder"):
+    with pytest.raises(ConfigError, match=r"does not contain jobs/train\.py; set --working-dir"):
         job_script("train", str(tmp_path))
     with pytest.raises(
         ConfigError, match=r"'tran' is not a command that runs as a job; submit one of doctor, ingest, embed"
@@ -329,7 +329,7 @@ def test_an_address_on_the_line_comes_before_the_environment(monkeypatch: pytest
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "auto:1", "ray://127.0.0.1:1"])
 def test_an_address_that_is_no_url_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=rf"at {address} \(it is not the URL of one\); give .* http://127"):
+    with pytest.raises(ConfigError, match=rf"at {address} \(not a URL that starts with http\); set .* http://127"):
         connect_to(address)
 
 
