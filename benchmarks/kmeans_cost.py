@@ -41,10 +41,10 @@ BLOCK = 100_000  # rows made at a time
 def write_rows(path: Path, count: int, clusters: int) -> None:
     """Float16 unit rows (count, SIZE) around `clusters` directions, in random order."""
     generator = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(clusters, SIZE, generator=generator), dim=1)
+    centers = F.normalize(torch.randn(clusters, SIZE, generator=generator), dim=1)
     with path.open("wb") as file:
         for start in range(0, count, BLOCK):
-            rows = centres[torch.randint(clusters, (min(BLOCK, count - start),), generator=generator)]
+            rows = centers[torch.randint(clusters, (min(BLOCK, count - start),), generator=generator)]
             rows += NOISE / SIZE**0.5 * torch.randn(rows.shape, generator=generator)
             F.normalize(rows, dim=1).half().numpy().tofile(file)
 

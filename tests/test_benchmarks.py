@@ -49,8 +49,8 @@ def test_blocks_alternate_and_ratios_are_taken_within_a_round() -> None:
 def test_inertia_is_the_sum_of_one_minus_cosine_to_the_cluster_mean() -> None:
     rows = make_rows(60, 8, 3, noise=1.0)
     labels = torch.arange(60) % 3
-    centres = torch.nn.functional.normalize(torch.stack([rows[labels == k].mean(dim=0) for k in range(3)]), dim=1)
-    assert cosine_inertia(rows, labels, 3) == pytest.approx(float((1 - (rows * centres[labels]).sum(dim=1)).sum()))
+    centers = torch.nn.functional.normalize(torch.stack([rows[labels == k].mean(dim=0) for k in range(3)]), dim=1)
+    assert cosine_inertia(rows, labels, 3) == pytest.approx(float((1 - (rows * centers[labels]).sum(dim=1)).sum()))
 
 
 def test_views(tmp_path: Path) -> None:

@@ -151,6 +151,6 @@ def _best(runs: Lloyd, rows: Rows) -> KMeansResult:
 
 
 def _assign(rows: Rows, centers: Tensor) -> tuple[Tensor, float]:
-    """Labels (n_local,) of this worker's rows under centers (K, D), and the inertia of all workers' rows."""
+    """Labels (n_local,) of this worker's rows under centres (K, D), and the inertia of all workers' rows."""
     labels, similarity = nearest_center(rows.features, centers)
     return labels, rows.inertia(similarity)

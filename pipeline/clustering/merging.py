@@ -42,7 +42,7 @@ def cut(tree: Array, groups: int) -> Array:
 
 
 def merged_centers(centers: Tensor, sizes: Tensor, groups: Array) -> Tensor:
-    """Centres (G, D) of groups (K,) of clusters with centers (K, D) and sizes (K,): the means of their rows."""
+    """Centres (G, D) of groups (K,) of clusters with centres (K, D) and sizes (K,): the means of their rows."""
     index = torch.from_numpy(groups).to(centers.device)
     weighted = torch.cat([centers * sizes[:, None], sizes[:, None]], dim=1).double()
     sums = weighted.new_zeros((int(groups.max()) + 1, weighted.shape[1])).index_add_(0, index, weighted)

@@ -42,7 +42,7 @@ def nearest_center(features: Tensor, centers: Tensor) -> Nearest:
 def center_margin(features: Tensor, centers: Tensor) -> Tensor:
     """Cosine to the nearest centre minus cosine to the second nearest (n,), in [0, 2], of rows (n, D).
 
-    ValueError when there is only one of the centers (K, D).
+    ValueError when there is only one of the centres (K, D).
     """
     if len(centers) == 1:
         raise ValueError("centers has 1 row; give at least 2: a margin compares the nearest with the next")
@@ -54,7 +54,7 @@ def center_margin(features: Tensor, centers: Tensor) -> Tensor:
 
 
 def dot_chunks(features: Tensor, centers: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Products (m, K) of features (n, D) with the directions of centers (K, D), for consecutive slices of rows.
+    """Products (m, K) of features (n, D) with the directions of centres (K, D), for consecutive slices of rows.
 
     They are cosines where the rows are unit vectors.
     """

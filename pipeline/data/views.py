@@ -206,9 +206,9 @@ def _resample_weights(start: Tensor, length: Tensor, in_size: int, out_size: int
     pixel = torch.arange(in_size, device=start.device, dtype=start.dtype) + 0.5
     out = torch.where(flip[:, None], out_size - 1 - out, out)
     step = (length / out_size)[:, None]
-    centre = start[:, None] + (out + 0.5) * step
+    center = start[:, None] + (out + 0.5) * step
     end = (start + length)[:, None]
-    weights = (pixel - centre[..., None]).abs_().div_(-step.clamp(min=1)[..., None]).add_(1).clamp_(min=0)
+    weights = (pixel - center[..., None]).abs_().div_(-step.clamp(min=1)[..., None]).add_(1).clamp_(min=0)
     weights *= ((pixel > start[:, None]) & (pixel < end))[:, None]
     return weights.div_(weights.sum(2, keepdim=True))
 

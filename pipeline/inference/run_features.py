@@ -32,7 +32,7 @@ _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 
 @torch.inference_mode()
 def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange) -> None:
-    """Write the features (own rows, D) of this worker's images, and the prediction of each by centers (K, D).
+    """Write the features (own rows, D) of this worker's images, and the prediction of each by centres (K, D).
 
     One row group at a time is made and written, so that memory does not grow with the images.
     """
@@ -78,7 +78,7 @@ def _part(of_rank: int, workers: int, digest: str) -> str:
 
 
 def keep_last_parts(run: Folder, centers: Tensor) -> None:
-    """Delete all parts except those of the E-step that found these centers (K, D), which are the run's.
+    """Delete all parts except those of the E-step that found these centres (K, D), which are the run's.
 
     Raises
     ------

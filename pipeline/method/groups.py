@@ -80,7 +80,7 @@ class MomentumGroups(nn.Module):
 
     @torch.no_grad()
     def reset(self, centers: Tensor) -> None:
-        """Move the groups to the directions of centers (G, D); ValueError if the shape differs."""
+        """Move the groups to the directions of centres (G, D); ValueError if the shape differs."""
         if centers.shape != self.features.shape:
             raise ValueError(f"centers are {tuple(centers.shape)}; the groups need {tuple(self.features.shape)}")
         self.features = unit(centers).to(self.features)

@@ -68,8 +68,8 @@ def gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor) -> Tenso
 def _gradient_sums_on_cuda(dy: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor) -> Tensor:
     rows = zip(dy.chunk(len(mean)), x.chunk(len(mean)), mean, inv_std, strict=True)
     found = [torch.batch_norm_backward_reduce(*row, None, True, False, False)[:2] for row in rows]
-    dy_sum, dy_centred = (torch.stack(sums) for sums in zip(*found, strict=True))
-    return torch.stack([dy_sum, dy_centred * inv_std])
+    dy_sum, dy_centered = (torch.stack(sums) for sums in zip(*found, strict=True))
+    return torch.stack([dy_sum, dy_centered * inv_std])
 
 
 @gradient_sums.register_fake
@@ -97,8 +97,8 @@ def _input_gradient_on_cuda(
     one = torch.ones(1, dtype=torch.int32, device=x.device)  # the kernel divides sums by a count; these are means
     rows = zip(dy.chunk(len(mean)), x.chunk(len(mean)), mean, inv_std, means[0], means[1] / inv_std, strict=True)
     parts = [
-        torch.batch_norm_backward_elemt(dy_block, block, m, s, weight, mean_dy, mean_dy_centred, one)
-        for dy_block, block, m, s, mean_dy, mean_dy_centred in rows
+        torch.batch_norm_backward_elemt(dy_block, block, m, s, weight, mean_dy, mean_dy_centered, one)
+        for dy_block, block, m, s, mean_dy, mean_dy_centered in rows
     ]
     return torch.cat(parts)
 

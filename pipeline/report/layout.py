@@ -82,10 +82,10 @@ def principal_plane(rows: Tensor) -> Array:
 
     The signs of both axes are fixed: the largest absolute entry of each direction is positive.
     """
-    centred = rows.double() - rows[:FIT_ROWS].double().mean(dim=0)
-    directions = torch.linalg.eigh(centred[:FIT_ROWS].T @ centred[:FIT_ROWS]).eigenvectors[:, -2:].flip(1)
+    centered = rows.double() - rows[:FIT_ROWS].double().mean(dim=0)
+    directions = torch.linalg.eigh(centered[:FIT_ROWS].T @ centered[:FIT_ROWS]).eigenvectors[:, -2:].flip(1)
     signs = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()
-    return _to_square((centred @ (directions * signs)).numpy())
+    return _to_square((centered @ (directions * signs)).numpy())
 
 
 def _to_square(places: Array) -> Array:

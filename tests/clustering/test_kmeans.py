@@ -73,27 +73,27 @@ def _with_init(rank: int, x: torch.Tensor, init: torch.Tensor, cut: int) -> KMea
     return spherical_kmeans(x[cut:] if rank else x[:cut], 7, init=init)
 
 
-def _far_centre(x: torch.Tensor) -> torch.Tensor:
+def _far_center(x: torch.Tensor) -> torch.Tensor:
     """Five starts of which the last is a copy of the first, so that it never gets a row."""
     return torch.cat([x[:4], x[:1]])
 
 
 def test_reseeding_fills_empty_clusters_and_lowers_inertia() -> None:
     x = _features()
-    kept = spherical_kmeans(x, 5, init=_far_centre(x))
-    reseeded = spherical_kmeans(x, 5, init=_far_centre(x), empty="reseed")
+    kept = spherical_kmeans(x, 5, init=_far_center(x))
+    reseeded = spherical_kmeans(x, 5, init=_far_center(x), empty="reseed")
     assert torch.bincount(kept.labels, minlength=5)[4] == 0
     assert torch.bincount(reseeded.labels, minlength=5).min() > 0
     assert reseeded.inertia < kept.inertia
 
 
 def _reseed_sharded(rank: int, x: torch.Tensor) -> KMeansResult:
-    return spherical_kmeans(x[200:] if rank else x[:200], 5, init=_far_centre(x), empty="reseed")
+    return spherical_kmeans(x[200:] if rank else x[:200], 5, init=_far_center(x), empty="reseed")
 
 
 def test_reseeding_is_the_same_for_every_split(pair: Workers) -> None:
     x = _features()
-    whole = spherical_kmeans(x, 5, init=_far_centre(x), empty="reseed")
+    whole = spherical_kmeans(x, 5, init=_far_center(x), empty="reseed")
     parts = pair.run(_reseed_sharded, x)
     assert torch.cat([p.labels for p in parts]).equal(whole.labels)
 
@@ -114,7 +114,7 @@ def _its_own_rows(x: torch.Tensor, rank: int, scope: Scope = Scope.ALL_WORKERS) 
     """Seeding, and the reseeding of an empty cluster, on rows that differ between the workers."""
     x = x.roll(37 * rank, dims=0) + rank
     seeded = spherical_kmeans(x, 5, restarts=2, seed=rank, scope=scope)
-    return [seeded, spherical_kmeans(x, 5, init=_far_centre(x), empty="reseed", scope=scope)]
+    return [seeded, spherical_kmeans(x, 5, init=_far_center(x), empty="reseed", scope=scope)]
 
 
 def _on_each(rank: int, x: torch.Tensor) -> list[KMeansResult]:

@@ -135,9 +135,9 @@ def test_rotation_equals_torchvision_about_the_crop_s_centre():
     actual, _ = views(images, index, 0)
     disc = slice(7, 17)
     for n in range(30):
-        centre = [float(middle[n, 0] + 0.5), float(middle[n, 1] + 0.5)]
-        turned = tv.rotate(channels_first(images)[n], float(angles[n]), tv.InterpolationMode.BILINEAR, center=centre)
-        left = round(centre[0] - size / 2)
+        center = [float(middle[n, 0] + 0.5), float(middle[n, 1] + 0.5)]
+        turned = tv.rotate(channels_first(images)[n], float(angles[n]), tv.InterpolationMode.BILINEAR, center=center)
+        left = round(center[0] - size / 2)
         torch.testing.assert_close(actual[n, :, disc, disc], turned[:, disc, left + 7 : left + 17], atol=2e-3, rtol=0)
 
 

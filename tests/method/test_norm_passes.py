@@ -43,8 +43,8 @@ def _backward_elemt(
     count: Tensor,
 ) -> Tensor:
     total = count.sum()
-    centred = (x - _along(mean, x)) * _along(invstd**2 * sum_dy_xmu / total, x)
-    return (dy - _along(sum_dy / total, x) - centred) * _along(invstd * weight, x)
+    centered = (x - _along(mean, x)) * _along(invstd**2 * sum_dy_xmu / total, x)
+    return (dy - _along(sum_dy / total, x) - centered) * _along(invstd * weight, x)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
