@@ -86,8 +86,8 @@ def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dic
         scores = label_free_metrics(run.state.model, run.feed.probe, features, found)
     if LABEL_FREE_WEIGHTS.keys() <= {*health, *scores}:
         scores["label_free"] = label_free_score({**health, **scores})
-    if run.labels is not None:
-        table = class_table(torch.as_tensor(run.labels, device=features.device), found.labels, len(found.centers))
+    if run.classes is not None:
+        table = class_table(torch.as_tensor(run.classes, device=features.device), found.labels, len(found.centers))
         scores |= {} if table is None else contingency_scores(table)
     return scores
 

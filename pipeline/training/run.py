@@ -38,7 +38,7 @@ class Run:
     schedules: Schedules
     timer: EpochTimer
     reporter: Reporter
-    labels: np.ndarray[Any, Any] | None = None
+    classes: np.ndarray[Any, Any] | None = None
     """True classes (own rows,), -1 where unknown; None on all workers when no image has one."""
     profiler: StepProfiler | None = None
     """None when no steps are recorded."""
@@ -57,8 +57,8 @@ def build_run(job: Job) -> Run:
     config, feed = job.config, open_feed(job, device)
     run = new_run(job, feed, Reporter(open_writer(job), job.board) if rank() == 0 else Reporter())
     own = feed.inputs.own
-    run.labels = read_labels(config.data.path, own.start, own.stop)
-    run.monitors = make_monitors(run.labels, own, config, device)
+    run.classes = read_labels(config.data.path, own.start, own.stop)
+    run.monitors = make_monitors(run.classes, own, config, device)
     run.profiler = StepProfiler(job.folder, config.profile.steps) if config.profile.steps else None
     return run
 

@@ -59,8 +59,8 @@ def _owning(data: tuple[Tensor, Manifest], classes: Tensor, own: RowRange) -> Ru
     """A run of which this worker owns the rows `own`."""
     run = small_run(*data, *SETTINGS, double=True)
     run.feed = replace(run.feed, inputs=OwnImages(data[0][own.start : own.stop], own))
-    run.labels = classes[own.start : own.stop].numpy()
-    run.monitors = make_monitors(run.labels, own, run.job.config, torch.device("cpu"))
+    run.classes = classes[own.start : own.stop].numpy()
+    run.monitors = make_monitors(run.classes, own, run.job.config, torch.device("cpu"))
     return run
 
 
