@@ -15,7 +15,7 @@ from pipeline.storage import Folder
 from pipeline.training.checkpoint import check_resumable
 
 
-class Progress(StrEnum):
+class RunStatus(StrEnum):
     """How far a run has come."""
 
     NEW = "new"
@@ -29,7 +29,7 @@ class Inspection:
     """What a run's folder holds; `summary` is None unless the run is finished."""
 
     folder: Folder
-    progress: Progress
+    status: RunStatus
     summary: dict[str, Any] | None = None
 
 
@@ -52,7 +52,7 @@ def open_run_folder(config: RunConfig) -> Iterator[Inspection]:
 
 def _inspect(folder: Folder) -> Inspection:
     if (summary := folder.read(SUMMARY)) is not None:
-        return Inspection(folder, Progress.FINISHED, summary)
+        return Inspection(folder, RunStatus.FINISHED, summary)
     if check_resumable(folder):
-        return Inspection(folder, Progress.RESUMABLE)
-    return Inspection(folder, Progress.STARTED if was_started(folder) else Progress.NEW)
+        return Inspection(folder, RunStatus.RESUMABLE)
+    return Inspection(folder, RunStatus.STARTED if was_started(folder) else RunStatus.NEW)

@@ -27,7 +27,7 @@ from pipeline.data.sources.selection import some_of
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.plan import Plan
 from pipeline.runs.identity import claim_features, record_start, run_folder
-from pipeline.runs.inspection import Progress, open_run_folder
+from pipeline.runs.inspection import RunStatus, open_run_folder
 from pipeline.runs.start_from import checkpoint_to_start_from
 from pipeline.storage import Folder, absolute, check_readable, check_writable, join
 from pipeline.tracking import RECORD, deliver_run, end_run, open_run, records_wait, spool_path
@@ -76,7 +76,7 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
             echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
             deliver_waiting(run.folder, config.tracking.uri, echo)
             return run.summary
-        if run.progress is Progress.STARTED:
+        if run.status is RunStatus.STARTED:
             echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
         job = prepare(config, manifest, plan, echo)
         fit_with_progress(job, echo)

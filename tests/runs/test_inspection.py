@@ -10,7 +10,7 @@ from pipeline.config.models import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runs import inspection
 from pipeline.runs.identity import SUMMARY, record_start, run_folder
-from pipeline.runs.inspection import Progress, open_run_folder
+from pipeline.runs.inspection import RunStatus, open_run_folder
 from pipeline.storage.folder import UNFINISHED
 from tests.helpers.manifests import manifest
 from tests.runs.test_identity import config, images
@@ -22,21 +22,21 @@ def run(tmp_path: Path) -> RunConfig:
     return config(tmp_path)
 
 
-def progress(run: RunConfig) -> Progress:
+def status(run: RunConfig) -> RunStatus:
     with open_run_folder(run) as found:
-        assert (found.summary is not None) == (found.progress is Progress.FINISHED)
-        return found.progress
+        assert (found.summary is not None) == (found.status is RunStatus.FINISHED)
+        return found.status
 
 
 def test_how_far_a_run_has_come(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert progress(run) is Progress.NEW
-    assert progress(run) is Progress.NEW  # only claimed: it may have failed its checks
+    assert status(run) is RunStatus.NEW
+    assert status(run) is RunStatus.NEW  # only claimed: it may have failed its checks
     record_start(run_folder(run), manifest())
-    assert progress(run) is Progress.STARTED
+    assert status(run) is RunStatus.STARTED
     monkeypatch.setattr(inspection, "check_resumable", lambda folder: True)
-    assert progress(run) is Progress.RESUMABLE
+    assert status(run) is RunStatus.RESUMABLE
     run_folder(run).write(SUMMARY, {"scores": {}})
-    assert progress(run) is Progress.FINISHED
+    assert status(run) is RunStatus.FINISHED
 
 
 def test_damaged_checkpoints_are_refused(run: RunConfig) -> None:
