@@ -24,7 +24,6 @@ from pipeline.collectives import Scope
 
 Array = np.ndarray[Any, Any]
 RESTARTS, ITERATIONS = 3, 50  # of a k-means: criteria compare many runs, and none has to be the best possible
-QUERIES = 1024  # rows whose similarities with all rows are in memory at a time
 CLUSTER_SHARE, LEAST_NEIGHBOURS = 2 / 3, 5  # neighbours of a row as a share of a mean cluster, and at least
 DENSE = 300  # most rows of a graph whose eigenvalues are all computed at once
 NEAR = 1  # picks that differ by one agree: criteria are noisy, and so are classes
@@ -124,15 +123,10 @@ def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_matrix:
     features : Tensor (n, D)
         Unit vectors, n > neighbours.
     """
-    count = len(features)
-    nearest = []
-    for start in range(0, count, QUERIES):
-        similarity = features[start : start + QUERIES] @ features.T
-        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
-        nearest.append(similarity.topk(neighbours, dim=1).indices)
-    columns = torch.cat(nearest).flatten().numpy()
-    rows = np.repeat(np.arange(count), neighbours)
-    graph = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
+    from sklearn.neighbors import kneighbors_graph
+
+    # unit vectors are in the same order by distance as by cosine
+    graph = kneighbors_graph(features.numpy(), neighbours, metric="euclidean", include_self=False)
     return graph.maximum(graph.T)
 
 

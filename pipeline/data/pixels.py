@@ -213,21 +213,9 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
-    return value if value in TURNS else 1
+    return value if value in range(1, 9) else 1
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    method = TURNS.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-TURNS = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    image.getexif()[ExifTags.Base.Orientation] = orientation  # where Pillow looks for it
+    return ImageOps.exif_transpose(image)

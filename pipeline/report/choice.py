@@ -203,9 +203,7 @@ def count_classes(images: Assignments) -> Array:
 
 def _sum_pairs(counts: Array) -> Array:
     """Rows (class, cluster, images) with each pair once, sorted."""
-    counts = counts[np.lexsort((counts[:, 1], counts[:, 0]))]
-    is_first = np.ones(len(counts), bool)
-    is_first[1:] = (counts[1:, :2] != counts[:-1, :2]).any(axis=1)
-    first = np.flatnonzero(is_first)
-    images = np.add.reduceat(counts[:, 2], first) if len(first) else counts[:, 2]
-    return np.column_stack([counts[first, :2], images])
+    pairs, places = np.unique(counts[:, :2], axis=0, return_inverse=True)
+    images = np.zeros(len(pairs), np.int64)
+    np.add.at(images, places, counts[:, 2])
+    return np.column_stack([pairs, images])

@@ -17,8 +17,7 @@ from pipeline.collectives import all_stack, all_sum
 def size_metrics(sizes: Tensor) -> dict[str, float]:
     """From cluster sizes (K,): smallest, largest, number of empty ones, and entropy over ln K (1: all equal)."""
     sizes = sizes.double()
-    part = sizes / sizes.sum()
-    entropy = -torch.special.xlogy(part, part).sum() / math.log(len(sizes))
+    entropy = torch.special.entr(sizes / sizes.sum()).sum() / math.log(len(sizes))
     return {
         "cluster_smallest": float(sizes.min()),
         "cluster_largest": float(sizes.max()),
