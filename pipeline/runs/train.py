@@ -227,7 +227,7 @@ def _mismatches(config: RunConfig, classes: ClassList | None, manifest: Manifest
             "for these give another data.path"
         )
     if manifest.count_warning:
-        yield f"{path} is {manifest.count_warning}"
+        yield f"{path}: {manifest.count_warning}"
 
 
 def _load_or_ingest(config: RunConfig, classes: ClassList | None, echo: Echo) -> Manifest:

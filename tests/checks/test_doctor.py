@@ -39,7 +39,7 @@ def test_images_that_are_missing_are_told(config: RunConfig, monkeypatch: pytest
     digits = ClassList(name="mine", images=dict.fromkeys(map(str, range(10)), None) | {"1": 200})
     ingest("digits", config.data.path, classes=digits)
     images = next(found for found in doctor._resources(config) if found.what == "images")
-    assert images.found.endswith("; not as in mine: 1,797 images; 1: 182 images, 200 expected")
+    assert images.found.endswith("; class counts differ from mine: 1,797 images; 1: 182 images, 200 expected")
     assert images.remedy == ""
 
 

@@ -65,7 +65,7 @@ def test_a_run_without_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 def test_images_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = TrainedModel(cluster_model(), card(), "digest", 4, str(tmp_path / "run"))
     monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: known)
-    with pytest.raises(DataError, match=r"none.* is neither a source nor an existing path"):
+    with pytest.raises(DataError, match=r"none.* is neither a kind of source nor an existing path"):
         evaluate(str(tmp_path / "run"), data=str(tmp_path / "none"))
     assert not (tmp_path / "run").exists()
 

@@ -65,8 +65,8 @@ def test_a_data_set_that_lacks_images_goes_on_with_a_line(tmp_path: Path) -> Non
     lines = list[str]()
     found = load_or_ingest(load_config("digits", [f"data.path={tmp_path}/digits"]), lines.append)
     assert found.num_images == 1797
-    said = "not as in mine: 1,797 images; 1: 182 images, 200 expected"
-    assert lines == [f"warning: {tmp_path}/digits is {said}"]
+    said = "class counts differ from mine: 1,797 images; 1: 182 images, 200 expected"
+    assert lines == [f"warning: {tmp_path}/digits: {said}"]
 
 
 def test_a_data_set_of_another_source_goes_on_with_a_line(tmp_path: Path) -> None:

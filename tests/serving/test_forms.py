@@ -182,7 +182,7 @@ def test_more_images_than_a_batch_join_row_by_row(served: Any) -> None:
         (torch.zeros((2, 3, 9, 9)), r"image 0: float32 of shape \(3, 9, 9\); send integers"),
         (np.zeros((2, 9, 9, 2), np.uint8), r"image 0: uint8 of shape \(9, 9, 2\); send integers"),
         (np.zeros((2, 784), np.int64), r"int64 of shape \(2, 784\) is no batch of images; send .*\(N, height, width\)"),
-        ([np.zeros(784, np.uint8)], r"image 0: nothing but zero bytes"),
+        ([np.zeros(784, np.uint8)], r"image 0: only zero bytes"),
         (list(np.zeros((9, 9, 3), np.uint8)), r"image 0: uint8 of shape \(9, 3\); send integers"),
         (np.zeros((1, 2, 9, 9, 3), np.uint8), r"is no batch of images"),
         (np.full((1, 9, 9), 300), r"image 0: values from 300 to 300"),
