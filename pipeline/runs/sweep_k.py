@@ -238,7 +238,7 @@ def judge_all(
     judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
     missing = [number for number in reversed(numbers) if number not in judged]
     if judged:
-        echo(f"{len(judged)} of {len(numbers)} numbers of clusters are there already")
+        echo(f"{len(judged)} of {len(numbers)} numbers of clusters are already done")
     shared: Any = ray.put(subject.features) if len(missing) > 1 and ray.is_initialized() else subject.features
     started = time.monotonic()
     calls = [(shared, over.start(number), middle, subject.seed) for number in missing]

@@ -112,7 +112,7 @@ def test_other_features_take_nothing_over(tmp_path: Path) -> None:
     other = Subject("runs/mine", subject.features.flip(0), 300, 0)
     for given in (subject, other):
         sweep(given, [4, 5, 6], str(tmp_path), said.append)
-    assert not [line for line in said if "are there already" in line]
+    assert not [line for line in said if "are already done" in line]
     assert [line.split()[1] for line in said if line.startswith("sweep-k")] == ["1/3", "2/3", "3/3"] * 2
 
 
