@@ -104,5 +104,5 @@ def test_a_run_that_has_not_ended_says_so(shards: str, tmp_path: Path) -> None:
     runs: list[Any] = [make_run(tmp_path / "run", shards, FIRST)]
     config = load_config("digits", [f"data.path={shards}", f"storage={tmp_path}", "name=begun"])
     record_start(claim_folder(config), read_manifest(shards))
-    with pytest.raises(DataError, match="holds no features of its images, which a run leaves at its end"):
+    with pytest.raises(DataError, match="holds no features of its images, although every finished run stores them"):
         compare([*runs, str(tmp_path / "begun")], str(tmp_path / "out"))
