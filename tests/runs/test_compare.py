@@ -88,7 +88,7 @@ def test_runs_of_different_numbers_of_clusters(shards: str, tmp_path: Path) -> N
 
 def test_what_cannot_be_compared_is_named(shards: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", shards, FIRST)
-    with pytest.raises(ConfigError, match="1 run: give two or more"):
+    with pytest.raises(ConfigError, match="1 run is given; give two or more"):
         compare([run], str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="holds no run"):
         compare([run, str(tmp_path / "nothing")], str(tmp_path / "out"))
