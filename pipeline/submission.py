@@ -113,7 +113,7 @@ def job_script(verb: str, folder: str) -> str:
         raise ConfigError(f"{verb!r} is not a command that runs as a job; submit one of {', '.join(VERBS)}")
     script = f"jobs/{verb.replace('-', '_')}.py"
     if not Path(folder, script).is_file():
-        raise ConfigError(f"{folder!r} holds no {script}; give the project's own folder with --working-dir")
+        raise ConfigError(f"{folder!r} does not contain {script}; give the project's folder with --working-dir")
     return script
 
 
@@ -141,7 +141,7 @@ def check_parameters(
         refuse_secrets(place)
         if not EVERYWHERE.match(place):
             raise ConfigError(
-                f"{name}={place!r} is relative to a folder of this machine; on the cluster give a URI such as "
+                f"{name}={place!r} is a relative path on this machine; for a cluster give a URI such as "
                 "s3://bucket/folder, or the absolute path of a folder that every node mounts"
             )
 
@@ -158,8 +158,8 @@ def _check_class_list(given: str, folder: str, files: Mapping[str, int]) -> None
 def _check_travels(file: str, folder: str, files: Mapping[str, int]) -> None:
     if str(Path(file)) not in files:
         raise ConfigError(
-            f"{file!r} would not travel with the job: it is outside {folder!r}, or .gitignore lists it; "
-            "put it into the folder"
+            f"{file!r} would not be sent with the job: it is outside {folder!r}, or .gitignore excludes it; put it "
+            "into the folder"
         )
 
 
@@ -170,15 +170,16 @@ def read_variables(given: Iterable[str]) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise ConfigError(
-                f"--env {name!r} is not the name of a variable; give NAME=VALUE, or NAME for that of here"
+                f"--env {name!r} is not the name of a variable; give NAME=VALUE, or NAME for its value in this "
+                "environment"
             )
         if not equals and name not in os.environ:
             raise ConfigError(f"--env {name}: this environment has no such variable; export it, or give {name}=VALUE")
         variables[name] = value if equals else os.environ[name]
         if re.search(r"\$[\w{]", variables[name]):
             raise ConfigError(
-                f"--env {name}: Ray would put another variable where its value has a name after $; choose a value "
-                "without, or set the variable where nodes start Ray"
+                f"--env {name}: its value has a name after $, which Ray would replace with that variable's value; "
+                f"choose another value, or set {name} where the nodes start Ray"
             )
     return variables
 
@@ -206,7 +207,7 @@ def connect_to(address: str | None) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray dashboard answers at {where} ({first_line(error)}); give its --address, such as "
-            "http://127.0.0.1:8265: for a remote cluster the end of a tunnel (`ray dashboard cluster.yaml`)"
+            "http://127.0.0.1:8265 (for a remote cluster, that of a tunnel: `ray dashboard cluster.yaml`)"
         ) from None
 
 
@@ -216,7 +217,7 @@ def _check_answers(address: str, *, by_url: bool) -> None:
 
     if not address.startswith("http"):
         if address not in ("", "auto") and (by_url or not answers(address)):
-            raise ConnectionError("it is not the URL of one" if by_url else "no Ray cluster is there")
+            raise ConnectionError("it is not a URL" if by_url else "no Ray cluster is there")
         return
     try:
         requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
@@ -236,8 +237,8 @@ def check_versions(client: JobSubmissionClient) -> None:
     ray, python = cluster_versions(client)
     if _minor(ray) != _minor(ours) or _minor(python) < _minor(PYTHON):
         raise ConfigError(
-            f"the cluster runs Ray {ray} on Python {python}, and this project needs Ray {ours} on Python {PYTHON} or "
-            "newer; install there what constraints.txt has"
+            f"the cluster runs Ray {ray} on Python {python}, but this project needs Ray {ours} on Python {PYTHON} or "
+            "newer; install the versions in constraints.txt there"
         )
 
 
@@ -249,7 +250,7 @@ def _send(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, A
     try:
         return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"the cluster did not take the job ({first_line(error)}); try it again") from None
+        raise ConfigError(f"the cluster did not accept the job ({first_line(error)}); try again") from None
 
 
 def _follow(client: JobSubmissionClient, job: str, there: str, echo: Callable[[str], None]) -> JobDetails:
@@ -261,8 +262,8 @@ def _follow(client: JobSubmissionClient, job: str, there: str, echo: Callable[[s
         return client.get_job_info(job)
     except (OSError, RuntimeError, ClientError) as error:
         raise RunFailed(
-            f"the connection to the cluster was lost ({first_line(error)}), and job {job} continues there; follow it "
-            f"with: ray job logs --follow{there} {job}"
+            f"the connection to the cluster was lost ({first_line(error)}); job {job} continues there, follow it with: "
+            f"ray job logs --follow{there} {job}"
         ) from None
 
 

@@ -74,7 +74,7 @@ def test_what_travels_follows_rays_own_switches(tmp_path: Path, monkeypatch: pyt
 
 def test_a_folder_that_is_too_large_names_its_largest_files() -> None:
     finding = working_dir_finding("here", {"video.mp4": 60 << 20, "small": 1 << 20, "film.mp4": 40 << 20})
-    assert re.search(r"has 101\.0 MiB to send with a job, and a cluster takes 100 MiB at most", finding.found)
+    assert re.search(r"has 101\.0 MiB to send with a job, but a cluster accepts at most 100 MiB", finding.found)
     assert "video.mp4 (60 MiB), film.mp4 (40 MiB)" in finding.remedy
     assert not working_dir_finding("here", {"video.mp4": 99 << 20}).remedy
 
@@ -95,8 +95,8 @@ def test_code_that_would_not_travel_is_named(tmp_path: Path) -> None:
     for name in (".gitignore", "pipeline/cli.py", "pipeline/data/read.py", "pipeline/runs/train.py", "jobs/train.py"):
         put(tmp_path / name, b"data/\nruns/\n")
     finding = working_dir_finding(str(tmp_path), travelling_files(str(tmp_path)))
-    assert finding.found == "'pipeline/data/read.py' and 1 other files would not travel with a job"
-    assert "anchor its patterns, as in /data/ for data/" in finding.remedy
+    assert finding.found == "'pipeline/data/read.py' and 1 other files would not be sent with a job"
+    assert "anchor its patterns: /data/, not data/" in finding.remedy
     put(tmp_path / ".gitignore", b"/data/\n/runs/\n")
     assert not working_dir_finding(str(tmp_path), travelling_files(str(tmp_path))).remedy
 
@@ -142,51 +142,51 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     ("arguments", "said"),
     [
         (["train", "--set", "optim.lrr=1", "--set", "storage=/r"], "optim.lrr: unknown key; did you mean 'lr'"),
-        (["train", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
-        (["train", "--set", "data.path=s3://b/d"], "storage='runs' is relative"),
+        (["train", "--set", "storage=/runs"], "data.path='data/digits' is a relative path"),
+        (["train", "--set", "data.path=s3://b/d"], "storage='runs' is a relative path"),
         (["train", "--set", "data.path=s3://KEY:S@b/d"], "holds a key or password"),
         (["assign", "/runs/x", "imagefolder:s3://KEY:S@b/d", "/out"], "holds a key or password"),
-        (["train", "--preset", "other.yaml"], "'other.yaml' would not travel"),
+        (["train", "--preset", "other.yaml"], "'other.yaml' would not be sent"),
         (["train", "--epochs", "3"], "No such option: --epochs"),
         (["tune", "--set", "storage=/runs"], "Missing option '--space'"),
-        (["tune", "--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not travel"),
-        (["tune", "--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is relative"),
+        (["tune", "--space", "tune_spaces/mine"], "'tune_spaces/mine.py' would not be sent"),
+        (["tune", "--space", "here.py", "--set", "storage=/runs"], "data.path='data/digits' is a relative path"),
         (["tune", "--space", "here.py", "--workers", "3"], "No such option: --workers"),
         (["tune", "--space", "here.py", "--trials", "many"], "--trials"),
-        (["ingest", "digits", "data/digits"], "out='data/digits' is relative"),
-        (["ingest", "digits", "digits"], "out='digits' is relative"),
-        (["ingest", "imagefolder:photos", "/mnt/x"], "source='imagefolder:photos' is relative"),
+        (["ingest", "digits", "data/digits"], "out='data/digits' is a relative path"),
+        (["ingest", "digits", "digits"], "out='digits' is a relative path"),
+        (["ingest", "imagefolder:photos", "/mnt/x"], "source='imagefolder:photos' is a relative path"),
         (["ingest", "digits", "/mnt/x", "--rows-per-shard", "0"], "--rows-per-shard"),
         (["ingest", "digits"], "Missing argument"),
         (["ingest", "digits", "/mnt/x", "--classes", "imagenet10"], "did you mean 'imagenet-10'?"),
         (["ingest", "digits", "/mnt/x", "--classes", "twice.txt"], "has 'cat' twice"),
-        (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not travel"),
-        (["embed", "data/photos", "/mnt/features"], "data='data/photos' is relative"),
-        (["embed", "/mnt/photos", "features"], "out='features' is relative"),
+        (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not be sent"),
+        (["embed", "data/photos", "/mnt/features"], "data='data/photos' is a relative path"),
+        (["embed", "/mnt/photos", "features"], "out='features' is a relative path"),
         (["embed", "/mnt/photos", "/mnt/f", "--set", "views.cached=1"], "views.cached"),
         (
             [
                 *("train", "--set", "storage=/r", "--set", "data.path=/d"),
                 *("--set", "model.encoder=torchvision:resnet18", "--set", "model.weights=w.pth"),
             ],
-            "model.weights='w.pth' is relative",
+            "model.weights='w.pth' is a relative path",
         ),
-        (["evaluate", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
-        (["evaluate", "/runs/x", "--data", "other"], "data='other' is relative"),
-        (["evaluate", "/runs/x", "--out=here"], "out='here' is relative"),
-        (["sweep-k", "runs/x"], "data='runs/x' is relative to a folder of this machine"),
-        (["sweep-k", "/mnt/photos", "--out", "here"], "out='here' is relative"),
+        (["evaluate", "runs/x"], "run='runs/x' is a relative path on this machine"),
+        (["evaluate", "/runs/x", "--data", "other"], "data='other' is a relative path"),
+        (["evaluate", "/runs/x", "--out=here"], "out='here' is a relative path"),
+        (["sweep-k", "runs/x"], "data='runs/x' is a relative path on this machine"),
+        (["sweep-k", "/mnt/photos", "--out", "here"], "out='here' is a relative path"),
         (["sweep-k", "/mnt/photos", "--to", "many"], "--to"),
         (["tran"], "'tran' is not a command that runs as a job; submit one of doctor, ingest, embed"),
         (["presets"], "'presets' is not a command that runs as a job; submit one of doctor, ingest"),
-        (["doctor"], "data.path='data/digits' is relative to a folder of this machine"),
-        (["report", "runs/x"], "run='runs/x' is relative to a folder of this machine"),
-        (["export", "/runs/x", "--format", "onnx", "--out", "here"], "out='here' is relative"),
-        (["label", "/runs/x", "3=truck", "secret.txt"], "'secret.txt' would not travel"),
-        (["deliver", "runs/x"], "run='runs/x' is relative"),
-        (["sort", "s3://b/runs/x", "sorted"], "out='sorted' is relative"),
-        (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is relative"),
-        (["train", "--from", "runs/x"], "start_from='runs/x' is relative"),
+        (["doctor"], "data.path='data/digits' is a relative path on this machine"),
+        (["report", "runs/x"], "run='runs/x' is a relative path on this machine"),
+        (["export", "/runs/x", "--format", "onnx", "--out", "here"], "out='here' is a relative path"),
+        (["label", "/runs/x", "3=truck", "secret.txt"], "'secret.txt' would not be sent"),
+        (["deliver", "runs/x"], "run='runs/x' is a relative path"),
+        (["sort", "s3://b/runs/x", "sorted"], "out='sorted' is a relative path"),
+        (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is a relative path"),
+        (["train", "--from", "runs/x"], "start_from='runs/x' is a relative path"),
     ],
 )
 def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: list[str], said: str) -> None:
@@ -250,7 +250,7 @@ def test_variables_travel_by_name_and_are_not_shown(
     )
     monkeypatch.setenv("SECRET", "hidden$HOME")
     status, error, _ = submit("--env", "SECRET", *report)
-    assert (status, "--env SECRET: Ray would put another variable" in error, "hidden" in error) == (2, True, False)
+    assert (status, "--env SECRET: its value has a name after $" in error, "hidden" in error) == (2, True, False)
     assert submit("--env", "SECRET=a$", *report)[0] == 0
     status, error, _ = submit("--env", "MY KEY=hidden", *report)
     assert (status, "'MY KEY' is not the name of a variable" in error, "hidden" in error) == (2, True, False)
@@ -263,7 +263,7 @@ def test_a_cluster_of_other_versions_is_refused(
     monkeypatch.setattr("pipeline.submission.cluster_versions", lambda client: versions)
     status, error, sent = submit("report", "/runs/x")
     assert (status, sent) == (2, [])
-    assert f"the cluster runs Ray {versions[0]} on Python {versions[1]}, and this project needs Ray" in error
+    assert f"the cluster runs Ray {versions[0]} on Python {versions[1]}, but this project needs Ray" in error
     assert f'requires-python = ">={PYTHON}"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -272,9 +272,7 @@ def test_a_connection_that_is_lost_says_that_the_job_continues(
 ) -> None:
     submit("report", "/runs/x")
     monkeypatch.setattr(sys, "argv", [])
-    with pytest.raises(
-        RunFailed, match=r"connection to the cluster was lost \(Web.*1006\), and job raysubmit_1 continues"
-    ):
+    with pytest.raises(RunFailed, match=r"connection to the cluster was lost \(Web.*1006\); job raysubmit_1 continues"):
         send("ingest", ["digits", "/mnt/x"], {}, {}, folder=str(ROOT), address="http://127.0.0.1:8265")
     assert "epoch 1/3" in capsys.readouterr().out
 
@@ -296,7 +294,7 @@ def test_an_interrupted_follower_says_that_the_job_continues(submit, monkeypatch
 
 
 def test_a_folder_without_the_scripts_and_an_unknown_verb_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no jobs/train\.py; give the project's own folder"):
+    with pytest.raises(ConfigError, match=r"does not contain jobs/train\.py; give the project's folder"):
         job_script("train", str(tmp_path))
     with pytest.raises(
         ConfigError, match=r"'tran' is not a command that runs as a job; submit one of doctor, ingest, embed"
@@ -329,7 +327,7 @@ def test_an_address_on_the_line_comes_before_the_environment(monkeypatch: pytest
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "auto:1", "ray://127.0.0.1:1"])
 def test_an_address_that_is_no_url_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=rf"at {address} \(it is not the URL of one\); give .* http://127"):
+    with pytest.raises(ConfigError, match=rf"at {address} \(it is not a URL\); give .* http://127"):
         connect_to(address)
 
 
@@ -338,14 +336,14 @@ def test_a_token_that_is_refused_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(variable, raising=False)
     with (
         a_dashboard(status=401) as guarded,
-        pytest.raises(ConfigError, match="wants its token; set RAY_AUTH_MODE=token"),
+        pytest.raises(ConfigError, match="requires its token; set RAY_AUTH_MODE=token"),
     ):
         connect_to(guarded.url)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
     with (
         a_dashboard(status=403) as guarded,
-        pytest.raises(ConfigError, match="refuses the token of RAY_AUTH_TOKEN; set"),
+        pytest.raises(ConfigError, match="rejects the token of RAY_AUTH_TOKEN; give"),
     ):
         connect_to(guarded.url)
 
