@@ -140,7 +140,7 @@ def _falling_entropy(history: History, facts: Facts) -> str | None:
         return None
     fall = f"from {top['size_entropy']:.3f} after epoch {int(top['epoch'])} to {now:.3f}, by more than {ENTROPY_FALL}"
     remedy = "lower method.prototype_weight, or set optim.balance"
-    return f"size_entropy has fallen {fall}: large clusters take in small ones; {remedy}"
+    return f"size_entropy has fallen {fall}: large clusters absorb small ones; {remedy}"
 
 
 def _steady_churn(history: History, facts: Facts) -> str | None:
@@ -150,15 +150,17 @@ def _steady_churn(history: History, facts: Facts) -> str | None:
     before, now = fmean(churn[:CHURN_ESTEPS]), fmean(churn[CHURN_ESTEPS:])
     if now < before or now <= CHURN:
         return None
-    means = f"{now:.3f} over {CHURN_ESTEPS} E-steps, {before:.3f} over as many before"
-    return f"label_churn does not fall: {means} (above {CHURN}); lower optim.lr, or method.num_clusters"
+    means = (
+        f"its mean is {now:.3f} over the last {CHURN_ESTEPS} E-steps and {before:.3f} over the {CHURN_ESTEPS} before"
+    )
+    return f"label_churn does not fall: {means} (above {CHURN}); lower optim.lr or method.num_clusters"
 
 
 def _rank_spread(history: History, facts: Facts) -> str | None:
     spread = history[-1]["group_rank_spread"]
     if spread <= RANK_SPREAD:
         return None
-    remedy = "use nodes of one kind with the same versions (digpro doctor)"
+    remedy = "use nodes with the same hardware and package versions (check with `digpro doctor`)"
     return f"group_rank_spread is {spread:.2g} (above {RANK_SPREAD:g}): the workers' groups differ; {remedy}"
 
 

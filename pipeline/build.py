@@ -53,8 +53,8 @@ def settle_images(config: RunConfig) -> RunConfig:
     if own is not None:
         if own.unsupported and None in (data.image_size, data.fit, data.interpolation, views.size):
             raise ConfigError(
-                f"model.encoder={name}: {own.unsupported}, which is not done here; choose another network, or say how "
-                "to prepare images instead: set views.size, data.image_size, data.fit and data.interpolation"
+                f"model.encoder={name}: {own.unsupported}, which is not supported; choose another network, or set "
+                "views.size, data.image_size, data.fit and data.interpolation to prepare images in another way"
             )
         settled = {"image_size": round(size / own.crop), "fit": own.fit, "interpolation": own.interpolation}
         settled |= {"mean": own.mean, "std": own.std}
@@ -73,7 +73,7 @@ def open_encoder(config: RunConfig, echo: Echo | None = None) -> tuple[nn.Module
     assert size is not None
     backbone = open_backbone(s.encoder, s.weights, size=size, partial=s.partial_weights, prefix=s.weights_prefix)
     if backbone.prefix and echo is not None:
-        echo(f"model.weights={s.weights}: the network's names begin with {backbone.prefix} there")
+        echo(f"model.weights={s.weights}: using the network whose parameter names begin with {backbone.prefix}")
     module = without_dropout(backbone.module)
     return module, feature_size(module, size, s.encoder)
 

@@ -92,11 +92,11 @@ def connect() -> None:
 def _connection_fault(address: str | None, reason: str, seconds: float) -> str:
     """What went wrong and what to do, in one line."""
     if not address:
-        remedy = "if other programs keep it busy, run the command again later, else run `digpro doctor`"
+        remedy = "if other programs keep it busy, run the command again later; otherwise run `digpro doctor`"
         return f"Ray did not start on this machine within {seconds:.0f} s ({reason}); {remedy}"
     if "Version mismatch" in reason:
-        remedy = "install the same here and there (constraints.txt has the versions)"
-        return f"the Ray cluster at {address} has other versions ({reason}); {remedy}"
+        remedy = "install the same versions on both sides (constraints.txt has them)"
+        return f"the Ray cluster at {address} has different versions ({reason}); {remedy}"
     return f"cannot connect to the Ray cluster at {address} ({reason}); correct or unset RAY_ADDRESS"
 
 
@@ -151,13 +151,15 @@ def cluster_address() -> str | None:
         if not named:
             return None
         found = f"{recorded}, which `ray start` recorded, does not answer" if recorded else "none was started here"
-        raise ConfigError(f"RAY_ADDRESS=auto finds no Ray cluster on this machine: {found}; start one, or unset it")
+        raise ConfigError(
+            f"RAY_ADDRESS=auto finds no Ray cluster on this machine: {found}; start one, or unset RAY_ADDRESS"
+        )
     if named.startswith("http"):
         remedy = (
-            "`digpro submit` runs a command there; to run it on this machine, unset RAY_ADDRESS: "
-            "RAY_API_SERVER_ADDRESS names a dashboard for `digpro submit` alone"
+            "run the command there with `digpro submit`, or unset RAY_ADDRESS to run it on this machine "
+            "(RAY_API_SERVER_ADDRESS sets the dashboard for `digpro submit` only)"
         )
-        raise ConfigError(f"RAY_ADDRESS={named} is a dashboard, to which jobs are submitted; {remedy}")
+        raise ConfigError(f"RAY_ADDRESS={named} is a dashboard, which only accepts submitted jobs; {remedy}")
     if not answers(named):
         raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={named}; correct it, or unset it to use this machine")
     return named
@@ -209,8 +211,8 @@ def answers(address: str) -> bool:
 def refusal(*, sent: bool) -> str:
     """The message for a cluster that refused the token or requires one, with the remedy."""
     if not sent:
-        return f"wants its token; set RAY_AUTH_MODE=token, and {' or '.join(TOKENS)} to it"
-    return f"refuses the token of {auth_token()[1]}; set {' or '.join(TOKENS)} to that of the cluster"
+        return f"requires its token; set RAY_AUTH_MODE=token, and give the token in {' or '.join(TOKENS)}"
+    return f"rejects the token of {auth_token()[1]}; give the cluster's token in {' or '.join(TOKENS)}"
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:

@@ -75,8 +75,8 @@ def _renew(folder: Folder, mine: dict[str, Any], ended: threading.Event) -> None
 def _end_process(folder: Folder, holder: dict[str, Any] | None) -> NoReturn:
     other = f"process {holder['pid']} on {holder['host']}" if holder else "another command, which has ended,"
     print(
-        f"this process was paused or without its storage, and {other} has taken over {folder.path}; this one ends, and "
-        "the other's result counts",
+        f"this process was paused or lost its storage, and {other} has taken over {folder.path}; this process ends, "
+        "and the result of the other one is kept",
         file=sys.stderr,
         flush=True,
     )
@@ -126,6 +126,6 @@ def _machine() -> str:
 
 def _refusal(folder: Folder, holder: dict[str, Any]) -> str:
     return (
-        f"another command is at work in {folder.path}: process {holder['pid']} on {holder['host']}. Wait for it, stop "
+        f"another command is working in {folder.path}: process {holder['pid']} on {holder['host']}. Wait for it, stop "
         "it, or give another name (--set name=...)"
     )

@@ -23,7 +23,7 @@ def memory_shortage(error: BaseException) -> str | None:
         address, used, limit = node.groups()
         users = ", ".join(f"{name} {float(held):.1f} GB" for held, name in _USER.findall(text)[:USERS])
         line = f"node {address} ran low on memory ({used} of {limit} in use), and Ray ended processes of this run there"
-        return f"{line}; most is held by {users}" if users else line
+        return f"{line}; the largest processes are {users}" if users else line
     if device := _DEVICE.search(text):
         return device[0]
     return f"no memory left: {first_line(error)}" if isinstance(error, MemoryError) else None

@@ -106,7 +106,7 @@ def _cluster_count(config: RunConfig, manifest: Manifest) -> int:
     clusters = config.method.num_clusters or len(manifest.class_names)
     if clusters < 2:
         raise ConfigError(
-            f"method.num_clusters is not set and the data set at {config.data.path} names "
+            f"method.num_clusters is not set, and the data set in {config.data.path} names "
             f"{len(manifest.class_names)} classes; set method.num_clusters"
         )
     if clusters > manifest.num_images:
@@ -124,10 +124,10 @@ def _choose_mode(config: RunConfig, manifest: Manifest) -> tuple[Mode, str]:
     size = manifest.num_images * image_bytes(config) / workers / 2**30
     limit = config.data.resident_limit_gb
     if config.data.mode != "auto":
-        return config.data.mode, "as data.mode says"
+        return config.data.mode, "as set by data.mode"
     if size <= limit:
-        return "resident", f"the decoded images take {size:.2f} GiB a worker, within data.resident_limit_gb={limit:g}"
-    return "streaming", f"the decoded images take {size:.2f} GiB a worker, over data.resident_limit_gb={limit:g}"
+        return "resident", f"the decoded images take {size:.2f} GiB per worker, within data.resident_limit_gb={limit:g}"
+    return "streaming", f"the decoded images take {size:.2f} GiB per worker, over data.resident_limit_gb={limit:g}"
 
 
 def is_balanced(config: RunConfig, epoch: int) -> bool:

@@ -323,7 +323,10 @@ def test_ingest_of_listed_classes_says_whether_the_numbers_agree(digpro, animals
     (tmp_path / "mine.txt").write_text("cat\t2\ndog\t3\n")
     status, out, err = digpro(*command)  # the ingest is finished, and nothing is read again
     assert status == 0
-    assert err == f"warning: not as in {tmp_path}/mine.txt: 4 images of 5\n  dog: 2 images, 3 expected\n"
+    assert (
+        err
+        == f"warning: class counts differ from {tmp_path}/mine.txt: 4 images, 5 expected\n  dog: 2 images, 3 expected\n"
+    )
     assert f"summary:     {tmp_path}/out/summary.json" in out
 
 

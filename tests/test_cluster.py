@@ -92,12 +92,12 @@ def guarded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 def test_a_token_that_is_refused_is_one_line_at_once(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray itself repeats the call for minutes."""
     monkeypatch.setenv("RAY_ADDRESS", guarded)
-    with pytest.raises(ConfigError, match=rf"cluster at {guarded} wants its token; set RAY_AUTH_MODE=token, and RAY_A"):
+    with pytest.raises(ConfigError, match=rf"cluster at {guarded} requires its token; set RAY_AUTH_MODE=token, and"):
         connect()
     put(Path(os.environ["HOME"], ".ray", "auth_token"), b"f" * 32)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(
-        ConfigError, match=r"refuses the token of .*/\.ray/auth_token; set RAY_AUTH_TOKEN or RAY_AUTH_T"
+        ConfigError, match=r"rejects the token of .*/\.ray/auth_token; give the cluster's token in RAY_A"
     ):
         connect()
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
@@ -152,7 +152,9 @@ def test_a_cluster_of_other_versions_is_refused_in_one_line(
     monkeypatch.setattr(cluster, "ray_answers", lambda *_, **__: True)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     version = "".join(other.values())
-    with pytest.raises(ConfigError, match=rf"at 10\.0\.0\.1:6379 has other versions.*{version}.*constraints") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"at 10\.0\.0\.1:6379 has different versions.*{version}.*constraints"
+    ) as caught:
         connect()
     assert "\n" not in str(caught.value)
 
@@ -185,7 +187,7 @@ def test_a_machine_that_cannot_run_ray_is_refused_before_ray_starts(tmp_path: Pa
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert f"workers would import {tmp_path}/queue.py in place of the library 'queue'; rename it" in done.stderr
+    assert f"workers would import {tmp_path}/queue.py instead of the library 'queue'; rename it" in done.stderr
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_a_second_command_is_refused_while_the_first_lives(folder: Folder) -> No
         assert first.stdout is not None
         assert first.stdout.readline() == b"held\n"
         with (
-            pytest.raises(ConfigError, match=rf"at work in .*run: process {first.pid} on .*--set name="),
+            pytest.raises(ConfigError, match=rf"working in .*run: process {first.pid} on .*--set name="),
             hold(folder),
         ):
             pytest.fail("held twice")
@@ -97,7 +97,7 @@ def test_a_clock_that_is_set_does_not_end_a_lease(folder: Folder, monkeypatch: p
         monkeypatch.setattr(psutil, "boot_time", lambda: now - 12345.0)
         monkeypatch.setattr("psutil._pslinux.BOOT_TIME", now - 12345.0, raising=False)
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: now - 12345.0)
-        with pytest.raises(ConfigError, match="another command is at work"), hold(folder):
+        with pytest.raises(ConfigError, match="another command is working"), hold(folder):
             pytest.fail("held twice")
 
 
@@ -129,7 +129,7 @@ def test_a_holder_that_was_paused_ends_when_another_has_taken_over(folder: Folde
         holder.wait()
     assert holder.returncode == 1
     other = "process 1 on node-7" if successor == "works" else "another command, which has ended,"
-    assert f"{other} has taken over {folder.path}; this one ends" in said
+    assert f"{other} has taken over {folder.path}; this process ends" in said
     assert folder.read(LEASE) == (theirs if successor == "works" else None)
 
 

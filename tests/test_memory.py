@@ -20,8 +20,8 @@ Top 10 memory users: PID\tMEM(GB)\tCOMMAND
 Refer to the documentation on how to address the out of memory issue: ...
 """
 OF_A_NODE = (
-    "node 10.0.0.7 ran low on memory (22.60GB of 23.54GB in use), and Ray ended processes of this run there; most is "
-    "held by ray::RayTrainWorker 3.0 GB, ray::RayTrainWorker.run 3.0 GB, /usr/bin/python 0.7 GB"
+    "node 10.0.0.7 ran low on memory (22.60GB of 23.54GB in use), and Ray ended processes of this run there; the "
+    "largest processes are ray::RayTrainWorker 3.0 GB, ray::RayTrainWorker.run 3.0 GB, /usr/bin/python 0.7 GB"
 )
 
 

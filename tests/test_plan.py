@@ -71,9 +71,9 @@ def test_groups_are_never_reset_before_the_first_iteration() -> None:
 @pytest.mark.parametrize(
     ("overrides", "mode", "reason"),
     [
-        ([], "resident", "the decoded images take 0.00 GiB a worker, within data.resident_limit_gb=4"),
+        ([], "resident", "the decoded images take 0.00 GiB per worker, within data.resident_limit_gb=4"),
         (["data.resident_limit_gb=1e-6"], "streaming", "over data.resident_limit_gb=1e-06"),
-        (["data.mode=streaming"], "streaming", "as data.mode says"),
+        (["data.mode=streaming"], "streaming", "as set by data.mode"),
     ],
 )
 def test_the_mode_follows_from_the_size(overrides: list[str], mode: str, reason: str) -> None:

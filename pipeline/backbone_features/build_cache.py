@@ -116,7 +116,7 @@ def ensure_cache(
     folder = cache_folder(config, key)
     if (cache := read_cache(folder)) is not None:
         check_same_key(cache.key, key, folder)
-        echo(f"features: {folder.path} has them already")
+        echo(f"features: already complete in {folder.path}")
     else:
         with hold(folder.make()):
             folder.delete_unfinished()
@@ -192,7 +192,7 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
     kept = cache.num_images - sum(part.rows for part in missing)
     echo(
         f"features: {cache.num_images:,} images, {cache.views} views each, by {config.model.encoder} at "
-        f"{config.views.size} pixels" + (f"; {kept:,} images are there already" if kept else "")
+        f"{config.views.size} pixels" + (f"; {kept:,} images are already done" if kept else "")
     )
     progress = Progress("features", "images", cache.num_images, kept, echo)
     try:
@@ -200,7 +200,7 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
             for row in written_parts(config, manifest, folder, missing).iter_rows():
                 progress.add(row["rows"])
     except RayError as error:
-        raise own_error(error, "the features could not be made", folder.path) from error
+        raise own_error(error, "the features could not be computed", folder.path) from error
 
 
 def written_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]) -> ray.data.Dataset:
@@ -292,8 +292,8 @@ class CacheWriter:
         finite = features.isfinite().flatten(1).all(dim=1)
         if not bool(finite.all()):
             raise DataError(
-                f"image {int(index[~finite][0])} has features that float16 cannot hold; give the backbone a last layer "
-                "that normalises them, or optim.precision=float32"
+                f"image {int(index[~finite][0])} has features that float16 cannot hold; end the backbone with a layer "
+                "that normalises them, or set optim.precision=float32"
             )
 
 

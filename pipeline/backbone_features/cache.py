@@ -118,7 +118,7 @@ def read_cache(folder: Folder) -> FeatureCache | None:
     except ValidationError as error:
         raise DataError(
             f"{folder.file(CACHE)} is damaged or of another version ({error.errors()[0]['msg']}); delete the folder, "
-            "the features are made again"
+            "and run the command again to compute the features"
         ) from None
 
 
@@ -128,7 +128,7 @@ def check_same_key(found: CacheKey, wanted: CacheKey, folder: Folder) -> None:
     if changed := [f"{name} {_difference(before[name], now[name])}" for name in now if before[name] != now[name]]:
         raise DataError(
             f"{folder.path} holds the features of another backbone, other images or other views: {'; '.join(changed)}. "
-            "Give another folder, or the settings that it was made with"
+            "Give another folder, or the settings with which these features were computed"
         )
 
 
@@ -168,7 +168,7 @@ def read_part(folder: Folder, part: CachePart, cache: FeatureCache) -> Half:
     if not np.array_equal(index, np.repeat(expected, cache.views)) or not np.array_equal(
         view, np.tile(np.arange(cache.views), part.rows)
     ):
-        raise DataError(f"{folder.file(part.file)} has other images or views than {CACHE} says; {remedy}")
+        raise DataError(f"{folder.file(part.file)} does not hold the images and views that {CACHE} lists; {remedy}")
     return flat.reshape(part.rows, cache.views, cache.feature_size)
 
 

@@ -98,7 +98,7 @@ def _reserve(file: IO[bytes], size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise DataError(
-            f"the cached features take {size / 2**30:.1f} GiB and {folder} has no room ({first_line(error)}); set "
+            f"the cached features take {size / 2**30:.1f} GiB, but {folder} has no room ({first_line(error)}); set "
             "TMPDIR to a larger disk, or lower views.cached"
         ) from None
 

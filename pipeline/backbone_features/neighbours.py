@@ -38,7 +38,9 @@ def ensure_neighbours(folder: Folder, cache: FeatureCache, count: int) -> None:
         When there are too few other images, or too many images for exact search and faiss is not installed.
     """
     if count >= cache.num_images:
-        raise ConfigError(f"views.neighbours={count} is not less than the {cache.num_images} images; lower it")
+        raise ConfigError(
+            f"views.neighbours={count} must be less than the number of images, {cache.num_images}; lower it"
+        )
     if _file(count) in folder.names("neighbours-"):
         return
     find = exact_neighbours if cache.num_images <= EXACT_IMAGES else approximate_neighbours
@@ -106,7 +108,7 @@ def _import_faiss(images: int) -> Any:
         return importlib.import_module("faiss")
     except ModuleNotFoundError:
         raise ConfigError(
-            f"views.neighbours of {images:,} images, more than {EXACT_IMAGES:,}, are found by faiss; "
+            f"views.neighbours needs faiss for more than {EXACT_IMAGES:,} images, and there are {images:,}; "
             f"{how_to_install('faiss')}, or set views.neighbours=0"
         ) from None
 

@@ -76,12 +76,12 @@ def _other_input(module: nn.Module) -> str:
     """Why a network does not take float32 images of 3 channels, if its layers show it."""
     dtypes = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
     if others := sorted(dtypes - {"float32"}):
-        return f"has weights of {', '.join(others)}, and images come in float32; return network.float()"
+        return f"has weights of type {', '.join(others)}, but the images are float32; return network.float()"
     first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is not None and first.in_channels != 3:
         return (
-            f"takes images of {first.in_channels} channels, and they have 3 (gray ones too); give it a first layer "
-            "that takes 3"
+            f"takes images of {first.in_channels} channels, but all images have 3 (gray ones too); give it a first "
+            "layer with 3 input channels"
         )
     return ""
 
@@ -100,7 +100,7 @@ def feature_size(module: nn.Module, size: int, name: str) -> int:
             features = module.eval()(torch.zeros(2, 3, size, size))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = _other_input(module) or (
-            f"cannot take images of {size} pixels ({first_line(error)}); set views.size to what it takes"
+            f"cannot take images of {size} pixels ({first_line(error)}); set views.size to a size that it accepts"
         )
         raise ConfigError(f"model.encoder={name} {reason}") from error
     finally:
@@ -108,6 +108,6 @@ def feature_size(module: nn.Module, size: int, name: str) -> int:
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
         found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise ConfigError(
-            f"model.encoder={name} returns {found} for images (2, 3, {size}, {size}); it has to return features (2, F)"
+            f"model.encoder={name} returns {found} for images (2, 3, {size}, {size}); it must return features (2, F)"
         )
     return features.shape[1]

@@ -99,7 +99,7 @@ def _last_linear(module: nn.Module, name: str) -> str:
     """The name of the classifier: the last linear layer."""
     layers = [key for key, child in module.named_modules() if isinstance(child, nn.Linear)]
     if not layers:
-        raise ConfigError(f"model.encoder=torchvision:{name} has no linear classifier to take off; choose another")
+        raise ConfigError(f"model.encoder=torchvision:{name} has no linear classifier to remove; choose another")
     return layers[-1]
 
 
@@ -189,8 +189,8 @@ def _timm_input(timm: Any, name: str) -> ImageInput:
 def _python(name: str, weights: str | None, partial: bool = False, prefix: str | None = None) -> Backbone:
     if weights == DEFAULT:
         raise ConfigError(
-            f"model.weights=default does not go with model.encoder=python:{name}, whose function gives the weights; "
-            "leave model.weights unset, or give a file"
+            f"model.weights=default cannot be used with model.encoder=python:{name}, whose function provides the "
+            "weights; leave model.weights unset, or give a file"
         )
     made = _call(name)
     backbone = made if isinstance(made, Backbone) else Backbone(made)
@@ -224,13 +224,13 @@ def _call(name: str) -> Any:
         return made()
     except Exception as error:
         raise ConfigError(
-            f"model.encoder=python:{name} raised {type(error).__name__}: {first_line(error)}; the function has to "
-            "return the network, and is called without arguments"
+            f"model.encoder=python:{name} raised {type(error).__name__}: {first_line(error)}; the function must "
+            "take no arguments and return the network"
         ) from error
 
 
 def _no_download(encoder: str, error: OSError, file: str) -> str:
     return (
-        f"the weights of model.encoder={encoder} cannot be downloaded ({first_line(error)}). Where there is a network, "
-        f"fetch {file}; then set model.weights to the file's path"
+        f"the weights of model.encoder={encoder} cannot be downloaded ({first_line(error)}). Download {file} on a "
+        "machine with internet access; then set model.weights to the file's path"
     )

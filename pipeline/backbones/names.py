@@ -19,5 +19,5 @@ def split_name(name: str) -> tuple[str, str]:
     """Split `LIBRARY:NAME` into the library and the name within it."""
     match = _LIBRARY_NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is not of the form LIBRARY:NAME, with one of {', '.join(LIBRARIES)}")
+        raise ValueError(f"{name!r} is not of the form LIBRARY:NAME, where LIBRARY is one of {', '.join(LIBRARIES)}")
     return match[1], match[2]

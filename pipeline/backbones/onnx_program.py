@@ -62,7 +62,9 @@ def check_equal(expected: Sequence[Tensor], found: Sequence[Tensor], outputs: Se
     for name, ours, theirs in zip(outputs, expected, found, strict=True):
         difference = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
         if not difference <= TOLERANCE:  # true also for NaN
-            raise RunFailed(f"{name} by onnxruntime differ from torch's by {difference:.2g}, more than {TOLERANCE}")
+            raise RunFailed(
+                f"{name} computed by onnxruntime differ from PyTorch's by {difference:.2g}, more than {TOLERANCE}"
+            )
 
 
 def is_worth_it(images: int | None, size: int) -> bool:
@@ -75,5 +77,5 @@ def faster_program(module: nn.Module, images: Tensor, outputs: Sequence[str], ec
     try:
         return to_onnx(module, images, outputs)
     except Exception as error:  # the exporter and onnxruntime raise many kinds
-        echo(f"onnxruntime cannot run this network ({first_line(error)}); PyTorch computes it, more slowly")
+        echo(f"onnxruntime cannot run this network ({first_line(error)}); PyTorch runs it instead, more slowly")
         return None

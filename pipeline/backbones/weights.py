@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, first_line
 from pipeline.storage import filesystem
 
 SHOWN = 5  # names in a message
-PLAIN = "where it was trained, save model.state_dict() alone: torch.save(model.state_dict(), FILE)"
+PLAIN = "where the network was trained, save only its state dict: torch.save(model.state_dict(), FILE)"
 INNER_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What DataParallel, torch.compile, FSDP and activation checkpointing put into the names of what they wrap."""
 State = Mapping[str, Tensor]
@@ -68,7 +68,7 @@ def _describe(content: bytes) -> str:
     head = content[:512].lstrip().lower()
     for mark, words in (
         (b"<", "an HTML or XML page, perhaps the error page of a download"),
-        (b"version https://git-lfs", "a pointer of Git LFS, whose file was not fetched (`git lfs pull`)"),
+        (b"version https://git-lfs", "a Git LFS pointer instead of the file (run `git lfs pull`)"),
         (b"\x89hdf", "an HDF5 file, as Keras writes it"),
         (b"\x1f\x8b", "compressed by gzip"),
     ):
@@ -78,7 +78,9 @@ def _describe(content: bytes) -> str:
         return "empty"
     if content[8:9] == b"{":
         return "safetensors, damaged or cut short"
-    return _describe_pickle(content) if content[:2] in (b"PK", b"\x80\x02") else "no file of torch or safetensors"
+    return (
+        _describe_pickle(content) if content[:2] in (b"PK", b"\x80\x02") else "neither a PyTorch nor a safetensors file"
+    )
 
 
 def _describe_pickle(content: bytes) -> str:
@@ -88,14 +90,14 @@ def _describe_pickle(content: bytes) -> str:
     except Exception:
         objects = []
     if objects:
-        return f"a pickle with other objects than tensors ({_some(objects)}), which could run code"
+        return f"a pickle that holds objects other than tensors ({_some(objects)}) and could run code"
     try:
         names = zipfile.ZipFile(io.BytesIO(content)).namelist()
     except zipfile.BadZipFile:
-        return "a file of torch, damaged or cut short"
+        return "a PyTorch file, damaged or cut short"
     if any(name.endswith("constants.pkl") for name in names):
         return "a TorchScript program"
-    return "a file of torch, damaged" if any(name.endswith("data.pkl") for name in names) else "a zip archive"
+    return "a PyTorch file, damaged" if any(name.endswith("data.pkl") for name in names) else "a zip archive"
 
 
 def _flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -131,8 +133,8 @@ def choose_state(
     complete = bool(chosen) and matches[chosen[0]] == len(needed)
     if len(chosen) > 1 and (complete or partial):
         raise ConfigError(
-            f"model.weights={source} has several networks that fit: their names begin with {_some(chosen)}; set "
-            "model.weights_prefix to one of these"
+            f"model.weights={source} has several networks that fit, whose parameter names begin with {_some(chosen)}; "
+            "set model.weights_prefix to one of these"
         )
     begin = chosen[0] if chosen else ""
     return {name.removeprefix(begin): value for name, value in tensors.items() if name.startswith(begin)}, begin
@@ -183,7 +185,7 @@ def _named_prefix(wanted: str, tensors: State, matches: Counter[str], source: st
         return found[0]
     known = f"; it has networks under {_some(matches)}" if matches else ""
     raise ConfigError(
-        f"model.weights_prefix={wanted} is that of {len(found) or 'no'} networks in model.weights={source}{known}; "
+        f"model.weights_prefix={wanted} matches {len(found) or 'no'} networks in model.weights={source}{known}; "
         "correct it"
     )
 
@@ -195,14 +197,16 @@ def check_names(expected: State, given: State, source: str, *, partial: bool) ->
     other = {name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape}
     if len(missing) == len(expected):
         raise ConfigError(
-            f"model.weights={source} has nothing of the network: it needs {_some(expected)}, and the file has "
-            f"{_some(given)}"
+            f"model.weights={source} has no weights of this network, which needs {_some(expected)}: the file has "
+            f"{_some(given)}; give the network's own weights"
         )
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": other}
+    faults = {"missing": missing, "unexpected": unexpected, "with another shape": other}
     found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names)
     if found and (other or not partial):
-        remedy = "" if other else ", or set model.partial_weights=true to leave them as they are"
-        raise ConfigError(f"model.weights={source} does not fit the network ({found}); give its own weights{remedy}")
+        remedy = "" if other else ", or set model.partial_weights=true to ignore these names"
+        raise ConfigError(
+            f"model.weights={source} does not fit the network ({found}); give the network's own weights{remedy}"
+        )
 
 
 def _is_count(name: str) -> bool:

@@ -64,7 +64,8 @@ def takes_gpus(asked: ResourcesConfig, available: float, least: int | None = Non
         return asked.gpus
     if asked.autoscale:
         raise ConfigError(
-            "resources.autoscale=true cannot tell whether GPUs will come; set resources.gpus=true or false"
+            "with resources.autoscale=true it is unknown whether the cluster will have GPUs; set resources.gpus=true "
+            "or false"
         )
     return available >= (least or asked.worker_range.min)
 
@@ -194,7 +195,7 @@ def _search_on_demand(asked: ResourcesConfig, gpus: bool, wanted: int | None) ->
     """On a cluster that grows; what it will have cannot be guessed from what it has now."""
     if wanted is None:
         raise ConfigError(
-            "with resources.autoscale=true the cluster's size cannot be known; give the number of trials at a time "
+            "with resources.autoscale=true the cluster's size is unknown; give the number of trials at a time "
             "(--concurrent N)"
         )
     return Capacity(wanted, asked.cpus_per_worker or 1.0, gpus)
@@ -216,7 +217,7 @@ def _devices(nodes: Nodes) -> int:
 
 def _no_room(what: str, each: WorkerResources, beside: float, nodes: Nodes, remedies: Sequence[str]) -> str:
     """Why so many workers do not fit, with the nodes as they are."""
-    also = f", and {beside:g} for reading," if beside else ""
+    also = f", plus {beside:g} for reading images," if beside else ""
     gpu, cpus = (" and a GPU", ["set resources.gpus=false"]) if each.gpus else ("", [])
     return (
         f"{what} with {each.cpus:g} CPUs{gpu} each{also} do not fit on the cluster's nodes ({describe_nodes(nodes)}); "

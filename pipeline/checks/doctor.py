@@ -80,7 +80,9 @@ def _shared_memory(node: str, answer: Answer) -> Finding:
     shm, store = answer["shm"] / 2**30, answer["object_store"] / 2**30
     slow = shm < store
     remedy = (
-        "Ray will use the disk, which is slow: enlarge /dev/shm (--shm-size, or an emptyDir in memory)" if slow else ""
+        "enlarge /dev/shm (--shm-size, or an emptyDir in memory): otherwise Ray uses the disk, which is slow"
+        if slow
+        else ""
     )
     return Finding(f"shared memory of {node}", f"/dev/shm {shm:.1f} GiB, object store {store:.1f} GiB", remedy)
 
@@ -90,24 +92,27 @@ def _interface(node: str, answer: Answer) -> Finding:
     what = f"network of {node}"
     for name, asked in answer["asked_interfaces"].items():
         if not any(card.startswith(asked.lstrip("=^")) for card in answer["interfaces"]):
-            found = f"{name}={asked}, but there are {', '.join(answer['interfaces'])}"
-            return Finding(what, found, f"set it to {answer['own_interface']} before `ray start`")
+            found = f"{name}={asked}, but the node's interfaces are {', '.join(answer['interfaces'])}"
+            return Finding(what, found, f"set {name}={answer['own_interface']} before `ray start`")
     loops = answer["hostname_address"].startswith("127.")
     if loops and "GLOO_SOCKET_IFNAME" not in answer["asked_interfaces"]:
-        found = f"the host's name resolves to {answer['hostname_address']}, where gloo would listen"
+        address = answer["hostname_address"]
+        found = f"the host name resolves to {address}, where gloo would listen and no other node could reach it"
         return Finding(what, found, f"set GLOO_SOCKET_IFNAME={answer['own_interface']} before `ray start`")
-    return Finding(what, json.dumps(answer["asked_interfaces"]) if answer["asked_interfaces"] else "by the host's name")
+    return Finding(
+        what, json.dumps(answer["asked_interfaces"]) if answer["asked_interfaces"] else "chosen by the host name"
+    )
 
 
 def _tracking(config: RunConfig, nodes: int) -> tuple[Finding, str]:
     """Where the records go, and the URI to try from every node; no URI where there is nothing to try."""
     if not config.tracking.enabled:
-        return Finding("MLflow", "no records (tracking.enabled is false)"), ""
+        return Finding("MLflow", "nothing is recorded (tracking.enabled is false)"), ""
     try:
         uri = tracking_uri(config.tracking.uri, config.storage)
     except ConfigError as error:
-        return Finding("MLflow", "no store for the records", str(error)), ""
+        return Finding("MLflow", "no store can be used", str(error)), ""
     if database_path(uri) is not None and nodes > 1:
         remedy = "start `mlflow server` and set tracking.uri=http://..., or put the file into a shared folder"
-        return Finding("MLflow", f"{uri} is a file, and there are {nodes} nodes", remedy), ""
+        return Finding("MLflow", f"{uri} is a file of one machine, but the cluster has {nodes} nodes", remedy), ""
     return Finding("MLflow", redacted(uri)), uri

@@ -46,7 +46,7 @@ def shadowing_modules(folders: list[str]) -> Iterator[Finding]:
             if name in HARMLESS or name in sys.builtin_module_names or not name.isidentifier():
                 continue
             if _is_module(name, [folder]) and (name in sys.stdlib_module_names or _is_module(name, elsewhere)):
-                found = f"workers would import {os.path.join(folder, entry)} in place of the library {name!r}"
+                found = f"workers would import {os.path.join(folder, entry)} instead of the library {name!r}"
                 yield Finding("working folder", found, "rename it, or start the command in another folder")
 
 
@@ -57,10 +57,10 @@ def _is_module(name: str, folders: list[str]) -> bool:
 
 
 def _temporary_folder(base: str) -> Finding:
-    what, remedy = "temporary folder", "set RAY_TMPDIR to a short path that can be written, such as /tmp"
+    what, remedy = "temporary folder", "set RAY_TMPDIR to a short, writable path, such as /tmp"
     longest = session_socket(os.path.abspath(base), os.getpid())
     if (over := len(os.fsencode(longest)) - SOCKET_BYTES) > 0:
-        found = f"{base} is {over} bytes too long, because Ray's sockets have {SOCKET_BYTES} for their whole path"
+        found = f"{base} is {over} bytes too long: the path of a Ray socket in it can have {SOCKET_BYTES} bytes"
         return Finding(what, found, remedy)
     folder = f"{base}/ray"
     try:

@@ -111,7 +111,7 @@ def _read_probe(probes: str, name: str) -> str:
     try:
         files, root = filesystem(probes)
         with files.open_input_file(f"{root}/{name}") as stream:
-            return "" if stream.read() == name.encode() else "it holds something else"
+            return "" if stream.read() == name.encode() else "it has different content"
     except (OSError, DataError) as error:
         return first_line(error)
 
@@ -146,8 +146,8 @@ def versions_finding(node: str, answer: Answer) -> Finding:
     others = {name: found for name, found in answer["versions"].items() if found != mine[name]}
     if not others:
         return Finding(f"versions on {node}", f"Ray {mine['ray']}, Python {mine['python']}, torch {mine['torch']}")
-    found = ", ".join(f"{name} {there}, here {mine[name]}" for name, there in others.items())
-    return Finding(f"versions on {node}", found, "install the same on every node (constraints.txt has the versions)")
+    found = ", ".join(f"{name} {there}, but {mine[name]} on the driver" for name, there in others.items())
+    return Finding(f"versions on {node}", found, "install the same versions on every node (constraints.txt has them)")
 
 
 def storage_finding(node: str, answer: Answer) -> Finding:
@@ -155,7 +155,7 @@ def storage_finding(node: str, answer: Answer) -> Finding:
     steps = {
         "cannot read": answer["read"],
         "cannot write": answer["wrote"],
-        "writes where the driver does not see it": answer["seen"],
+        "writes to a place that the driver does not see": answer["seen"],
     }
     if bad := {step: why for step, why in steps.items() if why}:
         found = ", ".join(f"{step} ({why})" for step, why in bad.items())

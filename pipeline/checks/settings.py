@@ -14,13 +14,13 @@ def check_settings(config: RunConfig, manifest: Manifest) -> Plan:
     plan = make_plan(config, manifest)
     if plan.reset_every and config.method.bank_size < plan.num_groups:
         raise ConfigError(
-            f"method.bank_size={config.method.bank_size} is less than the {plan.num_groups} groups, so that they could "
+            f"method.bank_size={config.method.bank_size} is less than the {plan.num_groups} groups, so they could "
             f"never be reset; raise it to several times {plan.num_groups}, lower method.num_groups, or set "
             "method.group_weight=0"
         )
     workers, batch = config.resources.worker_range.max, config.optim.batch_size
     if batch < 2 * workers:
-        raise ConfigError(f"optim.batch_size={batch} leaves less than 2 images to each of {workers} workers; raise it")
+        raise ConfigError(f"optim.batch_size={batch} gives each of {workers} workers fewer than 2 images; raise it")
     _check_lanes(plan.order, workers)
     return plan
 
@@ -30,7 +30,7 @@ def _check_lanes(order: Order, workers: int) -> None:
     if order.lanes < workers:
         rows = max(order.row_groups)
         raise ConfigError(
-            f"resources.workers={workers} is more than {order.lanes}, the number of lanes in a shuffle window of "
-            f"{order.window} images whose row groups have up to {rows}; each worker takes one at least: set "
+            f"resources.workers={workers} is more than the {order.lanes} lanes of a shuffle window of {order.window} "
+            f"images with row groups of up to {rows}, and each worker needs a lane; set "
             f"data.shuffle_window={2 * rows * workers} or more, or lower resources.workers"
         )

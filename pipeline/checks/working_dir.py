@@ -33,8 +33,8 @@ def working_dir_finding(folder: str, files: dict[str, int]) -> Finding:
     """Whether the working directory has all that a job needs and is small enough to be sent."""
     what = "working directory"
     if left := left_files(folder, files):
-        found = f"{left[0]!r}{f' and {len(left) - 1:,} other files' if left[1:] else ''} would not travel with a job"
-        remedy = f"a .gitignore or .rayignore in {folder!r} lists them: anchor its patterns, as in /data/ for data/"
+        found = f"{left[0]!r}{f' and {len(left) - 1:,} other files' if left[1:] else ''} would not be sent with a job"
+        remedy = f"a .gitignore or .rayignore in {folder!r} excludes them; anchor its patterns: /data/, not data/"
         return Finding(what, found, remedy)
     total, limit = sum(size + ENTRY_BYTES + 2 * len(name) for name, size in files.items()), largest_upload()
     found = f"{folder!r} has {total / 2**20:,.1f} MiB to send with a job"
@@ -44,7 +44,7 @@ def working_dir_finding(folder: str, files: dict[str, int]) -> Finding:
     named = ", ".join(f"{name} ({files[name] / 2**20:,.0f} MiB)" for name in largest)
     return Finding(
         what,
-        f"{found}, and a cluster takes {limit >> 20} MiB at most",
+        f"{found}, but a cluster accepts at most {limit >> 20} MiB",
         f"its largest files are {named}: move them to another folder, or list them in .gitignore or .rayignore",
     )
 

@@ -136,7 +136,7 @@ def set_setting(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         place = place.setdefault(section, {}) if isinstance(place, dict) else _item(place, section, key)
         if not isinstance(place, (dict, list)):
-            raise ConfigError(f"{key}: {section!r} is a value, not a section; end the key there")
+            raise ConfigError(f"{key}: {section!r} is a value, not a section; end the key at {section!r}")
     if isinstance(place, list):
         _item(place, last, key)
         place[int(last)] = value
@@ -200,7 +200,7 @@ def _read_source(source: str | Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {str(source)!r} is not YAML: {error}; correct it there") from None
     if not isinstance(values, dict):
         remedy = "write sections with keys, such as data: {path: my-shards}"
-        raise ConfigError(f"configuration {str(source)!r} holds {_shown(values)}, which is not a mapping; {remedy}")
+        raise ConfigError(f"configuration {str(source)!r} is {_shown(values)}, not a mapping; {remedy}")
     return values
 
 
@@ -210,7 +210,9 @@ def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {str(path)!r} cannot be read ({error}); give a UTF-8 text") from None
+        raise ConfigError(
+            f"configuration file {str(path)!r} cannot be read ({error}); give a UTF-8 text file"
+        ) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -263,11 +265,11 @@ def _explain_one(key: str, faults: list[Any]) -> str:
     if first["type"] == "model_type" and key in _SECTIONS:
         return f"{key}: is a section, not a value (got {_shown(first['input'])}); {_how_to_give(key)}"
     if first["type"] == "missing" and ".".join(location) == key:
-        return f"{key}: a value is needed; {_how_to_give(key)}"
+        return f"{key}: a value is required; {_how_to_give(key)}"
     message = ", or ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults))
     if _field(location) is None:  # a rule over several keys, whose message has their values
         return f"{key}: {message}"
-    return f"{key}: {message} (got {_shown(first['input'])}). It is: {settings_table()[key].description}"
+    return f"{key}: {message} (got {_shown(first['input'])}). Meaning: {settings_table()[key].description}"
 
 
 def _how_to_give(key: str) -> str:

@@ -44,7 +44,7 @@ def folder_name(name: str) -> str:
     if not name or name[0] in ".-":
         raise ValueError("a name begins with a letter, a digit or '_'")
     if (size := len(name.encode())) > NAME_BYTES:
-        raise ValueError(f"the name has {size} bytes, and the folder of a run can have {NAME_BYTES}; shorten it")
+        raise ValueError(f"the name has {size} bytes, more than the limit of {NAME_BYTES}; shorten it")
     return name
 
 
@@ -66,48 +66,61 @@ class DataConfig(Section):
     """Where the images are and how they reach the workers."""
 
     path: Environment[str] = Field(
-        min_length=1, description="folder of shards with a manifest.json, as `digpro ingest` writes it; or its URI"
+        min_length=1, description="folder or URI of a data set that `digpro ingest` wrote: shards and a manifest.json"
     )
     source: Environment[str | None] = Field(
-        None, description="what to ingest into `path` when it holds no manifest yet (see `digpro ingest --help`)"
+        None, description="source to ingest into data.path if that has no manifest yet (see `digpro ingest --help`)"
     )
     classes: Environment[str | None] = Field(
         None,
-        description="classes of `source` to take: a list that comes with the package, such as imagenet-10, or a file "
-        "(docs/data.md); null: all",
+        description="classes to ingest from data.source: the name of a list in the package, such as imagenet-10, or a "
+        "file (docs/data.md); null: all",
     )
     features: Environment[str | None] = Field(
         None,
-        description="folder under which the features of frozen backbones are cached; null: `features` in `storage`",
+        description="folder in which the features of frozen backbones are cached; null: `features` in the storage "
+        "folder",
     )
     image_size: int | None = Field(
-        None, ge=4, description="images are decoded to image_size x image_size pixels; null: 32, or the backbone's own"
+        None,
+        ge=4,
+        description="images are decoded to squares of image_size x image_size pixels; null: 32, or as the pretrained "
+        "backbone expects",
     )
     fit: Later[Literal["stretch", "crop"] | None] = Field(
         None,
-        description="how an image becomes a square: stretch it, or crop its middle; null: stretch, or crop for a "
-        "pretrained backbone",
+        description="how an image becomes a square: stretch it, or crop its centre; null: crop for a pretrained "
+        "backbone that expects it, otherwise stretch",
     )
     interpolation: Later[Literal["bilinear", "bicubic"] | None] = Field(
-        None, description="of the resizing; null: bilinear, or the backbone's own"
+        None, description="interpolation for resizing images; null: bilinear, or as the pretrained backbone expects"
     )
     mean: Later[Channels | None] = Field(
-        None, description="of the RGB channels in [0, 1]; null: the data set's, or the backbone's own"
+        None,
+        description="mean of each RGB channel in [0, 1], subtracted from the images; null: the pretrained backbone's, "
+        "otherwise measured on the data set",
     )
-    std: Later[Channels | None] = Field(None, description="as `mean`; 0 only centres a channel")
+    std: Later[Channels | None] = Field(
+        None,
+        description="standard deviation of each RGB channel, by which the images are divided; 0 only subtracts the "
+        "channel's mean; null: as for data.mean",
+    )
     mode: Circumstance[Literal["auto", "resident", "streaming"]] = Field(
         "auto",
-        description="resident: the workers keep the decoded images; streaming: Ray Data reads them anew each epoch; "
-        "auto chooses by resident_limit_gb. The result is the same",
+        description="how images reach the workers, with the same result: resident keeps decoded images in the "
+        "workers' memory, streaming reads them again each epoch with Ray Data, auto chooses by "
+        "data.resident_limit_gb",
     )
     resident_limit_gb: Circumstance[float] = Field(
-        4.0, gt=0, description="most decoded images, in GiB per worker, that `auto` keeps resident"
+        4.0,
+        gt=0,
+        description="largest size of the decoded images, in GiB per worker, that data.mode=auto keeps in memory",
     )
     shuffle_window: Later[int | None] = Field(
         None,
         ge=1,
-        description="images that are shuffled together, over all workers, which hold about twice as many when they "
-        "stream; null: 65,536, or what takes 2 GiB if that is less",
+        description="number of images that are shuffled together, over all workers; streaming workers hold about "
+        "twice as many in memory; null: 65,536, or as many as fit in 2 GiB if that is fewer",
     )
 
     @property
@@ -120,31 +133,60 @@ class ViewsConfig(Section):
     """Random augmentation of one view; the defaults are the reference code's, which are SimCLR's without blur."""
 
     size: int | None = Field(
-        None, ge=4, description="side of the square view in pixels; null: 32, or the backbone's own"
+        None, ge=4, description="side of the square views in pixels; null: 32, or as the pretrained backbone expects"
     )
-    cached: Later[int] = Field(8, ge=2, description="augmented views of each image in the cache of a frozen backbone")
+    cached: Later[int] = Field(
+        8, ge=2, description="with a frozen backbone: number of augmented views of each image in the feature cache"
+    )
     cache_seed: Later[int] = Field(
-        0, ge=0, le=LARGEST_SEED, description="of the views in the cache; apart from `seed`, so that runs share a cache"
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="with a frozen backbone: seed of the cached views, separate from seed so that runs with different "
+        "seeds share a cache",
     )
     neighbours: Later[int] = Field(
         0,
         ge=0,
-        description="k: the second view is of one of the image's k nearest neighbours, by the un-augmented features of "
-        "a frozen backbone; 0: of the image itself",
+        description="with a frozen backbone: k, where the second view shows one of the image's k nearest neighbours "
+        "by un-augmented features; 0: the image itself",
     )
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop over the image's area")
-    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width over height of the crop")
-    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation in degrees, drawn in +-rotation")
-    horizontal_flip: Probability = Field(0.5, description="probability; 0 where left and right matter (digits)")
-    vertical_flip: Probability = Field(0.0, description="probability; 0.5 suits images from above")
-    jitter: Probability = Field(0.8, description="probability of the colour jitter")
-    brightness: Probability = Field(0.4, description="jitter: factor drawn in 1 +- brightness")
-    contrast: Probability = Field(0.4, description="jitter: factor drawn in 1 +- contrast")
-    saturation: Probability = Field(0.4, description="jitter: factor drawn in 1 +- saturation")
-    hue: float = Field(0.1, ge=0, le=0.5, description="jitter: largest hue shift, as a fraction of the colour circle")
-    grayscale: Probability = Field(0.2, description="probability")
-    blur: Probability = Field(0.0, description="probability of gaussian blur; the reference has it off")
-    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="range of the blur, in pixels of the view")
+    crop_scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="random crop: [low, high] of its area, as a fraction of the image's area"
+    )
+    crop_ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="random crop: [low, high] of its width divided by its height"
+    )
+    rotation: float = Field(
+        0.0,
+        ge=0,
+        le=180,
+        description="largest random rotation in degrees; the angle is drawn from [-rotation, rotation]",
+    )
+    horizontal_flip: Probability = Field(
+        0.5, description="probability of a left-right flip; 0 for images such as digits that must not be mirrored"
+    )
+    vertical_flip: Probability = Field(0.0, description="probability of an upside-down flip; 0.5 suits aerial images")
+    jitter: Probability = Field(0.8, description="probability of colour jitter")
+    brightness: Probability = Field(
+        0.4, description="colour jitter: the brightness factor is drawn from [1 - brightness, 1 + brightness]"
+    )
+    contrast: Probability = Field(
+        0.4, description="colour jitter: the contrast factor is drawn from [1 - contrast, 1 + contrast]"
+    )
+    saturation: Probability = Field(
+        0.4, description="colour jitter: the saturation factor is drawn from [1 - saturation, 1 + saturation]"
+    )
+    hue: float = Field(
+        0.1, ge=0, le=0.5, description="colour jitter: largest hue shift, as a fraction of the colour circle"
+    )
+    grayscale: Probability = Field(0.2, description="probability that a view is converted to grayscale")
+    blur: Probability = Field(
+        0.0, description="probability of Gaussian blur; 0, as in the reference code, switches it off"
+    )
+    blur_sigma: tuple[float, float] = Field(
+        (0.1, 2.0), description="Gaussian blur: [low, high] of its standard deviation, in pixels of the view"
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> ViewsConfig:
@@ -153,7 +195,7 @@ class ViewsConfig(Section):
             if not 0 < low <= high:
                 raise ValueError(f"{name} is {[low, high]}; give [low, high] with 0 < low <= high")
         if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale is {list(self.crop_scale)}; a crop cannot exceed the image, keep it <= 1")
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; a crop cannot exceed the image; keep it <= 1")
         return self
 
 
@@ -162,25 +204,34 @@ class ModelConfig(Section):
 
     encoder: Annotated[str, AfterValidator(encoder_name)] = Field(
         "resnet18",
-        description="tiny: four convolutions, for images of about 16 pixels; resnet18, resnet34, resnet50: untrained; "
-        "torchvision:NAME, timm:NAME, python:MODULE:FUNCTION: docs/backbones.md",
+        description="encoder: tiny (four convolutions, for images of about 16 pixels); resnet18, resnet34 or resnet50 "
+        "(untrained); or torchvision:NAME, timm:NAME, python:MODULE:FUNCTION (docs/backbones.md)",
     )
     small_stem: bool = Field(
-        True, description="resnet18, 34, 50: 3x3 stride-1 stem without max-pool, for images up to about 64 pixels"
+        True,
+        description="for resnet18, resnet34 and resnet50: a 3x3 stem with stride 1 and no max-pool, for images up to "
+        "about 64 pixels",
     )
     weights: Later[str | None] = Field(
-        None, description="of a library's network: null untrained, default the library's own, or a state dict's path"
+        None,
+        description="initial weights of a torchvision, timm or python encoder: null (as created), default (the "
+        "library's pretrained weights) or the path of a state dict",
     )
     weights_prefix: Later[str | None] = Field(
-        None, description="what the network's names begin with in the state dict, as teacher; null: found"
+        None, description="prefix of the encoder's parameter names in the state dict, such as teacher; null: detected"
     )
-    partial_weights: Later[bool] = Field(False, description="accept a state dict with missing or unexpected names")
+    partial_weights: Later[bool] = Field(
+        False, description="accept a state dict in which parameter names are missing or unexpected"
+    )
     freeze: Later[bool] = Field(
-        False, description="leave the encoder as it is: its features are cached once, and the heads are trained on them"
+        False,
+        description="keep the encoder's weights fixed: its features are cached once, and only the heads are trained "
+        "on them",
     )
     start_from: Later[str | None] = Field(
         None,
-        description="folder of a finished run, with whose networks, groups and bank this one begins; --from",
+        description="folder of a finished run; training starts from its networks, groups and feature bank (`digpro "
+        "train --from`)",
     )
     projector_hidden: int = Field(4096, ge=1, description="width of the projector's hidden layer")
     feature_size: int = Field(256, ge=2, description="D: length of the features that are clustered")
@@ -190,58 +241,95 @@ class ModelConfig(Section):
 class MethodConfig(Section):
     """DigPro's own settings (arXiv 2401.13581)."""
 
-    num_clusters: int | None = Field(None, ge=2, description="K; null takes the number of classes of the manifest")
+    num_clusters: int | None = Field(
+        None, ge=2, description="K, the number of clusters; null: the number of classes in the manifest"
+    )
     num_groups: int | None = Field(
-        None, ge=1, description="momentum groups; null means K, as in the paper, and more are finer than clusters"
+        None,
+        ge=1,
+        description="number of momentum groups; more groups than clusters give a finer division; null: K, as in the "
+        "paper",
     )
-    instance_weight: float = Field(1.0, ge=0, description="of the instance loss")
-    prototype_weight: float = Field(0.1, ge=0, description="of the prototype loss; it is off during warm-up")
-    group_weight: float = Field(0.3, ge=0, description="of the group loss")
-    prototype_temperature: float = Field(0.5, gt=0, description="T: lower separates prototypes more sharply")
-    group_temperature: float = Field(0.1, gt=0, description="tau: lower makes the choice of a group sharper")
-    group_momentum: float = Field(0.99, ge=0, lt=1, description="beta: fraction of a group that an update keeps")
-    reset_every: int | None = Field(None, ge=1, description="steps between group resets; null: as many as groups")
-    bank_size: int = Field(2560, ge=1, description="rows of the feature bank behind the resets")
+    instance_weight: float = Field(1.0, ge=0, description="weight of the instance loss")
+    prototype_weight: float = Field(0.1, ge=0, description="weight of the prototype loss, which is off during warm-up")
+    group_weight: float = Field(0.3, ge=0, description="weight of the group loss")
+    prototype_temperature: float = Field(
+        0.5, gt=0, description="temperature T of the prototype loss; a lower value separates prototypes more sharply"
+    )
+    group_temperature: float = Field(
+        0.1, gt=0, description="temperature tau of the group loss; a lower value makes the choice of a group sharper"
+    )
+    group_momentum: float = Field(
+        0.99, ge=0, lt=1, description="momentum beta of the groups: the fraction of a group that each update keeps"
+    )
+    reset_every: int | None = Field(
+        None, ge=1, description="steps between resets of the groups; null: as many steps as there are groups"
+    )
+    bank_size: int = Field(
+        2560, ge=1, description="number of features in the feature bank, from which the groups are reset"
+    )
     latent_noise: float = Field(
-        0.001, ge=0, description="standard deviation of the noise on online features; off during warm-up"
+        0.001,
+        ge=0,
+        description="standard deviation of the noise added to online features; the noise is off during warm-up",
     )
-    target_momentum: Probability = Field(0.996, description="fraction of the target network that a step keeps")
-    increase_momentum: bool = Field(False, description="cosine from target_momentum to 1 over the run")
+    target_momentum: Probability = Field(
+        0.996, description="momentum of the target network: the fraction of its weights that each step keeps"
+    )
+    increase_momentum: bool = Field(
+        False,
+        description="raise the target network's momentum from method.target_momentum to 1 over the run, along a cosine",
+    )
     reference: Later[bool] = Field(
         False,
-        description="compute as the reference code does: two updates of the target a step, raw features in the groups, "
-        "empty prototypes at logit -10, a cosine that never reaches its end (docs/differences.md)",
+        description="compute as the reference code does: update the target network twice per step, update groups with "
+        "unnormalised features, give empty prototypes the logit -10, end the run before the learning "
+        "rate's cosine ends (docs/differences.md)",
     )
 
 
 class OptimConfig(Section):
     """Optimiser and schedules; the defaults are the reference code's."""
 
-    epochs: int = Field(1000, ge=1, description="passes over the images")
+    epochs: int = Field(1000, ge=1, description="number of passes over the images")
     warmup_epochs: int = Field(
-        50, ge=0, description="first epochs: rising rate, neither prototype loss nor latent noise"
+        50,
+        ge=0,
+        description="number of warm-up epochs at the start: the learning rate rises, and prototype loss and latent "
+        "noise are off",
     )
-    batch_size: int = Field(256, ge=2, description="images per step over all workers")
+    batch_size: int = Field(256, ge=2, description="images per step, over all workers together")
     balance: Later[Probability] = Field(
         0.0,
-        description="after the warm-up, draw images so that small pseudo-clusters are seen: 0 takes each image once, 1 "
-        "each cluster equally often (docs/data.md)",
+        description="how strongly small pseudo-clusters are oversampled after the warm-up: 0 draws each image once "
+        "per epoch, 1 draws each cluster equally often (docs/data.md)",
     )
-    lr: float = Field(0.05, gt=0, description="at a batch of 256; scaled in proportion to the batch")
-    encoder_lr_factor: Later[float] = Field(1.0, gt=0, description="the encoder learns this many times faster")
-    predictor_lr_factor: float = Field(10.0, gt=0, description="the predictor learns this many times faster")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
-    decay_bias_and_norm: bool = Field(True, description="as in the reference, which decays every tensor")
+    lr: float = Field(
+        0.05,
+        gt=0,
+        description="peak learning rate at a batch of 256 images; it is scaled in proportion to optim.batch_size",
+    )
+    encoder_lr_factor: Later[float] = Field(
+        1.0, gt=0, description="the encoder's learning rate, as a multiple of the scheduled rate"
+    )
+    predictor_lr_factor: float = Field(
+        10.0, gt=0, description="the predictor's learning rate, as a multiple of the scheduled rate"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="SGD weight decay")
+    decay_bias_and_norm: bool = Field(
+        True, description="apply weight decay to biases and normalisation layers too, as the reference code does"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
-        description="of the networks; auto is bfloat16 (autocast) on GPUs and processors with instructions for it, "
-        "else float32; float64 is for proofs that two ways of running agree",
+        description="number format in which the networks compute: auto is bfloat16 (autocast) on GPUs and CPUs that "
+        "support it in hardware, otherwise float32; float64 is for proving that two ways of running agree",
     )
 
     compile: Later[bool] = Field(
         False,
-        description="compile the networks by torch.compile; the first step takes a minute, and needs a C++ compiler",
+        description="compile the networks with torch.compile, which needs a C++ compiler and makes the first step "
+        "take a minute",
     )
 
     @model_validator(mode="after")
@@ -260,31 +348,50 @@ class EStepConfig(Section):
     warmup_every: Circumstance[int] = Field(
         1,
         ge=1,
-        description="in the warm-up, whose steps use no pseudo-labels, make only each n-th of these E-steps: fewer "
-        "metrics, the same labels",
+        description="during the warm-up, which does not use pseudo-labels, run only every n-th E-step: fewer metrics, "
+        "the same labels",
     )
-    batch_size: Circumstance[int] = Field(512, ge=1, description="images per worker and forward pass")
-    restarts: int = Field(10, ge=1, description="starts of k-means; the lowest inertia wins")
-    max_iter: int = Field(300, ge=1, description="iterations of a start at most")
-    tol: float = Field(1e-4, ge=0, description="stop when the centres move less, relative to the features' variance")
+    batch_size: Circumstance[int] = Field(512, ge=1, description="images per worker in a forward pass of the E-step")
+    restarts: int = Field(
+        10, ge=1, description="number of k-means starts per E-step; the one with the lowest inertia is kept"
+    )
+    max_iter: int = Field(300, ge=1, description="largest number of iterations of one k-means start")
+    tol: float = Field(
+        1e-4, ge=0, description="k-means stops when the centres move less than this, relative to the features' variance"
+    )
     fit_rows: Later[int | None] = Field(
-        None, ge=1, description="images that the centres are fitted on, drawn by the seed; null: all of them"
+        None,
+        ge=1,
+        description="number of images on which the k-means centres are fitted, drawn with seed; null: all images",
     )
     fit_views: Later[bool] = Field(
-        False, description="with a frozen backbone: fit the centres on each image's mean feature over all cached views"
+        False,
+        description="with a frozen backbone: fit the k-means centres on each image's mean feature over the cached "
+        "views",
     )
     probe: Circumstance[int] = Field(
-        512, ge=0, description="images that the label-free objectives use (docs/objectives.md); 0 switches them off"
+        512,
+        ge=0,
+        description="number of images used for the label-free objectives (docs/objectives.md); 0: do not compute them",
     )
 
 
 class CheckpointConfig(Section):
     """When the state is saved, and how many saves are kept."""
 
-    every_epochs: Environment[int] = Field(1, ge=1, description="epochs between saves; the last epoch is always saved")
-    every_steps: Environment[int | None] = Field(None, ge=1, description="also inside an epoch, for epochs of hours")
+    every_epochs: Environment[int] = Field(
+        1, ge=1, description="epochs between checkpoints; the last epoch always saves one"
+    )
+    every_steps: Environment[int | None] = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints inside an epoch, for epochs that take hours; null: none inside an epoch",
+    )
     keep: Environment[int] = Field(
-        2, ge=2, description="2 or more: a damaged checkpoint falls back to the one before it"
+        2,
+        ge=2,
+        description="number of newest checkpoints to keep; 2 or more, so that the previous one can replace a damaged "
+        "one",
     )
 
 
@@ -292,12 +399,16 @@ class ProfileConfig(Section):
     """Where the time of a run goes (docs/scaling.md)."""
 
     steps: Circumstance[int] = Field(
-        0, ge=0, description="training steps that torch's profiler records on each worker (`--profile`: 20); 0: none"
+        0,
+        ge=0,
+        description="number of training steps that torch's profiler records on each worker (`digpro train --profile`: "
+        "20); 0: none",
     )
     only: Later[Literal["all", "data", "compute"]] = Field(
         "all",
-        description="data: batches come, and no step is made of them; compute: each step takes the epoch's first batch "
-        "again, so that none waits for data; both for measuring alone",
+        description="the part of training to run, for measuring its speed alone: data loads batches without training "
+        "steps; compute repeats each epoch's first batch, so that no step waits for data; all is normal "
+        "training",
     )
 
 
@@ -305,7 +416,7 @@ class MonitorConfig(Section):
     """How well the features of an E-step tell the classes apart (docs/objectives.md); needs images with classes."""
 
     knn_every: Circumstance[int] = Field(
-        0, ge=0, description="epochs between measures of weighted k-nearest-neighbour accuracy; 0: none"
+        0, ge=0, description="epochs between measurements of weighted k-nearest-neighbour accuracy; 0: none"
     )
     probe_every: Circumstance[int] = Field(0, ge=0, description="epochs between linear probes; 0: none")
 
@@ -318,25 +429,40 @@ class AlarmsConfig(Section):
 
     not_finite: Circumstance[AlarmLevel] = Field(
         "warn",
-        description="losses, gradients or weights that are not finite; where a warning is not enough because weights "
-        "are, the run restarts from its last checkpoint",
+        description="what to do when losses, gradients or weights are not finite; if weights are not finite, a "
+        "warning is not enough, and the run restarts from its last checkpoint",
     )
-    collapse: Circumstance[AlarmLevel] = Field("warn", description="features have no spread, or sizes no entropy")
-    empty_clusters: Circumstance[AlarmLevel] = Field("warn", description="clusters without images")
+    collapse: Circumstance[AlarmLevel] = Field(
+        "warn",
+        description="what to do when the features collapse: they have almost no spread, or almost all images are in "
+        "one cluster",
+    )
+    empty_clusters: Circumstance[AlarmLevel] = Field("warn", description="what to do when clusters have no images")
     giant_cluster: Circumstance[AlarmLevel] = Field(
-        "warn", description="a cluster is nearer to having all images than to an equal share"
+        "warn",
+        description="what to do when the largest cluster's share of the images is more than halfway from an equal "
+        "share to all images",
     )
     falling_entropy: Circumstance[AlarmLevel] = Field(
-        "warn", description="size_entropy has fallen since the end of the warm-up"
+        "warn", description="what to do when size_entropy has fallen since the end of the warm-up"
     )
-    steady_churn: Circumstance[AlarmLevel] = Field("warn", description="label_churn is high and does not fall")
-    rank_spread: Circumstance[AlarmLevel] = Field("warn", description="the groups are not the same on all workers")
-    empty_scores: Circumstance[AlarmLevel] = Field("warn", description="a high ACC with an NMI near 0")
+    steady_churn: Circumstance[AlarmLevel] = Field(
+        "warn", description="what to do when label_churn is high and does not fall"
+    )
+    rank_spread: Circumstance[AlarmLevel] = Field(
+        "warn", description="what to do when the groups differ between workers"
+    )
+    empty_scores: Circumstance[AlarmLevel] = Field(
+        "warn", description="what to do when ACC is high although NMI is near 0"
+    )
     max_rollbacks: Circumstance[int] = Field(
-        3, ge=1, description="returns to a checkpoint before an alarm of level roll_back ends the run"
+        3, ge=1, description="number of rollbacks after which an alarm of level roll_back ends the run"
     )
     rollback_lr_factor: Circumstance[float] = Field(
-        0.5, gt=0, le=1, description="each return multiplies optim.lr by this, and changes the seed of views and noise"
+        0.5,
+        gt=0,
+        le=1,
+        description="each rollback multiplies optim.lr by this factor, and changes the seed of views and noise",
     )
 
     @property
@@ -363,30 +489,38 @@ class ResourcesConfig(Section):
     """What the run asks of the Ray cluster."""
 
     workers: Environment[Annotated[int, Field(ge=1)] | WorkerRange] = Field(
-        1, description="processes that train together; {min: 2, max: 8} follows the cluster as nodes come and go"
+        2,
+        description="number of processes that train together; {min: 2, max: 8} adapts to the cluster as nodes join "
+        "and leave",
     )
     autoscale: Environment[bool] = Field(
-        False, description="the cluster grows on demand: request what it lacks instead of refusing to start"
+        False, description="request missing resources from a cluster that grows on demand, instead of refusing to start"
     )
     wait_minutes: Environment[float] = Field(
         10.0,
         gt=0,
-        description="how long a fixed number of workers may wait for room, in total; {min, max} waits forever",
+        description="minutes in total that a fixed number of workers may wait for free resources; with {min, max} "
+        "there is no limit",
     )
     resize_seconds: Environment[float] = Field(
-        60.0, gt=0, description="with {min, max}: seconds between checks whether a running group can grow"
+        60.0,
+        gt=0,
+        description="with workers={min, max}: seconds between checks whether a running worker group can grow",
     )
     gpus: Environment[bool | Literal["auto"]] = Field(
-        "auto", description="one GPU per worker; auto uses GPUs when there are enough"
+        "auto", description="give each worker a GPU: true, false, or auto, which uses GPUs if there are enough"
     )
     cpus_per_worker: Environment[float | None] = Field(
         None,
         gt=0,
-        description="null: an equal share of all CPUs; a streaming run leaves one for reading images, and workers on "
-        "GPUs that stream take one each",
+        description="CPUs reserved for each worker; null: an equal share of all CPUs, of which a streaming run leaves "
+        "one for reading images; workers that stream on GPUs get one each",
     )
     max_failures: Environment[int] = Field(
-        3, ge=0, description="worker-group restarts before the run gives up; announced preemptions do not count"
+        3,
+        ge=0,
+        description="number of times that the worker group restarts after a failure before the run gives up; "
+        "announced preemptions do not count",
     )
 
     @property
@@ -400,14 +534,16 @@ class ResourcesConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    enabled: Environment[bool] = Field(True, description="false trains without records")
+    enabled: Environment[bool] = Field(True, description="record the run in MLflow")
     uri: Environment[str | None] = Field(
-        None, description="any MLflow URI; null is MLFLOW_TRACKING_URI, or else an SQLite file in the storage folder"
+        None,
+        description="MLflow tracking URI; null: MLFLOW_TRACKING_URI, or if that is unset an SQLite file in the "
+        "storage folder",
     )
     experiment: Environment[str] = Field(
-        "digpro", min_length=1, description="MLflow experiment that the run appears in"
+        "digpro", min_length=1, description="MLflow experiment in which the run is recorded"
     )
-    system_metrics: Environment[bool] = Field(True, description="also record CPU, memory and GPU use")
+    system_metrics: Environment[bool] = Field(True, description="also record CPU, memory and GPU usage")
 
     @field_serializer("uri", when_used="json")
     def _without_password(self, uri: str | None) -> str | None:
@@ -419,12 +555,12 @@ class RunConfig(Section):
     """All of one training run."""
 
     name: Environment[Annotated[str, AfterValidator(folder_name)] | None] = Field(
-        None, description="name of the run and of its folder; null derives it from preset, data folder and settings"
+        None, description="name of the run and of its folder; null: derived from preset, data folder and settings"
     )
     storage: Environment[str] = Field(
-        "runs", min_length=1, description="folder or pyarrow filesystem URI under which runs are kept"
+        "runs", min_length=1, description="folder or pyarrow filesystem URI in which runs are stored"
     )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of every random choice of the run")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of every random choice of the run")
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
@@ -443,13 +579,13 @@ class RunConfig(Section):
         model = self.model
         if model.weights is not None and not is_library_name(model.encoder):
             raise ValueError(
-                f"model.weights is {model.weights}, and model.encoder={model.encoder} takes none; choose an encoder "
-                "of a library, such as torchvision:resnet18"
+                f"model.weights is {model.weights}, but model.encoder={model.encoder} takes no weights; choose a "
+                "library's encoder, such as torchvision:resnet18"
             )
         if model.weights_prefix is not None and model.weights in (None, DEFAULT):
             raise ValueError(
-                f"model.weights_prefix is {model.weights_prefix}, and model.weights is {model.weights}; set it to the "
-                "path of a state dict, or leave the prefix out"
+                f"model.weights_prefix is {model.weights_prefix}, but model.weights is {model.weights}; set "
+                "model.weights to the path of a state dict, or leave model.weights_prefix out"
             )
         if model.freeze and model.weights is None and not model.encoder.startswith("python:"):
             raise ValueError(
@@ -464,7 +600,7 @@ class RunConfig(Section):
         for key, value, off in needed:
             if value and not self.model.freeze:
                 raise ValueError(
-                    f"{key} is {str(value).lower()} and needs the features of a frozen backbone; set "
-                    f"model.freeze=true, or {key}={off}"
+                    f"{key}={str(value).lower()} needs the features of a frozen backbone; set model.freeze=true, or "
+                    f"{key}={off}"
                 )
         return self

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ANEW = "each E-step starts k-means anew, estep.restarts times"
-REFERENCE = "method.reference=true restores all of the reference's behaviour"
+ANEW = "each E-step starts k-means from scratch, estep.restarts times"
+REFERENCE = "method.reference=true switches on all of the reference code's behaviour"
 
 REMOVED = {
-    "data.shuffle_buffer": "the order of a stream is that of resident images",
+    "data.shuffle_buffer": "streaming runs take the images in the same order as resident runs",
     "data.prefetch_batches": "Ray Data decides how far it reads ahead",
     "method.reference_double_momentum": REFERENCE,
     "method.reference_raw_groups": REFERENCE,
     "method.reference_empty_logit": REFERENCE,
     "method.reference_long_cosine": REFERENCE,
-    "optim.final_lr_fraction": "the rate ends at 0",
-    "optim.fixed_predictor_lr": "the predictor's rate is optim.predictor_lr_factor times that of the others",
-    "optim.channels_last": "networks on a CPU keep the channels of a pixel together in memory",
+    "optim.final_lr_fraction": "the learning rate always ends at 0",
+    "optim.fixed_predictor_lr": "the predictor always learns at optim.predictor_lr_factor times the scheduled rate",
+    "optim.channels_last": "networks on CPUs always use the channels-last memory format",
     "estep.warm_start": ANEW,
     "estep.settled_restarts": ANEW,
     "estep.settled_churn": ANEW,
-    "alarms.rollback_seed": "each return to a checkpoint changes the seed",
-    "monitor.held_out": "a fifth of the images with a class are held out",
+    "alarms.rollback_seed": "every rollback changes the seed",
+    "monitor.held_out": "one fifth of the images with a class is always held out",
 }
 """Setting -> what all runs do now."""
 

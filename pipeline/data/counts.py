@@ -25,7 +25,7 @@ class Difference(_Record):
     expected: int | None
 
     def __str__(self) -> str:
-        expected = "some" if self.expected is None else f"{self.expected:,}"
+        expected = "at least 1" if self.expected is None else f"{self.expected:,}"
         return f"{self.name}: {self.found:,} images, {expected} expected"
 
 
@@ -47,7 +47,7 @@ class CountCheck(_Record):
         size = f"{self.images:,} images in {self.classes:,} classes"
         if self.counted == self.classes:
             return f"{size}, as in {self.list_name}"
-        return f"{size}; {self.list_name} gives the numbers of {self.counted:,} of them, which agree"
+        return f"{size}; {self.list_name} gives the number of images for {self.counted:,} of them, and all agree"
 
     @property
     def warning(self) -> str:
@@ -56,8 +56,8 @@ class CountCheck(_Record):
 
     @property
     def _headline(self) -> str:
-        wanted = "" if self.expected is None else f" of {self.expected:,}"
-        return f"not as in {self.list_name}: {self.images:,} images{wanted}"
+        wanted = "" if self.expected is None else f", {self.expected:,} expected"
+        return f"class counts differ from {self.list_name}: {self.images:,} images{wanted}"
 
     def _lines(self, shown: int) -> list[str]:
         lines = [str(difference) for difference in self.differences[:shown]]

@@ -97,7 +97,7 @@ def describe(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         return "video; extract its frames as images"
     if not any(head):
-        return f"nothing but zero bytes ({len(head)} of them seen); fetch it again"
+        return f"only zero bytes in its first {len(head)}; fetch it again"
     if not re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", head):
         return f"text that starts with {head[:20].decode(errors='replace')!r}, not an image"
     return f"unknown content that starts with the bytes {head[:8].hex(' ')}"

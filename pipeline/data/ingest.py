@@ -128,8 +128,8 @@ def _read_finished(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, ro
             manifest = _compare_content(source, manifest, out)
         if manifest.pixels.requested != pixels:
             raise DataError(
-                f"{out} holds the images of {source.name!r} read with {manifest.pixels}, and now they are to be read "
-                f"with {pixels}; choose another folder, or delete this one"
+                f"{out} holds the images of {source.name!r} read with {manifest.pixels}, but this command asks for "
+                f"{pixels}; choose another folder, or delete this one"
             )
         return manifest
     others = [name for name in entries if not is_of_system(name)]
@@ -145,16 +145,18 @@ def _compare_content(source: Source, manifest: Manifest, out: str) -> Manifest:
     if other := set(source.class_names) ^ set(manifest.class_names):  # known without reading the source
         before = _classes(manifest.class_names, found.classes, found.source)
         now = _classes(source.class_names, source.classes, source.name)
-        raise DataError(f"{out} holds {before}, and now {now} are asked for; they differ in {some_of(other)}; {remedy}")
+        raise DataError(
+            f"{out} holds {before}, but this command asks for {now}; they differ in {some_of(other)}; {remedy}"
+        )
     if not found.stamp:
         raise DataError(
-            f"{out} holds the images of {found.source!r}, ingested by an earlier version that kept no digest of their "
-            f"content, so they cannot be compared with {source.name!r}; {remedy}"
+            f"{out} holds the images of {found.source!r}, ingested by an earlier version that stored no digest of "
+            f"their content, so they cannot be compared with {source.name!r}; {remedy}"
         )
     if read_content_digest(source, manifest.pixels) != found.digest:
         raise DataError(
-            f"{out} holds the images of {found.source!r}, and {source.name!r} is another source or its content has "
-            f"changed since; {remedy}"
+            f"{out} holds the images of {found.source!r}, but {source.name!r} is a different source or its content "
+            f"has changed since; {remedy}"
         )
     manifest = manifest.model_copy(update={"source": found.model_copy(update={"stamp": source.stamp})})
     with contextlib.suppress(OSError):  # a read-only folder keeps the old stamp, and is compared again next time
@@ -171,7 +173,7 @@ def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
     try:
         return sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
     except OSError as error:
-        remedy = remedy_for(error, "choose a folder that can be listed and written")
+        remedy = remedy_for(error, "choose a folder that you can list and write to")
         raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
 
 
@@ -189,7 +191,7 @@ def _open_work(
             if info.base_name != key:
                 fs.delete_dir(info.path)
     except OSError as error:
-        remedy = remedy_for(error, "choose a folder that can be written")
+        remedy = remedy_for(error, "choose a folder that you can write to")
         raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
     return work
 

@@ -15,14 +15,14 @@ Limits = tuple[float, float]
 
 def _one_or_three(bands: tuple[int, ...]) -> tuple[int, ...]:
     if len(bands) not in (1, 3) or min(bands) < 1:
-        raise ValueError(f"{bands} are not one band (gray) or three (red, green, blue), counted from 1")
+        raise ValueError(f"the bands are {bands}; give one band (gray) or three (red, green, blue), counted from 1")
     return bands
 
 
 def _ascending(limits: Limits) -> Limits:
     low, high = limits
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{low:g},{high:g} is not a range; give the values of black and white, LOW,HIGH")
+        raise ValueError(f"{low:g},{high:g} is not a range; give LOW,HIGH: the values shown as black and as white")
     return limits
 
 
@@ -85,7 +85,7 @@ def parse_pixel_options(bands: str | None, range_: str | None, background: str) 
     try:
         numbers = tuple(map(int, bands.split(","))) if bands is not None else None
     except ValueError:
-        raise DataError(f"--bands {bands!r} are not numbers; give one or three, as in --bands 4,3,2") from None
+        raise DataError(f"--bands {bands!r} is not a list of numbers; give one or three, as in --bands 4,3,2") from None
     limits: object = range_
     if range_ not in (None, "percentile"):
         try:

@@ -116,7 +116,7 @@ def _open(data: bytes, options: PixelOptions) -> Picture | RawValues:
         raise
     except Exception as error:  # decoders raise many kinds of errors on damaged bytes
         raise Unreadable(f"{name}, damaged: {first_line(error)}") from error
-    raise Unreadable(f"{name}, which is not read; convert it to PNG, or to TIFF where it has more than 8 bits")
+    raise Unreadable(f"{name}, which is not supported; convert it to PNG, or to TIFF if it has more than 8 bits")
 
 
 def _open_by_pillow(name: str, data: bytes, options: PixelOptions) -> Picture | RawValues:
@@ -144,7 +144,9 @@ def _pillow_image(name: str, data: bytes) -> Image.Image:
     except UnidentifiedImageError:  # its message holds a memory address, which would differ from run to run
         raise Unreadable(f"{name}, damaged: its header cannot be read") from None
     except Image.DecompressionBombError:
-        raise Unreadable(f"{name} that is a decompression bomb: more than twice the pixels safe to decode") from None
+        raise Unreadable(
+            f"{name} that may be a decompression bomb: it has more than twice as many pixels as are safe to decode"
+        ) from None
     check_size(name, image.width, image.height)
     _check_frames(name, image)
     return image
@@ -164,7 +166,7 @@ def _prepare_plugin(name: str) -> None:
             raise Unreadable(f"HEIC, which needs pillow-heif; {how_to_install('formats')}") from None
         register_heif_opener()
     elif name == "AVIF" and not features.check("avif"):
-        raise Unreadable("AVIF, for which this Pillow was built without a decoder; install Pillow from its wheels")
+        raise Unreadable("AVIF, but this Pillow was built without an AVIF decoder; install Pillow from its wheels")
 
 
 def _open_tiff_picture(data: bytes, options: PixelOptions) -> Picture | RawValues:

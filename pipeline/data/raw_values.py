@@ -75,7 +75,7 @@ def _chosen_bands(raw: RawValues, options: PixelOptions) -> list[int]:
     count = raw.bands.shape[2]
     colours = count - raw.alpha
     if raw.bands.dtype.kind == "c":
-        raise Unreadable(f"{raw}; complex numbers have no range, save their magnitude")
+        raise Unreadable(f"{raw}; complex numbers have no range; save their magnitude")
     needed = [] if options.bands or colours in (1, 3) else ["--bands"]
     if needs_range(raw) and options.range is None:
         needed.append("--range")
@@ -97,7 +97,9 @@ def render(raw: RawValues, options: PixelOptions) -> Image.Image:
     values, coverage = channels(raw, options)
     limits = options.limits if needs_range(raw) else [(0, 255)] * 3
     if limits is None:
-        raise ValueError(f"the range of {options} is not measured; take the options from the manifest of an ingest")
+        raise ValueError(
+            f"the range of {options} has not been measured; take the options from the manifest of an ingest"
+        )
     low, high = np.transpose(limits)
     shown = np.clip((values - low) / (high - low) * 255, 0, 255)
     if raw.white_is_zero:
@@ -109,10 +111,10 @@ def render(raw: RawValues, options: PixelOptions) -> Image.Image:
 def check_size(what: str, width: int, height: int, bytes_per_pixel: int = 1) -> None:
     """Refuse sizes that a decompression bomb or a damaged header asks for."""
     if width * height > MAX_PIXELS:
-        raise Unreadable(f"{what} of {width} x {height} pixels, above the {MAX_PIXELS} that are safe to decode")
+        raise Unreadable(f"{what} of {width} x {height} pixels, more than the {MAX_PIXELS} that are safe to decode")
     if width * height * bytes_per_pixel > MAX_BYTES:
         raise Unreadable(
-            f"{what} of {width} x {height} pixels of {bytes_per_pixel} bytes, above the 2 GiB that are safe"
+            f"{what} of {width} x {height} pixels of {bytes_per_pixel} bytes, more than the 2 GiB that are safe"
         )
 
 
@@ -136,7 +138,7 @@ def read_tiff(data: bytes, options: PixelOptions) -> RawValues | None:
         if ordinary and not (options.bands and model in PLAIN):
             return None
         if model not in PLAIN or first.dtype is None:
-            raise Unreadable(f"TIFF in colours of type {model}, {first.dtype}; convert it to RGB")
+            raise Unreadable(f"TIFF with colours of type {model}, {first.dtype}; convert it to RGB")
         check_size("TIFF", first.imagewidth, first.imagelength, samples * len(pages) * first.dtype.itemsize)
         return RawValues(
             "TIFF",
@@ -175,7 +177,7 @@ def _stacked(pages: list[Any]) -> Array:
         bands = pages[0].asarray(maxworkers=1)
         bands = bands[..., None] if bands.ndim == 2 else np.moveaxis(bands, 0, 2) if pages[0].axes == "SYX" else bands
     else:
-        raise Unreadable(f"TIFF with the axes {pages[0].axes}; save it as pages of two axes")
+        raise Unreadable(f"TIFF with axes {pages[0].axes}; save it as two-dimensional pages")
     return bands.astype(np.uint8) * 255 if bands.dtype == bool else bands
 
 

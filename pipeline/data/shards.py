@@ -34,6 +34,7 @@ QUARANTINE = "quarantine.jsonl"
 LEFT_OUT = "left_out.jsonl"
 SUMMARY = "summary.json"
 WORK_FOLDER = "_ingest"  # unfinished ingests keep their parts here
+REINGEST = "delete the folder and ingest the source again"  # the remedy for damaged shards
 QUARANTINE_CAP = 100  # entries repeated in the manifest; the file named by QUARANTINE has them all
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -104,7 +105,7 @@ class Tally(_Record):
             f"{self.seen:,} {self.unit} seen = {self.images:,} images + {self.quarantined:,} quarantined "
             f"+ {self.left_out:,} left out by rule"
         )
-        return f"{line}; damage in {self.damaged:,} files may hide more images" if self.damaged else line
+        return f"{line}; damaged files that may hold more images: {self.damaged:,}" if self.damaged else line
 
 
 class ImageStatistics(_Record):
@@ -231,10 +232,10 @@ def _why_no_manifest(fs: pafs.FileSystem, root: str, folder: str) -> str:
         return f"{folder} holds an unfinished ingest; run the same `digpro ingest` again to resume it"
     if fs.get_file_info(root).type == pafs.FileType.File:
         shards = _beside(folder, posixpath.splitext(Place.parse(folder).name)[0])
-        what = f"{folder} is a file and not a folder of shards"
+        what = f"{folder} is a file, not a folder of shards"
     elif fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
         shards = _beside(folder, Place.parse(folder).name)
-        what = f"{folder} holds no {MANIFEST} but other files; images must be ingested before they are used"
+        what = f"{folder} holds files but no {MANIFEST}; images must be ingested before they are used"
     else:
         return f"{folder} holds no {MANIFEST}; fill it with `digpro ingest SOURCE {shlex.quote(folder)}`"
     return f"{what}: run `digpro ingest {shlex.quote(str(Place.parse(folder)))} {shards}`, then set data.path={shards}"
@@ -246,17 +247,16 @@ def _beside(folder: str, name: str) -> str:
 
 
 def _parse_manifest(raw: bytes, folder: str) -> Manifest:
-    remedy = "delete the folder and ingest the source again"
     try:
         version = json.loads(raw)["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{join(folder, MANIFEST)} is damaged ({error!r}); {remedy}") from None
+        raise DataError(f"{join(folder, MANIFEST)} is damaged ({error!r}); {REINGEST}") from None
     if version != SCHEMA_VERSION:
-        raise DataError(f"{join(folder, MANIFEST)} has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
+        raise DataError(f"{join(folder, MANIFEST)} has schema version {version}, not {SCHEMA_VERSION}; {REINGEST}")
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
-        raise DataError(f"{join(folder, MANIFEST)} is damaged ({error}); {remedy}") from None
+        raise DataError(f"{join(folder, MANIFEST)} is damaged ({error}); {REINGEST}") from None
 
 
 def validate_shards(folder: str) -> Manifest:
@@ -277,7 +277,7 @@ def validate_shards(folder: str) -> Manifest:
         problems = pool.map(lambda shard: _shard_problem(fs, f"{root}/{shard.file}", shard), manifest.shards)
         for shard, problem in zip(manifest.shards, problems, strict=True):
             if problem:
-                raise DataError(f"{join(folder, shard.file)}: {problem}; delete the folder and ingest the source again")
+                raise DataError(f"{join(folder, shard.file)}: {problem}; {REINGEST}")
     if manifest.labelled:
         with open_labels(folder, manifest):  # which checks them
             pass
@@ -286,14 +286,16 @@ def validate_shards(folder: str) -> Manifest:
 
 def _check_totals(manifest: Manifest, folder: str) -> None:
     if manifest.num_images == 0:
-        raise DataError(f"{folder} holds zero images; ingest a source that has some")
+        raise DataError(f"{folder} holds no images; ingest a source that has some")
     expected, file = 0, join(folder, MANIFEST)
     for shard in manifest.shards:
         if shard.first_index != expected:
-            raise DataError(f"{file}: {shard.file} starts at index {shard.first_index}, not {expected}")
+            raise DataError(f"{file}: {shard.file} starts at index {shard.first_index}, not {expected}; {REINGEST}")
         expected += shard.rows
     if expected != manifest.num_images:
-        raise DataError(f"{file}: num_images is {manifest.num_images} but the shards sum to {expected}")
+        raise DataError(
+            f"{file}: num_images is {manifest.num_images} but the shards have {expected} rows together; {REINGEST}"
+        )
 
 
 def _shard_problem(fs: pafs.FileSystem, path: str, shard: Shard) -> str | None:
@@ -305,7 +307,7 @@ def _shard_problem(fs: pafs.FileSystem, path: str, shard: Shard) -> str | None:
             problem = _content_problem(pq.ParquetFile(file, page_checksum_verification=True), shard)
     except (pa.ArrowException, OSError) as error:
         raise_storage_fault(error)
-        return f"unreadable, {info.size} of {shard.bytes} bytes are there ({error})"
+        return f"unreadable, with {info.size} of {shard.bytes} bytes ({error})"
     if not problem and info.size != shard.bytes:
         return f"has {info.size} bytes but the manifest says {shard.bytes}"
     return problem
@@ -315,7 +317,7 @@ def _content_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
     schema = file.schema_arrow
     for name, kind in COLUMNS.items():
         if name not in schema.names:
-            return f"column {name!r} is missing, it has {schema.names}"
+            return f"column {name!r} is missing among {schema.names}"
         if schema.field(name).type != kind:
             return f"column {name!r} is {schema.field(name).type}, not {kind}"
     if file.metadata.num_rows != shard.rows:
@@ -327,14 +329,14 @@ def _groups_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
     found = row_group_rows(file)
     if not shard.groups or found == shard.groups:
         return None
-    return f"has {_first_difference(found, shard.groups)} in the manifest"
+    return f"has {_first_difference(found, shard.groups)}"
 
 
 def _first_difference(found: Sequence[int], expected: Sequence[int]) -> str:
     if len(found) != len(expected):
-        return f"{len(found)} row groups, and {len(expected)}"
+        return f"{len(found)} row groups but the manifest says {len(expected)}"
     group = next(i for i, (rows, wanted) in enumerate(zip(found, expected, strict=True)) if rows != wanted)
-    return f"{found[group]} rows in row group {group}, and {expected[group]}"
+    return f"{found[group]} rows in row group {group} but the manifest says {expected[group]}"
 
 
 def _index_problem(file: pq.ParquetFile, shard: Shard) -> str | None:
@@ -361,17 +363,16 @@ def open_labels(folder: str, manifest: Manifest) -> Iterator[pq.ParquetFile]:
         When it is missing, damaged (found now or while it is read), or does not have a label for each image.
     """
     fs, root = filesystem(folder)
-    remedy = "delete the folder and ingest the source again"
     try:
         with fs.open_input_file(f"{root}/{LABELS}") as handle:
             file = pq.ParquetFile(handle, page_checksum_verification=True)
             if not file.schema_arrow.equals(LABELS_SCHEMA):
-                found = f"the columns {file.schema_arrow.names}, not label"
-                raise DataError(f"{join(folder, LABELS)} has {found}; {remedy}")
+                found = f"the columns {file.schema_arrow.names}, not ['label']"
+                raise DataError(f"{join(folder, LABELS)} has {found}; {REINGEST}")
             if file.metadata.num_rows != manifest.num_images:
                 found = f"{file.metadata.num_rows} rows but the manifest says {manifest.num_images}"
-                raise DataError(f"{join(folder, LABELS)} has {found}; {remedy}")
+                raise DataError(f"{join(folder, LABELS)} has {found}; {REINGEST}")
             yield file
     except (OSError, pa.ArrowException) as error:
-        remedy = remedy_for(error, remedy)
+        remedy = remedy_for(error, REINGEST)
         raise DataError(f"{join(folder, LABELS)} cannot be read: {error}; {remedy}") from error

@@ -173,7 +173,9 @@ class ImageStream:
             missing -= len(parts[-1][1])
         images, found = (torch.cat(columns) for columns in zip(*parts, strict=True))
         if not found.equal(index):
-            raise RuntimeError(f"read images {found[:3].tolist()}... where {index[:3].tolist()}... were due")
+            raise RuntimeError(
+                f"read images {found[:3].tolist()}... but expected {index[:3].tolist()}...; please report this as a bug"
+            )
         return images
 
     def _next(self, most: int) -> tuple[Tensor, Tensor]:
@@ -195,7 +197,7 @@ class ImageStream:
         try:
             for block in self.blocks:
                 self._keep(*(torch.from_numpy(block[name].copy()) for name in ("image", "index")))
-            end: BaseException = EOFError("more images are read than the schedule of the run has")
+            end: BaseException = EOFError("more images were read than the run's schedule has")
         except BaseException as error:
             end = user_error_in(error) or error
         with self.changed:

@@ -54,7 +54,7 @@ def own_error(error: RayError, what: str, place: str) -> UserError:
 
     `place` is the folder that keeps the finished work, so that the same command continues.
     """
-    kept = f"what is in {place} is kept, and the same command continues"
+    kept = f"finished work is kept in {place}, and the same command continues"
     why = memory_shortage(error) or storage_fault(error) or first_line(error)
     return user_error_in(error) or RunFailed(f"{what} ({why}); {kept}")
 

@@ -37,8 +37,8 @@ def measure_range(source: Source, pixels: PixelOptions, rows_per_part: int) -> t
     samples = np.concatenate([np.empty((0, 3)), *(found[k] for k in range(len(source.parts)))])
     if not len(samples):
         raise DataError(
-            f"--range percentile: none of the images looked at in {source.name!r} has more than 8 bits and can be read "
-            f"with {pixels}; leave --range out, or see the reasons in quarantine.jsonl without it"
+            f"--range percentile: no sampled image of {source.name!r} both has more than 8 bits and can be read with "
+            f"{pixels}; leave --range out; quarantine.jsonl then has the reason for each image that cannot be read"
         )
     low, high = np.percentile(samples, PERCENTILES, axis=0)
     high = np.where(high > low, high, low + 1)  # a constant channel is black

@@ -166,7 +166,9 @@ def _good_rows(
 
 def _check_label(label: int, num_classes: int) -> None:
     if not -1 <= label < (num_classes or 2**63):
-        raise ValueError(f"label {label} is outside -1..{(num_classes or 2**63) - 1} (-1 is unknown)")
+        raise ValueError(
+            f"label {label} is outside -1..{(num_classes or 2**63) - 1}, where -1 means unknown; correct it"
+        )
 
 
 def _measure(image: Image.Image, report: VerifyReport, *, sample: bool) -> None:

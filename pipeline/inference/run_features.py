@@ -90,7 +90,7 @@ def keep_last_parts(run: Folder, centers: Tensor) -> None:
     own = _complete_parts(there, _digest(centers))
     if not own:
         raise DataError(
-            f"{folder.path} does not hold the features of all images, which the last E-step wrote; {_REMEDY}"
+            f"{folder.path} no longer holds the features of all images that the last E-step wrote; {_REMEDY}"
         )
     for name in set(there) - own:
         folder.delete(name)
@@ -121,7 +121,9 @@ def open_features(run: Folder) -> pads.Dataset:
     folder = run.subfolder(FEATURES)
     parts = [f"{folder.root}/{name}" for name in folder.names("part-")]
     if not parts:
-        raise DataError(f"{run.path} holds no features of its images, which a run leaves at its end; {_REMEDY}")
+        raise DataError(
+            f"{run.path} holds no features of its images, although every finished run stores them; {_REMEDY}"
+        )
     return pads.dataset(parts, filesystem=folder.files, format="parquet")
 
 

@@ -129,7 +129,9 @@ def _what_follows(norm: nn.Module, replaced: nn.Module) -> nn.Module:
         return norm
     children = dict(replaced.named_children())
     if set(children) != {"drop", "act"}:
-        raise ValueError(f"{type(replaced).__name__} cannot be made global; use torch's BatchNorm in the encoder")
+        raise ValueError(
+            f"{type(replaced).__name__} cannot be computed over all workers; use torch's BatchNorm in the encoder"
+        )
     return nn.Sequential(norm, children["drop"], children["act"])
 
 
@@ -141,7 +143,9 @@ def use_global_batchnorm(module: nn.Module, blocks: int = 1) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             if not child.affine or not child.track_running_stats or child.momentum is None:
-                raise ValueError(f"{name}: {child} cannot be made global; give it weights, statistics and a momentum")
+                raise ValueError(
+                    f"{name}: {child} cannot be computed over all workers; give it weights, statistics and a momentum"
+                )
             norm = GlobalBatchNorm(child.num_features, blocks=blocks, eps=child.eps, momentum=child.momentum)
             norm.to(child.weight)  # first: a float64 state would lose bits in float32
             state = child.state_dict()

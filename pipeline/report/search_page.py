@@ -101,7 +101,7 @@ def search_page(search: ShownSearch) -> str:
         *_plots(search),
         heading("Trials"),
         _trials_table(search),
-        heading("What was searched"),
+        heading("Search space"),
         table([], [(item, "") for item in search.ranges.items()]),
     ]
     return html_page(search.title, body, STYLE)
@@ -166,22 +166,23 @@ def plots_for(objectives: int) -> list[Plot]:
     settings = [
         Plot(
             "Parallel coordinates",
-            "A line for each finished trial, through its settings; the colour is its objective.",
+            "One line per finished trial, through the values of its settings; the colour is its objective.",
             plots.plot_parallel_coordinate,
             2,
         ),
         Plot(
             "Importance of the settings",
-            "How much a setting decides whether a trial is among the best (PED-ANOVA). With few trials it is noise.",
+            "How strongly a setting affects whether a trial is among the best (PED-ANOVA). With few trials this is "
+            "noise.",
             plots.plot_param_importances,
             4,
         ),
     ]
     if objectives > 1:
-        meaning = "Each point is a finished trial; no trial beats one of the front in all objectives."
+        meaning = "Each point is a finished trial. No trial beats a trial of the front in every objective."
         return [Plot("Pareto front", meaning, plots.plot_pareto_front, 2), *settings]
     history = "Finished trials in the order they started; the line is the best so far."
-    curves = "All trials by epoch, with those that were stopped early."
+    curves = "The objective of each trial by epoch, including trials that were stopped early."
     return [
         Plot("Objective over time", history, plots.plot_optimization_history, 1),
         Plot("Curves", curves, plots.plot_intermediate_values, 0),
@@ -194,7 +195,9 @@ def _plot_section(plot: Plot, study: optuna.Study, width: float) -> str:
     head = f"{heading(plot.title)}\n{paragraph(plot.meaning)}\n"
     finished = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
     if finished < plot.finished:
-        return head + paragraph(f"It takes {plot.finished} finished trials; there are {finished}.", "empty")
+        return head + paragraph(
+            f"This plot needs {plot.finished} finished trials; there are {finished} so far.", "empty"
+        )
     try:
         return head + image(_draw(plot, study, width), plot.title)
     except Exception as error:  # for example a setting that had one value only; the result is worth more than a plot

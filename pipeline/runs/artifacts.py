@@ -69,7 +69,7 @@ def write_artifacts(job: Job, *, reopen: bool = True) -> dict[str, Any]:
     values = newest_in(folder.path)
     if values is None:
         raise CheckpointError(
-            f"run {folder.name} left no readable checkpoint in {folder.path}; start the command again"
+            f"run {folder.name} has no readable checkpoint in {folder.path}; run the same command again"
         )
     del values["labels"]  # of all images: nothing below needs them
     keep_last_parts(folder, values["centers"])

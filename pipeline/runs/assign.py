@@ -83,7 +83,7 @@ def assign_images(
     with hold(target):
         _claim(target, model, images, features=features, classes=classes, echo=echo)
         if (summary := target.read(SUMMARY)) is not None:
-            echo(f"{target.path} has the assignments of these images already")
+            echo(f"{target.path} already holds the assignments of these images")
             return summary
         connect()
         started = time.monotonic()
@@ -140,9 +140,11 @@ def _claim(
     if before is not None and before != work:
         others = [key for key in work if before.get(key) != work[key]]
         changed = [f"{key} {before.get(key)!r}, now {work[key]!r}" for key in others]
-        raise ConfigError(f"{target.path} is for something else: {'; '.join(changed)}; choose another, or delete it")
+        raise ConfigError(
+            f"{target.path} holds other assignments: {'; '.join(changed)}; choose another folder, or delete this one"
+        )
     if before is not None and named != names:
-        echo(f"{target.path} has other names of clusters; they are replaced")
+        echo(f"{target.path} has earlier names of clusters; they are replaced")
         target.delete(SUMMARY)  # it has names and, for an evaluation, scores that depend on them
         rename_clusters(target, model.card)
     target.write(WORK, work | {"names": names})

@@ -54,7 +54,7 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     """
     runs = [Folder(absolute(reference)) for reference in references]
     if len(runs) < 2:
-        raise ConfigError(f"{len(runs)} run: give two or more, to be compared with the first")
+        raise ConfigError(f"{len(runs)} run is given; give two or more: the others are compared with the first")
     config, manifest = _same_images(runs)
     clusters = [_clusters(run, manifest.num_images) for run in runs]
     counts = [int(found.max()) + 1 for found in clusters]
@@ -81,7 +81,7 @@ def _same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
     first, *others = [read_started_run(run) for run in runs]
     for run, (_, manifest) in zip(runs[1:], others, strict=True):
         if manifest.source.digest != first[1].source.digest:
-            sources = f"{manifest.source.source}, those of {runs[0].name} are {first[1].source.source}"
+            sources = f"{manifest.source.source}, but those of {runs[0].name} are {first[1].source.source}"
             raise ConfigError(f"the images of {run.path} are {sources}; give runs on the same images")
     return first
 

@@ -54,7 +54,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
         When there is no such model or source.
     """
     if model_uri(run) is not None and (data is None or out is None):
-        raise ConfigError(f"{run} is a model of MLflow and not a folder; give --data and --out")
+        raise ConfigError(f"{run} is an MLflow model, not a folder; give --data and --out")
     source = data or _own_images(Folder(absolute(run)))
     target = Folder(absolute(out or join(run, "evaluation")))
     summary = assign_images(run, source, target.path, classes=True, echo=echo)
@@ -73,8 +73,8 @@ def _own_images(run: Folder) -> str:
     place = read_started_run(run)[0].data.path
     if not has_manifest(place):
         raise ConfigError(
-            f"{run.path} was trained on the images in {place}, where there is no {MANIFEST}: they have moved, or the "
-            "run was copied without them; give --data with the place where they are"
+            f"{run.path} was trained on the images in {place}, but that has no {MANIFEST}: the images have moved, or "
+            "the run was copied without them; give their folder as --data"
         )
     return place
 

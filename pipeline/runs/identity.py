@@ -20,7 +20,7 @@ from pipeline.storage import Folder
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
 CLUSTERS_REMEDY = (
-    f"delete the run's {SUMMARY} and run its `digpro train` again: it writes both anew from the last checkpoint"
+    f"delete the run's {SUMMARY} and run its `digpro train` again, which writes both files from the last checkpoint"
 )
 
 
@@ -42,8 +42,8 @@ def claim_folder(config: RunConfig) -> Folder:
     identity = folder.read(IDENTITY)
     if identity is None and (left := folder.names("checkpoint_")):
         raise ConfigError(
-            f"{folder.path} holds {left[0]} and no {IDENTITY}, which says whose it is; restore that file, or give "
-            "another name (--set name=...)"
+            f"{folder.path} holds {left[0]} but no {IDENTITY}, which records the run that it belongs to; restore "
+            f"{IDENTITY}, or give another name (--set name=...)"
         )
     if identity is not None and _is_started(identity):
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
@@ -52,7 +52,7 @@ def claim_folder(config: RunConfig) -> Folder:
         if changed:
             raise ConfigError(
                 f"run {config.name!r} in {config.storage} was started with other settings: {'; '.join(changed)}. "
-                "Give another name (--set name=...), or the settings it had"
+                "Give another name (--set name=...), or the settings that it was started with"
             )
     folder.update(IDENTITY, config=config.model_dump(mode="json"))
     return folder
@@ -75,7 +75,7 @@ def claim_features(folder: Folder, cache: FeatureCache) -> None:
     if before not in (None, cache.key.digest):
         raise ConfigError(
             f"run {folder.name!r} was started on other features ({before}, now {cache.key.digest}): the weights of its "
-            "backbone have changed. Give another name (--set name=...), or the weights it had"
+            "backbone have changed. Give another name (--set name=...), or the earlier weights"
         )
     folder.update(IDENTITY, features=cache.key.digest)
 
@@ -95,14 +95,14 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
     """
     identity = folder.read(IDENTITY)
     if identity is None or not _is_started(identity):
-        raise ConfigError(f"{folder.path} holds no run; give the folder that has the {SUMMARY} of one")
+        raise ConfigError(f"{folder.path} holds no run; give the folder of a run, with its {SUMMARY}")
     origin = folder.file(IDENTITY)
     try:
         config, manifest = parse_saved(identity["config"], origin), Manifest.model_validate(identity["manifest"])
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ConfigError(
-            f"{origin} is damaged, or of another version ({fault(error)}); restore it from where the run was copied "
-            "from, or train again under another name"
+            f"{origin} is damaged, or of another version ({fault(error)}); restore it from the original run, or train "
+            "again under another name"
         ) from None
     return settle_images(config), manifest
 
@@ -149,7 +149,9 @@ def _changed_images(identity: dict[str, Any], config: RunConfig) -> list[str]:
         before, now = identity["manifest"]["source"], read_manifest(config.data.path).source
         same = before["digest"] == now.digest
         return (
-            [] if same else [f"the images came from {before['source']}, those of {config.data.path} from {now.source}"]
+            []
+            if same
+            else [f"the images came from {before['source']}, but those of {config.data.path} come from {now.source}"]
         )
     source, wanted = identity["config"]["data"]["source"], config.data.source
     return [] if source == wanted else [f"data.source was {source}, is {wanted}"]

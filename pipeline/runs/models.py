@@ -122,18 +122,20 @@ def _open_logged(uri: str) -> TrainedModel:
     store = tracking_uri(None, absolute(DEFAULT_STORAGE))
     database = database_path(store)
     if database is not None and not database.is_file():  # MLflow would create it
-        raise ConfigError(f"{uri} is MLflow's, and {database} does not exist; set MLFLOW_TRACKING_URI")
+        raise ConfigError(f"{uri} is an MLflow model, but {database} does not exist; set MLFLOW_TRACKING_URI")
     with TemporaryDirectory() as local:
         try:
             folder = Path(download_artifacts(artifact_uri=uri, dst_path=local, tracking_uri=store))
         except Exception as error:
             raise ConfigError(
-                f"MLflow at {redacted(store)} gives no {uri} ({first_line(error)}); set MLFLOW_TRACKING_URI to the "
-                "server that has it, or give the folder of a run"
+                f"MLflow at {redacted(store)} cannot provide {uri} ({first_line(error)}); set MLFLOW_TRACKING_URI to "
+                "the server that has it, or give the folder of a run"
             ) from None
         bundle = folder / "artifacts" / BUNDLE
         if not (bundle / CARD).is_file():
-            raise ConfigError(f"{uri} is a model of another kind, or of an earlier version; give the folder of its run")
+            raise ConfigError(
+                f"{uri} is not a model of DigPro, or is one of an earlier version; give the folder of its run"
+            )
         try:
             module, card = read_bundle(bundle, CPU)
         except Exception as error:  # from torch or pydantic: the file is damaged or of another version
@@ -149,7 +151,7 @@ def run_card(folder: Folder, config: RunConfig, manifest: Manifest) -> ModelCard
     """The card of a run's model; ConfigError when the run is not finished."""
     clusters = read_clusters(folder)
     if clusters is None:
-        raise ConfigError(f"{folder.path} is not finished; run its `digpro train` again, it resumes where it was")
+        raise ConfigError(f"{folder.path} is not finished; run its `digpro train` again to resume it")
     return ModelCard(
         run=folder.name,
         decoding=config.data.decoding,
@@ -164,7 +166,7 @@ def load_model(run: str, device: torch.device = CPU) -> ClusterModel:
     config, manifest = read_started_run(Folder(run))
     values = newest_in(run)
     if values is None:
-        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again")
     return ClusterModel(config, manifest, values).eval().to(device)
 
 

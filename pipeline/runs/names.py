@@ -48,7 +48,7 @@ def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, s
     count = count_clusters(folder)
     changes = _read_arguments(given)
     if unknown := [cluster for cluster in changes if cluster >= count]:
-        raise ConfigError(f"cluster {unknown[0]} does not exist; {folder.name} has the clusters 0 to {count - 1}")
+        raise ConfigError(f"cluster {unknown[0]} does not exist; {folder.name} has clusters 0 to {count - 1}")
     before = read_names(folder)
     names = {cluster: name for cluster, name in sorted((before | changes).items()) if name}
     data = yaml.safe_dump(names, allow_unicode=True, sort_keys=False, width=float("inf")).encode()
@@ -62,7 +62,7 @@ def count_clusters(run: Folder) -> int:
     """K of a finished run; ConfigError when it is not finished, or the file is damaged."""
     clusters = run.read(TRAINING_CLUSTERS)
     if clusters is None:
-        raise ConfigError(f"{run.path} holds no finished run; give the folder that has the {TRAINING_CLUSTERS} of one")
+        raise ConfigError(f"{run.path} holds no finished run; give the folder of one, with its {TRAINING_CLUSTERS}")
     if not isinstance(sizes := clusters.get("sizes"), list):
         raise ConfigError(f"{run.file(TRAINING_CLUSTERS)} is damaged (sizes: {sizes!r}); {CLUSTERS_REMEDY}")
     return len(sizes)
@@ -72,7 +72,7 @@ def _describe(names: Mapping[int, str], before: Mapping[int, str]) -> Iterator[s
     for cluster, name in names.items():
         yield f"{cluster:>4}  {name}"
     for cluster in sorted(before.keys() - names.keys()):
-        yield f"{cluster:>4}  has no name any more; it was {before[cluster]}"
+        yield f"{cluster:>4}  is no longer named {before[cluster]}"
     by_name: dict[str, list[int]] = {}
     for cluster, name in names.items():
         by_name.setdefault(name, []).append(cluster)
@@ -106,7 +106,9 @@ def _is_file(argument: str) -> bool:
 def _parse_pair(argument: str) -> dict[int, str]:
     cluster, _, name = argument.partition("=")
     if not _NUMBER.fullmatch(cluster.strip()):
-        raise ConfigError(f"{argument!r} names no cluster; give its number, as in 3=truck, or a YAML file")
+        raise ConfigError(
+            f"{argument!r} does not start with the number of a cluster; write it as in 3=truck, or give a YAML file"
+        )
     return {int(cluster): _checked(name, f"{argument!r}")}
 
 
@@ -139,7 +141,7 @@ def _parse_pairs(top: yaml.MappingNode, path: str) -> dict[int, str]:
     for key, value in top.value:
         where = f"{path}, line {key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode) or not _NUMBER.fullmatch(key.value):
-            raise ConfigError(f"{where}: {_shown(key)} is no number of a cluster; write lines such as `3: truck`")
+            raise ConfigError(f"{where}: {_shown(key)} is not the number of a cluster; write lines such as `3: truck`")
         if int(key.value) in names:
             raise ConfigError(f"{where}: cluster {int(key.value)} is named a second time; name it once")
         names[int(key.value)] = _name(value, where)
@@ -149,7 +151,9 @@ def _parse_pairs(top: yaml.MappingNode, path: str) -> dict[int, str]:
 def _name(node: yaml.Node, where: str) -> str:
     """The text of a name; empty where there is none."""
     if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):  # a `!` begins a tag of YAML
-        raise ConfigError(f"{where}: {_shown(node)} is no name; write a text, in quotes where it has signs of YAML")
+        raise ConfigError(
+            f"{where}: {_shown(node)} is not a name; write a text, in quotes if it has special characters of YAML"
+        )
     if node.style is None and node.value in _NO_NAME:
         return ""
     return _checked(node.value, where)

@@ -36,7 +36,7 @@ ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
 SHOWN_IMAGES = 100_000  # that a page chooses from: the first rows are a random sample, because the ingest shuffles
 BLOCK_ROWS = 16_384  # of the assignments in memory at a time
-REMEDY = f"delete {SUMMARY} beside it and run the same `digpro train` again, which writes both anew"
+REMEDY = f"delete {SUMMARY} beside it and run the same `digpro train` again, which writes both files"
 COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +65,7 @@ def report(run: str) -> dict[str, str]:
     config, manifest = read_started_run(folder)
     values = newest_in(folder.path)
     if values is None:
-        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again, it resumes from there")
+        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again")
     values.pop("labels", None)  # of all images
     alarms = (folder.read(SUMMARY) or {}).get("alarms", [])
     with TemporaryDirectory() as local:
@@ -92,7 +92,7 @@ def put_names(run: str) -> str | None:
     try:
         page = rename_clusters(page, names)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"the names are kept, but {place} is damaged ({error}); run `digpro report {run}`") from None
+        raise ConfigError(f"the names are saved, but {place} is damaged ({error}); run `digpro report {run}`") from None
     folder.write_bytes(ATLAS, page.encode())
     return place
 
@@ -160,10 +160,10 @@ def describe_origin(config: RunConfig, manifest: Manifest, num_clusters: int) ->
         ("clusters", str(num_clusters)),
         ("backbone", config.model.encoder),
         ("seed", str(config.seed)),
-        ("other than the defaults", "\n".join(_settings(changed))),
-        ("page made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
+        ("settings that are not defaults", "\n".join(_settings(changed))),
+        ("page written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
         ("version", version_of("digpro-ray")),
-        ("commit", git_commit() or "not from a checkout"),
+        ("commit", git_commit() or "not run from a Git checkout"),
     ]
 
 
@@ -205,7 +205,9 @@ def _blocks(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of the assignments, and labels where they have them."""
     place = f"{folder.root}/{ASSIGNMENTS}"
     if not folder.files.get_file_info(place).is_file:
-        raise ConfigError(f"{folder.path} holds no {ASSIGNMENTS}: the run has not ended; run its `digpro train` again")
+        raise ConfigError(
+            f"{folder.path} holds no {ASSIGNMENTS}: the run has not finished; run its `digpro train` again"
+        )
     try:
         with folder.files.open_input_file(place) as handle:
             file = pq.ParquetFile(handle)

@@ -125,13 +125,15 @@ def sort_images(
     """
     check_format(table)
     if choice.outliers not in ("among", "apart"):
-        raise ConfigError(f"--outliers {choice.outliers}: give among or apart")
+        raise ConfigError(f"--outliers {choice.outliers} is not known; give among or apart")
     target = Folder(absolute(out))
     images = open_assigned(Folder(absolute(reference)), target.path, source)
     if links and (images.root is None or not target.is_local):
-        raise ConfigError(f"--links needs a local folder of image files, and {images.parts.name} is none; leave it out")
+        raise ConfigError(
+            f"--links needs a local folder of image files, and {images.parts.name} is not one; leave --links out"
+        )
     if (summary := _claim(target, images, {**asdict(choice), "links": links, "table": table})) is not None:
-        echo(f"{target.path} has these images already")
+        echo(f"{target.path} already holds these images")
         return summary
     folders = cluster_folders(images.clusters, images.names)
     chosen = choose(images.table, folders, choice)
@@ -157,7 +159,9 @@ def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assign
     """
     summary = folder.read(SUMMARY)
     if summary is None or ASSIGNMENTS not in folder.names(ASSIGNMENTS):
-        raise ConfigError(f"{folder.path} holds no finished run and no assignment; give the folder with {ASSIGNMENTS}")
+        raise ConfigError(
+            f"{folder.path} holds neither a finished run nor an assignment; give a folder with {ASSIGNMENTS}"
+        )
     table = pads.dataset(f"{folder.root}/{ASSIGNMENTS}", filesystem=folder.files, format="parquet")
     if folder.names(IDENTITY):
         config, manifest = read_started_run(folder)
@@ -189,7 +193,9 @@ def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[st
         changed = [
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in work.items() if before.get(key) != value
         ]
-        raise ConfigError(f"{target.path} was sorted otherwise: {'; '.join(changed)}; choose another, or delete it")
+        raise ConfigError(
+            f"{target.path} was sorted with other options: {'; '.join(changed)}; choose another folder, or delete it"
+        )
     target.make().write(WORK, work)
     return target.read(SUMMARY)
 
@@ -256,8 +262,8 @@ def matched(images: Assigned) -> Iterator[tuple[EncodedImage, Row]]:
                 row = next(rows, None)
     if row is not None:
         raise DataError(
-            f"{row['path']} is not where {images.parts.name} had it when it was assigned; give its images again, or "
-            "assign those that are there to another folder"
+            f"{row['path']} is missing or has moved in {images.parts.name} since it was assigned; restore the images, "
+            "or assign the current ones into another folder"
         )
 
 
@@ -274,7 +280,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def _link(place: str, original: str) -> None:
     if not os.path.isfile(original):
-        raise DataError(f"{original} is not there, so that no link to it can be made; leave --links out for copies")
+        raise DataError(f"{original} does not exist, so it cannot be linked; leave --links out to write copies")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place)
     os.symlink(original, place)

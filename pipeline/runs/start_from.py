@@ -30,7 +30,7 @@ def settings_of(run: str, overrides: list[str]) -> tuple[RunConfig, str]:
     model = config.model.model_copy(update={"start_from": folder.path})
     optim = config.optim.model_copy(update={"warmup_epochs": 0})
     begun = config.model_copy(update={"name": None, "model": model, "optim": optim})
-    return override(begun, overrides, f"of {folder.name}"), folder.name.rpartition("-")[0] or folder.name
+    return override(begun, overrides, folder.name), folder.name.rpartition("-")[0] or folder.name
 
 
 def checkpoint_to_start_from(config: RunConfig, plan: Plan) -> str | None:
@@ -46,13 +46,13 @@ def checkpoint_to_start_from(config: RunConfig, plan: Plan) -> str | None:
     folder = Folder(config.model.start_from)
     other, manifest = read_started_run(folder)
     if folder.read(SUMMARY) is None or not (checkpoints := registered_checkpoints(folder)):
-        raise ConfigError(f"model.start_from={folder.path} is not finished; let it end first, or give another run")
+        raise ConfigError(f"model.start_from={folder.path} is not finished; finish it first, or give another run")
     before = _sizes(other.model, make_plan(other, manifest).num_groups, other.method.bank_size)
     now = _sizes(config.model, plan.num_groups, config.method.bank_size)
     if changed := [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]:
         raise ConfigError(
-            f"the weights of {folder.path} do not fit: {'; '.join(changed)}. Give the settings that it had, or begin "
-            "without model.start_from"
+            f"the weights of {folder.path} do not fit: {'; '.join(changed)}. Give the settings of that run, or leave "
+            "model.start_from out"
         )
     return folder.file(checkpoints[0].path.rpartition("/")[2])
 

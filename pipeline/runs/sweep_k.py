@@ -119,8 +119,8 @@ def of_data(config: RunConfig, echo: Echo) -> Subject:
     """
     if not config.model.freeze:
         raise ConfigError(
-            f"{config.data.path} holds shards, and the settings train their encoder (model.freeze=false): there are no "
-            "features yet. Give --preset photos, or the folder of a run with many clusters"
+            f"{config.data.path} holds shards, but the settings train the encoder (model.freeze=false), so there are "
+            "no features yet. Give --preset photos, or the folder of a run with many clusters"
         )
     folder, cache = make_cache(config, echo)
     standardize = Standardize(cache.feature_size)
@@ -211,7 +211,7 @@ def check_numbers(numbers: Sequence[int], rows: int) -> None:
         )
     if min(rows, RESAMPLED) < 4 * numbers[-1]:
         raise ConfigError(
-            f"--to {numbers[-1]} is too much for {rows} images, of which half are clustered at a time; "
+            f"--to {numbers[-1]} is too large for {rows} images, because half of them are clustered at a time; "
             f"give at most {min(rows, RESAMPLED) // 4}"
         )
 
@@ -222,10 +222,9 @@ def check_distinct(numbers: Sequence[int], features: Tensor) -> None:
     if distinct > numbers[-1]:
         return
     most = distinct - 1
-    remedy = f"give --to {most} or less" if most >= numbers[0] + 2 else "give more images that differ"
+    remedy = f"give --to {most} or less" if most >= numbers[0] + 2 else "give more images that differ from each other"
     raise ConfigError(
-        f"--to {numbers[-1]} is too much: {len(features)} of the images were looked at, and only {distinct} of them "
-        f"differ in their features; {remedy}"
+        f"--to {numbers[-1]} is too large: of {len(features)} images, only {distinct} have different features; {remedy}"
     )
 
 
@@ -238,7 +237,7 @@ def judge_all(
     judged = {number: values for number in numbers if (values := work.read(_part(number))) is not None}
     missing = [number for number in reversed(numbers) if number not in judged]
     if judged:
-        echo(f"{len(judged)} of {len(numbers)} numbers of clusters are there already")
+        echo(f"{len(judged)} of {len(numbers)} numbers of clusters are already done")
     shared: Any = ray.put(subject.features) if len(missing) > 1 and ray.is_initialized() else subject.features
     started = time.monotonic()
     calls = [(shared, over.start(number), middle, subject.seed) for number in missing]
@@ -309,7 +308,7 @@ def describe(found: Recommendation, picks: dict[str, int], numbers: Sequence[int
     """The recommendation and how sure it is, in one sentence."""
     words = "sure" if found.confidence == 1 else "fairly sure" if found.confidence >= FAIRLY_SURE else "not sure"
     agree = round(found.confidence * len(picks))
-    text = f"{found.num_clusters} clusters, {words}: {agree} of {len(picks)} criteria are within one of it"
+    text = f"{found.num_clusters} clusters, {words}: {agree} of {len(picks)} criteria pick it or a number next to it"
     at_edge = found.num_clusters in (numbers[0], numbers[-1])
     return text + (f"; it is at the edge of {numbers[0]} to {numbers[-1]}: widen the range" if at_edge else "")
 

@@ -94,7 +94,7 @@ FORMATS: dict[str, Callable[[Sequence[Row], Folder], dict[str, str]]] = {
 def check_format(name: str) -> None:
     """ConfigError for a format that is not known."""
     if name not in FORMATS:
-        raise ConfigError(f"--format {name} is none of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
+        raise ConfigError(f"--format {name} is not one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
 
 
 def write_tables(name: str, table: bytes, folder: Folder) -> list[str]:

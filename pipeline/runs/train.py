@@ -73,11 +73,11 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
     plan = check_settings(config, manifest)
     with open_run_folder(config) as run:
         if run.summary is not None:
-            echo(f"run {config.name} is already finished; a new one needs another name (--set name=...)")
+            echo(f"run {config.name} is already finished; to train a new one, give another name (--set name=...)")
             deliver_waiting(run.folder, config.tracking.uri, echo)
             return run.summary
         if run.status is RunStatus.STARTED:
-            echo(f"run {config.name} was started before and has saved no checkpoint yet: it starts from epoch 0")
+            echo(f"run {config.name} was started before but has no checkpoint yet; it starts from epoch 0")
         job = prepare(config, manifest, plan, echo)
         fit_with_progress(job, echo)
         from pipeline.runs.artifacts import write_artifacts
@@ -95,9 +95,11 @@ def deliver_waiting(folder: Folder, uri: str | None, echo: Echo) -> None:
         echo(f"records wait for MLflow and cannot be sent: {error}")
         return
     if delivery.sent:
-        echo(f"{delivery.sent} records that had waited were sent to {delivery.uri}")
+        echo(f"{delivery.sent} waiting records were sent to {delivery.uri}")
     if delivery.waiting:
-        echo(f"{delivery.waiting} records still wait for {delivery.uri}; `digpro deliver {folder.path}` sends them")
+        echo(
+            f"{delivery.waiting} records still wait for {delivery.uri}; run `digpro deliver {folder.path}` to send them"
+        )
 
 
 def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Job:
@@ -172,7 +174,7 @@ def save_last_checkpoint(job: Job, echo: Echo) -> None:
         if newest_path(job.folder) not in (None, before):
             return
         time.sleep(0.2)
-    echo("no checkpoint came in time; the run resumes from the one before")
+    echo("no checkpoint was saved in time; the run will resume from the previous one")
 
 
 def newest_path(folder: Folder) -> str | None:
@@ -218,14 +220,14 @@ def _mismatches(config: RunConfig, classes: ClassList | None, manifest: Manifest
     """How the data set differs from what the settings name."""
     path, source, held = config.data.path, config.data.source, manifest.source.source
     if source is not None and printable(source) != held:
-        yield f"{path} holds the images of {held}; for those of data.source={source} give another data.path"
+        yield f"{path} holds the images of {held}; to use data.source={source}, give another data.path"
     if classes is not None and (other := classes.images.keys() ^ set(manifest.class_names)):
         yield (
             f"the classes of {path} are not those of data.classes={classes.name} (they differ in {some_of(other)}); "
-            "for these give another data.path"
+            "to use that list, give another data.path"
         )
     if manifest.count_warning:
-        yield f"{path} is {manifest.count_warning}"
+        yield f"{path}: {manifest.count_warning}"
 
 
 def _load_or_ingest(config: RunConfig, classes: ClassList | None, echo: Echo) -> Manifest:

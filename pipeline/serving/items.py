@@ -34,7 +34,7 @@ def listed(given: Any) -> tuple[list[Any], pd.Index]:
         For input that cannot be split into images.
     """
     if isinstance(given, pd.DataFrame) and not given.columns.is_unique:
-        raise ValueError(f"the table has several columns of one name: {_short(list(given.columns))}")
+        raise ValueError(f"the table has several columns with the same name: {_short(list(given.columns))}")
     if isinstance(given, (pd.DataFrame, Mapping)):
         return listed(_value(given))
     if isinstance(given, pd.Series):
@@ -81,7 +81,9 @@ def _rows(array: Array) -> list[Any]:
     if (array.ndim == 1 and array.dtype == np.uint8) or (array.ndim == 3 and array.shape[2] in CHANNELS):
         return [array]
     if array.ndim < 3 or array.ndim > 4:
-        raise ValueError(f"{array.dtype} of shape {array.shape} is no batch of images; send integers 0 to 255 {BY_ROW}")
+        raise ValueError(
+            f"{array.dtype} of shape {array.shape} is not a batch of images; send integers 0 to 255 {BY_ROW}"
+        )
     return list(array)
 
 
@@ -103,7 +105,7 @@ def read_item(item: Any, options: PixelOptions) -> bytes | Image.Image:
         return shown(item, options)
     pixels = _numbers(item)
     if pixels.ndim == 0:
-        raise ValueError(f"{_short(item)} is no image; send the bytes of its file")
+        raise ValueError(f"{_short(item)} is not an image; send the bytes of its file")
     if pixels.ndim == 1 and pixels.dtype == np.uint8:
         return _file(pixels.tobytes())
     return shown(picture(pixels), options.model_copy(update={"bands": None}))  # the sender has chosen the bands
@@ -112,7 +114,7 @@ def read_item(item: Any, options: PixelOptions) -> bytes | Image.Image:
 def _bytes_of(record: Mapping[str, Any]) -> Any:
     value = _value(record)
     if value is None:
-        raise ValueError(f"the record {_short(dict(record))} has no bytes; send them, since no path is read here")
+        raise ValueError(f"the record {_short(dict(record))} has no bytes; send them, because paths are not read")
     return value
 
 
@@ -159,10 +161,12 @@ def picture(pixels: Array) -> Image.Image:
     what = f"{pixels.dtype} of shape {pixels.shape}"
     form = "send integers 0 to 255 of shape (height, width, 3)"
     if not np.issubdtype(pixels.dtype, np.integer):
-        scaled = ", (255 * pixels).round().astype('uint8') where they are in [0, 1]" if pixels.dtype.kind == "f" else ""
+        scaled = (
+            "; if they are in [0, 1], send (255 * pixels).round().astype('uint8')" if pixels.dtype.kind == "f" else ""
+        )
         raise ValueError(f"{what}; {form}{scaled}")
     if pixels.ndim == 3 and pixels.shape[2] not in CHANNELS and pixels.shape[0] in CHANNELS:
-        raise ValueError(f"{what}, which has its channels first; move them last: {form}")
+        raise ValueError(f"{what}, with channels first; move them last: {form}")
     gray = pixels.ndim == 2 and pixels.shape[1] > max(CHANNELS)  # a row of an RGB image is not a gray image
     if pixels.size == 0 or not (gray or (pixels.ndim == 3 and pixels.shape[2] in CHANNELS)):
         raise ValueError(f"{what}; {form}")

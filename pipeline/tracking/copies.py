@@ -34,7 +34,11 @@ def keep_copy(spool: Spool, ref: RunRef) -> None:
         else:
             folder.delete(_name(spool.path))
     except Exception as error:
-        _logger.warning("what waits for MLflow is on this node alone, in %s: %s", spool.path, summary_of(error))
+        _logger.warning(
+            "records that wait for MLflow could not be copied to the run's folder and are only on this node, in %s: %s",
+            spool.path,
+            summary_of(error),
+        )
 
 
 def records_wait(folder: Folder) -> bool:

@@ -76,7 +76,9 @@ def _check_reachable_database(ref: RunRef, folder: Folder) -> None:
     """ConfigError, before anything is sent, for a store that is known to be unusable."""
     database = database_path(ref.uri)
     if database is not None and not database.is_file():
-        raise ConfigError(f"the records of {folder.path} go to {database}, which is not there; give its URI of now")
+        raise ConfigError(
+            f"the records of {folder.path} go to {database}, which does not exist; give its current URI with --uri"
+        )
     check_store(ref.uri)
 
 

@@ -24,16 +24,16 @@ _BUSY_DATABASE = re.compile(
 )
 # Pattern in an error's message -> what to do about it.
 _REMEDIES = {
-    r"Invalid Host header|DNS rebinding": "start the server with this name in --allowed-hosts (MLflow permits loopback "
-    "and private addresses alone)",
+    r"Invalid Host header|DNS rebinding": "start the server with this name in --allowed-hosts (by default MLflow "
+    "permits only loopback and private addresses)",
     r"out-of-date database schema|Can't locate revision": "back up the database and run `mlflow db upgrade {uri}`, or "
     "upgrade mlflow here if the database is newer",
     r"code 40[13]|UNAUTHENTICATED|PERMISSION_DENIED|Unauthorized": "check the user and the password "
-    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD) and what the server permits",
-    r"No module named": "install the driver of the database",
+    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD) and this user's permissions on the server",
+    r"No module named": "install the Python driver of the database",
     r"SSL|certificate": "trust the server's certificate (MLFLOW_TRACKING_SERVER_CERT_PATH)",
     r"code 404|ENDPOINT_NOT_FOUND|valid JSON": "give the address of an MLflow server in tracking.uri, with its "
-    "--static-prefix where it has one",
+    "--static-prefix if it has one",
 }
 
 
@@ -75,7 +75,9 @@ def refusal(error: BaseException, uri: str) -> ConfigError:
     """The error for a store that answered but cannot be used: what is wrong, what to do, and the way out."""
     text = str(error)
     found = (remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, text))
-    remedy = next(found, "correct it there, or give another store in tracking.uri").format(uri=quote(redacted(uri)))
+    remedy = next(found, "correct this at the store, give another store in tracking.uri").format(
+        uri=quote(redacted(uri))
+    )
     return ConfigError(f"MLflow at {redacted(uri)} cannot be used: {summary_of(error)}; {remedy}, {WAY_OUT}")
 
 
@@ -111,8 +113,8 @@ def check_artifacts(location: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"the files of MLflow's experiment go to {folder}, which cannot be written ({first_line(error)}); permit "
-            "it, choose another experiment (--set tracking.experiment=...), start the server with "
+            f"the MLflow experiment stores its files in {folder}, which cannot be written ({first_line(error)}); make "
+            "it writable, choose another experiment (--set tracking.experiment=...), start the server with "
             f"--artifacts-destination, {WAY_OUT}"
         ) from None
 
@@ -138,8 +140,8 @@ def _problem_of(connection: sqlite3.Connection, uri: str) -> str:
             f"`mlflow db upgrade {quote(uri)}`, give another tracking.uri"
         )
     return (
-        f"its schema version {version} is not known to the MLflow installed here, whose newest is {newest}; upgrade "
-        "mlflow where the file is of a newer one, give another tracking.uri"
+        f"its schema version {version} is unknown to the MLflow installed here, whose newest version is {newest}; "
+        "upgrade mlflow here if a newer one wrote the file, give another tracking.uri"
     )
 
 
@@ -155,7 +157,7 @@ def _schema_versions() -> tuple[str | None, frozenset[str]]:
 def _remedy_of_file(error: Exception) -> str:
     if re.search(r"not a database|malformed", str(error)):
         return "restore it from a backup or move it away, give another tracking.uri"
-    return "permit this user to write the file and its folder, give another tracking.uri"
+    return "make the file and its folder writable for this user, give another tracking.uri"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

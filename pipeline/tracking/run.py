@@ -137,7 +137,7 @@ def load_ref(folder: Folder, uri: str | None = None) -> RunRef:
     try:
         ref = replace(RunRef(**values), remote=_remote(folder))
     except TypeError as error:
-        remedy = f"delete it, and the run is recorded anew (known: {', '.join(RunRef.__dataclass_fields__)})"
+        remedy = f"delete it to record the run again (known fields: {', '.join(RunRef.__dataclass_fields__)})"
         raise ConfigError(f"{folder.file(RECORD)} is damaged ({error}); {remedy}") from None
     if uri is not None:
         return replace(ref, uri=tracking_uri(uri, folder.path))
@@ -271,7 +271,9 @@ def _with_password(hidden: str) -> str:
     """The full URI for one stored without its password, which only MLFLOW_TRACKING_URI can supply."""
     full = os.environ.get(ENVIRONMENT, "")
     if redacted(full) != hidden:
-        raise ConfigError(f"the records go to {hidden}, whose password is not kept; set {ENVIRONMENT} to the whole URI")
+        raise ConfigError(
+            f"the records go to {hidden}, whose password is not stored; set {ENVIRONMENT} to the complete URI"
+        )
     return full
 
 
@@ -319,8 +321,9 @@ def _check_experiment(experiment: Experiment, ref: RunRef, location: str | None)
     folder = local_path(experiment.artifact_location)
     if location and experiment.artifact_location != location and folder and not folder.exists():
         _logger.warning(
-            "MLflow's experiment %r keeps its files in %s, which is not there: was this storage moved? They go there "
-            "again; another experiment (--set tracking.experiment=...) keeps them here",
+            "MLflow's experiment %r stores its files in %s, which does not exist, perhaps because this storage was "
+            "moved. New files go there, too; choose another experiment (--set tracking.experiment=...) to store them "
+            "here",
             ref.experiment,
             folder,
         )

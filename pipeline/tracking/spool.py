@@ -196,7 +196,7 @@ class Spool:
                 elif row:
                     self.points[row[0], row[1]] = MetricPoint(*row)
             except (ValueError, TypeError):  # the process died while it wrote this line
-                _logger.warning("%s line %d is damaged and left out: %.100r", self.path, number, line)
+                _logger.warning("%s line %d is damaged and was skipped: %.100r", self.path, number, line)
 
     def _write(self) -> None:
         part = self.path.with_suffix(PART)

@@ -41,7 +41,7 @@ def tracking_uri(uri: str | None, storage_dir: str) -> str:
     scheme, separator, _ = uri.partition("://")
     kind = scheme.split("+")[0]
     if uri != "databricks" and (not separator or kind not in _SCHEMES):
-        raise ConfigError(f"{origin} is {redacted(uri)!r}; {_EXAMPLES}")
+        raise ConfigError(f"{origin} is {redacted(uri)!r}, which is not the URI of an MLflow store; {_EXAMPLES}")
     return sqlite_uri(_absolute_database(uri, origin)) if kind == "sqlite" else uri
 
 
@@ -105,7 +105,7 @@ def _absolute_database(uri: str, origin: str) -> Path:
         raise ConfigError(f"{origin} is {uri!r}; write %3F for a question mark in the path, and give no options")
     url = make_url(uri)
     if url.host:
-        raise ConfigError(f"{origin} is {uri!r}, which names a host; an absolute path has four slashes, {_EXAMPLES}")
+        raise ConfigError(f"{origin} is {uri!r}, which names a host; an absolute path needs four slashes; {_EXAMPLES}")
     if url.database in (None, "", ":memory:"):
-        raise ConfigError(f"{origin} is {uri!r}, which is lost with its process; {_EXAMPLES}")
+        raise ConfigError(f"{origin} is {uri!r}, an in-memory database that ends with its process; {_EXAMPLES}")
     return Path(str(url.database)).absolute()

@@ -166,15 +166,15 @@ class RunWriter:
         except Exception as error:
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS) if self._failing else SEND_SECONDS
             if not self._failing:
-                problem = "cannot be reached with the records" if is_unreachable(error) else "refuses the records"
-                _logger.warning("MLflow %s, which wait in %s: %s", problem, self._spool.path, summary_of(error))
+                problem = "cannot be reached" if is_unreachable(error) else "refuses the records"
+                _logger.warning("MLflow %s; records wait in %s: %s", problem, self._spool.path, summary_of(error))
                 self._stop_monitor()  # its thread ends at the first failed request
             self._failing = True
             if not self._finished:
                 keep_copy(self._spool, self._opened)
         else:
             if self._failing:
-                _logger.info("MLflow answers again; all that waited was delivered")
+                _logger.info("MLflow answers again; all waiting records were sent")
             self._failing, self._pause = False, SEND_SECONDS
             self._start_monitor()
         self._next_send = time.monotonic() + self._pause
@@ -189,7 +189,7 @@ class RunWriter:
             self._monitor.start()
         except Exception as error:
             self._system_metrics = False
-            _logger.warning("system metrics are off: %s", summary_of(error))
+            _logger.warning("system metrics are not recorded: %s", summary_of(error))
 
     def _stop_monitor(self) -> None:
         if self._monitor:

@@ -28,7 +28,7 @@ from pipeline.training.state import PseudoLabels, TrainState
 
 STATE, ABOUT = "state.pt", "about.json"
 RAY_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
-RESTORE = "restore what was deleted, or start afresh under another name (--set name=...)"
+RESTORE = "restore the deleted files, or start a new run under another name (--set name=...)"
 FORMAT = 1
 LOSSES_BEFORE_0_2 = ("loss_instance", "loss_prototype", "loss_group", "loss")
 log = logging.getLogger(__name__)
@@ -90,7 +90,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise CheckpointDamaged(f"checkpoint {folder} is incomplete: {error}") from None
     if about.get("format") != FORMAT:
-        raise CheckpointDamaged(f"checkpoint {folder} has format {about.get('format')}, this version reads {FORMAT}")
+        raise CheckpointDamaged(
+            f"checkpoint {folder} has format {about.get('format')}, but this version reads {FORMAT}"
+        )
     if about.get("sha256") != digest:
         raise CheckpointDamaged(f"checkpoint {folder} is damaged: {STATE} does not match its checksum")
     values: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -133,8 +135,8 @@ def _own_labels(labels: Tensor, own: RowRange) -> Tensor:
     """A copy of this worker's rows of all pseudo-labels (N,), which older checkpoints hold as int64."""
     if len(labels) != own.total:
         raise CheckpointError(
-            f"the checkpoint has pseudo-labels of {len(labels):,} images, and the data set has {own.total:,}; restore "
-            "the data set that the run began with, or start afresh under another name (--set name=...)"
+            f"the checkpoint has pseudo-labels of {len(labels):,} images, but the data set has {own.total:,}; restore "
+            "the data set that the run began with, or start a new run under another name (--set name=...)"
         )
     return labels[own.start : own.stop].to(torch.int32, copy=True)
 
@@ -167,8 +169,8 @@ def read_agreed(checkpoints: Iterable[Checkpoint]) -> dict[str, Any] | None:
     values = found[1] if found else _read(checkpoint)
     if values["sha256"] != digest:
         raise CheckpointError(
-            f"worker {rank()} has read another {STATE} in {checkpoint.path} (sha256 {values['sha256']}) than worker 0 "
-            f"({digest}); give all nodes the same storage"
+            f"worker {rank()} has read a different {STATE} in {checkpoint.path} (sha256 {values['sha256']}) than "
+            f"worker 0 ({digest}); use storage that all nodes share"
         )
     return values
 
@@ -178,7 +180,7 @@ def _newest(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, dict[str, An
         try:
             return checkpoint, _read(checkpoint)
         except CheckpointDamaged as error:
-            log.warning("%s; trying the one before it", error)
+            log.warning("%s; trying the checkpoint before it", error)
     return None
 
 
@@ -187,7 +189,7 @@ def _read(checkpoint: Checkpoint) -> dict[str, Any]:
         with checkpoint.as_directory() as folder:
             return read_checkpoint(Path(folder))
     except FileNotFoundError as error:
-        raise CheckpointDamaged(f"checkpoint {checkpoint.path} is gone: {first_line(error)}") from None
+        raise CheckpointDamaged(f"checkpoint {checkpoint.path} no longer exists: {first_line(error)}") from None
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.path} cannot be read now: {first_line(error)}; the same command tries again"
@@ -199,7 +201,7 @@ def read_other_run(path: str) -> dict[str, Any]:
     files, root = filesystem(path)
     values = read_agreed([Checkpoint(root, files)])
     if values is None:
-        raise CheckpointError(f"checkpoint {path}, from which this run was to start, cannot be read")
+        raise CheckpointError(f"checkpoint {path} cannot be read; set model.start_from to another finished run")
     return values
 
 
@@ -248,7 +250,7 @@ def check_resumable(folder: Folder) -> bool:
     checkpoints = registered_checkpoints(folder)
     if checkpoints and not any(_is_complete(checkpoint) for checkpoint in checkpoints):
         raise CheckpointError(
-            f"none of the {len(checkpoints)} checkpoints in {folder.path} can be read, {STATE} is empty or missing; "
+            f"none of the {len(checkpoints)} checkpoints in {folder.path} can be read: {STATE} is empty or missing; "
             f"{RESTORE}"
         )
     return bool(checkpoints)

@@ -103,8 +103,8 @@ def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Ten
     features, own = _encode(model, inputs.blocks(), preprocess), inputs.own
     if len(features) != own.size:
         raise ValueError(
-            f"{len(features)} images were read for rows {own.start} to {own.stop - 1} of {own.total}, which are "
-            f"{own.size}; ingest the source again"
+            f"{len(features)} images were read for the {own.size} rows {own.start} to {own.stop - 1} of {own.total}; "
+            "ingest the source again"
         )
     return features
 

@@ -32,4 +32,4 @@ def _last_lines(actor: str) -> str:
     try:
         return "".join(get_log(actor_id=actor, suffix="err", tail=LINES, timeout=ANSWER_SECONDS, errors="replace"))
     except Exception as error:
-        return f"not to be had: {error}"
+        return f"not available: {error}"

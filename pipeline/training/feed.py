@@ -81,7 +81,7 @@ def cached_feed(job: Job, folder: Folder, device: torch.device, *, first_on_node
     """The feed from a cache; DataError when it is gone."""
     config = job.config
     if (cache := read_cache(folder)) is None:
-        raise DataError(f"{folder.path} holds no cached features any more; run the same command again")
+        raise DataError(f"{folder.path} no longer holds cached features; run the same command again to compute them")
     limit = config.data.resident_limit_gb if config.data.mode != "streaming" else 0.0
     features = load_backbone_features(folder, cache, device, limit_gb=limit, first_on_node=first_on_node)
     source = CachedFeatures(

@@ -31,8 +31,8 @@ from pipeline.training.rollback import HALT, as_rolled_back, roll_back
 from pipeline.training.worker import train_worker
 
 LESS_MEMORY = (
-    "The same command resumes the run from its last checkpoint. It needs less with data.mode=streaming, with more "
-    "resources.workers on other nodes or GPUs, of which each takes batch / workers images, or with fewer on one node"
+    "The same command resumes the run from its last checkpoint. It needs less memory with data.mode=streaming, with "
+    "more resources.workers on other nodes or GPUs (each takes batch / workers images), or with fewer on one node"
 )
 
 

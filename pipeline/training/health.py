@@ -60,4 +60,5 @@ def non_finite(losses: Mapping[str, Tensor], state: Iterable[Tensor], where: str
     if bool(torch.isfinite(sums).all()):
         return None
     found = dict(zip(losses, sums.tolist(), strict=False))
-    return f"losses or weights are not finite {where} (sums of losses: {found}); lower optim.lr, or use float32"
+    remedy = "lower optim.lr, or set optim.precision=float32"
+    return f"losses or weights are not finite {where} (sums of losses: {found}); {remedy}"

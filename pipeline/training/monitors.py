@@ -83,12 +83,11 @@ def monitor_warnings(config: RunConfig, *, has_classes: bool) -> list[str]:
     names = {"knn_acc": "monitor.knn_every", "linear_acc": "monitor.probe_every"}
     on = {names[name]: every for name, every in cadences(config.monitor).items() if every}
     if on and not has_classes:
-        return [f"{' and '.join(on)} without effect: the images have no classes"]
+        return [f"the images have no classes, so {' and '.join(on)} cannot be measured"]
     step, epochs = config.estep.every * config.estep.warmup_every, config.optim.epochs
     missed = {key: [e for e in range(every, epochs, every) if not has_estep(config, e)] for key, every in on.items()}
     return [
-        f"{key}={on[key]} meets epochs without E-step, {left_out[0]} for example, and leaves them out; give a multiple "
-        f"of {step}"
+        f"{key}={on[key]} skips epochs without an E-step, such as epoch {left_out[0]}; give a multiple of {step}"
         for key, left_out in missed.items()
         if left_out
     ]

@@ -63,15 +63,16 @@ def roll_back(job: Job, halt: dict[str, Any]) -> str:
         raise Alarmed(f"{reason}. The same command with alarms.{kind}=warn resumes from the last checkpoint")
     if len(done) >= limit:
         raise Alarmed(
-            f"{reason}. It has gone back to its last checkpoint {len(done)} times (alarms.max_rollbacks={limit}); the "
-            f"same command with alarms.{kind}=warn resumes from there"
+            f"{reason}. It was rolled back {len(done)} times before (alarms.max_rollbacks={limit}); the same command "
+            f"with alarms.{kind}=warn resumes from the last checkpoint"
         )
     now = as_rolled_back(job).config
     seed, lr = changed(now)
     alarm = {name: halt[name] for name in ("epoch", "kind", "text")}
     folder.write(ROLLBACKS, {"rollbacks": [*done, alarm | {"seed": seed, "lr": lr}]})
     return (
-        f"back to the last checkpoint, with seed {seed} and optim.lr {lr:g} (before: {now.seed} and {now.optim.lr:g})"
+        f"rolled back to the last checkpoint, with seed {seed} (before: {now.seed}) and optim.lr {lr:g} (before: "
+        f"{now.optim.lr:g})"
     )
 
 

@@ -100,7 +100,9 @@ def preset_text(config: RunConfig, search: SearchJob, best: TrialRow, name: str)
         "Command: digpro train --preset best.yaml",
     ]
     if cheap := search.space.settings:
-        header.append(f"The trials, and they alone, had {', '.join(f'{key}={value}' for key, value in cheap.items())}.")
+        header.append(
+            f"The trials, but not this file, had {', '.join(f'{key}={value}' for key, value in cheap.items())}."
+        )
     values = yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False)
     return "".join(f"# {line}\n" for line in header) + values
 
@@ -123,7 +125,7 @@ def introduction(summary: dict[str, Any]) -> list[str]:
     objectives = ", ".join(f"{metric} ({mode})" for metric, mode in summary["objectives"])
     trained, full, best = summary["epochs_trained"], summary["epochs_in_full"], summary["best"]
     result = f"Best: trial {best['number']}, {format_point(best['point'])}." if best else "No trial succeeded."
-    saved = f"; run to their end they would have trained {full:,}" if trained < full else ""
+    saved = f"; without early stopping and failures it would have been {full:,}" if trained < full else ""
     return [
         f"Objective: {objectives}. {result}",
         f"{len(summary['trials'])} trials trained {trained:,} epochs{saved}.",

@@ -102,7 +102,7 @@ def search(
     with hold(run_folder(config).make()):
         folder = claim_search(config, identity | {"images": manifest.source.digest})
         if (summary := folder.read(SUMMARY)) is not None:
-            echo(f"search {config.name} is already finished; a new one needs another name (--set name=...)")
+            echo(f"search {config.name} is already finished; to start a new one, give another name (--set name=...)")
             return successful(summary)
         check_objectives(trial_config, space)
         check_cache_shared(trial_config, space)
@@ -115,7 +115,7 @@ def overruled(config: RunConfig, space: Space) -> Iterator[str]:
     values = config.model_dump(mode="json")
     for key, value in space.settings.items():
         if (before := get_setting(values, key)) != value:
-            yield f"trials use {key}={value}, as SETTINGS of space {space.name} say, in place of {before}"
+            yield f"trials use {key}={value} from SETTINGS of space {space.name} instead of {before}"
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ def claim_search(config: RunConfig, identity: dict[str, Any]) -> Folder:
     started = before.keys() & {"started", "mlflow_run"}  # one that failed its checks does not keep the name
     if started and (changed := [key for key in identity if before["search"].get(key) != identity[key]]):
         raise ConfigError(
-            f"search {config.name!r} in {config.storage} was started with other {', '.join(changed)}. Give another "
-            "name (--set name=...), or what it had"
+            f"search {config.name!r} in {config.storage} was started with a different value of {', '.join(changed)}. "
+            "Give another name (--set name=...), or the values that it was started with"
         )
     folder.update(SEARCH, search=identity)
     return folder
@@ -234,8 +234,8 @@ def check_cache_shared(config: RunConfig, space: Space) -> None:
     """ConfigError for a space in which trials could not share cached backbone features."""
     if config.model.freeze and (varied := sorted(filter(decides_features, space.domains))):
         raise ConfigError(
-            f"space {space.name} varies {', '.join(varied)}, and with model.freeze=true all trials share the cached "
-            "features, which depend on it; take it out of the space"
+            f"space {space.name} varies {', '.join(varied)}, but with model.freeze=true all trials share cached "
+            "features that depend on this; remove it from the space"
         )
 
 

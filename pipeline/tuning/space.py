@@ -146,7 +146,7 @@ def _faults(names: dict[str, Any]) -> Iterator[str]:
         if name.isupper() and not name.startswith("_") and name not in NAMES:
             yield f"{name}: unknown name{_hint(name, NAMES)}; a name of your own begins with an underscore"
     wrong = [name for name, kind in NAMES.items() if not isinstance(names.get(name, kind()), kind)]
-    yield from (f"{name}: is {names[name]!r}, and must be a {NAMES[name].__name__}" for name in wrong)
+    yield from (f"{name}: is {names[name]!r}, but must be a {NAMES[name].__name__}" for name in wrong)
     if wrong:
         return
     domains = names.get("SPACE", {})
@@ -170,7 +170,7 @@ def _key_faults(key: Any, barred: Collection[str]) -> Iterator[str]:
     if setting is None:
         yield f"{key}: unknown setting{_hint(str(key), settings_table())}"
     elif setting in barred:
-        yield f"{key}: is the same for all trials; give it with --set"
+        yield f"{key}: must be the same for all trials; give it with --set"
 
 
 def _setting_of(key: Any) -> str | None:
@@ -206,7 +206,7 @@ def _point_faults(point: Any, domains: dict[str, Domain]) -> Iterator[str]:
         yield f"{point!r} is not a mapping; give a value for each key of SPACE"
         return
     if odd := point.keys() ^ domains.keys():
-        yield f"it must have the keys of SPACE, and differs in {', '.join(sorted(map(str, odd)))}"
+        yield f"it must have the keys of SPACE, but differs in {', '.join(sorted(map(str, odd)))}"
         return
     for key, value in point.items():
         if is_supported(domains[key]) and not contains(domains[key], value):

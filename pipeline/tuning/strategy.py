@@ -65,7 +65,7 @@ def make_strategy(scheduler: str, config: RunConfig, space: Space, trials: int, 
 
 def every_trial_to_its_end(config: RunConfig, space: Space, trials: int, first: list[SearchPoint]) -> Strategy:
     """Optuna proposes, and no trial is stopped."""
-    return Strategy(FIFOScheduler(), make_proposer(config, space, trials, first), "none is stopped early")
+    return Strategy(FIFOScheduler(), make_proposer(config, space, trials, first), "no trial is stopped early")
 
 
 def successive_halving(config: RunConfig, space: Space, trials: int, first: list[SearchPoint]) -> Strategy:
@@ -84,7 +84,7 @@ def successive_halving(config: RunConfig, space: Space, trials: int, first: list
         reduction_factor=REDUCTION,
         stop_last_trials=False,
     )
-    sentence = f"poor ones are stopped after epoch {' or '.join(map(str, epochs))}"
+    sentence = f"poor trials are stopped after epoch {' or '.join(map(str, epochs))}"
     return Strategy(scheduler, make_proposer(config, space, trials, first), sentence)
 
 

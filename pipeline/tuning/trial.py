@@ -211,7 +211,7 @@ def failure_of(metrics: Metrics, config: RunConfig, space: Space) -> str | None:
     epoch = metrics["epoch"]
     if missing := [metric for metric in space.metrics if metric not in metrics]:
         known = ", ".join(sorted(metrics))
-        return f"the run reports no {', '.join(missing)}; it reports {known}"
+        return f"the run does not report {', '.join(missing)}; it reports {known}"
     if bad := [f"{metric} is {metrics[metric]}" for metric in space.metrics if not math.isfinite(metrics[metric])]:
         return f"{', '.join(bad)} after epoch {epoch}"
     if epoch > config.optim.warmup_epochs and (reason := collapse(metrics)):

@@ -164,7 +164,7 @@ class Trials(Callback):
     def _row(self, trial: Trial) -> TrialRow:
         number, history = self.numbers[trial.trial_id], self.histories[trial.trial_id]
         status: TrialStatus = "finished" if last_epoch(history) >= self.epochs else "stopped"
-        reason = "" if status == "finished" else f"behind others after epoch {last_epoch(history)}"
+        reason = "" if status == "finished" else f"behind other trials after epoch {last_epoch(history)}"
         if trial.status == Trial.ERROR:
             status, reason = "failed", trial_failure(trial)
         ended = (trial.last_result or {}).get("timestamp")

@@ -128,7 +128,7 @@ def test_a_damaged_part_is_named(made: Made, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{path} cannot be read .*delete cache.json and this file"):
         read_part(folder, cache.parts[0], cache)
     path.write_bytes(Path(folder.path, cache.parts[1].file).read_bytes())
-    with pytest.raises(DataError, match=f"{path} has other images or views"):
+    with pytest.raises(DataError, match=f"{path} does not hold the images and views"):
         read_part(folder, cache.parts[0], cache)
     path.unlink()
     with pytest.raises(DataError, match=f"{path} cannot be read"):

@@ -55,7 +55,7 @@ def test_they_are_found_once(cached: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_more_neighbours_than_images_are_refused(cached: Any) -> None:
-    with pytest.raises(ConfigError, match=r"views.neighbours=200 is not less than the 200 images; lower it"):
+    with pytest.raises(ConfigError, match=r"views.neighbours=200 must be less than the number of images, 200"):
         ensure_neighbours(*cached, 200)
 
 
@@ -89,5 +89,5 @@ def test_many_images_have_approximate_neighbours(tmp_path: Path, monkeypatch: py
 def test_without_faiss_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr(neighbours, "EXACT_IMAGES", 100)
-    with pytest.raises(ConfigError, match=r"more than 100, are found by faiss; run `pip install .*'\.\[faiss\]'"):
+    with pytest.raises(ConfigError, match=r"needs faiss for more than 100 .*; run `pip install .*'\.\[faiss\]'"):
         ensure_neighbours(*clustered(tmp_path, 500), 3)

@@ -46,14 +46,14 @@ def test_a_network_that_cannot_be_exported_is_left_to_torch() -> None:
     assert faster_program(Branching(), torch.rand(3, 3, 8, 8), ["features"], said.append) is None
     assert len(said) == 1
     assert said[0].startswith("onnxruntime cannot run this network (")
-    assert said[0].endswith("PyTorch computes it, more slowly")
+    assert said[0].endswith("PyTorch runs it instead, more slowly")
 
 
 def test_a_program_that_computes_something_else_is_refused() -> None:
     ours, large = torch.zeros(2, 4), torch.full((2, 4), 100.0)
     check_equal([ours, large], [ours + 5e-5, large + 5e-3], OUTPUTS)
     for wrong in (ours + 2e-4, torch.full((2, 4), torch.nan)):
-        with pytest.raises(RunFailed, match="features by onnxruntime differ from torch's"):
+        with pytest.raises(RunFailed, match="features computed by onnxruntime differ from PyTorch's"):
             check_equal([ours, ours], [ours, wrong], OUTPUTS)
 
 

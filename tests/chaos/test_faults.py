@@ -208,7 +208,7 @@ def test_an_alarm_takes_a_run_back_with_another_seed(folder: Path, monkeypatch: 
     summary = train(config, echo=lines.append)
     assert [(entry["epoch"], entry["kind"], entry["lr"]) for entry in summary["rollbacks"]] == [(2, "not_finite", 0.05)]
     assert (summary["epochs"], summary["alarms"]) == (EPOCHS, [])
-    assert [line for line in lines if line.startswith("back to the last checkpoint, with seed")]
+    assert [line for line in lines if line.startswith("rolled back to the last checkpoint, with seed")]
     tags = MlflowClient(summary["mlflow"]["uri"]).get_run(summary["mlflow"]["run_id"]).data.tags
     assert tags["alarms"] == "not_finite"
 

@@ -216,5 +216,5 @@ def test_a_cluster_that_grows_is_asked_for_what_it_has_not() -> None:
     asked = overridden("resources.workers=8", "resources.autoscale=true", "resources.gpus=true")
     resources = worker_resources(asked, "streaming", [{"CPU": 1.0}])
     assert (resources.cpus, resources.gpus) == (1.0, True)
-    with pytest.raises(ConfigError, match=r"cannot tell whether GPUs will come; set resources\.gpus"):
+    with pytest.raises(ConfigError, match=r"unknown whether the cluster will have GPUs; set resources\.gpus"):
         worker_resources(overridden("resources.autoscale=true"), "resident", [{"CPU": 1.0}])

@@ -39,7 +39,7 @@ def test_images_that_are_missing_are_told(config: RunConfig, monkeypatch: pytest
     digits = ClassList(name="mine", images=dict.fromkeys(map(str, range(10)), None) | {"1": 200})
     ingest("digits", config.data.path, classes=digits)
     images = next(found for found in doctor._resources(config) if found.what == "images")
-    assert images.found.endswith("; not as in mine: 1,797 images; 1: 182 images, 200 expected")
+    assert images.found.endswith("; class counts differ from mine: 1,797 images; 1: 182 images, 200 expected")
     assert images.remedy == ""
 
 
@@ -91,7 +91,7 @@ def test_nothing_is_to_fix_where_all_is_well(config: RunConfig, monkeypatch: pyt
     [
         ({"versions": {**shared_versions(), "torch": "1.0"}}, "versions on 10.0.0.2", "torch 1.0, here"),
         ({"read": "no such file"}, "storage from 10.0.0.2", "cannot read (no such file)"),
-        ({"seen": "no such file"}, "storage from 10.0.0.2", "writes where the driver does not see it"),
+        ({"seen": "no such file"}, "storage from 10.0.0.2", "writes to a place that the driver does not see"),
         ({"shm": 64 << 20}, "shared memory of 10.0.0.2", "/dev/shm 0.1 GiB"),
         ({"asked_interfaces": {"NCCL_SOCKET_IFNAME": "ib0"}}, "network of 10.0.0.2", "NCCL_SOCKET_IFNAME=ib0"),
         ({"hostname_address": "127.0.1.1"}, "network of 10.0.0.2", "127.0.1.1, where gloo would listen"),
@@ -114,11 +114,11 @@ def test_what_is_wrong_on_one_node_is_named_with_the_node(
         ("uri=http://me:secret@host:5000", "http://***@host:5000", False, "http://me:secret@host:5000"),
         (
             "uri=sqlite:////tmp/50%25/m.db",
-            "sqlite+pysqlite:////tmp/50%25/m.db is a file, and there are 2 nodes",
+            "sqlite+pysqlite:////tmp/50%25/m.db is a file of one machine, but the cluster has 2 nodes",
             True,
             "",
         ),
-        ("enabled=false", "no records (tracking.enabled is false)", False, ""),
+        ("enabled=false", "nothing is recorded (tracking.enabled is false)", False, ""),
     ],
 )
 def test_where_the_records_go_is_shown_without_a_password(

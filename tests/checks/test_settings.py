@@ -29,11 +29,11 @@ def test_a_run_that_fits_passes() -> None:
         ),
         (["method.bank_size=30", "method.num_groups=40"], r"bank_size=30 is less than the 40 groups"),
         (["optim.batch_size=101"], r"batch_size=101 exceeds the 100 images"),
-        (["optim.batch_size=7", "resources.workers=4"], r"batch_size=7 leaves less than 2 images to each of 4 workers"),
+        (["optim.batch_size=7", "resources.workers=4"], r"batch_size=7 gives each of 4 workers fewer than 2 images"),
         (
             ["resources.workers=4", "data.shuffle_window=60"],
-            r"resources\.workers=4 is more than 3, the number of lanes in a shuffle window of 60 images whose row "
-            r"groups have up to 20.*data\.shuffle_window=160 or more",
+            r"resources\.workers=4 is more than the 3 lanes of a shuffle window of 60 images with row groups of up to "
+            r"20, .*data\.shuffle_window=160 or more",
         ),
     ],
 )

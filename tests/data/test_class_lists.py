@@ -50,9 +50,9 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"# nothing\n\n", r"mine.txt' is empty; write the name of one class in each line"),
-        (b"cat\ndog\ncat\n", r"mine.txt' has 'cat' twice, again in line 3; remove one"),
-        (b"cat\tmany\n", r"line 1 of .*mine.txt' has 'many' behind the tab; give the number of images of 'cat'"),
-        (b"cat\t0\n", r"has '0' behind the tab"),
+        (b"cat\ndog\ncat\n", r"mine.txt' names 'cat' a second time in line 3; remove one"),
+        (b"cat\tmany\n", r"line 1 of .*mine.txt' has 'many' after the tab; write the number of images of 'cat'"),
+        (b"cat\t0\n", r"has '0' after the tab"),
         (b"\tcat\n", r"line 1 of .* starts with a tab"),
         (b"\xff\xfe", r"mine.txt' cannot be read .*; give a UTF-8 text"),
     ],
@@ -82,24 +82,24 @@ def test_numbers_that_agree() -> None:
     agreed = check([1000, 300], [1000, 300])
     assert (str(agreed), agreed.warning) == ("1,300 images in 2 classes, as in mine", "")
     some = str(check([5, 7], [None, 7]))
-    assert some == "12 images in 2 classes; mine gives the numbers of 1 of them, which agree"
-    assert "gives the numbers of 0" in str(check([5, 7], [None, None]))
+    assert some == "12 images in 2 classes; mine gives the number of images for 1 of them, and all agree"
+    assert "gives the number of images for 0" in str(check([5, 7], [None, None]))
 
 
 def test_numbers_that_differ_are_named() -> None:
     two = check([1300, 1298, 0], [1300, 1300, None])
     assert str(two).splitlines() == [
-        "not as in mine: 2,598 images",
+        "class counts differ from mine: 2,598 images",
         "  class-1: 1,298 images, 1,300 expected",
-        "  class-2: 0 images, some expected",
+        "  class-2: 0 images, at least 1 expected",
     ]
-    assert (
-        two.warning
-        == "not as in mine: 2,598 images; class-1: 1,298 images, 1,300 expected; class-2: 0 images, some expected"
+    assert two.warning == (
+        "class counts differ from mine: 2,598 images; class-1: 1,298 images, 1,300 expected; "
+        "class-2: 0 images, at least 1 expected"
     )
     many = check([1] * 15, [2] * 15)
     lines = str(many).splitlines()
-    assert lines[0] == "not as in mine: 15 images of 30"
+    assert lines[0] == "class counts differ from mine: 15 images, 30 expected"
     assert (len(lines), lines[-1]) == (12, "  and 5 more classes, which the manifest lists")
     assert many.warning.endswith("class-2: 1 images, 2 expected; and 12 more classes, which the manifest lists")
 

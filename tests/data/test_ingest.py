@@ -166,7 +166,7 @@ def test_the_same_source_again_returns_at_once(tree: Path, tmp_path: Path, monke
     monkeypatch.setattr(ingest_module, "verify_parts", None)
     assert ingest(str(tree), str(tmp_path / "out")) == manifest
     put(tree / "cat" / "new.png", encoded())
-    with pytest.raises(DataError, match=r"another source or its content has changed.*delete this one"):
+    with pytest.raises(DataError, match=r"a different source or its content has changed.*delete this one"):
         ingest(str(tree), str(tmp_path / "out"))
 
 
@@ -491,7 +491,7 @@ def test_the_summary_says_what_was_done(tree: Path, tmp_path: Path) -> None:
     assert summary["bytes"] == sum(path.stat().st_size for path in out.glob("shard-*"))
     assert summary["quarantined"]["images"] == 3
     assert sorted(summary["quarantined"]["reasons"].values()) == [1, 2]
-    assert "PNG of N x N pixels, above the N that are safe to decode" in summary["quarantined"]["reasons"]
+    assert "PNG of N x N pixels, more than the N that are safe to decode" in summary["quarantined"]["reasons"]
     assert 0 < summary["seconds"] < 60
     assert summary["versions"]["pyarrow"] == pa.__version__
     assert {"ray", "torchvision", "digpro-ray"} <= set(summary["versions"])

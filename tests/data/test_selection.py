@@ -38,7 +38,7 @@ def three(tmp_path: Path) -> Path:
     return tmp_path / "three"
 
 
-RULE = "of no class on the list: mine"
+RULE = "its class is not on the list: mine"
 
 
 @pytest.mark.parametrize("where", ["local", "remote"])
@@ -131,7 +131,9 @@ def test_the_layout_of_rsod(tmp_path: Path) -> None:
         put(tmp_path / "r" / name / "Annotation" / "xml" / f"{name}_1.xml", b"<annotation/>")
     manifest = ingest(f"imagefolder:{tmp_path / 'r'}", str(tmp_path / "out"), classes=load_class_list("rsod"))
     assert labels(tmp_path / "out") == [(f"{name}/JPEGImages/{name}_1.jpg", k) for k, name in enumerate(counts)]
-    assert manifest.count_warning.startswith("not as in rsod: 4 images of 976; aircraft: 1 images, 446 expected; ")
+    assert manifest.count_warning.startswith(
+        "class counts differ from rsod: 4 images, 976 expected; aircraft: 1 images, 446 expected; "
+    )
 
 
 def source_of(kind: str, folder: Path) -> str:
@@ -170,7 +172,7 @@ def test_a_label_out_of_range_is_quarantined_as_ever(tmp_path: Path) -> None:
 def test_a_listed_class_that_the_source_lacks_is_named(three: Path, tmp_path: Path) -> None:
     (three / "emu").mkdir()
     put(three / "emu" / "notes.txt", b"text")
-    said = r"three' has no images of 'emu', 'gnu', which the list of classes mine names; it has '.git', 'bus',"
+    said = r"three' has no images of 'emu', 'gnu' from the list of classes mine; it has '.git', 'bus',"
     with pytest.raises(DataError, match=said):
         ingest(str(three), str(tmp_path / "out"), classes=listed("cat", "emu", "gnu"))
     source = source_of("parquet", tmp_path / "s")
@@ -210,11 +212,12 @@ def test_a_folder_of_another_list_is_refused_unread(
     assert (again.source, again.shards) == (manifest.source, manifest.shards)
     monkeypatch.setattr(ingest_module, "read_content_digest", None)
     said = (
-        r"the 2 classes on the list mine of .*, and now the 2 classes on the list other of .*; they differ in 'bus', 'd"
+        r"the 2 classes on the list mine of .*, but this command asks for the 2 classes on the list other of .*; "
+        r"they differ in 'bus', 'd"
     )
     with pytest.raises(DataError, match=said):
         ingest(str(three), out, classes=listed("cat", "bus", name="other"))
-    with pytest.raises(DataError, match=r"and now all 3 classes of .* are asked for; they differ in 'bus'; choose"):
+    with pytest.raises(DataError, match=r"but this command asks for all 3 classes of .*; they differ in 'bus'; choose"):
         ingest(str(three), out)
 
 
@@ -255,7 +258,7 @@ def test_numbers_that_differ_are_kept_and_the_ingest_is_finished(three: Path, tm
     out = tmp_path / "out"
     manifest = ingest(str(three), str(out), classes=listed(cat=2, dog=3))
     assert manifest.num_images == 4
-    assert manifest.count_warning == "not as in mine: 4 images of 5; dog: 2 images, 3 expected"
+    assert manifest.count_warning == "class counts differ from mine: 4 images, 5 expected; dog: 2 images, 3 expected"
     assert counts_of(out) == {
         "list_name": "mine",
         "classes": 2,

@@ -72,9 +72,12 @@ def test_a_list_takes_its_paths_and_says_what_is_missing(photos: Path, tmp_path:
     ("path", "message"),
     [
         ("*.gif", r"no file matches '\S+\*\.gif'; correct the pattern, or give the folder"),
-        ("b/notes.csv", r"is a file and no image \(text that starts with 'x,y', .*\); give an image, .* a \.txt file"),
-        ("empty.txt", r"lists no file; write a path in each line"),
-        ("none.png", r"is neither a source nor an existing path"),
+        (
+            "b/notes.csv",
+            r"is a file but not an image \(text that starts with 'x,y', .*\); give an image, .* a \.txt file",
+        ),
+        ("empty.txt", r"lists no files; write one path per line"),
+        ("none.png", r"is neither a kind of source nor an existing path"),
     ],
 )
 def test_what_chooses_nothing_is_refused(photos: Path, path: str, message: str) -> None:

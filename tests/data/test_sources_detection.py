@@ -48,14 +48,14 @@ def test_an_img2dataset_folder_is_recognised(tmp_path: Path) -> None:
     assert labels(tmp_path / "out") == [("000000.jpg", -1), ("000010.jpg", -1)]
     rules = left_out(tmp_path / "out")
     assert rules["00000.parquet"] == rules["00000_stats.json"] == "not a tar file"
-    assert rules["00001.tar: *.json"] == "metadata of an image, with no label in it"
+    assert rules["00001.tar: *.json"] == "metadata of an image, without a label"
 
 
 def test_a_folder_of_several_kinds_is_not_guessed(tmp_path: Path) -> None:
     write_tar(tmp_path / "s" / "x.tar", {"0.png": encoded()})
     write_parquet(tmp_path / "s" / "y.parquet", [encoded()])
     put(tmp_path / "s" / "logo.png", encoded())
-    expected = r"1 for parquet:PATH \(such as 'y.parquet'\), 1 for webdataset.* 1 for imagefolder.*say which to read"
+    expected = r"1 for parquet:PATH \(such as 'y.parquet'\), 1 for webdataset.* 1 for imagefolder.*choose one kind"
     with pytest.raises(DataError, match=expected):
         ingest(str(tmp_path / "s"), str(tmp_path / "out"))
     ingest(f"parquet:{tmp_path}/s", str(tmp_path / "out"))

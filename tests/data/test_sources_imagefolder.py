@@ -183,12 +183,12 @@ def test_a_folder_that_is_reached_twice_is_read_once(tree: Path, tmp_path: Path)
     manifest = ingest(str(tree), str(tmp_path / "out"))
     assert manifest.num_images == 13
     assert manifest.class_names == ["cat", "dog", "e"]
-    twice = "folder reached twice, and read once: it "
+    twice = "folder reached twice but read only once: it "
     assert left_out(tmp_path / "out") == {
-        "again": f"{twice}is read as 'cat'",
-        "cat/loop": f"{twice}is read as '.'",
+        "again": f"{twice}has been read as 'cat'",
+        "cat/loop": f"{twice}has been read as '.'",
         "cat/up": f"{twice}holds the source itself",
-        "f": f"{twice}is read as 'e'",
+        "f": f"{twice}has been read as 'e'",
     }
 
 
@@ -215,7 +215,7 @@ def test_pipes_are_left_out_and_unreadable_files_and_folders_quarantined(
     assert "not a regular file" in left_out(tmp_path / "out")["cat/pipe.png"]
     assert quarantined(tmp_path / "out") == {
         "cat/00.png": "cannot be read: Permission denied",
-        "shut": "the folder cannot be listed (Permission denied), so its files are not known",
+        "shut": "the folder cannot be listed (Permission denied), so its files are unknown",
     }
     assert manifest.num_images == 11
 
@@ -225,7 +225,9 @@ def test_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no readable image \(1 files seen = .* 1 left out by rule\).*notes.txt"):
         ingest(str(tmp_path / "s"), str(tmp_path / "out"))
     put(tmp_path / "h" / ".hidden.png", encoded())
-    with pytest.raises(DataError, match=r"holds no images; 1 files were left out, the first is '.hidden.png': hidden"):
+    with pytest.raises(
+        DataError, match=r"holds no images; it left out 1 files, the first of which is '.hidden.png' \(hidden"
+    ):
         ingest(str(tmp_path / "h"), str(tmp_path / "out2"))
 
 

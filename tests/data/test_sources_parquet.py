@@ -55,11 +55,11 @@ def test_shards_can_be_ingested_again(tree: Path, tmp_path: Path) -> None:
 
 def test_parquet_columns_are_checked(tmp_path: Path) -> None:
     pq.write_table(pa.table({"img": [b"x"], "label": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"no column 'image', only \['img', 'label'\]; name the .* --image-column"):
+    with pytest.raises(DataError, match=r"no column 'image' but \['img', 'label'\]; name the .* --image-column"):
         ingest(str(tmp_path / "a.parquet"), str(tmp_path / "out"))
     pq.write_table(pa.table({"image": [encoded()], "label": ["cat"]}), tmp_path / "b.parquet")
     with pytest.raises(
-        DataError, match=r"column 'label' is string; labels are integers, so name another with --label-column"
+        DataError, match=r"column 'label' is string; labels must be integers; name another column with --label-column"
     ):
         ingest(str(tmp_path / "b.parquet"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -160,7 +160,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ingest(source, str(tmp_path / "out"), image_column="fine")
     ingest(source, str(tmp_path / "out"), image_column="mask", label_column="fine")
     assert paths(tmp_path / "out") == [("mask0.png", 1), ("mask1.png", 0)]
-    with pytest.raises(DataError, match="another source or its content has changed"):
+    with pytest.raises(DataError, match="a different source or its content has changed"):
         ingest(source, str(tmp_path / "out"), image_column="img", label_column="fine")
     put(tmp_path / "f" / "x.png", encoded())
     with pytest.raises(DataError, match="read as imagefolder; --image-column and --label-column are for Parquet only"):

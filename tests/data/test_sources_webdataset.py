@@ -42,7 +42,7 @@ def test_a_tar_cut_in_a_label_keeps_the_image_and_twins_are_two_rows(tmp_path: P
     assert labels(tmp_path / "out") == [("1.png", -1), ("d/a.v1/0.png", 1)]
     assert manifest.quarantined_count == 0
     assert "broken after 1.cls " in manifest.quarantined[0].reason
-    assert str(manifest.balance).endswith("damage in 1 files may hide more images")
+    assert str(manifest.balance).endswith("damaged files that may hold more images: 1")
     with tarfile.open(tmp_path / "y.tar", "w") as tar:
         for i in range(2):
             put(tmp_path / "same.png", encoded(i))
@@ -63,7 +63,7 @@ def test_webdataset_bad_samples_are_quarantined(tmp_path: Path) -> None:
     manifest = ingest(str(tmp_path / "x.tar"), str(tmp_path / "out"))
     assert labels(tmp_path / "out") == [("d.png", -1)]
     assert [entry.path for entry in manifest.quarantined] == ["x.tar: a.png", "x.tar: c.png"]
-    assert left_out(tmp_path / "out")["x.tar: *.txt"] == "decided by content: empty file; fetch it again"
+    assert left_out(tmp_path / "out")["x.tar: *.txt"] == "not an image by its content: empty file; fetch it again"
 
 
 @pytest.mark.parametrize("damage", ["content", "header", "boundary", "garbage", "zeros"])
@@ -155,7 +155,7 @@ def test_a_compressed_tar_that_was_cut_short_keeps_what_is_whole(tmp_path: Path)
     assert [name for name, _ in labels(tmp_path / "out")] == ["0.jpg", "1.jpg"]
     assert manifest.quarantined_count == 1
     assert "cut short" in quarantined(tmp_path / "out")["x.tar.gz: 2.jpg"]
-    assert "what follows is lost" in quarantined(tmp_path / "out")["x.tar.gz"]
+    assert "the rest is lost" in quarantined(tmp_path / "out")["x.tar.gz"]
 
 
 def test_an_empty_tar_says_so(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_names_with_dots_are_counted_and_the_rule_is_named(tmp_path: Path) -> No
     manifest = ingest(str(tmp_path / "x.tar"), str(tmp_path / "out"))
     assert labels(tmp_path / "out") == [("a.b.png", 1), ("a.c.png", 2)]
     lines = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
-    assert "label without an image of its key, which is the name up to the first dot" in [e["rule"] for e in lines]
+    assert "label without an image of the same name up to the first dot" in [e["rule"] for e in lines]
     assert str(manifest.balance) == "5 members seen = 2 images + 0 quarantined + 3 left out by rule"
 
 
@@ -265,7 +265,7 @@ def test_equal_names_are_rows_of_their_own(tmp_path: Path) -> None:
         (".json", b'{"label": NaN}', "the label nan is not an integer"),
         (".json", b'{"label": Infinity}', "the label inf is not an integer"),
         (".json", b'{"label": [1]}', r"the label \[1\] is not an integer"),
-        (".json", b"[1]", r"is not an object with a 'label' but \[1\]"),
+        (".json", b"[1]", r"the image is \[1\], not an object with a 'label'"),
         (".json", b'{"label": ', "the .json beside the image is malformed"),
         (".json", b"[" * 100_000, "the .json beside the image is malformed"),
     ],

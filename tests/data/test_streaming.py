@@ -192,7 +192,7 @@ def test_reads_cross_the_ends_of_blocks() -> None:
 
 
 def test_images_that_are_not_due_are_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"read images \[0, 1, 2\]\.\.\. where \[0, 2, 4\]\.\.\. were due"):
+    with pytest.raises(RuntimeError, match=r"read images \[0, 1, 2\]\.\.\. but expected \[0, 2, 4\]\.\.\."):
         ImageStream(blocks_of(5), room=5).read(torch.tensor([0, 2, 4]))
 
 

@@ -51,7 +51,7 @@ def test_parts_of_an_interrupted_end_are_deleted(pair: Workers, tmp_path: Path) 
     keep_last_parts(run, CENTERS)
     assert run.subfolder(FEATURES).names() == [own]
     run.subfolder(FEATURES).delete(own)
-    with pytest.raises(DataError, match=r"does not hold the features of all images"):
+    with pytest.raises(DataError, match=r"no longer holds the features of all images"):
         keep_last_parts(run, CENTERS)
 
 

@@ -131,7 +131,7 @@ def test_every_batchnorm_inside_is_replaced_with_its_state() -> None:
 
 @pytest.mark.parametrize("setting", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}])
 def test_a_batchnorm_without_a_global_equal_is_an_error(setting: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"BatchNorm1d\(4, .* cannot be made global"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d\(4, .* cannot be computed over all workers"):
         use_global_batchnorm(nn.Sequential(nn.BatchNorm1d(4, **setting)))
 
 
@@ -150,7 +150,7 @@ def test_another_subclass_is_refused() -> None:
     class Mine(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(ValueError, match="Mine cannot be made global"):
+    with pytest.raises(ValueError, match="Mine cannot be computed over all workers"):
         use_global_batchnorm(nn.Sequential(Mine(4)))
 
 

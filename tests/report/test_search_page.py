@@ -104,9 +104,9 @@ def test_a_page_survives_what_optuna_refuses(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_page_of_too_few_trials_says_so() -> None:
     text = search_page(shown(ONE, trial(1, label_free=0.5)))
-    assert "It takes 2 finished trials; there are 1." in text
-    assert "It takes 4 finished trials; there are 1." in text
-    assert search_page(shown(ONE, trial(1, "failed", 0))).count("It takes") == 3
+    assert "This plot needs 2 finished trials; there are 1 so far." in text
+    assert "This plot needs 4 finished trials; there are 1 so far." in text
+    assert search_page(shown(ONE, trial(1, "failed", 0))).count("This plot needs") == 3
 
 
 def test_a_page_is_drawn_without_ray() -> None:

@@ -93,7 +93,7 @@ def test_runs_of_different_numbers_of_clusters(shards: str, tmp_path: Path) -> N
 
 def test_what_cannot_be_compared_is_named(shards: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", shards, FIRST)
-    with pytest.raises(ConfigError, match="1 run: give two or more"):
+    with pytest.raises(ConfigError, match="1 run is given; give two or more"):
         compare([run], str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="holds no run"):
         compare([run, str(tmp_path / "nothing")], str(tmp_path / "out"))
@@ -109,5 +109,5 @@ def test_a_run_that_has_not_ended_says_so(shards: str, tmp_path: Path) -> None:
     runs: list[Any] = [make_run(tmp_path / "run", shards, FIRST)]
     config = load_config("digits", [f"data.path={shards}", f"storage={tmp_path}", "name=begun"])
     record_start(claim_folder(config), read_manifest(shards))
-    with pytest.raises(DataError, match="holds no features of its images, which a run leaves at its end"):
+    with pytest.raises(DataError, match="holds no features of its images, although every finished run stores them"):
         compare([*runs, str(tmp_path / "begun")], str(tmp_path / "out"))

@@ -225,8 +225,8 @@ def test_a_finished_run_gives_its_scores_again(
     logged = assign_images(whole["mlflow"]["run_id"], str(folder / "digits"), str(tmp_path / "logged"))
     assert again == found
     assert lines == [
-        f"{whole['folder']}/evaluation has the assignments of these images already",
-        f"{whole['folder']}/evaluation has other names of clusters; they are replaced",
+        f"{whole['folder']}/evaluation already holds the assignments of these images",
+        f"{whole['folder']}/evaluation has earlier names of clusters; they are replaced",
     ]
     assert labelled["scores"] == found["scores"]
     assert [cluster["name"] for cluster in labelled["clusters"]] == ["9", "one", *[None] * 8]
@@ -255,7 +255,9 @@ def test_a_run_begins_with_the_weights_of_another(whole: dict[str, Any]) -> None
     assert Path(str(checkpoint_to_start_from(config, plan))).is_dir()
 
     wider = config.model_copy(update={"model": config.model.model_copy(update={"feature_size": 48})})
-    with pytest.raises(ConfigError, match=r"do not fit: model\.feature_size was 32, is 48\. Give the settings that it"):
+    with pytest.raises(
+        ConfigError, match=r"do not fit: model\.feature_size was 32, is 48\. Give the settings of that run"
+    ):
         checkpoint_to_start_from(wider, plan)
 
     second = train(config, label=label)

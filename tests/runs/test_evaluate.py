@@ -65,7 +65,7 @@ def test_a_run_without_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 def test_images_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = TrainedModel(cluster_model(), card(), "digest", 4, str(tmp_path / "run"))
     monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: known)
-    with pytest.raises(DataError, match=r"none.* is neither a source nor an existing path"):
+    with pytest.raises(DataError, match=r"none.* is neither a kind of source nor an existing path"):
         evaluate(str(tmp_path / "run"), data=str(tmp_path / "none"))
     assert not (tmp_path / "run").exists()
 
@@ -124,16 +124,16 @@ def test_an_output_belongs_to_a_model_and_images_whatever_they_are_called(
     second = assign_images("run", str(images), str(out), echo=lines.append)
     assert [cluster["name"] for cluster in first["clusters"]] == [None] * 4
     assert [cluster["name"] for cluster in second["clusters"]] == [None, "one", None, None]
-    assert lines == [f"{out} has other names of clusters; they are replaced"]
+    assert lines == [f"{out} has earlier names of clusters; they are replaced"]
     monkeypatch.setattr("pipeline.runs.assign.open_model", lambda _: replace(model, weights="another"))
-    with pytest.raises(ConfigError, match=r"is for something else: model 'weights digest, .*, now 'weights another"):
+    with pytest.raises(ConfigError, match=r"holds other assignments: model 'weights digest, .*, now 'weights another"):
         assign_images("run", str(images), str(out))
     with pytest.raises(DataError, match="images/out lies inside the source"):
         assign_images("run", str(images), str(images / "out"))
 
 
 def test_a_model_of_mlflow_has_no_images_and_no_folder_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"photos/3 is a model of MLflow and not a folder; give --data and --out"):
+    with pytest.raises(ConfigError, match=r"photos/3 is an MLflow model, not a folder; give --data and --out"):
         evaluate("photos/3", data="digits")
 
 

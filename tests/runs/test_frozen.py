@@ -84,7 +84,7 @@ def killed_and_resumed(folder: Path) -> dict[str, Any]:
     lines: list[str] = []
     resumed = train(load_config("digits", settings(folder, *FROZEN)), echo=lines.append)
     assert before.items() <= parts(folder).items()
-    assert any("images are there already" in line for line in lines)
+    assert any("images are already done" in line for line in lines)
     return resumed
 
 

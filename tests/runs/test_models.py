@@ -44,7 +44,7 @@ def test_a_run_folder_whose_name_is_a_number_is_no_version(tmp_path: Path, monke
 def test_mlflow_is_not_created_by_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigError, match=r"models:/photos/3 is MLflow's, and .*mlflow\.db does not exist; set"):
+    with pytest.raises(ConfigError, match=r"models:/photos/3 is an MLflow model, but .*mlflow\.db does not exist; set"):
         open_model("photos/3")
     assert not list(tmp_path.iterdir())
 
@@ -52,7 +52,9 @@ def test_mlflow_is_not_created_by_a_question(tmp_path: Path, monkeypatch: pytest
 def test_a_model_that_mlflow_does_not_have_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.db").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(ConfigError, match=r"gives no models:/photos/3 .*; set MLFLOW_TRACKING_URI to the server that"):
+    with pytest.raises(
+        ConfigError, match=r"cannot provide models:/photos/3 .*; set MLFLOW_TRACKING_URI to the server that"
+    ):
         open_model("photos/3")
 
 

@@ -29,11 +29,11 @@ def test_names_are_added_changed_and_taken_away(run: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("3=truck", r"cluster 3 does not exist; run has the clusters 0 to 2"),
-        ("car=truck", r"'car=truck' names no cluster; give its number"),
+        ("3=truck", r"cluster 3 does not exist; run has clusters 0 to 2"),
+        ("car=truck", r"'car=truck' does not start with the number of a cluster; write it as in"),
         ("absent.yaml", r"absent\.yaml cannot be read"),
         ("list.yaml", r"list\.yaml holds a list in line 1; write lines such as `3: truck`"),
-        ("words.yaml", r"words\.yaml, line 1: 'two' is no number of a cluster"),
+        ("words.yaml", r"words\.yaml, line 1: 'two' is not the number of a cluster"),
         ("broken.yaml", r"broken\.yaml is not YAML \(line 1: "),
         ("empty.yaml", r"empty\.yaml holds nothing; write lines"),
         ("1=two\nlines", r"the name 'two\\nlines' has line breaks"),
@@ -74,16 +74,19 @@ def test_a_name_in_a_file_is_the_text_that_stands_there(run: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("0: a\n1: [b, c]", r"line 2: a list is no name"),
-        ("0: a\n1: {b: c}", r"line 2: a mapping is no name"),
-        ("0: a\n1: !wow", r"line 2: '!wow' is no name; write a text, in quotes"),
-        ("0: a\n1: !!int 7", r"line 2: 'tag:yaml.org,2002:int 7' is no name"),
+        ("0: a\n1: [b, c]", r"line 2: a list is not a name"),
+        ("0: a\n1: {b: c}", r"line 2: a mapping is not a name"),
+        ("0: a\n1: !wow", r"line 2: '!wow' is not a name; write a text, in quotes"),
+        ("0: a\n1: !!int 7", r"line 2: 'tag:yaml.org,2002:int 7' is not a name"),
         ("0: a\n1: |\n  b\n  c", r"line 2: the name 'b\\nc' has line breaks"),
         ("0: a\n1: b\n0: c", r"line 3: cluster 0 is named a second time"),
         ("0: a\n00: c", r"line 2: cluster 0 is named a second time"),
-        ("0: a\nyes: b", r"line 2: 'yes' is no number of a cluster"),
-        *[(f"0: a\n{key}: b", "line 2: .* is no number of a cluster") for key in ("1.0", "-1", "0x1", "1_0", "[1]")],
-        ("0: a\n<<: {1: b}", r"line 2: '<<' is no number"),
+        ("0: a\nyes: b", r"line 2: 'yes' is not the number of a cluster"),
+        *[
+            (f"0: a\n{key}: b", "line 2: .* is not the number of a cluster")
+            for key in ("1.0", "-1", "0x1", "1_0", "[1]")
+        ],
+        ("0: a\n<<: {1: b}", r"line 2: '<<' is not the number"),
         ("0: a\n1: *b", r"not YAML \(line 2: found undefined alias"),
         ("0: a\n---\n1: b", r"not YAML \(line 2: but found another document"),
         ("0:a\n1:b", r"holds '0:a 1:b' in line 1"),
@@ -103,7 +106,7 @@ def test_what_is_merged_and_what_is_taken_away_is_said(run: str) -> None:
     assert lines == [
         "   0  truck",
         "   2  truck",
-        "   1  has no name any more; it was 2",
+        "   1  is no longer named 2",
         "clusters 0, 2 are named truck and count as one",
     ]
 
@@ -118,5 +121,5 @@ def test_a_path_may_hold_an_equals_sign(run: str, tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_that_is_not_finished_has_no_clusters_to_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no finished run; give the folder that has the clusters\.json of one"):
+    with pytest.raises(ConfigError, match=r"holds no finished run; give the folder of one, with its clusters\.json"):
         set_names(str(tmp_path), ["0=ship"])

@@ -93,7 +93,7 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
     assert data["alarms"] == [{"epoch": 1, "kind": "collapse", "text": "low"}]
     origin = dict(data["origin"])
     assert (origin["source"].endswith("images"), origin["clusters"]) == (True, str(CLUSTERS))
-    assert "data.path=" in origin["other than the defaults"]
+    assert "data.path=" in origin["settings that are not defaults"]
     assert sorted(data["paths"]) == [f"{number:02}.png" for number in range(IMAGES)]
     assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
 
@@ -119,7 +119,7 @@ def test_names_reach_the_page_without_decoding_a_picture_again(run: Path, monkey
         assert table.column("name").to_pylist() == named
         assert table.num_rows == IMAGES
     (run / "atlas.html").write_text("<p>cut off")
-    with pytest.raises(ConfigError, match=r"the names are kept, but .*atlas\.html is damaged"):
+    with pytest.raises(ConfigError, match=r"the names are saved, but .*atlas\.html is damaged"):
         put_names(str(run))
 
 
@@ -186,5 +186,5 @@ def test_assignments_of_an_earlier_version_are_named(run: Path) -> None:
     with pytest.raises(DataError, match=r"assignments.parquet cannot be read .*; delete summary.json beside it"):
         report(str(run))
     (run / "assignments.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"holds no assignments.parquet: the run has not ended"):
+    with pytest.raises(ConfigError, match=r"holds no assignments.parquet: the run has not finished"):
         report(str(run))

@@ -149,7 +149,7 @@ def test_an_image_that_could_not_be_read_has_no_row_and_costs_no_other(
 
 def test_images_that_are_gone_are_named(assigned: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "b" / "dog.jpg").unlink()
-    with pytest.raises(DataError, match=r"is not where .* had it when it was assigned"):
+    with pytest.raises(DataError, match=r"is missing or has moved in .* since it was assigned"):
         sort_images(str(assigned), str(tmp_path / "out"), ALL)
 
 
@@ -165,8 +165,8 @@ def test_the_same_call_shows_what_is_there_and_another_is_refused(run: Path, tmp
     out, said = str(tmp_path / "out"), list[str]()
     first = sort_images(str(run), out, ALL)
     assert sort_images(str(run), out, ALL, echo=said.append) == first
-    assert said == [f"{out} has these images already"]
-    with pytest.raises(ConfigError, match="was sorted otherwise: top None, now 3; choose another"):
+    assert said == [f"{out} already holds these images"]
+    with pytest.raises(ConfigError, match="was sorted with other options: top None, now 3; choose another"):
         sort_images(str(run), out, Choice(top=3))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
@@ -200,12 +200,16 @@ def test_tables_for_other_tools(assigned: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused(assigned: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--format coco is none of csv, label-studio, fiftyone, coco-classification"):
+    with pytest.raises(
+        ConfigError, match="--format coco is not one of csv, label-studio, fiftyone, coco-classification"
+    ):
         sort_images(str(assigned), str(tmp_path / "out"), ALL, table="coco")
 
 
 def test_what_is_neither_run_nor_assignment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no finished run and no assignment; give the folder with assignments"):
+    with pytest.raises(
+        ConfigError, match=r"holds neither a finished run nor an assignment; give a folder with assignments"
+    ):
         sort_images(str(tmp_path), str(tmp_path / "out"), ALL)
 
 

@@ -42,5 +42,5 @@ def test_the_settings_are_those_of_the_run_but_for_those_given(digits: tuple[str
 
 def test_a_run_that_has_not_ended_is_refused(digits: tuple[str, Manifest], tmp_path: Path) -> None:
     config, _ = settings_of(begun(tmp_path, digits), [])
-    with pytest.raises(ConfigError, match=r"model\.start_from=.* is not finished; let it end first"):
+    with pytest.raises(ConfigError, match=r"model\.start_from=.* is not finished; finish it first"):
         checkpoint_to_start_from(config, make_plan(config, digits[1]))

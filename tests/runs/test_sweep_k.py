@@ -53,10 +53,12 @@ def test_copies_of_few_images_are_too_few_for_many_clusters() -> None:
     copies = few.repeat(40, 1)
     check_distinct(range(2, 12), copies)
     with pytest.raises(
-        ConfigError, match=r"--to 12 is too much: 480 .* only 12 of them differ .*; give --to 11 or less"
+        ConfigError, match=r"--to 12 is too large: of 480 images, only 12 have different features; give --to 11 or less"
     ):
         check_distinct(range(2, 13), copies)
-    with pytest.raises(ConfigError, match=r"only 3 of them differ .*; give more images that differ"):
+    with pytest.raises(
+        ConfigError, match=r"only 3 have different features; give more images that differ from each other"
+    ):
         check_distinct(range(2, 6), copies[:3].repeat(9, 1))
 
 
@@ -112,7 +114,7 @@ def test_other_features_take_nothing_over(tmp_path: Path) -> None:
     other = Subject("runs/mine", subject.features.flip(0), 300, 0)
     for given in (subject, other):
         sweep(given, [4, 5, 6], str(tmp_path), said.append)
-    assert not [line for line in said if "are there already" in line]
+    assert not [line for line in said if "are already done" in line]
     assert [line.split()[1] for line in said if line.startswith("sweep-k")] == ["1/3", "2/3", "3/3"] * 2
 
 
@@ -146,7 +148,10 @@ def test_a_small_set_is_its_own_sample() -> None:
         (range(9, 9), "give 0 numbers of clusters (none to none)"),
         (range(9, 11), "give 2 numbers of clusters (9 to 10)"),
         (range(1, 9), "a --from of at least 2"),
-        (range(5, 77), "--to 76 is too much for 300 images, of which half are clustered at a time; give at most 75"),
+        (
+            range(5, 77),
+            "--to 76 is too large for 300 images, because half of them are clustered at a time; give at most 75",
+        ),
     ],
 )
 def test_numbers_that_cannot_be_compared_are_refused(tmp_path: Path, numbers: range, said: str) -> None:
@@ -158,7 +163,7 @@ def test_numbers_that_cannot_be_compared_are_refused(tmp_path: Path, numbers: ra
 
 def test_shards_need_a_frozen_backbone(tmp_path: Path) -> None:
     assert not is_run(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"train their encoder .*Give --preset photos"):
+    with pytest.raises(ConfigError, match=r"train the encoder .*Give --preset photos"):
         of_data(load_config("digits", [f"data.path={tmp_path}"]), print)
 
 
@@ -207,9 +212,9 @@ def test_a_run_is_judged_by_a_sample_and_has_the_sizes_of_all_its_images(
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (Recommendation(10, 1.0), "10 clusters, sure: 5 of 5 criteria are within one of it"),
-        (Recommendation(10, 0.6), "10 clusters, fairly sure: 3 of 5 criteria are within one of it"),
-        (Recommendation(10, 0.4), "10 clusters, not sure: 2 of 5 criteria are within one of it"),
+        (Recommendation(10, 1.0), "10 clusters, sure: 5 of 5 criteria pick it or a number next to it"),
+        (Recommendation(10, 0.6), "10 clusters, fairly sure: 3 of 5 criteria pick it or a number next to it"),
+        (Recommendation(10, 0.4), "10 clusters, not sure: 2 of 5 criteria pick it or a number next to it"),
     ],
 )
 def test_the_sentence_says_how_sure_it_is(found: Recommendation, expected: str) -> None:

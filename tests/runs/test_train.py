@@ -65,8 +65,8 @@ def test_a_data_set_that_lacks_images_goes_on_with_a_line(tmp_path: Path) -> Non
     lines = list[str]()
     found = load_or_ingest(load_config("digits", [f"data.path={tmp_path}/digits"]), lines.append)
     assert found.num_images == 1797
-    said = "not as in mine: 1,797 images; 1: 182 images, 200 expected"
-    assert lines == [f"warning: {tmp_path}/digits is {said}"]
+    said = "class counts differ from mine: 1,797 images; 1: 182 images, 200 expected"
+    assert lines == [f"warning: {tmp_path}/digits: {said}"]
 
 
 def test_a_data_set_of_another_source_goes_on_with_a_line(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_a_data_set_of_another_source_goes_on_with_a_line(tmp_path: Path) -> Non
     for source in ("digits", "null", "imagefolder:photos"):
         load_or_ingest(load_config("digits", [f"data.path={tmp_path}/digits", f"data.source={source}"]), lines.append)
     assert lines == [
-        f"warning: {tmp_path}/digits holds the images of digits; for those of data.source=imagefolder:photos give "
-        "another data.path"
+        f"warning: {tmp_path}/digits holds the images of digits; to use data.source=imagefolder:photos, give another "
+        "data.path"
     ]
 
 
@@ -94,7 +94,7 @@ def test_train_takes_the_classes_on_a_list(tmp_path: Path, monkeypatch: pytest.M
     assert lines == [
         f"ingesting digits into {tmp_path}/digits",
         f"warning: the classes of {tmp_path}/digits are not those of data.classes={tmp_path}/more (they differ in "
-        "'7'); for these give another data.path",
+        "'7'); to use that list, give another data.path",
     ]
 
 
@@ -141,7 +141,7 @@ def test_the_command_of_a_finished_run_delivers_what_waits(data: Path) -> None:
     lines: list[str] = []
     config = _finished_with_waiting_records(data.parent)
     assert train(config, echo=lines.append) == {"scores": {}}
-    assert lines[1] == f"1 records that had waited were sent to sqlite:///{data.parent}/runs/mlflow.db"
+    assert lines[1] == f"1 waiting records were sent to sqlite:///{data.parent}/runs/mlflow.db"
     assert train(config, echo=lines.append) == {"scores": {}}
     assert len(lines) == 3  # nothing waits any more
 

@@ -46,7 +46,7 @@ def test_onnx_takes_any_number_of_images_and_equals_torch(onnx: Path) -> None:
 
 def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_program, "TOLERANCE", -1.0)
-    with pytest.raises(RunFailed, match=r"model\.onnx: .* by onnxruntime differ from torch's .*use --format pt2"):
+    with pytest.raises(RunFailed, match=r"model\.onnx: .* by onnxruntime differ from PyTorch's .*use --format pt2"):
         export_model("onnx", tmp_path, cluster_model(), card())
     assert not (tmp_path / "model.onnx").exists()
 

@@ -181,7 +181,7 @@ def test_delivery_names_what_is_not_a_run(tmp_path: Path, folder: Folder) -> Non
 def test_delivery_makes_no_new_database_in_the_old_place(ref: RunRef, folder: Folder, storage: Path) -> None:
     RunWriter(ref, spool_path(folder))
     (storage / "mlflow.db").unlink()
-    with pytest.raises(ConfigError, match=r"mlflow\.db, which is not there"):
+    with pytest.raises(ConfigError, match=r"mlflow\.db, which does not exist"):
         deliver_run(folder.path)
     assert not (storage / "mlflow.db").exists()
 
@@ -376,7 +376,7 @@ def test_a_half_written_line_costs_only_itself(spool: Path, caplog: pytest.LogCa
     living.add([MetricPoint("loss", 2, 1.0, 0)])
     living.reload()
     assert [point.step for point in living.points.values()] == [2]
-    assert "is damaged and left out" in caplog.text
+    assert "is damaged and was skipped" in caplog.text
 
 
 def test_delivery_and_the_end_of_a_run_at_once(ref: RunRef, folder: Folder, spool: Path, tmp_path: Path) -> None:

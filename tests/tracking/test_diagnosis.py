@@ -53,12 +53,12 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda db: execute(db, "UPDATE alembic_version SET version_num = 'ffffffffffff'"),
-        r"ffffffffffff is not known .*upgrade mlflow",
+        r"ffffffffffff is unknown .*upgrade mlflow",
     ),
-    (lambda db: execute(db, "DELETE FROM alembic_version"), r"version none is not known"),
+    (lambda db: execute(db, "DELETE FROM alembic_version"), r"version none is unknown"),
     (lambda db: db.write_text("not a database\n" * 100), r"not a database; restore it from a backup"),
     (lambda db: os.truncate(db, db.stat().st_size // 2), r"malformed; restore it from a backup"),
-    (lambda db: (db.unlink(), db.mkdir()), r"unable to open database file; permit"),
+    (lambda db: (db.unlink(), db.mkdir()), r"unable to open database file; make the file"),
     (other_program, r"another program \(tables: alembic_version, studies\)"),
 ]
 
@@ -101,7 +101,7 @@ def test_a_database_that_may_not_be_written_is_refused(
             database.write_bytes(empty_store.read_bytes())
             database.chmod(file_mode)
         database.parent.chmod(folder_mode)
-        with ordinary_user(), pytest.raises(ConfigError, match="permit this user to write the file and its folder"):
+        with ordinary_user(), pytest.raises(ConfigError, match="make the file and its folder writable for this user"):
             diagnosis.check_store(f"sqlite:///{database}")
 
 
@@ -126,9 +126,9 @@ CASES = Path(__file__).parents[3] / "shared" / "cases" / "mlflow_states.py"
 STATES = {
     "deleted_experiment": "was deleted; restore it",
     "old_schema": "schema is old",
-    "future_schema": "is not known to the MLflow installed here",
+    "future_schema": "is unknown to the MLflow installed here",
     "garbage": "not a database",
-    "readonly": "permit this user to write",
+    "readonly": "make the file and its folder writable",
     "empty": "",
 }
 
@@ -153,7 +153,9 @@ def test_files_that_cannot_be_written_are_refused_before_training(
     location = (tmp_path / "taken" / "artifacts").as_uri()
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.create_experiment("digpro", artifact_location=location)
-    with pytest.raises(ConfigError, match=r"files of MLflow.*taken/artifacts/.*tracking\.experiment.*enabled=false"):
+    with pytest.raises(
+        ConfigError, match=r"experiment stores its files in .*taken/artifacts/.*tracking\.experiment.*enabled=false"
+    ):
         open_run(config(storage), folder)
     assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
 
@@ -165,7 +167,7 @@ def test_files_that_go_to_the_place_before_a_move_are_reported(
     assert caplog.text == ""
     storage.rename(tmp_path / "moved")
     open_run(config(tmp_path / "moved"), Folder(f"{tmp_path}/moved/run-1"))
-    assert f"experiment 'digpro' keeps its files in {storage}/mlflow-artifacts" in caplog.text
+    assert f"experiment 'digpro' stores its files in {storage}/mlflow-artifacts" in caplog.text
 
 
 ANSWERS = [
@@ -195,7 +197,7 @@ def test_a_server_in_trouble_is_bridged(folder: Folder, code: int, body: str) ->
 
 
 def test_a_missing_driver_is_refused(folder: Folder) -> None:
-    with pytest.raises(ConfigError, match=r"No module named .*install the driver"):
+    with pytest.raises(ConfigError, match=r"No module named .*install the Python driver"):
         open_run(config("/runs", "postgresql://me:secret@127.0.0.1:9/mlflow"), folder)
 
 
@@ -238,7 +240,7 @@ def test_passwords_stay_out_of_the_log(folder: Folder, caplog: pytest.LogCapture
     [
         (401, "You are not authenticated", "check the user and the password"),
         (403, "Invalid Host header - possible DNS rebinding attack detected", "with this name in --allowed-hosts"),
-        (404, "Not Found", "with its --static-prefix where it has one"),
+        (404, "Not Found", "with its --static-prefix if it has one"),
         (200, "<html>", "give the address of an MLflow server"),
     ],
 )

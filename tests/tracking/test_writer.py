@@ -240,9 +240,9 @@ def test_a_store_that_is_unreachable_for_a_while(
     assert [step for step, _ in history(ref, "loss")] == [0, 1, 2, 3, 4, 5]
     writer.finish("FINISHED")
     ours = [record.message for record in caplog.records if record.name == "pipeline.tracking.writer"]
-    assert [message.split(",")[0] for message in ours] == [
-        "MLflow cannot be reached with the records",
-        "MLflow answers again; all that waited was delivered",
+    assert [message.split(" wait in ")[0] for message in ours] == [
+        "MLflow cannot be reached; records",
+        "MLflow answers again; all waiting records were sent",
     ]
 
 

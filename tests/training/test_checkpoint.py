@@ -161,7 +161,7 @@ def test_a_worker_keeps_the_labels_of_its_own_images_alone(
 
 def test_a_checkpoint_of_another_number_of_images_is_refused(data: tuple[Tensor, Manifest], tmp_path: Path) -> None:
     values = read_checkpoint(_saved(data, tmp_path / "c"))
-    with pytest.raises(CheckpointError, match="pseudo-labels of 200 images, and the data set has 201; restore"):
+    with pytest.raises(CheckpointError, match="pseudo-labels of 200 images, but the data set has 201; restore"):
         restore(small_run(*data).state, values, RowRange(0, 201, 201))
 
 
@@ -238,7 +238,7 @@ def test_workers_never_go_on_from_two_checkpoints(pair: Workers, data: tuple[Ten
     for fault, said in (
         ("fails", "new cannot be read now: 503 SlowDown; the same command tries again"),
         ("damaged", "damaged"),
-        ("other", "worker 1 has read another state.pt in"),
+        ("other", "worker 1 has read a different state.pt in"),
     ):
         first, second = pair.run(_read_with_a_fault, paths, 1, fault)
         assert first == "2"
@@ -273,7 +273,7 @@ def test_another_runs_checkpoint_is_loaded_under_ones_own_settings(
 
 
 def test_another_runs_checkpoint_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"run/gone, from which this run was to start, cannot be read"):
+    with pytest.raises(CheckpointError, match=r"run/gone cannot be read; set model.start_from to another"):
         read_other_run(str(tmp_path / "run" / "gone"))
 
 
@@ -348,9 +348,9 @@ def _empty_all(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (_delete_all, r"checkpoint that does not exist anymore; no checkpoint is left; restore what was deleted"),
-        (_delete_one, r"checkpoint that does not exist anymore; restore what was deleted"),
-        (_empty_all, r"none of the 2 checkpoints in .*run can be read, state\.pt is empty or missing; restore"),
+        (_delete_all, r"checkpoint that does not exist anymore; no checkpoint is left; restore the deleted files"),
+        (_delete_one, r"checkpoint that does not exist anymore; restore the deleted files"),
+        (_empty_all, r"none of the 2 checkpoints in .*run can be read: state\.pt is empty or missing; restore"),
         (
             lambda run: (run / RAY_RECORD).write_bytes(b""),
             r"snapshot\.json cannot be used: Expecting value.* name=",

@@ -55,7 +55,7 @@ def test_blocks_with_other_rows_than_the_workers_are_an_error(data: tuple[Tensor
     index = torch.arange(rows) % IMAGES
     images = data[0]
     run.feed.inputs.blocks = lambda: iter([(images[index], index)])
-    with pytest.raises(ValueError, match=f"{rows} images were read for rows 0 to 199 of 200, which are 200; ingest"):
+    with pytest.raises(ValueError, match=f"{rows} images were read for the 200 rows 0 to 199 of 200; ingest"):
         encode_all(run.state.model, run.feed.inputs, run.feed.preprocess)
 
 

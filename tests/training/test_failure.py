@@ -27,7 +27,7 @@ def test_tracebacks_and_last_lines_are_kept(tmp_path: Path, monkeypatch: pytest.
     text = (tmp_path / "failure.txt").read_text()
     assert "Traceback of all" in text
     assert "The last lines of worker 1:\nFatal Python error: Segmentation fault" in text
-    assert "The last lines of worker 2:\nnot to be had: no node" in text
+    assert "The last lines of worker 2:\nnot available: no node" in text
     assert "worker 0:" not in text
 
 

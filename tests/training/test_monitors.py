@@ -114,11 +114,9 @@ def test_monitors_without_effect_are_told_of() -> None:
     assert monitor_warnings(_config(), has_classes=False) == []
     assert monitor_warnings(_config("knn_every=8"), has_classes=True) == []
     (line,) = monitor_warnings(_config("knn_every=2", "probe_every=1"), has_classes=False)
-    assert line == "monitor.knn_every and monitor.probe_every without effect: the images have no classes"
+    assert line == "the images have no classes, so monitor.knn_every and monitor.probe_every cannot be measured"
     config = load_config(
         "digits", ["monitor.knn_every=3", "monitor.probe_every=4", "estep.every=2", "estep.warmup_every=1"]
     )
     (line,) = monitor_warnings(config, has_classes=True)
-    assert line == (
-        "monitor.knn_every=3 meets epochs without E-step, 3 for example, and leaves them out; give a multiple of 2"
-    )
+    assert line == ("monitor.knn_every=3 skips epochs without an E-step, such as epoch 3; give a multiple of 2")

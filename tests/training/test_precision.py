@@ -90,5 +90,5 @@ def test_pools_of_actors_grow_with_the_cluster() -> None:
     assert actor_pool(ResourcesConfig(), [head, gpu], 64) == Pool(True, 2, 64)
     assert actor_pool(ResourcesConfig(), [head, gpu], 1) == Pool(True, 1, 1)
     assert actor_pool(ResourcesConfig(), [head], 64) == Pool(False, 4, 4)
-    with pytest.raises(ConfigError, match=r"cannot tell whether GPUs will come; set resources\.gpus"):
+    with pytest.raises(ConfigError, match=r"unknown whether the cluster will have GPUs; set resources\.gpus"):
         actor_pool(ResourcesConfig(autoscale=True), [head], 64)

@@ -94,7 +94,7 @@ def test_every_trial_ends_as_it_must(summary: dict[str, Any]) -> None:
     assert [trial["status"] for trial in trials] == ["finished", "finished", "stopped", "failed"]
     assert [trial["point"]["optim.lr"] for trial in trials] == [0.1, 0.1, 0.01, 1e6]
     assert [trial["epochs"] for trial in trials[:3]] == [EPOCHS, EPOCHS, 2]
-    assert trials[2]["reason"] == "behind others after epoch 2"
+    assert trials[2]["reason"] == "behind other trials after epoch 2"
     assert "diverged" in trials[3]["reason"]
     assert summary["epochs_trained"] < summary["epochs_in_full"] == 4 * EPOCHS
     assert summary["best"]["number"] in (0, 1)
@@ -113,7 +113,7 @@ def test_a_finished_trial_is_not_trained_again(
 def test_its_progress_can_be_read(folder: Path, summary: dict[str, Any], lines: list[str]) -> None:
     before = (folder / "log").read_text().splitlines()
     first = "search search: 4 trials of 3 epochs, 2 at a time, each with 1 worker of 0.2 CPUs; lr (max); "
-    assert f"{first}poor ones are stopped after epoch 2" in before
+    assert f"{first}poor trials are stopped after epoch 2" in before
     assert any(line.startswith("trial 0 finished  epoch 3/3  lr ") for line in before)
     assert any(line.startswith("trial 2 stopped early  epoch 2/3  lr ") for line in lines)
     assert any(line.startswith("trial 3 failed: in worker 0: ") for line in lines)

@@ -42,7 +42,7 @@ def test_the_preset_has_the_best_point_and_none_of_the_trials_shortcuts(tmp_path
     text = preset_text(config(tmp_path), job(tmp_path), best, "mine")
     assert text.startswith("# The best configuration that the search mine found: trial 3, abc.\n")
     assert "# Objective: label_free 0.7500 (max) after 20 epochs.\n" in text
-    assert "# The trials, and they alone, had optim.epochs=20, optim.warmup_epochs=8.\n" in text
+    assert "# The trials, but not this file, had optim.epochs=20, optim.warmup_epochs=8.\n" in text
     (tmp_path / "best.yaml").write_text(text)
     found = load_config(str(tmp_path / "best.yaml"))
     assert (found.optim.lr, found.optim.epochs, found.name) == (0.5, 80, None)

@@ -116,7 +116,7 @@ def test_scores_need_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_space_that_needs_other_features_for_each_trial_is_refused(tmp_path: Path) -> None:
     frozen = config(tmp_path, "model.encoder=python:tests.helpers.backbones:network", "model.freeze=true")
     varied = Space("wide", {**SPACE.domains, "views.hue": tune.uniform(0, 0.5)}, objectives=[("loss", "min")])
-    with pytest.raises(ConfigError, match=r"space wide varies views\.hue, and with model\.freeze=true"):
+    with pytest.raises(ConfigError, match=r"space wide varies views\.hue, but with model\.freeze=true"):
         module.check_cache_shared(frozen, varied)
     module.check_cache_shared(frozen, SPACE)
     module.check_cache_shared(config(tmp_path), varied)
@@ -130,8 +130,8 @@ def test_a_finished_search_shows_its_result_again_or_its_failure(tmp_path: Path)
     summary = {"search": "mine", "best": {"number": 1}, "trials": []}
     (folder / "summary.json").write_text(json.dumps(summary))
     assert search(config(tmp_path, "name=mine"), SPACE, echo=lines.append) == summary
-    assert lines[0] == "trials use optim.epochs=20, as SETTINGS of space mine say, in place of 80"
-    assert lines[1] == "trials use optim.warmup_epochs=8, as SETTINGS of space mine say, in place of 24"
+    assert lines[0] == "trials use optim.epochs=20 from SETTINGS of space mine instead of 80"
+    assert lines[1] == "trials use optim.warmup_epochs=8 from SETTINGS of space mine instead of 24"
     assert "search mine is already finished" in lines[2]
     failed = summary | {"best": None, "trials": [{"reason": "no memory"}, {"reason": "no memory"}]}
     with pytest.raises(RunFailed, match=r"every trial of search mine failed: no memory\. Change the space"):
@@ -156,7 +156,7 @@ def test_a_trial_has_the_resources_of_one(tmp_path: Path) -> None:
 def test_the_first_line_says_what_will_happen(tmp_path: Path) -> None:
     assert first_message(job(tmp_path), strategy(tmp_path, "asha"), 8, CAPACITY) == (
         "search mine: 8 trials of 20 epochs, 3 at a time, each with 1 worker of 0.5 CPUs; label_free (max); "
-        "poor ones are stopped after epoch 11"
+        "poor trials are stopped after epoch 11"
     )
     few = first_message(job(tmp_path), strategy(tmp_path, "none"), 2, Capacity(3, 1.0, True))
     assert "2 at a time, each with 1 worker of 1 CPUs and a GPU; " in few

@@ -98,7 +98,7 @@ def test_mlflow_has_the_search_its_trials_and_the_best_model(summary: dict[str, 
 
 def test_its_progress_can_be_read(summary: dict[str, Any], lines: list[str]) -> None:
     workers = "2 trials of 2 epochs, 2 at a time, each with 1 worker of 0.2 CPUs"
-    assert f"search small: {workers}; label_free (max); none is stopped early" in lines
+    assert f"search small: {workers}; label_free (max); no trial is stopped early" in lines
     assert "trial 0 starts: optim.lr=0.2" in lines
     assert any(line.startswith("trial 0 finished  epoch 2/2  label_free ") for line in lines)
     assert any(line.startswith("trial 1 failed: in worker 0: ") for line in lines)

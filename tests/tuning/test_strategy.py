@@ -63,7 +63,7 @@ def test_tune_has_the_rungs_that_are_announced(epochs: int) -> None:
     found = strategy("asha", chosen)
     assert isinstance(found.scheduler, ASHAScheduler)
     assert sorted(milestone for milestone, _ in found.scheduler._brackets[0]._rungs) == rungs(chosen, ONE)
-    assert found.sentence == f"poor ones are stopped after epoch {' or '.join(map(str, rungs(chosen, ONE)))}"
+    assert found.sentence == f"poor trials are stopped after epoch {' or '.join(map(str, rungs(chosen, ONE)))}"
 
 
 @pytest.mark.parametrize(("scheduler", "epochs", "space"), [("asha", 80, TWO), ("asha", 1, ONE), ("none", 80, ONE)])
@@ -72,7 +72,7 @@ def test_nothing_is_stopped_early_where_there_is_nothing_to_compare_by(
 ) -> None:
     found = strategy(scheduler, config(epochs, warmup=0), space)
     assert type(found.scheduler) is FIFOScheduler
-    assert found.sentence == "none is stopped early"
+    assert found.sentence == "no trial is stopped early"
 
 
 def proposals(space: Space, seed: int) -> list[dict[str, Any]]:

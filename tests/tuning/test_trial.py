@@ -57,7 +57,7 @@ def test_metrics_show_that_a_run_has_failed(change: dict[str, float], reason: st
 
 def test_an_objective_that_the_run_does_not_report_is_named_with_those_it_does() -> None:
     reason = failure_of({"epoch": 3, "loss": 1.0}, CONFIG, SPACE)
-    assert reason == "the run reports no label_free; it reports epoch, loss"
+    assert reason == "the run does not report label_free; it reports epoch, loss"
 
 
 def test_complete_epochs_alone_are_reported_to_tune(monkeypatch: pytest.MonkeyPatch) -> None:

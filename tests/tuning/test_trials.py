@@ -115,7 +115,11 @@ def test_rows_say_how_each_trial_ended(observer: Trials) -> None:
         ("b", "stopped", 1),
         ("c", "failed", 0),
     ]
-    assert [row.reason for row in rows] == ["", "behind others after epoch 1", "in worker 0: Diverged: not finite"]
+    assert [row.reason for row in rows] == [
+        "",
+        "behind other trials after epoch 1",
+        "in worker 0: Diverged: not finite",
+    ]
     assert rows[0].last == {"label_free": 0.4}
     assert rows[1].point == {"optim.lr": 0.1}
     assert rows[2].as_dict()["reason"].startswith("in worker 0")

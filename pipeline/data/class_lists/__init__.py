@@ -31,7 +31,7 @@ class ClassList(BaseModel):
     @property
     def rule(self) -> str:
         """The rule that leaves other classes out of an ingest."""
-        return f"of no class on the list: {self.name}"
+        return f"its class is not on the list: {self.name}"
 
     def __contains__(self, name: object) -> bool:
         return name in self.images
@@ -66,7 +66,9 @@ def load_class_list(given: str, folder: str = "") -> ClassList:
         if line.strip() and not line.startswith("#"):
             name, count, title = _parse(line, f"line {number} of the list of classes {given!r}")
             if name in images:
-                raise DataError(f"the list of classes {given!r} has {name!r} twice, again in line {number}; remove one")
+                raise DataError(
+                    f"the list of classes {given!r} names {name!r} a second time in line {number}; remove one"
+                )
             images[name] = count
             if title:
                 titles[name] = title
@@ -87,14 +89,14 @@ def _read_file(given: str, path: str) -> str:
             f"(known: {', '.join(known)}) nor an existing file"
         ) from None
     except (OSError, UnicodeError) as error:
-        raise DataError(f"the list of classes {given!r} cannot be read ({error}); give a UTF-8 text") from None
+        raise DataError(f"the list of classes {given!r} cannot be read ({error}); give a UTF-8 text file") from None
 
 
 def _parse(line: str, where: str) -> tuple[str, int | None, str]:
     """Name, number of images and title in one line."""
     name, count, title = [*(part.strip() for part in line.split("\t", 2)), "", ""][:3]
     if not name:
-        raise DataError(f"{where} starts with a tab; start it with the name of a class")
+        raise DataError(f"{where} starts with a tab; write the name of a class before the tab")
     if count and not (count.isdecimal() and int(count)):
-        raise DataError(f"{where} has {count!r} behind the tab; give the number of images of {name!r}, or nothing")
+        raise DataError(f"{where} has {count!r} after the tab; write the number of images of {name!r}, or nothing")
     return name, int(count) if count else None, title

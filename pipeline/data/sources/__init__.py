@@ -60,9 +60,9 @@ def open_source(source: str, rows_per_part: int, columns: Columns = DETECT, clas
         kind, path = _kind_and_path(source)
         opened = _opener(kind, source, columns, classes)(printable(source), path, rows_per_part)
     except UnicodeError as error:
-        raise DataError(f"{source!r} holds a name that is not UTF-8: {error}; rename it") from None
+        raise DataError(f"{source!r} has a name in it that is not UTF-8: {error}; rename that file or folder") from None
     except (OSError, pa.ArrowException) as error:
-        remedy = remedy_for(error, "make it readable, or give another")
+        remedy = remedy_for(error, "make it readable, or give another source")
         raise DataError(f"cannot list the source {source!r}: {error}; {remedy}") from error
     if not opened.parts and not opened.quarantined:
         raise DataError(f"{source!r}, read as {kind}, holds no images{_what_else(opened)}")
@@ -82,9 +82,9 @@ def _opener(kind: str, source: str, columns: Columns, classes: ClassList | None)
 
 def _what_else(source: Source) -> str:
     if not source.left_out:
-        return "; give a folder of image files, Parquet files with rows, or tars"
+        return "; give a folder of image files, Parquet files or tar files that hold images"
     first = source.left_out[0]
-    return f"; {len(source.left_out)} files were left out, the first is {first.path!r}: {first.rule}"
+    return f"; it left out {len(source.left_out)} files, the first of which is {first.path!r} ({first.rule})"
 
 
 def _kind_and_path(source: str) -> tuple[str, str]:
@@ -98,6 +98,7 @@ def _kind_and_path(source: str) -> tuple[str, str]:
         forms = "digits, imagefolder:PATH, parquet:PATH, webdataset:PATTERN, torchvision:NAME:PATH"
         hint = did_you_mean(kind, _OPENERS) or "."
         raise DataError(
-            f"{source!r} is neither a source nor an existing path{hint} Valid sources: {forms}, or a path that exists"
+            f"{source!r} is neither a kind of source nor an existing path{hint} Valid sources: {forms}, or a path that "
+            "exists"
         )
     return detected, source

@@ -84,7 +84,7 @@ def refuse_overlap(source: Source, fs: pafs.FileSystem, root: str, out: str) -> 
         is_local = isinstance(fs, pafs.LocalFileSystem)
         inner, outer = (os.path.realpath(path) if is_local else path for path in (root, source.location[1]))
         if f"{inner}/".startswith(f"{outer}/"):
-            raise DataError(f"{out} lies inside the source {source.name}; choose a folder outside of it")
+            raise DataError(f"{out} lies inside the source {source.name}; choose a folder outside the source")
 
 
 def read_image(file: Any, name: str) -> bytes | str:

@@ -76,8 +76,8 @@ def list_one(fs: pafs.FileSystem, file: File, path: str) -> Listing:
         return Listing([file])
     if not file.name.lower().endswith(LIST_SUFFIXES):
         raise DataError(
-            f"{path!r} is a file and no image ({describe(head)}); give an image, the folder of images, a .txt file "
-            "with a path in each line, or a .parquet or .tar file"
+            f"{path!r} is a file but not an image ({describe(head)}); give an image, a folder of images, a .txt file "
+            "with one path per line, or a .parquet or .tar file"
         )
     return _read_list(fs, file, path)
 
@@ -88,7 +88,7 @@ def _read_list(fs: pafs.FileSystem, file: File, path: str) -> Listing:
         lines = bytes(handle.read()).decode("utf-8-sig", "surrogateescape").splitlines()
     names = [posixpath.normpath(posixpath.join(file.root, line.strip())) for line in lines if _is_path(line)]
     if not names:
-        raise DataError(f"{path!r} lists no file; write a path in each line")
+        raise DataError(f"{path!r} lists no files; write one path per line")
     root = posixpath.commonpath([posixpath.dirname(name) for name in names])
     listing, seen = Listing(), set[str]()
     for name in names:

@@ -61,12 +61,12 @@ def _kind_of_folder(path: str, names: list[str]) -> str:
     if len(kinds) > 1:
         counts = ", ".join(f"{len(found[kind]):,} for {kind}:PATH (such as {found[kind][0]!r})" for kind in kinds)
         raise DataError(
-            f"{path!r} holds files of several kinds: {counts}; say which to read, as in {kinds[0]}:{path}, "
-            "and the others are left out and listed"
+            f"{path!r} holds files of several kinds: {counts}; choose one kind, for example {kinds[0]}:{path}; the "
+            "others are then left out and listed"
         )
     if not kinds and any(posixpath.basename(name) == "dataset_info.json" for name in names):
         raise DataError(
-            f"{path!r} was written by `save_to_disk` of Hugging Face datasets, as Arrow files; write it with "
+            f"{path!r} holds Arrow files that `save_to_disk` of Hugging Face datasets wrote; save the data set with "
             "`dataset.to_parquet(...)` and ingest that"
         )
     return kinds[0] if kinds else "imagefolder"

@@ -114,7 +114,7 @@ def _rows(fs: pafs.FileSystem, files: _Files) -> Iterator[Row | Quarantined | Le
             yield Quarantined(path=shown, reason=f"cannot be read: {error.strerror or error}")
             continue
         if isinstance(content, str):
-            yield LeftOut(path=shown, rule=f"decided by content: {content}")
+            yield LeftOut(path=shown, rule=f"not an image by its content: {content}")
         else:
             yield Row(content, shown, label, shown)
 

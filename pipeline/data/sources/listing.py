@@ -106,7 +106,7 @@ def rule_by_name(name: str) -> str | None:
     if any(piece.startswith(".") and piece not in (".", "..") for piece in pieces):
         return "hidden: its name or that of a folder above it starts with a dot"
     if any(piece.lower() in SYSTEM_NAMES for piece in pieces):
-        return "written by an operating system, not an image of the source"
+        return "a file of the operating system, not an image of the source"
     if WORK_FOLDER in pieces[:-1]:
         return f"part of an unfinished ingest: it lies in a folder named {WORK_FOLDER}"
     return None
@@ -139,7 +139,9 @@ def _add_remote(listing: Listing, found: pafs.FileInfo, root: str, name: str) ->
     elif found.type == pafs.FileType.File:
         listing.files.append(File(root, name, found.size, found.mtime_ns))
     else:
-        listing.quarantined.append(Quarantined(path=name, reason="cannot be read: it is not a file, or is gone"))
+        listing.quarantined.append(
+            Quarantined(path=name, reason="cannot be read: it is not a file, or has been deleted")
+        )
 
 
 def _list_local(root: str, skip: Skip | None) -> Listing:
@@ -188,14 +190,14 @@ def _enter(root: str, folder: str, listing: Listing, names: dict[Identity, str])
     try:
         identity = _identity(path)
         if identity in names:
-            rule = f"folder reached twice, and read once: {names[identity]}"
+            rule = f"folder reached twice but read only once: {names[identity]}"
             listing.left_out.append(LeftOut(path=printable(folder), rule=rule))
             return []
-        names[identity] = f"it is read as {folder or '.'!r}"
+        names[identity] = f"it has been read as {folder or '.'!r}"
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        reason = f"the folder cannot be listed ({error.strerror}), so its files are not known"
+        reason = f"the folder cannot be listed ({error.strerror}), so its files are unknown"
         listing.quarantined.append(Quarantined(path=printable(folder), reason=reason))
         return []
 

@@ -50,7 +50,7 @@ def open_parquet(source: str, path: str, rows_per_part: int, wanted: Columns = D
     if not is_file:
         listing = listing.keep(lambda name: name.lower().endswith(PARQUET_SUFFIXES), "not a Parquet file")
     if not listing.files:
-        raise DataError(f"there is no .parquet file in {path!r}; give a folder that holds some, or one such file")
+        raise DataError(f"there is no .parquet file in {path!r}; give a folder of .parquet files, or one .parquet file")
     with ThreadPoolExecutor(16) as pool:  # remote footers are latency, not work
         opened = list(pool.map(lambda file: _open_table(fs, file, wanted), listing.files))
     lost = [*listing.quarantined, *(table for table in opened if isinstance(table, Quarantined))]
@@ -91,7 +91,7 @@ def _row_group_rows(
 ) -> Iterator[Row | Quarantined]:
     """Rows `start` to `stop` of the file, all in the row group that begins at row `position`."""
     image, label = table.columns
-    row, problem = start, "the row group ends before them"
+    row, problem = start, "the row group ends before these rows"
     try:
         for batch in file.iter_batches(256, row_groups=[group], columns=[image, *([label] if label else [])]):
             wanted = batch.slice(max(start - position, 0), max(stop - max(start, position), 0))
@@ -116,7 +116,7 @@ def _row(where: str, image: Any, label: int | None) -> Row | Quarantined:
     if path:
         where = f"{where} ({path})"
     if data is None:
-        return Quarantined(path=where, reason="the image's bytes are null; embed the file in the Parquet")
+        return Quarantined(path=where, reason="the image's bytes are null; store the image itself in the Parquet file")
     return Row(data, path or where, UNKNOWN_LABEL if label is None else label, where)
 
 
@@ -169,7 +169,7 @@ def _image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted
     found = [name for name in found if _holds_bytes(schema.field(name).type)]
     if len(found) == 1:
         return found[0]
-    what = f"several columns of images, {found}" if found else f"no column 'image', only {schema.names}"
+    what = f"several columns of images, {found}" if found else f"no column 'image' but {schema.names}"
     raise DataError(f"{path} has {what}; name the column of encoded images with --image-column")
 
 
@@ -189,7 +189,9 @@ def _label_column(schema: pa.Schema, features: dict[str, dict[str, Any]], wanted
         return None
     kind = schema.field(_existing(name, schema, path, "--label-column")).type
     if not pa.types.is_integer(kind):
-        raise DataError(f"{path}: column {name!r} is {kind}; labels are integers, so name another with --label-column")
+        raise DataError(
+            f"{path}: column {name!r} is {kind}; labels must be integers; name another column with --label-column"
+        )
     return name
 
 
@@ -197,7 +199,7 @@ def _existing(name: str, schema: pa.Schema, path: str, option: str) -> str:
     if name not in schema.names:
         hint = did_you_mean(name, schema.names)
         raise DataError(
-            f"{option} is {name!r}, but {path} has the columns {schema.names}{hint or '; name one of them'}"
+            f"{option} is {name!r}, but {path} has the columns {schema.names}{hint or '; choose one of them'}"
         )
     return name
 

@@ -27,8 +27,8 @@ def select_classes(source: Source, wanted: ClassList) -> Source:
     """
     if not source.class_names:
         raise DataError(
-            f"{source.name!r}, read as {source.kind}, names no classes, so those of {wanted.name} cannot be taken from "
-            "it; leave --classes out, or name its classes in a dataset.json with a list `class_names`"
+            f"{source.name!r}, read as {source.kind}, names no classes, so the classes of {wanted.name} cannot be "
+            "selected; leave --classes out, or name the classes in a dataset.json with a list `class_names`"
         )
     others = [name for name in source.class_names if name not in wanted]
     refuse_lacking(source.name, wanted, source.class_names, others)
@@ -47,8 +47,8 @@ def refuse_lacking(source: str, wanted: ClassList, found: Iterable[str], others:
     if lacking:
         instead = f"; it has {some_of(others)} instead" if others else ""
         raise DataError(
-            f"{source!r} has no images of {some_of(lacking)}, which the list of classes {wanted.name} names{instead}. "
-            "Complete the source, give the folder that holds the folders of the classes, or take another list"
+            f"{source!r} has no images of {some_of(lacking)} from the list of classes {wanted.name}{instead}. Complete "
+            "the source, give the folder that holds the folders of the classes, or choose another list"
         )
 
 

@@ -84,17 +84,17 @@ def read_members(fs: pafs.FileSystem, path: str, tar: str) -> Iterator[Member | 
                     yield Seen(1)
                     yield _read_member(archive, header, last, tar)
             if not archive.getmembers() and archive.damaged:
-                raise tarfile.ReadError("its content is not that of a tar")
+                raise tarfile.ReadError("its content is not a tar archive")
             yield from _damage(archive, tar, last)
             if not archive.getmembers():
                 yield Quarantined(path=tar, reason="the tar is empty; write it again", rows=0)
             elif not archive.ended:
-                reason = f"no end-of-archive mark after {last}: perhaps cut short there, and what followed is lost"
+                reason = f"no end-of-archive mark after {last}: the tar is perhaps cut short there and the rest is lost"
                 yield Quarantined(path=tar, reason=reason, rows=0)
     except DAMAGE as error:
         raise_storage_fault(error)
         if last:
-            reason = f"broken after {last} ({first_line(error)}); what follows is lost"
+            reason = f"broken after {last} ({first_line(error)}); the rest is lost"
             yield Quarantined(path=tar, reason=reason, rows=0)
         else:
             yield Seen(1)
@@ -120,7 +120,7 @@ def _damage(archive: _Archive, tar: str, last: str) -> Iterator[Quarantined | Se
     """An entry for the damage that was skipped since the last member, if there was any."""
     if archive.damaged:
         where = f"after {last}" if last else "at its start"
-        reason = f"damaged {where}: there is no member where one should be, so some may be lost"
+        reason = f"damaged {where}: a member is missing where one should start, so some may be lost"
         yield Quarantined(path=tar, reason=reason, rows=0)
     archive.damaged = False
 
@@ -139,7 +139,7 @@ def _read_member(archive: _Archive, header: tarfile.TarInfo, name: str, tar: str
         return Member(name, content.read() if is_label else read_image(content, name))
     except (KeyError, RecursionError, tarfile.StreamError):
         target = printable(header.linkname)
-        reason = f"link to {target!r}, which is not in the tar or cannot be reached in a compressed one; store the file"
+        reason = f"link to {target!r}, which is not in the tar or is out of reach in a compressed tar; store the file"
     except DAMAGE as error:
         reason = f"cut short or damaged: {first_line(error)}"
     if has_image_suffix(name) or header.issym() or header.islnk():

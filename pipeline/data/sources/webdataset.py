@@ -144,7 +144,7 @@ class _Joiner:
         """Add a member; yield the rows that need not wait any longer."""
         name, content = member
         if isinstance(content, str):
-            self._leave_out(name, f"decided by content: {content}")
+            self._leave_out(name, f"not an image by its content: {content}")
             return
         yield from self._release_last(name)
         self.last = key_of(name)
@@ -194,10 +194,10 @@ class _Joiner:
             if label == UNKNOWN_LABEL:
                 self.unlabelled.add(key)
             yield Row(content, name, label, where)
-        of = "of an image" if sample.images else "without an image of its key, which is the name up to the first dot"
+        of = "of an image" if sample.images else "without an image of the same name up to the first dot"
         for given in itertools.chain(*sample.labels.values()):
             is_metadata = given.value == UNKNOWN_LABEL and not given.problem
-            self._leave_out(given.member, f"metadata {of}, with no label in it" if is_metadata else f"label {of}")
+            self._leave_out(given.member, f"metadata {of}, without a label" if is_metadata else f"label {of}")
 
     def _leave_out(self, name: str, rule: str) -> None:
         kind = posixpath.splitext(name)[1].lower(), rule
@@ -208,8 +208,8 @@ class _Joiner:
         is_late = key_of(label.member) in self.unlabelled and not sample.images
         if is_late and (label.problem or label.value != UNKNOWN_LABEL):
             raise DataError(
-                f"{self.tar} is not sorted: {label.member} comes more than {HELD_BYTES >> 20} MiB of images after its "
-                "image; write the tar again with `tar --sort=name`"
+                f"{self.tar} is not sorted: more than {HELD_BYTES >> 20} MiB of images lie between {label.member} and "
+                "its image; write the tar again with `tar --sort=name`"
             )
 
 
@@ -235,7 +235,7 @@ def parse_label(suffix: str, content: bytes, class_names: tuple[str, ...]) -> in
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the .json beside the image is malformed: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"the .json beside the image is not an object with a 'label' but {_short(values)}")
+        raise ValueError(f"the .json beside the image is {_short(values)}, not an object with a 'label'")
     value = next((values[key] for key in LABEL_KEYS if values.get(key) is not None), UNKNOWN_LABEL)
     return _number(value, class_names)
 
