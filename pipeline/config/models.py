@@ -489,7 +489,7 @@ class ResourcesConfig(Section):
     """What the run asks of the Ray cluster."""
 
     workers: Environment[Annotated[int, Field(ge=1)] | WorkerRange] = Field(
-        2,
+        1,
         description="number of processes that train together; {min: 2, max: 8} adapts to the cluster as nodes join "
         "and leave",
     )
