@@ -24,7 +24,7 @@ from pipeline.inference.encode import encode_blocks
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import DigPro
 from pipeline.method.optimizer import build_optimizer, set_learning_rates
-from pipeline.method.schedules import Schedules, build_schedules, scaled_lr
+from pipeline.method.schedules import build_schedules, scaled_lr
 
 MEAN, STD = [0.5] * 3, [0.25] * 3  # of synthetic images
 LR, NOISE, BLOCK = 0.05, 0.001, 512
@@ -70,13 +70,6 @@ class Recipe:
     def build_optimizer(self, model: DigPro) -> torch.optim.SGD:
         """SGD as in the reference."""
         return build_optimizer(model, lr=scaled_lr(LR, self.batch), momentum=0.9, weight_decay=5e-4)
-
-    def build_schedules(self, steps_per_epoch: int) -> Schedules:
-        """Rates and momenta of all epochs."""
-        rate = scaled_lr(LR, self.batch)
-        return build_schedules(
-            rate, epochs=self.epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=self.warmup_epochs
-        )
 
 
 def simclr_policy(size: int) -> Any:
@@ -136,7 +129,12 @@ class Loop:
             change(self.model)
         self.optimizer = recipe.build_optimizer(self.model)
         self.steps = len(images) // recipe.batch
-        self.schedules = recipe.build_schedules(self.steps)
+        self.schedules = build_schedules(
+            scaled_lr(LR, recipe.batch),
+            epochs=recipe.epochs,
+            steps_per_epoch=self.steps,
+            warmup_epochs=recipe.warmup_epochs,
+        )
         self.labels = torch.arange(len(images), device=images.device) % recipe.clusters
 
     def train_epoch(self) -> float:

@@ -151,9 +151,8 @@ def build_run_optimizer(config: RunConfig, model: DigPro) -> SGD:
 def build_run_schedules(config: RunConfig, steps: int) -> Schedules:
     """Schedules of the whole run, with `steps` per epoch."""
     o, m = config.optim, config.method
-    lr = scaled_lr(o.lr, o.batch_size)
     return build_schedules(
-        lr,
+        scaled_lr(o.lr, o.batch_size),
         epochs=o.epochs,
         steps_per_epoch=steps,
         warmup_epochs=o.warmup_epochs,

@@ -34,7 +34,7 @@ def listed(given: Any) -> tuple[list[Any], pd.Index]:
         For input that cannot be split into images.
     """
     if isinstance(given, pd.DataFrame) and not given.columns.is_unique:
-        raise ValueError(f"the table has several columns with the same name: {_short(list(given.columns))}")
+        raise ValueError(f"the table has several columns with the same name: {reprlib.repr(list(given.columns))}")
     if isinstance(given, (pd.DataFrame, Mapping)):
         return listed(_value(given))
     if isinstance(given, pd.Series):
@@ -47,12 +47,8 @@ def _value(record: Any) -> Any:
     """The images of a table, or the image of a record."""
     key = next((key for key in KEYS if key in record), None)
     if key is None:
-        raise ValueError(f"there is no column {COLUMN!r} but {_short(list(record))}")
+        raise ValueError(f"there is no column {COLUMN!r} but {reprlib.repr(list(record))}")
     return record[key]
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)
 
 
 def _items(given: Any) -> list[Any]:
@@ -105,7 +101,7 @@ def read_item(item: Any, options: PixelOptions) -> bytes | Image.Image:
         return shown(item, options)
     pixels = _numbers(item)
     if pixels.ndim == 0:
-        raise ValueError(f"{_short(item)} is not an image; send the bytes of its file")
+        raise ValueError(f"{reprlib.repr(item)} is not an image; send the bytes of its file")
     if pixels.ndim == 1 and pixels.dtype == np.uint8:
         return _file(pixels.tobytes())
     return shown(picture(pixels), options.model_copy(update={"bands": None}))  # the sender has chosen the bands
@@ -114,7 +110,7 @@ def read_item(item: Any, options: PixelOptions) -> bytes | Image.Image:
 def _bytes_of(record: Mapping[str, Any]) -> Any:
     value = _value(record)
     if value is None:
-        raise ValueError(f"the record {_short(dict(record))} has no bytes; send them, because paths are not read")
+        raise ValueError(f"the record {reprlib.repr(dict(record))} has no bytes; send them, because paths are not read")
     return value
 
 

@@ -40,8 +40,13 @@ def clustered(x: Tensor, seed_rows: int = 100, **options: Any) -> KMeansResult:
         return spherical_kmeans(x, K, **options)
 
 
+def started(x: Tensor, *starts: Tensor, reseed: bool = False) -> Lloyd:
+    rows = look_at(x, Scope.THIS_WORKER, len(starts[0]))
+    return Lloyd(rows, torch.stack(starts).to(rows.dtype), reseed=reseed)
+
+
 def iterated(x: Tensor, passes: int = 3) -> Lloyd:
-    runs = Lloyd(look_at(x, Scope.THIS_WORKER, K), torch.stack([x[:K], x[K : 2 * K]]).float(), reseed=False)
+    runs = started(x, x[:K], x[K : 2 * K])
     for _ in range(passes):
         runs.iterate(0.0, 0.0)
     return runs
@@ -61,22 +66,44 @@ def test_sums_are_the_same_for_every_size_of_chunks(monkeypatch: pytest.MonkeyPa
 def test_sums_that_were_moved_are_those_of_the_members() -> None:
     x = features()
     runs = iterated(x)
-    for start, labels in enumerate(runs.labels.long()):
+    assert runs.active == [0, 1]
+    for sums, labels in zip(runs.own_sums, runs.labels.long(), strict=True):
         expected = torch.zeros(K, 16, dtype=torch.float64).index_add_(0, labels, x.double())
-        torch.testing.assert_close(runs.own_sums[start, :, :-1] * runs.rows.step, expected, rtol=0, atol=1e-7)
-        assert runs.own_sums[start, :, -1].long().equal(torch.bincount(labels, minlength=K))
+        torch.testing.assert_close(sums[:, :-1] * runs.rows.step, expected, rtol=0, atol=1e-7)
+        assert sums[:, -1].long().equal(torch.bincount(labels, minlength=K))
 
 
 def test_rows_compared_with_the_moved_centres_alone_get_the_labels_of_a_full_search() -> None:
     x = features(size=8, noise=4.0)
-    start = x[:60].clone()
-    runs = Lloyd(look_at(x, Scope.THIS_WORKER, 60), start[None], reseed=False)
-    few = 0
+    runs = started(x, x[:60])
+    partial_passes = 0
     while runs.iterate(0.0, 0.0):
         before = runs.centers[0]
-        few += 2 * int((runs._means()[0] != before).any(dim=1).sum()) <= 60
+        partial_passes += 2 * int((runs._means()[0] != before).any(dim=1).sum()) <= 60
         assert runs.labels[0].long().equal(nearest_center(x, before).labels)
-    assert few > 1  # else this test could not fail
+    assert partial_passes > 1  # else this test could not fail
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("reseed", [False, True])
+def test_full_and_incremental_passes_find_the_same(dtype: torch.dtype, reseed: bool) -> None:
+    x = features(size=8, noise=4.0).to(dtype)
+    with_a_copy = torch.cat([x[60:119], x[60:61]])  # its last cluster is empty
+    incremental, full = (started(x, x[:60], with_a_copy, reseed=reseed) for _ in range(2))
+    full.incremental = False
+    unfinished = True
+    while unfinished:
+        unfinished = incremental.iterate(0.0, 0.0)
+        assert full.iterate(0.0, 0.0) == unfinished
+        assert full.active == incremental.active
+        assert full.labels.equal(incremental.labels)
+        assert full.centers.equal(incremental.centers)
+        assert full.last.sums.equal(incremental.last.sums)
+        assert full.last.changed.equal(incremental.last.changed)
+        assert full.has_empty == incremental.has_empty
+        torch.testing.assert_close(full.inertia, incremental.inertia, rtol=1e-6, atol=0)
+    assert full.n_iter.equal(incremental.n_iter)
+    assert full.best_centers.equal(incremental.best_centers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -53,10 +53,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
     def answer(flags: Tensor) -> list[Any]:
         shapes.append(flags.shape)
-        hollow = [False] * STARTS
-        return hollow if flags.ndim == 1 else [[True, True, False], hollow]
+        has_empty = [False] * STARTS
+        return has_empty if flags.ndim == 1 else [[True, True, False], has_empty]
 
-    monkeypatch.setattr(lloyd, "_wait_for", answer)
+    monkeypatch.setattr(lloyd, "_to_host", answer)
     return shapes
 
 
@@ -64,7 +64,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 def test_a_pass_over_the_rows_does_not_wait(dtype: torch.dtype, waits: list[torch.Size]) -> None:
     with fake_gpu():
         runs = Lloyd(rows(dtype), torch.empty(STARTS, CLUSTERS, SIZE, device="cuda"), reseed=False)
-        found = runs._pass(runs.centers, torch.empty(STARTS, CLUSTERS, dtype=torch.bool, device="cuda"))
+        moved = torch.empty(STARTS, CLUSTERS, dtype=torch.bool, device="cuda")
+        found = runs._run(runs._next_pass(runs.centers, moved))
     assert found.sums.shape == (STARTS, CLUSTERS, SIZE + 1)
     assert found.inertia.shape == found.changed.shape == (STARTS,)
 
@@ -81,7 +82,7 @@ def test_an_iteration_waits_once_and_the_start_too(waits: list[torch.Size], rese
 def test_filling_an_empty_cluster_waits(waits: list[torch.Size]) -> None:
     with fake_gpu():
         runs = Lloyd(rows(torch.float32), torch.empty(STARTS, CLUSTERS, SIZE, device="cuda"), reseed=True)
-        runs.hollow = [True] * STARTS
+        runs.has_empty = [True] * STARTS
         with pytest.raises(DynamicOutputShapeException):
             runs.iterate(0.0, 0.0)
 

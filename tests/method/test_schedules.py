@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.method.schedules import build_schedules, learning_rates, scaled_lr
+from pipeline.method.schedules import build_schedules, scaled_lr
 from tests.helpers.golden import golden
 
 SCHEDULES = golden("schedules")
@@ -33,9 +33,10 @@ def test_schedules_match_the_reference(case: str) -> None:
 
 def test_the_corrected_cosine_ends_at_its_end() -> None:
     settings = {"epochs": 20, "steps_per_epoch": 5, "warmup_epochs": 4, "final_lr": 0.001}
-    assert learning_rates(0.1, **settings)[-1] == pytest.approx(0.001)
-    assert learning_rates(0.1, **settings, reference_long_cosine=True)[-1] > 0.005
-    assert learning_rates(0.1, **settings).max() == pytest.approx(0.1)
+    rates = build_schedules(0.1, **settings).lr
+    assert rates[-1] == pytest.approx(0.001)
+    assert rates.max() == pytest.approx(0.1)
+    assert build_schedules(0.1, **settings, reference_long_cosine=True).lr[-1] > 0.005
 
 
 def test_lr_is_given_for_a_batch_of_256() -> None:
