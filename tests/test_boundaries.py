@@ -1,4 +1,4 @@
-"""The arrows between the rooms: imports point down, with no exception; and what the mathematics does without."""
+"""The layers of the packages: imports point down, with no exception; and what the mathematics does without."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pipeline
 
 ROOT = Path(pipeline.__file__).parent
 
-# From the ground up: a room imports only rooms that stand before it. A file beside the folders is a room.
-FLOORS = [
+# From the bottom up: a package imports only packages listed before it. A module beside the folders counts as one.
+LAYERS = [
     "errors",
     "memory",
     "interrupts",
@@ -57,43 +57,43 @@ MATHEMATICS = {
 }
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The first part of a module's name below `pipeline`."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms that a file imports anywhere, inside functions and for types too."""
+def imported_packages(path: Path) -> set[str]:
+    """Packages that a file imports anywhere, inside functions and for types too."""
     names = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively; the rooms are read off full names"
+            assert node.level == 0, f"{path} imports relatively; the packages are read off full names"
             assert node.module is not None
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("pipeline.")}
 
 
-FILES = [path for path in sorted(ROOT.rglob("*.py")) if room(path) != "__init__"]
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if package_of(path) != "__init__"]
 
 
-def test_every_room_has_its_floor() -> None:
-    assert {room(path) for path in FILES} == set(FLOORS)
-    assert len(set(FLOORS)) == len(FLOORS)
+def test_every_package_has_its_layer() -> None:
+    assert {package_of(path) for path in FILES} == set(LAYERS)
+    assert len(set(LAYERS)) == len(LAYERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    floor = FLOORS.index(room(path))
-    assert imported_rooms(path) <= {room(path), *FLOORS[:floor]}
+    layer = LAYERS.index(package_of(path))
+    assert imported_packages(path) <= {package_of(path), *LAYERS[:layer]}
 
 
 @pytest.mark.parametrize("name", MATHEMATICS)
 def test_the_mathematics_imports_nothing_else_of_ours(name: str) -> None:
     for path in FILES:
-        if room(path) == name:
-            assert imported_rooms(path) <= {name, *MATHEMATICS[name]}, path
+        if package_of(path) == name:
+            assert imported_packages(path) <= {name, *MATHEMATICS[name]}, path
 
 
 @pytest.mark.parametrize("name", MATHEMATICS)

@@ -39,7 +39,7 @@ from pipeline.inference.card import ModelCard
 from pipeline.inference.image_parts import EncodedImage, ImagePart, ImageParts
 from pipeline.inference.predict import OUTLIER, Prediction, predict
 from pipeline.inference.run_features import prediction_table
-from pipeline.progress import Progress
+from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder, whole_file
 
 PARTS, REPORTS = "assignments.parquet", "reports"
@@ -117,7 +117,7 @@ class AssignReport(BaseModel):
         )
 
 
-def assign(images: ImageParts, job: AssignJob, echo: Callable[[str], None]) -> Iterator[AssignReport]:
+def assign(images: ImageParts, job: AssignJob, echo: Echo) -> Iterator[AssignReport]:
     """Assign what is not assigned yet, then yield the report of each part in order; Ray must be connected.
 
     Raises

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pipeline.backbone_features.build_cache import ensure_cache
 from pipeline.backbone_features.cache import FeatureCache
 from pipeline.cluster import connect
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import validate_shards
+from pipeline.progress import Echo
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder, check_writable
 
 
-def make_cache(config: RunConfig, echo: Callable[[str], None] = print) -> tuple[Folder, FeatureCache]:
+def make_cache(config: RunConfig, echo: Echo = print) -> tuple[Folder, FeatureCache]:
     """Make the feature cache that a configuration asks for; `train` with the same settings finds it.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +42,7 @@ from pipeline.inference.run_features import read_features
 from pipeline.keyed_random import Stream, uniform
 from pipeline.lease import hold
 from pipeline.method.encoder import Standardize
+from pipeline.progress import Echo
 from pipeline.provenance import versions
 from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
 from pipeline.runs.embed import make_cache
@@ -57,7 +58,6 @@ DISTINCT = 1000  # images count as copies if their features are equal when round
 FAIRLY_SURE = 0.6  # share of the criteria that agree
 VERSION = 2  # raise it when the same features would give other results
 SWEEP, CURVES, DENDROGRAM = "sweep.json", "sweep.png", "dendrogram.png"
-Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)

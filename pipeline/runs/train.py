@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.data.sources.listing import printable
 from pipeline.data.sources.selection import some_of
 from pipeline.errors import CheckpointError, ConfigError, RunFailed
 from pipeline.plan import Plan
+from pipeline.progress import Echo
 from pipeline.runs.identity import claim_features, record_start, run_folder
 from pipeline.runs.inspection import RunStatus, open_run_folder
 from pipeline.runs.start_from import checkpoint_to_start_from
@@ -39,7 +40,6 @@ from pipeline.training.monitors import monitor_warnings
 from pipeline.training.precision import begun_precision, keep_precision
 from pipeline.training.progress import ProgressPrinter
 
-Echo = Callable[[str], None]
 GRACE_SECONDS = 20.0  # for the last checkpoint of an interrupted run; Kubernetes and Slurm give 30 s by default
 
 

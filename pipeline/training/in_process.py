@@ -5,14 +5,13 @@ The loop is that of a worker. It saves no checkpoint and cannot resume.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from pipeline.collectives import RowRange
 from pipeline.data.loader import ResidentImages
 from pipeline.data.reader import PieceReader
+from pipeline.progress import Echo
 from pipeline.training.feed import image_feed
 from pipeline.training.job import Job
 from pipeline.training.loop import complete_epoch, run_em_loop
@@ -21,7 +20,7 @@ from pipeline.training.run import Run, new_run
 from pipeline.training.state import TrainState
 
 
-def train_in_process(job: Job, device: torch.device, echo: Callable[[str], None]) -> TrainState:
+def train_in_process(job: Job, device: torch.device, echo: Echo) -> TrainState:
     """Train to the end and report each epoch; the returned state has the metrics of all epochs.
 
     Raises
@@ -48,7 +47,7 @@ def _decode_all(job: Job) -> Tensor:
     return torch.cat([torch.from_numpy(block["image"]) for block in blocks])
 
 
-def _print_epoch(run: Run, echo: Callable[[str], None]) -> None:
+def _print_epoch(run: Run, echo: Echo) -> None:
     metrics, plan = complete_epoch(run), run.job.plan
     rate = metrics.get("images_per_second", 0.0)
     seconds = plan.images_per_epoch / rate if rate else 0.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
 import ray
 
+from pipeline.progress import Echo
 from pipeline.tracking import RunWriter
 
 POLL_SECONDS = 0.5
@@ -99,7 +100,7 @@ class Reporter:
 class ProgressPrinter:
     """The driver's side: a thread that turns the board's news into lines, with throughput and the time left."""
 
-    def __init__(self, board: Any, epochs: int, images_per_epoch: int, echo: Callable[[str], None]) -> None:
+    def __init__(self, board: Any, epochs: int, images_per_epoch: int, echo: Echo) -> None:
         self.board, self.epochs, self.images, self.echo = board, epochs, images_per_epoch, echo
         self.last_line, self.images_per_second = 0.0, 0.0
         self.stopping = threading.Event()

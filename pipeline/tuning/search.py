@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.lease import hold
 from pipeline.plan import make_plan
+from pipeline.progress import Echo
 from pipeline.runs.identity import SUMMARY, run_folder
 from pipeline.runs.train import load_or_ingest, resolve
 from pipeline.storage import Folder, check_writable
@@ -49,7 +50,6 @@ TUNE_SWITCHES = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line with the reason is enough
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output of Tune can be silenced, the new one prints tables all the same
 }
-Echo = Callable[[str], None]
 
 
 def search(

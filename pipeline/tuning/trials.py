@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.errors import first_line
+from pipeline.progress import Echo
 from pipeline.report.search_page import ShownTrial
 from pipeline.tuning.space import SCORES, SearchPoint, Space, format_point
 
@@ -103,9 +104,7 @@ class Trials(Callback):
         Tune's id of a trial -> its history.
     """
 
-    def __init__(
-        self, space: Space, epochs: int, count: int, scheduler: TrialScheduler, echo: Callable[[str], None]
-    ) -> None:
+    def __init__(self, space: Space, epochs: int, count: int, scheduler: TrialScheduler, echo: Echo) -> None:
         self.space, self.epochs, self.count, self.scheduler, self.echo = space, epochs, count, scheduler, echo
         self.numbers: dict[str, int] = {}
         self.histories: dict[str, History] = {}
