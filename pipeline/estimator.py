@@ -180,8 +180,8 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         config = resolve(self._config(places | alone), "run")
         if config.model.freeze:
             raise ConfigError(
-                f"preset {self.preset!r} caches the features of a frozen backbone, which Ray does: give `fit` a folder "
-                "of images in place of an array, or choose a preset that trains its network"
+                f"preset {self.preset!r} caches the features of a frozen backbone, which needs Ray: give `fit` a "
+                "folder of images instead of an array, or choose a preset that trains its network"
             )
         source = folder / "images.parquet"
         pq.write_table(pa.table({"image": pa.array(list(_encoded(images)), IMAGE_TYPE)}), source)
@@ -203,7 +203,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         config, manifest = read_started_run(run)
         values = newest_in(run.path)
         if values is None:
-            raise CheckpointError(f"{run.path} has no checkpoint any more; restore it, or choose another storage")
+            raise CheckpointError(f"{run.path} no longer has a checkpoint; restore it, or choose another storage")
         size = config.data.decoding["size"]
         self._keep(ClusterModel(config, manifest, values), config, values["history"], (size, size, 3))
         found = pq.read_table(f"{run.root}/{ASSIGNMENTS}", columns=["path", "cluster"], filesystem=run.files)
@@ -220,7 +220,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _apply(self, X: Any, choose: Callable[[Tensor, Tensor], Tensor]) -> Array:
         check_is_fitted(self)
         if isinstance(X, (str, Path)):
-            raise ValueError(f"{X} is a folder or file, and an array is needed; `digpro assign` takes folders")
+            raise ValueError(f"{X} is a folder or file, but an array is needed; use `digpro assign` for folders")
         images = torch.from_numpy(as_images(X, self.image_shape)).permute(0, 3, 1, 2)
         found = []
         with torch.inference_mode():
@@ -241,7 +241,10 @@ def as_images(X: Any, image_shape: tuple[int, ...] | None = None) -> Array:
     images = np.asarray(X)
     if images.ndim == 2 and image_shape is not None:
         if images.shape[1] != np.prod(image_shape):
-            raise ValueError(f"X has {images.shape[1]} numbers a row, and image_shape={image_shape} another number")
+            raise ValueError(
+                f"X has {images.shape[1]} numbers per row, but image_shape={image_shape} needs {np.prod(image_shape)}; "
+                "correct image_shape"
+            )
         images = images.reshape(len(images), *image_shape)
     _check_shape(images)
     if images.ndim == 3:
@@ -252,9 +255,9 @@ def as_images(X: Any, image_shape: tuple[int, ...] | None = None) -> Array:
 def _check_shape(images: Array) -> None:
     shape, wanted = images.shape, "give images of shape (n, H, W, 3), or (n, H, W) for gray ones"
     if images.ndim == 2:
-        wanted += ", or say image_shape=(H, W) where each row is an image"
+        wanted += ", or set image_shape=(H, W) if each row is an image"
     elif images.ndim == 3 and shape[2] in (3, 4):
-        wanted = "this looks like a single image, and an array of several is needed: (n, H, W, 3)"
+        wanted = "this looks like a single image, but an array of several is needed: (n, H, W, 3)"
     elif images.ndim == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
         wanted = "channels come last: give X.transpose(0, 2, 3, 1)"
     elif images.ndim in (3, 4) and min(shape) > 0 and shape[3:] in ((), (1,), (3,)):

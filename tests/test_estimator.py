@@ -154,7 +154,7 @@ def test_kinds_of_arrays_are_one_image() -> None:
 @pytest.mark.parametrize(
     ("array", "problem"),
     [
-        (np.zeros((9, 64)), "say image_shape="),
+        (np.zeros((9, 64)), "set image_shape="),
         (np.zeros((8, 8, 3)), "looks like a single image"),
         (np.zeros((9, 3, 8, 8)), "channels come last"),
         (np.zeros((9, 8, 8, 4)), "of shape \\(9, 8, 8, 4\\)"),
@@ -173,7 +173,7 @@ def test_what_is_no_array_of_images_is_refused(array: np.ndarray[Any, Any], prob
 
 
 def test_rows_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="X has 64 numbers a row, and image_shape=\\(5, 5\\) another"):
+    with pytest.raises(ValueError, match="X has 64 numbers per row, but image_shape=\\(5, 5\\) needs 25"):
         quick(image_shape=(5, 5)).fit(np.zeros((9, 64)))
 
 
@@ -182,7 +182,7 @@ def test_settings_that_do_not_go_together_are_named(images: np.ndarray[Any, Any]
         DigPro(3, settings={"optim.epoch": 1}).fit(images)
     with pytest.raises(ConfigError, match=r"optim\.batch_size=128 exceeds the 70 images"):
         DigPro(3).fit(images)
-    with pytest.raises(ConfigError, match="frozen backbone, which Ray does"):
+    with pytest.raises(ConfigError, match="frozen backbone, which needs Ray"):
         DigPro(3, preset="photos").fit(images)
 
 

@@ -64,7 +64,7 @@ def test_a_secret_is_refused_and_not_repeated(place: str) -> None:
 
 @pytest.mark.parametrize("place", ["s3://bucket/a#b", "s3://bucket/100%", "s3://bucket/a%zz", f"s3://b/a#b?{MINIO}"])
 def test_characters_with_two_meanings_are_refused(place: str) -> None:
-    with pytest.raises(DataError, match=r"two meanings; write %23 for #, %3F for \? and %25 for %"):
+    with pytest.raises(DataError, match=r"ambiguous character; write %23 for #, %3F for \? and %25 for %"):
         Place.parse(place)
 
 

@@ -82,7 +82,9 @@ def test_a_place_that_cannot_be_used_is_named_at_once(server: S3Server) -> None:
         check_writable(nobody)
     with pytest.raises(ConfigError, match=r"data\.path='s3://bucket/x\?.*cannot be read.*endpoint_override or AWS_"):
         check_readable(nobody, "data.path")
-    with pytest.raises(ConfigError, match=r"storage='s3://nothing/x\?.*not found.*set storage to a folder or URI"):
+    with pytest.raises(
+        ConfigError, match=r"storage='s3://nothing/x\?.*not found.*set storage to a writable folder or URI"
+    ):
         check_writable(server.uri("/x").replace(BUCKET, "nothing"))
     server.fault = expire
     with pytest.raises(ConfigError, match="the credentials have expired: renew them"):
@@ -102,7 +104,7 @@ def test_a_store_that_comes_back_is_waited_for(server: S3Server, fault: object) 
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (throttle, r".*HTTP status 503.*; S3 was asked again and again .*same command again, which continues"),
+        (throttle, r".*HTTP status 503.*; S3 failed at every attempt .*same command again, which continues"),
         (expire, r".*HTTP status 400.*; the credentials have expired: .*same command again, which continues"),
     ],
 )
@@ -127,7 +129,7 @@ def test_other_errors_are_not_the_store_s(tmp_path: Path) -> None:
     assert storage_fault(FileNotFoundError(2, "No such file")) is None
     assert storage_fault(OSError("Path does not exist 'bucket/x'. Detail: AWS Error NO_SUCH_KEY")) is None
     assert storage_fault(OSError(28, "No space left on device")) == (
-        "[Errno 28] No space left on device; free some space or raise the quota, then give the same command again, "
+        "[Errno 28] No space left on device; free some space or raise the quota, then run the same command again, "
         "which continues"
     )
     torch_says = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")

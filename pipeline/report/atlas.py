@@ -145,7 +145,7 @@ def rename_clusters(page: str, names: Mapping[int, str]) -> str:
     head, found, rest = page.partition(DATA_START)
     text, end, tail = rest.partition("</script>")
     if not found or not end:
-        raise ValueError("this page holds no data of an atlas")
+        raise ValueError("the page has no data of an atlas")
     values = json.loads(text)
     for cluster in values["clusters"]:
         cluster["name"] = names.get(cluster["number"], "")

@@ -56,20 +56,20 @@ def comparison_page(found: Comparison) -> str:
     share = found.moved.sum() / found.images
     body = [
         paragraph(f"{found.images:,} images, {len(found.names)} runs: {runs}. Clusters are those of {found.names[0]}."),
-        paragraph(f"{found.moved.sum():,} images ({share:.1%}) are in another cluster in at least one other run."),
+        paragraph(f"{found.moved.sum():,} images ({share:.1%}) are in a different cluster in at least one other run."),
         heading("Agreement of the runs"),
-        paragraph("Adjusted Rand index; 1 is the same clusters, 0 what chance gives."),
+        paragraph("Adjusted Rand index: 1 for the same clusters, about 0 for random ones."),
         _square(found.names, found.ari),
-        paragraph("Normalised mutual information; 1 is the same clusters."),
+        paragraph("Normalised mutual information: 1 for the same clusters."),
         _square(found.names, found.nmi),
         heading("Stability of the clusters"),
         paragraph(
-            "The mean Jaccard index of a cluster with the most similar one of each other run (Hennig 2007): below "
-            f"{UNSTABLE} a cluster is not to be trusted, above {STABLE} it comes with every run."
+            "The mean Jaccard index of a cluster and the most similar cluster of each other run (Hennig 2007). Below "
+            f"{UNSTABLE} a cluster is unreliable, above {STABLE} it is found again in every run."
         ),
         table(["cluster", "images", "stability", "moved"], _rows(found)),
         heading("Images that moved"),
-        paragraph("Those that most runs have elsewhere come first."),
+        paragraph("Images that most other runs put into a different cluster come first."),
         *_pictures(found),
     ]
     return html_page(f"Comparison of {len(found.names)} runs", body, STYLE)

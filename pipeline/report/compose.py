@@ -235,19 +235,19 @@ def notes(clustering: Clustering, shown: Shown, searched: int, without_pictures:
     found = []
     if looked_at < total:
         found.append(
-            f"Sizes, classes and means of the clusters are those of all {total:,} images. Pictures, outliers and the "
-            f"search are limited to a random sample of {looked_at:,}."
+            f"Sizes, classes and means of the clusters cover all {total:,} images. Pictures, outliers and the search "
+            f"cover a random sample of {looked_at:,}."
         )
     if without_pictures:
-        found.append("There are no pictures: the shards that the run was trained on are gone.")
+        found.append("There are no pictures, because the shards that the run was trained on no longer exist.")
     elif len(shown.images) < total:
         found.append(f"Pictures of {len(shown.images):,} of the {total:,} images are shown, chosen cluster by cluster.")
     if mapped is None:
-        found.append("There is no map, and no list of duplicates: the run left no features.")
+        found.append("There is no map and no list of duplicates, because the run stored no features.")
     elif len(shown.on_map) < total:
         found.append(f"The map shows a random sample of {len(shown.on_map):,} images.")
     if mapped is not None and len(mapped) < total:
-        found.append(f"Duplicates were looked for among a random sample of {len(mapped):,} images.")
+        found.append(f"Duplicates were searched for in a random sample of {len(mapped):,} images.")
     if len(shown.numbers) < len(clustering.centers):
         found.append(f"The {len(shown.numbers):,} largest of the {len(clustering.centers):,} clusters are shown.")
     if searched < total:

@@ -127,6 +127,6 @@ def _draw_times(axis: Axes, history: Sequence[Mapping[str, float]]) -> None:
         [[metrics[key] for metrics in trained] for key in keys],
         labels=[key.removeprefix("seconds_") for key in keys],
     )
-    axis.set(title="seconds of an epoch", xlabel="epoch")
+    axis.set(title="seconds per epoch", xlabel="epoch")
     if keys:
         axis.legend(fontsize=8)

@@ -66,7 +66,7 @@ def draw_dendrogram(path: Path, tree: Array, sizes: Array, groups: int) -> None:
     figure, axis = plt.subplots(figsize=(7, 0.22 * len(sizes) + 1.2))
     dendrogram(tree, labels=labels, orientation="right", color_threshold=threshold, ax=axis)
     axis.axvline(threshold, color="0.5", linestyle="--", linewidth=1)
-    axis.set(xlabel="cosine distance of centres", title=f"cut for {groups} groups; leaves: cluster (images)")
+    axis.set(xlabel="cosine distance of centres", title=f"cut into {groups} groups; leaves: cluster (images)")
     axis.tick_params(axis="y", labelsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -7,7 +7,7 @@ import re
 
 from pipeline.errors import RunFailed, first_line
 
-AGAIN = "then give the same command again, which continues"
+AGAIN = "then run the same command again, which continues"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 TORCH_NO_ROOM = "unexpected pos"  # all that torch.save says on a full disk
 FAULTS = {
@@ -17,13 +17,13 @@ FAULTS = {
         f"machine, which renews them by itself), {AGAIN}"
     ),
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]": (
-        "the credentials are not accepted there: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or let "
-        f"them read and write this place, {AGAIN}"
+        "the store rejects the credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or permit "
+        f"them to read and write this place, {AGAIN}"
     ),
     r"SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION|"
     r"HTTP status (429|5\d\d)": (
-        "S3 was asked again and again (AWS_MAX_ATTEMPTS says how often): check its address (endpoint_override or "
-        f"AWS_ENDPOINT_URL), the network and its load, {AGAIN}"
+        "S3 failed at every attempt (AWS_MAX_ATTEMPTS sets their number): check its address (endpoint_override or "
+        f"AWS_ENDPOINT_URL), its load and the network, {AGAIN}"
     ),
 }
 

@@ -51,7 +51,7 @@ def probe(files: pafs.FileSystem, root: str) -> None:
     write_atomically(files, f"{folder}/probe", b"digpro")
     with files.open_input_file(f"{folder}/probe") as stream:
         if stream.read() != b"digpro":
-            raise OSError("what is read back is not what was written")
+            raise OSError("the content read back differs from the content written")
     files.delete_dir(folder)
 
 
@@ -61,7 +61,7 @@ def check_writable(path: str, what: str = "storage") -> None:
     try:
         probe(files, root)
     except (OSError, pa.ArrowException) as error:
-        remedy = remedy_for(error, f"set {what} to a folder or URI that can")
+        remedy = remedy_for(error, f"set {what} to a writable folder or URI")
         raise ConfigError(f"{what}={path!r} cannot be written ({error}); {remedy}") from None
 
 
@@ -71,7 +71,7 @@ def check_readable(path: str, what: str) -> None:
     try:
         files.get_file_info(root)
     except (OSError, pa.ArrowException) as error:
-        remedy = remedy_for(error, f"set {what} to a folder or URI that can")
+        remedy = remedy_for(error, f"set {what} to a readable folder or URI")
         raise ConfigError(f"{what}={path!r} cannot be read ({error}); {remedy}") from None
 
 

@@ -53,7 +53,7 @@ class Place:
         path, _, options = rest.partition("?")
         _refuse_secrets(scheme, path, options)
         if "#" in rest or re.search("%(?![0-9A-Fa-f]{2})", path):
-            raise DataError(f"{text} has a character with two meanings; write %23 for #, %3F for ? and %25 for %")
+            raise DataError(f"{text} has an ambiguous character; write %23 for #, %3F for ? and %25 for %")
         return cls(scheme, re.sub("//+", "/", unquote(path, errors="surrogateescape")).rstrip("/") or "/", options)
 
     def __str__(self) -> str:
@@ -88,8 +88,8 @@ def _refuse_secrets(scheme: str, path: str, options: str) -> None:
     has_port = scheme in WITH_PORT and re.fullmatch(r"[^:@]+:\d+", authority)
     if (":" in authority and not has_port) or any(name in SECRET_OPTIONS for name, _ in parse_qsl(options)):
         raise DataError(
-            f"a URI of {scheme}{SEPARATOR} holds a key or password, and URIs are kept and shown; give it by the "
-            "environment instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3), on every node"
+            f"a URI of {scheme}{SEPARATOR} holds a key or password, but URIs are stored and shown; set it in the "
+            "environment of every node instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
         )
 
 

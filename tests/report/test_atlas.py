@@ -139,8 +139,8 @@ def test_a_run_without_shards_features_and_classes_has_an_atlas() -> None:
     without = replace(clustering().images, label=None)
     bare = clustering(mapped=None, names={}, class_names=[], images=without)
     found = compose(bare, lambda chosen: None)
-    assert found.notes[0].startswith("There are no pictures: the shards")
-    assert found.notes[1].startswith("There is no map, and no list of duplicates")
+    assert found.notes[0].startswith("There are no pictures, because the shards")
+    assert found.notes[1].startswith("There is no map and no list of duplicates")
     data = data_of(atlas_page(found))
     assert (data["pictures"], data["method"], data["counts"]) == (0, "", [])
 

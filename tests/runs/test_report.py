@@ -137,7 +137,7 @@ def test_sizes_and_means_are_of_all_images_where_only_a_sample_is_shown(
     for found, expected in zip(data["clusters"], whole["clusters"], strict=True):
         for name in ("size", "outliers", "cohesion", "margin"):
             assert found[name] == expected[name]
-    assert any("limited to a random sample of 20." in note for note in data["notes"])
+    assert any("cover a random sample of 20." in note for note in data["notes"])
     assert not any("random sample" in note for note in whole["notes"])
     assert pq.read_table(run / "embedding.parquet").column("index").to_pylist() == list(range(20))
 
@@ -160,8 +160,8 @@ def test_without_shards_or_features_there_is_a_page_that_says_so(run: Path, fini
     assert list(report(str(run))) == ["atlas"]
     data = page_data(run)
     assert data["pictures"] == 0
-    assert any("the shards that the run was trained on are gone" in note for note in data["notes"])
-    assert any("the run left no features" in note for note in data["notes"])
+    assert any("the shards that the run was trained on no longer exist" in note for note in data["notes"])
+    assert any("the run stored no features" in note for note in data["notes"])
 
 
 @pytest.mark.parametrize(

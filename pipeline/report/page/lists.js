@@ -34,15 +34,15 @@ function clustersOfPair(first, second) {
 
 function duplicatesHint() {
   return atlas.pictures
-    ? "Pairs with the nearest features whose pictures are alike too. Identical: the pixels are the same; alike: almost."
-    : "Pairs with the nearest features. There are no pictures, so that their pixels were not compared.";
+    ? "Pairs with nearly equal features whose pictures are alike, too. Identical: the pixels are the same; alike: almost the same."
+    : "Pairs with nearly equal features. There are no pictures, so their pixels were not compared.";
 }
 
 function outliersContent() {
   const list = atlas.outliers;
   const head = make("div", { class: "bar" }, make("h2", {}, "Outliers"), make("span", { class: "hint" }, `${number(list.length)} images`), listTools("outliers", () => list));
   if (!list.length) return [head, make("p", { class: "fine" }, "No image lies far outside its cluster.")];
-  const hint = "Images that are far less similar to their centre than the rest of their cluster, the farthest first. The number is how many times the usual spread they lie below the median.";
+  const hint = "Images that are far less similar to their centre than the rest of their cluster, the farthest first. The number says how far an image's similarity lies below the cluster's median, in multiples of the usual spread.";
   return [head, make("p", { class: "hint" }, hint), contactSheet(list, (row) => decimal(rows.outlier[row], 1))];
 }
 
@@ -64,8 +64,8 @@ function showSearch(query) {
     found.length ? make("div", { class: "cards" }, ...found.slice(0, 24).map(clusterCard)) : "",
     withPicture.length ? contactSheet(withPicture, (row) => clusterName(rows.cluster[row])) : "",
     make("ul", { class: "hits" }, ...without.map(hitLine)),
-    total > HITS ? make("p", { class: "hint" }, `The first ${HITS} are shown; search for more of the path.`) : "",
-    total || found.length ? "" : make("p", { class: "empty" }, "Nothing has this in its path or name."),
+    total > HITS ? make("p", { class: "hint" }, `The first ${HITS} are shown; type more of the path to find others.`) : "",
+    total || found.length ? "" : make("p", { class: "empty" }, "No path or name contains this text."),
   );
 }
 

@@ -28,7 +28,7 @@ function startMap() {
   canvas.setAttribute("aria-label", `Map of ${number(onMap.length)} images by ${atlas.method}. Arrow keys move it, plus and minus zoom.`);
   byId("map-hint").textContent = onMap.length
     ? `${number(onMap.length)} images, placed by ${atlas.method}. Images that are alike lie near each other. Zoom in to see the pictures.`
-    : "There is no map: the run left no features.";
+    : "There is no map, because the run stored no features.";
   for (const [type, handler] of Object.entries({ pointerdown: mapDown, pointermove: mapMove, pointerup: mapUp, pointercancel: mapUp, pointerleave: mapLeave, click: mapClick })) {
     canvas.addEventListener(type, handler);
   }

@@ -68,7 +68,7 @@ function showUnsaved() {
     `${count} ${count === 1 ? "name is" : "names are"} only in this page. `,
     make("button", { type: "button", id: "download-names", onclick: () => saveFile("names.yaml", namesFile()) }, "Download names.yaml"),
     make("button", { type: "button", onclick: () => { rename(clusters, ({ saved }) => saved); route(); } }, "Forget them"),
-    make("span", { class: "hint" }, `digpro label RUN names.yaml puts them into the run`),
+    make("span", { class: "hint" }, `to store them in the run: digpro label RUN names.yaml`),
   );
 }
 

@@ -13,19 +13,19 @@ const SETTLED = 0.02; // share of the images that change cluster, up to which a 
 const UNSETTLED = 0.1; // from which on it has not
 const MEANINGS = {
   acc: "share of images in the cluster of their class; higher is better",
-  nmi: "what clusters say about classes; higher is better",
-  ari: "pairs that classes and clusters agree on, chance taken away; higher is better",
+  nmi: "information that clusters and classes share; higher is better",
+  ari: "pairs of images on which clusters and classes agree, corrected for chance; higher is better",
   label_free: "quality without any label; higher is better",
-  label_churn: "share of images that changed cluster since the E-step before; falls towards 0",
-  size_entropy: "1 when all clusters are of one size; a fall means that clusters collapse",
+  label_churn: "share of images that changed cluster since the previous E-step; falls towards 0",
+  size_entropy: "1 when all clusters have the same size; a fall means that clusters collapse",
   feature_spread: "how far the features lie apart; a fall towards 0 means collapse",
   silhouette: "how far clusters lie apart; higher is better",
-  view_agreement: "whether two views of an image get one cluster; higher is better",
-  cluster_smallest: "images of the smallest cluster; should not near 0",
-  cluster_largest: "images of the largest cluster; should not swallow the others",
+  view_agreement: "agreement of the clusters of two views of each image, corrected for chance; higher is better",
+  cluster_smallest: "images of the smallest cluster; should not approach 0",
+  cluster_largest: "images of the largest cluster; should not absorb the others",
   clusters_empty: "clusters without an image; should be 0",
 };
-const meaningOf = (key) => MEANINGS[key] || (key.startsWith("loss") ? "lower is better; it rises where the warm-up ends, as terms are added" : "");
+const meaningOf = (key) => MEANINGS[key] || (key.startsWith("loss") ? "lower is better; it rises when the warm-up ends, because terms are added" : "");
 
 // Whether the clustering had come to rest: [class, sentence].
 function verdict() {
