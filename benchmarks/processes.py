@@ -82,9 +82,9 @@ def sample(pid: int, phase: str, peaks: Peaks) -> None:
     found: dict[str, dict[str, list[Rss]]] = {}
     for process in [psutil.Process(pid), *family(pid)]:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError, KeyError):
-            line = " ".join(process.cmdline())
+            line, rss = " ".join(process.cmdline()), rss_of(process.pid)
             kind = DRIVER if process.pid == pid else kind_of(line)
-            found.setdefault(kind, {}).setdefault(line[:80].strip(), []).append(rss_of(process.pid))
+            found.setdefault(kind, {}).setdefault(line[:80].strip(), []).append(rss)
             if kind == "raylet":
                 found[STORE] = {STORE: [Rss(0, store_bytes(process.pid))]}
     for kind, processes in found.items():
