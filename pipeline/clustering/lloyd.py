@@ -53,6 +53,8 @@ class Lloyd:
         Whether the start had an empty cluster in the last pass.
     """
 
+    own_sums: Tensor
+
     def __init__(self, rows: Rows, starts: Tensor, *, reseed: bool) -> None:
         self.rows, self.reseed, self.centers = rows, reseed, starts
         restarts, device = len(starts), starts.device
