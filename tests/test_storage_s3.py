@@ -16,6 +16,7 @@ from pipeline.data.read import read_rows
 from pipeline.data.shards import read_manifest, validate_shards
 from pipeline.data.sources import open_source
 from pipeline.errors import ConfigError, DataError, RunFailed
+from pipeline.lease import LEASE, hold
 from pipeline.storage import Folder, check_readable, check_writable, filesystem, storage_fault
 from tests.helpers.s3 import BUCKET, KEYS, S3Server, expire, for_seconds, silent_for, throttle
 from tests.helpers.sources import noisy_jpeg, write_parquet, write_tar
@@ -68,6 +69,13 @@ def test_a_filesystem_travels_with_its_patience_and_without_keys(server: S3Serve
     received.create_dir(root)
     server.fault = for_seconds(2, throttle)
     assert received.get_file_info(root).is_file is False
+
+
+def test_one_command_at_a_time_works_in_a_bucket(server: S3Server) -> None:
+    run = Folder(server.uri("/run")).make()
+    with hold(run), pytest.raises(ConfigError, match="another command is at work"), hold(run):
+        pytest.fail("held twice")
+    assert run.read(LEASE) is None
 
 
 @pytest.mark.parametrize("path", ["", "/", "/new/runs/"])

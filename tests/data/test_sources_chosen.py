@@ -40,6 +40,7 @@ def test_one_image_is_a_source(photos: Path, begin: str) -> None:
         ("*/1.png", ["a/1.png", "b/1.png"]),
         ("[!a]/1.png", ["b/1.png"]),
         ("**/*.png", ["a/1.png", "a/2.png", "a/deep/3.png", "b/1.png", "b/[x].png"]),
+        ("**.png", ["a/1.png", "a/2.png", "a/deep/3.png", "b/1.png", "b/[x].png"]),
         ("[a]", ["a/1.png", "a/2.png", "a/deep/3.png"]),
         ("b/[x].png", ["[x].png"]),  # a name that exists is no pattern
     ],
