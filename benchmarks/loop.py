@@ -20,11 +20,11 @@ from pipeline.data.loader import Inputs, ResidentImages
 from pipeline.data.order import Order
 from pipeline.data.preprocess import Preprocess
 from pipeline.data.views import TwoViews
-from pipeline.inference.encode import encode_blocks
 from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import DigPro
 from pipeline.method.optimizer import build_optimizer, set_learning_rates
 from pipeline.method.schedules import build_schedules, scaled_lr
+from pipeline.training.estep import encode_all
 
 MEAN, STD = [0.5] * 3, [0.25] * 3  # of synthetic images
 LR, NOISE, BLOCK = 0.05, 0.001, 512
@@ -170,10 +170,7 @@ class Loop:
 
     def encode(self) -> Tensor:
         """Target features (N, D) of all images, un-augmented."""
-        empty = self.model.groups.features.new_empty((0, FEATURES))
-        blocks = ((self.preprocess(images), index) for images, index in self.inputs.blocks())
-        features, _ = encode_blocks(self.model.encode, blocks, empty=empty)
-        return features
+        return encode_all(self.model, self.inputs, self.preprocess)
 
     def cluster(self, features: Tensor) -> None:
         """New pseudo-labels from features (N, D)."""

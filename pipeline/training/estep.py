@@ -17,7 +17,6 @@ from pipeline.clustering.scores import class_table, contingency_scores, continge
 from pipeline.collectives import RowRange
 from pipeline.config.models import EStepConfig
 from pipeline.data.loader import Inputs
-from pipeline.inference.encode import encode_blocks
 from pipeline.inference.run_features import write_features
 from pipeline.method.digpro import DigPro
 from pipeline.method.losses import unit
@@ -100,19 +99,23 @@ def encode_all(model: DigPro, inputs: Inputs, preprocess: Callable[[Tensor], Ten
     ValueError
         When the inputs do not yield one row for each of this worker's images.
     """
-    features, own = _encode(model, inputs.blocks(), preprocess), inputs.own
-    if len(features) != own.size:
+    return _encode(model, inputs.blocks(), preprocess, inputs.own)
+
+
+def _encode(
+    model: DigPro, blocks: Iterable[tuple[Tensor, Tensor]], preprocess: Callable[[Tensor], Tensor], own: RowRange
+) -> Tensor:
+    """Target features (own rows, D) of blocks, written into one tensor: to join parts would take the memory twice."""
+    features, read = model.groups.features.new_empty((own.size, model.groups.features.shape[1])), 0
+    for block, _ in blocks:
+        part, place = model.encode(preprocess(block)), features[read : read + len(block)]
+        place.copy_(part[: len(place)])
+        read += len(block)
+    if read != own.size:
         raise ValueError(
-            f"{len(features)} images were read for the {own.size} rows {own.start} to {own.stop - 1} of {own.total}; "
+            f"{read} images were read for the {own.size} rows {own.start} to {own.stop - 1} of {own.total}; "
             "ingest the source again"
         )
-    return features
-
-
-def _encode(model: DigPro, blocks: Iterable[tuple[Tensor, Tensor]], preprocess: Callable[[Tensor], Tensor]) -> Tensor:
-    """Target features (n, D) of the blocks of this worker's inputs."""
-    empty = model.groups.features.new_empty((0, model.groups.features.shape[1]))
-    features, _ = encode_blocks(lambda block: model.encode(preprocess(block)), blocks, empty=empty)
     return features
 
 
@@ -125,7 +128,7 @@ def mean_over_views(
     """
     mean = features.clone()
     for view in range(1, inputs.features.shape[1]):
-        mean += _encode(model, inputs.blocks(view), preprocess)
+        mean += _encode(model, inputs.blocks(view), preprocess, inputs.own)
     return unit(mean)
 
 

@@ -13,6 +13,8 @@ from pipeline.clustering.label_free import contingency_agreement
 from pipeline.clustering.scores import matching_accuracy
 from pipeline.collectives import all_stack, all_sum
 
+ROWS = 8192  # of the features, that are summed at a time
+
 
 def size_metrics(sizes: Tensor) -> dict[str, float]:
     """From cluster sizes (K,): smallest, largest, number of empty ones, and entropy over ln K (1: all equal)."""
@@ -38,7 +40,9 @@ def change_metrics(moves: csr_array) -> dict[str, float]:
 def feature_spread(features: Tensor) -> float:
     """Mean standard deviation of the workers' feature columns times sqrt(D): 1 on an even sphere, 0 if collapsed."""
     size, count = features.shape[1], features.new_full((1,), len(features), dtype=torch.float64)
-    own = [x.sum(dim=0, dtype=torch.float64) for x in (features, features.square())]
+    own = count.new_zeros(2, size)
+    for rows in features.split(ROWS):  # a sum in another type would copy all of them
+        own += torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
     sums = all_sum(torch.cat([*own, count]))
     mean, square = sums[:size] / sums[-1], sums[size:-1] / sums[-1]
     return float((square - mean**2).clamp(min=0).sqrt().mean() * size**0.5)
