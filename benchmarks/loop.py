@@ -24,7 +24,6 @@ from pipeline.keyed_random import Stream, normal
 from pipeline.method.digpro import DigPro
 from pipeline.method.optimizer import build_optimizer, set_learning_rates
 from pipeline.method.schedules import build_schedules, scaled_lr
-from pipeline.training.estep import encode_all
 
 MEAN, STD = [0.5] * 3, [0.25] * 3  # of synthetic images
 LR, NOISE, BLOCK = 0.05, 0.001, 512
@@ -170,7 +169,7 @@ class Loop:
 
     def encode(self) -> Tensor:
         """Target features (N, D) of all images, un-augmented."""
-        return encode_all(self.model, self.inputs, self.preprocess)
+        return torch.cat([self.model.encode(self.preprocess(images)) for images, _ in self.inputs.blocks()])
 
     def cluster(self, features: Tensor) -> None:
         """New pseudo-labels from features (N, D)."""
