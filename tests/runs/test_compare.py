@@ -67,7 +67,7 @@ def test_runs_are_compared_with_the_first(shards: str, tmp_path: Path) -> None:
     assert moved.column("elsewhere").to_pylist() == [1, 2]
     assert [moved.column(f"cluster_{n}").to_pylist() for n in range(3)] == [[2, 2], [1, 1], [2, 1]]
     page = (tmp_path / "out" / PAGE).read_text()
-    assert "2 images (8.3%) are in another cluster" in page
+    assert "2 images (8.3%) are in a different cluster" in page
     assert "2 images of cluster 2: 2 moved" in page
 
 
