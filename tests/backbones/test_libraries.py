@@ -295,7 +295,9 @@ def test_unknown_names_are_explained(name: str, message: str) -> None:
 )
 @pytest.mark.usefixtures("offline")
 def test_without_a_network_the_file_to_fetch_is_named(name: str, file: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot be downloaded.*fetch {file}.*set model.weights to the file's path"):
+    with pytest.raises(
+        ConfigError, match=f"cannot be downloaded.*Download {file}.*set model.weights to the file's path"
+    ):
         open_backbone(name, "default")
 
 
