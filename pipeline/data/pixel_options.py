@@ -15,7 +15,7 @@ Limits = tuple[float, float]
 
 def _one_or_three(bands: tuple[int, ...]) -> tuple[int, ...]:
     if len(bands) not in (1, 3) or min(bands) < 1:
-        raise ValueError(f"the bands are {bands}; give one band (gray) or three (red, green, blue), counted from 1")
+        raise ValueError(f"{bands} are not valid; give one band (gray) or three (red, green, blue), counted from 1")
     return bands
 
 

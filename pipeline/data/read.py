@@ -39,9 +39,7 @@ def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndar
     manifest = read_manifest(folder)
     stop = manifest.num_images if stop is None else stop
     if not 0 <= start <= stop <= manifest.num_images:
-        raise ValueError(
-            f"rows {start} to {stop - 1} are not all in {folder}: it has rows 0 to {manifest.num_images - 1}"
-        )
+        raise ValueError(f"rows {start} to {stop - 1} of {folder}: it has rows 0 to {manifest.num_images - 1}")
     if not _any_labelled(folder, manifest):
         return None
     read = _labels_of_file if manifest.labelled else _labels_of_shards

@@ -85,7 +85,7 @@ def test_a_worker_does_not_lie_on_two_nodes() -> None:
         (
             {"cpus_per_worker": 1},
             None,
-            r"1 trial of 2 workers with 1 CPUs each, and 1 for .* \(1 of 2 CPUs\)",
+            r"1 trial of 2 workers with 1 CPUs each, plus 1 for .* \(1 of 2 CPUs\)",
         ),
         ({"workers": 1}, 12, r"12 trials of 1 worker .* lower resources.workers, .* or --concurrent"),
         ({"gpus": True}, None, r"1 trial of 2 workers with 0.1 CPUs and a GPU each"),
@@ -167,7 +167,7 @@ def test_streaming_that_would_wait_for_ever_is_refused() -> None:
 
 
 def test_streaming_on_a_single_cpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1 worker with 0\.1 CPUs each, and 1 for reading.*data\.mode=resident"):
+    with pytest.raises(ConfigError, match=r"1 worker with 0\.1 CPUs each, plus 1 for reading.*data\.mode=resident"):
         worker_resources(overridden("resources.workers=1"), "streaming", [{"CPU": 1.0}])
 
 
@@ -197,7 +197,7 @@ def test_elastic_workers_take_whole_cpus_and_start_with_the_fewest() -> None:
     assert scaling.num_workers == (1, 8)
     assert scaling.resources_per_worker == {"CPU": 1.0}
     assert scaling.elastic_resize_monitor_interval_s == 7
-    with pytest.raises(ConfigError, match="8 workers with 1 CPUs each, and 1 for reading"):  # growing takes the last
+    with pytest.raises(ConfigError, match="8 workers with 1 CPUs each, plus 1 for reading"):  # growing takes the last
         worker_resources(elastic, "streaming", LAPTOP)
 
 

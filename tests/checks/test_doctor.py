@@ -89,7 +89,7 @@ def test_nothing_is_to_fix_where_all_is_well(config: RunConfig, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("changes", "what", "said"),
     [
-        ({"versions": {**shared_versions(), "torch": "1.0"}}, "versions on 10.0.0.2", "torch 1.0, here"),
+        ({"versions": {**shared_versions(), "torch": "1.0"}}, "versions on 10.0.0.2", "torch 1.0, but"),
         ({"read": "no such file"}, "storage from 10.0.0.2", "cannot read (no such file)"),
         ({"seen": "no such file"}, "storage from 10.0.0.2", "writes to a place that the driver does not see"),
         ({"shm": 64 << 20}, "shared memory of 10.0.0.2", "/dev/shm 0.1 GiB"),

@@ -261,7 +261,7 @@ def test_pixels_without_a_value_show_the_background() -> None:
 
 def test_complex_values_have_no_range() -> None:
     assert reason(tiff(RAMP.astype(np.complex64)), RANGE) == (
-        "TIFF of 1 band, complex64; complex numbers have no range, save their magnitude"
+        "TIFF of 1 band, complex64; complex numbers have no range; save their magnitude"
     )
 
 
@@ -433,7 +433,7 @@ def test_options_are_parsed_and_print_as_typed() -> None:
     [
         (("4;3", None, "white"), r"--bands '4;3' is not a list of numbers; give one or three"),
         (("", None, "white"), r"--bands '' is not a list of numbers"),
-        (("4,3", None, "white"), r"--bands: the bands are \(4, 3\); give one band .* counted from 1"),
+        (("4,3", None, "white"), r"--bands: \(4, 3\) are not valid; give one band .* counted from 1"),
         (("0,1,2", None, "white"), r"--bands: \(0, 1, 2\) .* counted from 1"),
         ((None, "3000", "white"), r"--range '3000' is not LOW,HIGH; give --range 0,3000, or --range percentile"),
         ((None, "percent", "white"), r"--range 'percent' is not LOW,HIGH"),

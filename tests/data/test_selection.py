@@ -177,7 +177,7 @@ def test_a_listed_class_that_the_source_lacks_is_named(three: Path, tmp_path: Pa
         ingest(str(three), str(tmp_path / "out"), classes=listed("cat", "emu", "gnu"))
     source = source_of("parquet", tmp_path / "s")
     with pytest.raises(
-        DataError, match=r"no images of 'class-0', .* and 25 more, .*it has 'bus', 'cat', 'dog' instead"
+        DataError, match=r"no images of 'class-0', .* and 25 more from .*; it has 'bus', 'cat', 'dog' instead"
     ):
         ingest(source, str(tmp_path / "out"), classes=listed(*(f"class-{i}" for i in range(30))))
     assert not (tmp_path / "out").exists()

@@ -102,7 +102,7 @@ def test_a_folder_of_images_says_how_to_ingest_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"images must be ingested before they are used: {command}")):
         read_manifest(f"{images}/")
     (tmp_path / "x.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match=r"x.parquet is a file .* ingest \S+/x.parquet \S+/x-shards`"):
+    with pytest.raises(DataError, match=r"x.parquet is a file, .* ingest \S+/x.parquet \S+/x-shards`"):
         read_manifest(str(tmp_path / "x.parquet"))
 
 

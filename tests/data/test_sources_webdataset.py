@@ -119,7 +119,7 @@ def test_labels_are_joined_in_any_order(tmp_path: Path, order: str) -> None:
 def test_a_label_too_far_from_its_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webdataset, "HELD_BYTES", 3 * len(encoded()))
     write_members(tmp_path / "x.tar", sorted(samples(), key=lambda member: member[0].endswith("cls")))
-    with pytest.raises(DataError, match=r"x.tar is not sorted: 0.cls comes .* `tar --sort=name`"):
+    with pytest.raises(DataError, match=r"x.tar is not sorted: .* between 0.cls and its image; .* `tar --sort=name`"):
         ingest(str(tmp_path / "x.tar"), str(tmp_path / "out"))
     write_members(tmp_path / "y.tar", samples()[::2])  # no labels at all
     assert ingest(str(tmp_path / "y.tar"), str(tmp_path / "out2")).num_images == 6

@@ -72,7 +72,7 @@ def test_runs_are_compared_with_the_first(shards: str, tmp_path: Path) -> None:
     assert agreement.column("agreement").to_pylist() == pytest.approx([1] * 22 + [2 / 3] * 2)
     assert summary["agreement"] == pytest.approx((22 + 4 / 3) / 24)
     page = (tmp_path / "out" / PAGE).read_text()
-    assert "2 images (8.3%) are in another cluster" in page
+    assert "2 images (8.3%) are in a different cluster" in page
     assert "2 images of cluster 2: 2 moved" in page
 
 

@@ -75,7 +75,9 @@ def test_a_run_without_its_images_asks_for_them(tmp_path: Path) -> None:
     config = load_config("digits", [f"data.path={tmp_path / 'moved'}"])
     identity = {"config": config.model_dump(), "manifest": manifest().model_dump()}
     (tmp_path / "run.json").write_text(json.dumps(identity))
-    with pytest.raises(ConfigError, match=r"was trained on the images in \S+/moved, where .* give --data"):
+    with pytest.raises(
+        ConfigError, match=r"was trained on the images in \S+/moved, but .* give their folder as --data"
+    ):
         evaluate(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 

@@ -93,7 +93,7 @@ def test_other_images_in_the_same_folder_are_another_run(tmp_path: Path) -> None
     start(config(tmp_path))
     images(tmp_path / "data", digest="other")
     with pytest.raises(
-        ConfigError, match=r"the images came from imagefolder:d, those of .*data from imagefolder:other"
+        ConfigError, match=r"the images came from imagefolder:d, but those of .*data come from imagefolder:other"
     ):
         claim_folder(config(tmp_path))
 

@@ -123,7 +123,7 @@ def test_the_most_typical_images_of_each_folder(run: Path, tmp_path: Path) -> No
 def test_outliers_apart(assigned: Path, tmp_path: Path) -> None:
     sort_images(str(assigned), str(tmp_path / "out"), Choice(outliers="apart"))
     assert [file for file in files(tmp_path / "out") if "x" in file] == ["cluster 2/outliers/x.png", "cluster 2/x.png"]
-    with pytest.raises(ConfigError, match="--outliers beside: give among or apart"):
+    with pytest.raises(ConfigError, match="--outliers beside is not known; give among or apart"):
         sort_images(str(assigned), str(tmp_path / "other"), Choice(outliers="beside"))
 
 

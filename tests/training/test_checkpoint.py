@@ -281,7 +281,7 @@ def test_missing_files_and_other_formats_are_errors(data: tuple[Tensor, Manifest
     folder = _saved(data, tmp_path / "c")
     about = (folder / ABOUT).read_text()
     (folder / ABOUT).write_text(about.replace('"format": 1', '"format": 99'))
-    with pytest.raises(CheckpointError, match="has format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="has format 99, but this version reads 1"):
         read_checkpoint(folder)
     (folder / STATE).unlink()
     with pytest.raises(CheckpointError, match="is incomplete"):

@@ -71,7 +71,7 @@ def test_returns_are_counted_over_all_commands(job: Job, runs: list[tuple[int, f
     _outcomes("roll_back")
     fit(job)
     _outcomes("roll_back", "roll_back")
-    with pytest.raises(Alarmed, match=r"2 times \(alarms\.max_rollbacks=2\)"):
+    with pytest.raises(Alarmed, match=r"2 times before \(alarms\.max_rollbacks=2\)"):
         fit(job)
     assert len(read_rollbacks(job.folder)) == 2
 

@@ -80,7 +80,9 @@ def test_a_name_in_use_says_what_differs(tmp_path: Path) -> None:
     claim_search(chosen, identity | {"trials": 9})
     claim_search(chosen, identity).update("search.json", mlflow_run="m")  # the other one had not started
     assert claim_search(chosen, identity).path == f"{tmp_path}/runs/mine"
-    with pytest.raises(ConfigError, match=r"search 'mine' .* was started with other trials\. Give another name"):
+    with pytest.raises(
+        ConfigError, match=r"search 'mine' .* was started with a different value of trials\. Give another name"
+    ):
         claim_search(chosen, identity | {"trials": 9})
 
 
