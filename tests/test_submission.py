@@ -215,6 +215,8 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
         ["doctor", "--set", "data.path=s3://b/d", "--set", "storage=/mnt/runs"],
         ["report", "s3://b/runs/x"],
         ["export", "s3://b/runs/x", "--format", "pt2"],
+        ["export", "0123456789abcdef0123456789abcdef", "--format", "pt2", "--out", "s3://b/c"],
+        ["assign", "registered/3", "digits", "s3://b/assigned"],
         ["label", "s3://b/runs/x", "3=sports car", "names.yaml", "/mnt/names.yaml"],
         ["deliver", "s3://b/runs/x", "--uri", "http://mlflow:5000"],
         ["sort", "s3://b/runs/x", "s3://b/sorted", "--top", "3"],
