@@ -71,7 +71,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Assigned:
+class AssignedImages:
     """Images and their rows of the assignments, in the same order; images that could not be read have no row.
 
     `names` has the clusters' names by number, `clusters` is the number of clusters, and `root` is the local folder of
@@ -149,7 +149,7 @@ def sort_images(
     return summary
 
 
-def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assigned:
+def open_assigned(folder: Folder, out: str, source: str | None = None) -> AssignedImages:
     """The images of a run's training or of an assignment, from `source` if given; a source around `out` is refused.
 
     Raises
@@ -167,11 +167,11 @@ def open_assigned(folder: Folder, out: str, source: str | None = None) -> Assign
         config, manifest = read_started_run(folder)
         place = source or config.data.path
         parts = shard_parts(absolute(place), validate_shards(place))
-        return Assigned(parts, table, read_names(folder), count_clusters(folder), _root(manifest.source.source))
+        return AssignedImages(parts, table, read_names(folder), count_clusters(folder), _root(manifest.source.source))
     place, clusters = source or summary["source"], summary["clusters"]
     names = {entry["cluster"]: entry["name"] for entry in clusters if entry["name"] is not None}
     parts = open_images(place, PixelOptions.model_validate(summary["pixels"]), out)
-    return Assigned(parts, table, names, len(clusters), _root(place))
+    return AssignedImages(parts, table, names, len(clusters), _root(place))
 
 
 def _root(source: str) -> str | None:
@@ -179,7 +179,7 @@ def _root(source: str) -> str | None:
     return absolute(place) if "://" not in place and Path(place).is_dir() else None
 
 
-def _claim(target: Folder, images: Assigned, options: dict[str, Any]) -> dict[str, Any] | None:
+def _claim(target: Folder, images: AssignedImages, options: dict[str, Any]) -> dict[str, Any] | None:
     """Record in the folder what it is for; returns the summary if the same call has finished there.
 
     ConfigError when the folder is for something else.
@@ -217,7 +217,13 @@ def choose(table: pads.Dataset, folders: Sequence[str], choice: Choice) -> Array
 
 
 def _write(
-    images: Assigned, target: Folder, folders: Sequence[str], chosen: Array, choice: Choice, links: bool, echo: Echo
+    images: AssignedImages,
+    target: Folder,
+    folders: Sequence[str],
+    chosen: Array,
+    choice: Choice,
+    links: bool,
+    echo: Echo,
 ) -> dict[str, int]:
     """Write the chosen images and their table; returns the number of images in each folder."""
     counts = dict.fromkeys(sorted(set(folders)), 0)
@@ -245,7 +251,7 @@ def _write(
     return counts
 
 
-def matched(images: Assigned) -> Iterator[tuple[EncodedImage, Row]]:
+def matched(images: AssignedImages) -> Iterator[tuple[EncodedImage, Row]]:
     """Each image that has a row, with that row.
 
     Raises
