@@ -391,13 +391,13 @@ def compare(
 
     summary = compare_runs(runs, out)
     echo(f"{summary['moved']:,} of {summary['images']:,} images are in another cluster in at least one other run")
-    echo(f"on average {summary['agreement']:.1%} of the runs agree on an image")
     for run, ari, nmi in zip(summary["runs"][1:], summary["ari"][0][1:], summary["nmi"][0][1:], strict=True):
         echo(f"  ARI {ari:.3f}  NMI {nmi:.3f}  {run}")
     for cluster in sorted(summary["clusters"], key=lambda cluster: cluster["stability"])[:SHOWN_CLUSTERS]:
         echo(f"  stability {cluster['stability']:.2f}  {cluster['images']:>7,} images  {cluster['name']}")
+    echo(f"on average {summary['agreement']:.1%} of the runs agree on an image")
     for title, place in summary["outputs"].items():
-        echo(f"{title + ':':<7}{place}")
+        echo(f"{title + ':':<11}{place}")
 
 
 @app.command()
