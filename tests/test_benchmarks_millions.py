@@ -123,7 +123,7 @@ def test_the_settings_are_those_of_a_run(tmp_path: Path) -> None:
     arguments = scale.settings()
     config = load_config("benchmarks/millions.yaml", arguments[1::2])
     assert set(arguments[::2]) == {"--set"}
-    assert (scale.steps, scale.interval, config.checkpoint.every_steps) == (976, 48, 48)
+    assert (scale.steps, scale.interval, config.checkpoint.every_steps) == (244, 12, 12)
     assert (config.data.image_size, config.views.size, config.method.num_clusters) == (16, 16, 50)
 
 

@@ -73,7 +73,7 @@ def test_a_filesystem_travels_with_its_patience_and_without_keys(server: S3Serve
 
 def test_one_command_at_a_time_works_in_a_bucket(server: S3Server) -> None:
     run = Folder(server.uri("/run")).make()
-    with hold(run), pytest.raises(ConfigError, match="another command is at work"), hold(run):
+    with hold(run), pytest.raises(ConfigError, match="another command is working in"), hold(run):
         pytest.fail("held twice")
     assert run.read(LEASE) is None
 

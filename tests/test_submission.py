@@ -74,7 +74,7 @@ def test_what_travels_follows_rays_own_switches(tmp_path: Path, monkeypatch: pyt
 
 def test_a_folder_that_is_too_large_names_its_largest_files() -> None:
     finding = working_dir_finding("here", {"video.mp4": 60 << 20, "small": 1 << 20, "film.mp4": 40 << 20})
-    assert re.search(r"has 101\.0 MiB to send with a job, and a cluster takes 100 MiB at most", finding.found)
+    assert re.search(r"has 101\.0 MiB to send with a job, but a cluster accepts at most 100 MiB", finding.found)
     assert "video.mp4 (60 MiB), film.mp4 (40 MiB)" in finding.remedy
     assert not working_dir_finding("here", {"video.mp4": 99 << 20}).remedy
 
@@ -95,7 +95,7 @@ def test_code_that_would_not_travel_is_named(tmp_path: Path) -> None:
     for name in (".gitignore", "pipeline/cli.py", "pipeline/data/read.py", "pipeline/runs/train.py", "jobs/train.py"):
         put(tmp_path / name, b"data/\nruns/\n")
     finding = working_dir_finding(str(tmp_path), travelling_files(str(tmp_path)))
-    assert finding.found == "'pipeline/data/read.py' and 1 other files would not travel with a job"
+    assert finding.found == "'pipeline/data/read.py' and 1 other files would not be sent with a job"
     assert "anchor its patterns, as in /data/ for data/" in finding.remedy
     put(tmp_path / ".gitignore", b"/data/\n/runs/\n")
     assert not working_dir_finding(str(tmp_path), travelling_files(str(tmp_path))).remedy
@@ -159,7 +159,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["ingest", "digits", "/mnt/x", "--rows-per-shard", "0"], "--rows-per-shard"),
         (["ingest", "digits"], "Missing argument"),
         (["ingest", "digits", "/mnt/x", "--classes", "imagenet10"], "did you mean 'imagenet-10'?"),
-        (["ingest", "digits", "/mnt/x", "--classes", "twice.txt"], "has 'cat' twice"),
+        (["ingest", "digits", "/mnt/x", "--classes", "twice.txt"], "names 'cat' a second time in line 2"),
         (["ingest", "digits", "/mnt/x", "--classes", "secret.txt"], "'secret.txt' would not be sent"),
         (["embed", "data/photos", "/mnt/features"], "data='data/photos' is a relative path"),
         (["embed", "/mnt/photos", "features"], "out='features' is a relative path"),
@@ -340,7 +340,7 @@ def test_a_token_that_is_refused_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(variable, raising=False)
     with (
         a_dashboard(status=401) as guarded,
-        pytest.raises(ConfigError, match="wants its token; set RAY_AUTH_MODE=token"),
+        pytest.raises(ConfigError, match="requires its token; set RAY_AUTH_MODE=token"),
     ):
         connect_to(guarded.url)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")

@@ -130,7 +130,7 @@ def test_checkpoints_without_identity_belong_to_nobody(tmp_path: Path) -> None:
     Path(folder.root, "checkpoint_2026-01-01").mkdir()
     claim_folder(config(tmp_path))
     Path(folder.root, IDENTITY).unlink()
-    with pytest.raises(ConfigError, match=r"holds checkpoint_2026-01-01 and no run\.json, .*another name"):
+    with pytest.raises(ConfigError, match=r"holds checkpoint_2026-01-01 but no run\.json, .*another name"):
         claim_folder(config(tmp_path))
 
 

@@ -49,7 +49,7 @@ def test_damaged_checkpoints_are_refused(run: RunConfig) -> None:
 
 
 def test_one_command_at_a_time(run: RunConfig) -> None:
-    with open_run_folder(run), pytest.raises(ConfigError, match="another command is at work"), open_run_folder(run):
+    with open_run_folder(run), pytest.raises(ConfigError, match="another command is working in"), open_run_folder(run):
         pytest.fail("it was opened twice")
 
 
