@@ -96,7 +96,7 @@ def test_code_that_would_not_travel_is_named(tmp_path: Path) -> None:
         put(tmp_path / name, b"data/\nruns/\n")
     finding = working_dir_finding(str(tmp_path), travelling_files(str(tmp_path)))
     assert finding.found == "'pipeline/data/read.py' and 1 other files would not be sent with a job"
-    assert "anchor its patterns, as in /data/ for data/" in finding.remedy
+    assert "anchor its patterns: /data/, not data/" in finding.remedy
     put(tmp_path / ".gitignore", b"/data/\n/runs/\n")
     assert not working_dir_finding(str(tmp_path), travelling_files(str(tmp_path))).remedy
 
@@ -347,7 +347,7 @@ def test_a_token_that_is_refused_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
     with (
         a_dashboard(status=403) as guarded,
-        pytest.raises(ConfigError, match="refuses the token of RAY_AUTH_TOKEN; set"),
+        pytest.raises(ConfigError, match="rejects the token of RAY_AUTH_TOKEN; give"),
     ):
         connect_to(guarded.url)
 
