@@ -100,7 +100,9 @@ def test_what_cannot_be_compared_is_named(shards: str, tmp_path: Path) -> None:
     manifest = read_manifest(shards)
     source = manifest.source.model_copy(update={"digest": "other", "source": "elsewhere"})
     other = make_run(tmp_path / "other", shards, FIRST, manifest.model_copy(update={"source": source}))
-    with pytest.raises(ConfigError, match=r"other are elsewhere, but those of run are .*; give runs on the same images"):
+    with pytest.raises(
+        ConfigError, match=r"other are elsewhere, but those of run are .*; give runs on the same images"
+    ):
         compare([run, other], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

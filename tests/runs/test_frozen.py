@@ -61,6 +61,7 @@ def kill_in_embed(folder: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_killed_while_it_embeds_computes_nothing_twice(tmp_path: Path) -> None:
     resumed = killed_and_resumed(tmp_path)
     assert_the_model_takes_images(Path(resumed["folder"]))
