@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from benchmarks.measure import conclude
-from pipeline.clustering.agreement import majority, match_clusters
-from pipeline.clustering.scores import clustering_scores, contingency_table
+from pipeline.clustering.agreement import count_pairs, majority, match_clusters
+from pipeline.clustering.scores import clustering_scores
 from pipeline.data.read import read_labels
-from pipeline.inference.run_features import feature_blocks
-from pipeline.runs.identity import read_started_run
+from pipeline.inference.run_features import clusters_of_images
+from pipeline.runs.compare import same_images
 from pipeline.storage import Folder, absolute
 from pipeline.training.checkpoint import newest_in
 
@@ -41,20 +40,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     folders = [Folder(absolute(run)) for run in arguments.runs]
-    config, manifest = read_started_run(folders[0])
+    config, manifest = same_images(folders)
     classes = read_labels(config.data.path)
     if classes is None:
         parser.error(f"the images of {config.data.path} have no known classes, so nothing can be scored")
-    clusters = np.stack([clusters_of(folder, manifest.num_images) for folder in folders])
+    clusters = np.stack([clusters_of_images(folder, manifest.num_images) for folder in folders])
     label_free = [history_of(folder)["label_free"] for folder in folders]
     results = consensus(classes, clusters, label_free)
     print_results(results)
     conclude(results, arguments.out)
-
-
-def clusters_of(run: Folder, images: int) -> Array:
-    """Clusters (N,) of a run's last E-step."""
-    return np.concatenate([table.column("cluster").to_numpy() for table in feature_blocks(run, ["cluster"], images)])
 
 
 def history_of(run: Folder) -> dict[str, float]:
@@ -82,13 +76,7 @@ def consensus(classes: Array, clusters: Array, label_free: list[float]) -> dict[
 def matched_to_first(clusters: Array) -> Array:
     """The same clusters (R, N), numbered as in the first run; -1 where a cluster has no counterpart."""
     first, *others = clusters
-    return np.stack([first, *(match_clusters(counts(first, other))[other] for other in others)])
-
-
-def counts(first: Array, second: Array) -> Any:
-    """Images in each pair of clusters."""
-    shape = int(first.max()) + 1, int(second.max()) + 1
-    return contingency_table(torch.from_numpy(first).long(), torch.from_numpy(second).long(), shape)
+    return np.stack([first, *(match_clusters(count_pairs(first, other))[other] for other in others)])
 
 
 def average_linkage(clusters: Array, count: int) -> Array:
@@ -99,7 +87,8 @@ def average_linkage(clusters: Array, count: int) -> Array:
 
 def accuracy_by_share(classes: Array, voted: Array, share: Array) -> dict[str, dict[str, float]]:
     """Images, and the share of them in the class of their cluster, for each share of runs that agree."""
-    of_class = match_clusters(counts(classes, voted))
+    classes, voted, share = (values[classes >= 0] for values in (classes, voted, share))
+    of_class = match_clusters(count_pairs(classes, voted))
     right = of_class[voted] == classes
     return {
         f"{value:.2f}": {"images": int((share == value).sum()), "accuracy": float(right[share == value].mean())}

@@ -9,6 +9,12 @@ from scipy.sparse import csr_array
 from pipeline.clustering.scores import match
 
 
+def count_pairs(first: NDArray[np.integer], second: NDArray[np.integer]) -> csr_array:
+    """How many rows have each pair of clusters: (A, B) int, from the clusters (N,) of two clusterings of the rows."""
+    shape = int(first.max()) + 1, int(second.max()) + 1
+    return csr_array((np.ones(len(first), np.int64), (first, second)), shape=shape)  # which adds up equal pairs
+
+
 def match_clusters(table: csr_array) -> NDArray[np.int64]:
     """The cluster of A (B,) that each of B is matched to, one to one (`pipeline.clustering.scores.match`); -1 for none.
 

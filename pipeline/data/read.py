@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.footers import column_statistics, row_group_rows
-from pipeline.data.shards import Manifest, Shard, open_labels, read_manifest
+from pipeline.data.shards import REINGEST, Manifest, Shard, open_labels, read_manifest
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, join, remedy_for
 
@@ -49,8 +49,7 @@ def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndar
         filled += len(table)
     if filled != len(labels):
         raise DataError(
-            f"the shards in {folder} have {filled} labels for rows {start} to {stop - 1}, not {len(labels)}; "
-            "delete the folder and ingest the source again"
+            f"the shards in {folder} have {filled} labels for rows {start} to {stop - 1}, not {len(labels)}; {REINGEST}"
         )
     return labels
 
@@ -109,7 +108,7 @@ def with_row_groups(folder: str, manifest: Manifest) -> Manifest:
             groups = row_group_rows(file)
         if sum(groups) != shard.rows:
             found = f"has {sum(groups)} rows but the manifest says {shard.rows}"
-            raise DataError(f"{join(folder, shard.file)} {found}; delete the folder and ingest the source again")
+            raise DataError(f"{join(folder, shard.file)} {found}; {REINGEST}")
         return shard.model_copy(update={"groups": groups})
 
     if all(shard.groups for shard in manifest.shards):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,18 @@ def feature_blocks(run: Folder, columns: Sequence[str], total: int) -> Iterator[
         raise DataError(f"{run.file(FEATURES)} cannot be read ({error}); {remedy_for(error, _REMEDY)}") from error
     if done != total:
         raise DataError(f"{run.file(FEATURES)} has {done:,} features, not one for each of {total:,} images; {_REMEDY}")
+
+
+def clusters_of_images(run: Folder, total: int) -> np.ndarray[Any, Any]:
+    """Clusters (total,) int32 of a run's images, as its last E-step left them; trials of a search have nothing else.
+
+    Raises
+    ------
+    DataError
+        As `feature_blocks`.
+    """
+    blocks = feature_blocks(run, ["cluster"], total)
+    return np.concatenate([table.column("cluster").to_numpy().astype(np.int32) for table in blocks])
 
 
 def _row_groups(run: Folder, columns: list[str]) -> Iterator[pa.Table]:

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from scipy.sparse import csr_array
 
-from pipeline.clustering.agreement import jaccard_of_best, majority, match_clusters
-from pipeline.clustering.scores import contingency_scores, contingency_table
+from pipeline.clustering.agreement import count_pairs, jaccard_of_best, majority, match_clusters
+from pipeline.clustering.scores import contingency_scores
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen, read_origins
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
-from pipeline.inference.run_features import feature_blocks
+from pipeline.inference.run_features import clusters_of_images
 from pipeline.report.comparison import Comparison, comparison_page
 from pipeline.runs.identity import read_started_run
 from pipeline.runs.names import read_names
@@ -55,17 +54,13 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     runs = [Folder(absolute(reference)) for reference in references]
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run is given; give two or more: the others are compared with the first")
-    config, manifest = _same_images(runs)
-    clusters = [_clusters(run, manifest.num_images) for run in runs]
-    counts = [int(found.max()) + 1 for found in clusters]
-    tables = {
-        (a, b): _table(clusters[a], clusters[b], (counts[a], counts[b]))
-        for a, b in itertools.combinations(range(len(runs)), 2)
-    }
+    config, manifest = same_images(runs)
+    clusters = [clusters_of_images(run, manifest.num_images) for run in runs]
+    tables = {(a, b): count_pairs(clusters[a], clusters[b]) for a, b in itertools.combinations(range(len(runs)), 2)}
     matched = np.stack([clusters[0], *(match_clusters(tables[0, b])[clusters[b]] for b in range(1, len(runs)))])
     elsewhere = (matched != clusters[0]).sum(axis=0, dtype=np.int32)
     winner, agreement = majority(matched)
-    found = _compose(runs, counts[0], clusters[0], tables, elsewhere, config, manifest)
+    found = _compose(runs, int(clusters[0].max()) + 1, clusters[0], tables, elsewhere, config, manifest)
     target = Folder(absolute(out)).make()
     summary = _summarise(found, runs, target) | {"agreement": float(agreement.mean())}
     target.write_bytes(PAGE, comparison_page(found).encode())
@@ -76,7 +71,7 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     return summary
 
 
-def _same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
+def same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
     """Configuration and manifest of the first run; ConfigError when another run is on different images."""
     first, *others = [read_started_run(run) for run in runs]
     for run, (_, manifest) in zip(runs[1:], others, strict=True):
@@ -84,18 +79,6 @@ def _same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
             sources = f"{manifest.source.source}, but those of {runs[0].name} are {first[1].source.source}"
             raise ConfigError(f"the images of {run.path} are {sources}; give runs on the same images")
     return first
-
-
-def _clusters(run: Folder, total: int) -> Array:
-    """Clusters (N,) of a run's images, as its last E-step left them; trials of a search have nothing else."""
-    blocks = feature_blocks(run, ["cluster"], total)
-    return np.concatenate([table.column("cluster").to_numpy().astype(np.int32) for table in blocks])
-
-
-def _table(first: Array, second: Array, shape: tuple[int, int]) -> csr_array:
-    table = contingency_table(torch.from_numpy(first), torch.from_numpy(second), shape)
-    assert table is not None  # it is None only on other ranks, and there is one process
-    return table
 
 
 def _compose(

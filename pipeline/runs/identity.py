@@ -47,8 +47,8 @@ def claim_folder(config: RunConfig) -> Folder:
         )
     if identity is not None and _is_started(identity):
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
-        if folder.read(SUMMARY) is None:  # a finished run is only shown
-            changed += lost_settings(identity["config"])
+        if (lost := lost_settings(identity["config"])) and folder.read(SUMMARY) is None:  # a finished run is only shown
+            changed += lost
         if changed:
             raise ConfigError(
                 f"run {config.name!r} in {config.storage} was started with other settings: {'; '.join(changed)}. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-from pipeline.clustering.agreement import jaccard_of_best, majority, match_clusters
+from pipeline.clustering.agreement import count_pairs, jaccard_of_best, majority, match_clusters
 
 
 def test_clusters_are_matched_one_to_one() -> None:
@@ -24,3 +24,8 @@ def test_the_cluster_of_most_clusterings_and_the_share_of_them() -> None:
     winner, share = majority(clusters)
     assert winner.tolist() == [0, 2, 2, 0]  # where all differ the first counts, and -1 agrees with nothing
     np.testing.assert_allclose(share, [2 / 3, 2 / 3, 1 / 3, 1 / 3])
+
+
+def test_pairs_of_clusters_are_counted() -> None:
+    table = count_pairs(np.array([0, 0, 2, 2], np.int32), np.array([1, 1, 0, 1], np.int32))
+    assert table.toarray().tolist() == [[0, 2], [0, 0], [1, 1]]
