@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -26,6 +27,7 @@ from pipeline.training.run import Run
 from tests.helpers.runs import EPOCHS, outcome, settings
 
 pytestmark = pytest.mark.chaos
+SMALLEST_STORE, OBJECT = 80 << 20, 10 << 20  # bytes; Ray refuses a smaller store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -223,8 +225,31 @@ def test_an_alarm_stops_a_run_once_and_a_warning_goes_on(folder: Path, monkeypat
     assert summary["last_epoch"]["epoch"] == EPOCHS
 
 
-def test_a_truncated_shard_is_named_and_the_run_resumes_after_its_repair(folder: Path) -> None:
-    expected = outcome(run(folder, "name=stream", "data.mode=streaming")["folder"])
+@pytest.fixture(scope="module")
+def streamed(folder: Path) -> dict[str, Any]:
+    return run(folder, "name=stream", "data.mode=streaming")
+
+
+@pytest.fixture
+def full_object_store() -> Iterator[None]:
+    """A Ray cluster whose object store is filled by objects that cannot be spilled, because they are in use."""
+    ray.shutdown()
+    ray.init(num_cpus=2, object_store_memory=SMALLEST_STORE, include_dashboard=False, log_to_driver=False)
+    held = [ray.get(ray.put(np.zeros(OBJECT, dtype=np.uint8))) for _ in range(SMALLEST_STORE // OBJECT + 1)]
+    yield
+    del held
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("full_object_store")
+def test_a_full_object_store_changes_nothing(folder: Path, streamed: dict[str, Any]) -> None:
+    """Ray puts what does not fit into files."""
+    assert outcome(run(folder, "name=fullstore", "data.mode=streaming")["folder"]) == outcome(streamed["folder"])
+
+
+def test_a_truncated_shard_is_named_and_the_run_resumes_after_its_repair(
+    folder: Path, streamed: dict[str, Any]
+) -> None:
     shard = next((folder / "digits").glob("shard-*.parquet"))
     intact = shard.read_bytes()
     thread = after_second_checkpoint(folder / "runs" / "broken", lambda: shard.write_bytes(intact[: len(intact) // 2]))
@@ -233,4 +258,4 @@ def test_a_truncated_shard_is_named_and_the_run_resumes_after_its_repair(folder:
         run(folder, *mine)
     thread.join()
     shard.write_bytes(intact)
-    assert outcome(run(folder, *mine)["folder"]) == expected
+    assert outcome(run(folder, *mine)["folder"]) == outcome(streamed["folder"])

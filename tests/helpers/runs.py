@@ -10,8 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+import torch
 
+from pipeline.config.loading import load_config
+from pipeline.data.shards import read_manifest
+from pipeline.plan import make_plan
+from pipeline.runs.identity import run_folder
+from pipeline.runs.train import resolve
+from pipeline.tracking import open_run
 from pipeline.training.checkpoint import newest_in
+from pipeline.training.in_process import train_in_process
+from pipeline.training.job import Job
 
 EPOCHS = 3  # of 14 steps each
 SETTINGS = [
@@ -27,6 +36,8 @@ SETTINGS = [
     "checkpoint.every_epochs=1",
     "checkpoint.every_steps=5",
 ]
+
+Outcome = tuple[list[dict[str, float]], list[int]]
 
 
 def settings(folder: Path, *more: str) -> list[str]:
@@ -49,12 +60,26 @@ def start(settings: Iterable[str], log: Path | None = None, **environment: str) 
         )
 
 
-def outcome(run_folder: str | Path) -> tuple[list[dict[str, float]], list[int]]:
+def outcome(run_folder: str | Path) -> Outcome:
     """The history without times, and all pseudo-labels, of the newest checkpoint of a run."""
     values = newest_in(str(run_folder))
     assert values is not None, f"there is no checkpoint in {run_folder}"
-    timeless = [{key: value for key, value in epoch.items() if "second" not in key} for epoch in values["history"]]
-    return timeless, values["labels"].tolist()
+    return _timeless(values["history"]), values["labels"].tolist()
+
+
+def outcome_in_process(settings: Iterable[str]) -> Outcome:
+    """The outcome of a run of digits in this process, on images in memory; its shards must be there."""
+    alone = ("name=in-process", "data.mode=resident", "resources.workers=1", "tracking.enabled=false")
+    config = resolve(load_config("digits", [*settings, *alone]), "run")
+    manifest = read_manifest(config.data.path)
+    job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
+    state = train_in_process(job, torch.device("cpu"), print)
+    assert state.pseudo is not None
+    return _timeless(state.history), state.pseudo.labels.tolist()
+
+
+def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in epoch.items() if "second" not in key} for epoch in history]
 
 
 def family(pid: int) -> list[psutil.Process]:
