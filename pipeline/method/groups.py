@@ -7,11 +7,10 @@ groups instead of other images.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.collectives import RowRange, all_sum
-from pipeline.method.losses import unit
+from pipeline.method.losses import sums_by_label, unit
 
 
 class MomentumGroups(nn.Module):
@@ -45,8 +44,8 @@ class MomentumGroups(nn.Module):
     def member_sums(self, features: Tensor) -> Tensor:
         """Each group's summed members and their number (G, D+1), among this worker's online features (B, D)."""
         mixed = features if self.raw_updates else unit(features)
-        members = F.one_hot(self.assign(features), len(self.features)).to(mixed.dtype)
-        return members.T @ torch.cat([mixed, torch.ones_like(mixed[:, :1])], dim=1)
+        counted = torch.cat([mixed, torch.ones_like(mixed[:, :1])], dim=1)
+        return sums_by_label(counted, self.assign(features), len(self.features))
 
     def moved(self, start: Tensor, sums: Tensor) -> Tensor:
         """Groups `start` (G, D) moved towards the means of the global batch's member sums (G, D+1).

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.collectives import all_sum
 
-MANY_CLUSTERS = 4096  # from here on clusters absent from a batch are removed; counting them waits for the GPU
+MANY_CLUSTERS = 4096  # from here on clusters absent from a batch are removed; finding them waits for the GPU
 
 
 def unit(x: Tensor) -> Tensor:
@@ -47,9 +47,23 @@ def prototype_sums(online: Tensor, target: Tensor, labels: Tensor, num_clusters:
     The columns are the online sums, the target sums (without gradient) and the number of rows. Parameters as in
     `prototype_loss`.
     """
-    hard = labels.dim() == 1
-    weights = F.one_hot(labels, num_clusters).to(online.dtype) if hard else labels.to(online.dtype)
-    return weights.T @ torch.cat([unit(online), unit(target.detach()), torch.ones_like(online[:, :1])], dim=1)
+    rows = torch.cat([unit(online), unit(target.detach()), torch.ones_like(online[:, :1])], dim=1)
+    if labels.dim() == 2:
+        return labels.to(rows.dtype).T @ rows
+    return sums_by_label(rows, labels, num_clusters)
+
+
+def sums_by_label(rows: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Sum (count, C) of the rows (B, C) with each label (B,) from 0 to `count` - 1; zero where there are none."""
+    if count <= MANY_CLUSTERS:
+        return _one_hot_sums(rows, labels, count)
+    present, place = labels.unique(return_inverse=True)  # B x count numbers would be too many
+    return rows.new_zeros(count, rows.shape[1]).index_copy(0, present, _one_hot_sums(rows, place, len(present)))
+
+
+def _one_hot_sums(rows: Tensor, labels: Tensor, count: int) -> Tensor:
+    """As a product of matrices, which a GPU computes in the same order each time; additions by index it does not."""
+    return F.one_hot(labels, count).to(rows.dtype).T @ rows
 
 
 def prototype_contrast(sums: Tensor, temperature: float = 0.5, *, empty_logit: float = float("-inf")) -> Tensor:
