@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.clustering.nearest import CHUNK_VALUES, LEAST_ROWS
+from pipeline.clustering.nearest import dot_chunks
 from pipeline.collectives import RowRange, rank, world_size
 from pipeline.errors import DataError
 from pipeline.inference.predict import Prediction, predict
@@ -38,9 +38,9 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange
     One row group at a time is made and written, so that memory does not grow with the images.
     """
     folder = run.subfolder(FEATURES).make()
-    directions, index = unit(centers).T, torch.arange(own.start, own.stop)
+    index = torch.arange(own.start, own.stop)
     groups = zip(features.split(ROW_GROUP_ROWS), index.split(ROW_GROUP_ROWS), strict=True)
-    tables = (prediction_table(_predict_rows(rows, directions), index=at, features=rows) for rows, at in groups)
+    tables = (prediction_table(_predict_rows(rows, centers), index=at, features=rows) for rows, at in groups)
     first = next(tables)
     with (
         folder.open_output(_part(rank(), world_size(), _digest(centers))) as stream,
@@ -50,11 +50,18 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange
             writer.write_table(table)
 
 
-def _predict_rows(rows: Tensor, directions: Tensor) -> Prediction:
-    """The predictions of rows (n, D) by directions (D, K); cosines are computed for a few rows at a time."""
-    few = max(LEAST_ROWS, CHUNK_VALUES // directions.shape[1])
-    parts = [predict((part @ directions).float()) for part in rows.split(few)]
-    return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
+def _predict_rows(rows: Tensor, centers: Tensor) -> Prediction:
+    """The predictions of unit rows (n, D) by centres (K, D).
+
+    They are written into tensors that are there before: between the large products, small results that stay would keep
+    the allocator from using the space of a product again.
+    """
+    types = (torch.int64, torch.float32, torch.int64, torch.float32)
+    found = Prediction(*(torch.empty(len(rows), dtype=dtype, device=rows.device) for dtype in types))
+    for where, cosines in dot_chunks(rows, centers):
+        for column, values in zip(found, predict(cosines.float()), strict=True):
+            column[where] = values
+    return found
 
 
 def prediction_table(
