@@ -101,7 +101,7 @@ def print_results(results: dict[str, Any]) -> None:
     for name in ("acc", "nmi", "ari"):
         values = [member[name] for member in results["members"]]
         answers = "  ".join(f"{answer} {scores[name]:.4f}" for answer, scores in results["answers"].items())
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        spread = statistics.pstdev(values)
         print(f"{name}: members {statistics.mean(values):.4f} +- {spread:.4f}, best {max(values):.4f};  {answers}")
     for share, found in results["shares"].items():
         print(f"{share} of the runs agree: {found['images']:>7,} images, {found['accuracy']:.4f} of them right")
