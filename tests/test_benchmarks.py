@@ -114,6 +114,14 @@ def test_pipeline(tmp_path: Path) -> None:
     assert result["worker_peak_rss_gib"] > 0.1
 
 
+@pytest.mark.slow
+def test_resume(tmp_path: Path) -> None:
+    results = run("resume", tmp_path / "out.json", "--images", "700", "--rounds", "1", "--set", "optim.batch_size=64")
+    assert results["steps"] == {"start": 0, "late": 9}
+    assert all(seconds > 0 for (seconds,) in results["seconds"].values())
+    assert results["claim_holds"] == (results["ratio"] <= 1.2)
+
+
 def test_estep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runs are usual ones: here their history is given."""
     epoch = {"seconds_epoch": 2.0, "seconds_estep": 0.2, "seconds_evaluate": 0.05}
