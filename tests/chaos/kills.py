@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import hardware
-from tests.helpers.runs import end, family, outcome, settings, start, train_workers
+from tests.helpers.runs import TWO_WORKERS, end, family, outcome, settings, start, train_workers
 
 VICTIMS = ("worker", "driver", "machine")
 TIMEOUT = 300  # seconds
@@ -52,7 +52,7 @@ def main() -> int:
 
 def run_uninterrupted(folder: Path) -> tuple[tuple[list[dict[str, float]], list[int]], float]:
     """The outcome of an uninterrupted run, and the seconds from the start of its workers to its end."""
-    process = start(settings(folder, "name=uninterrupted"), folder / "uninterrupted.log")
+    process = start(settings(folder, TWO_WORKERS, "name=uninterrupted"), folder / "uninterrupted.log")
     wait_for_workers(process)
     begin = time.monotonic()
     if process.wait(TIMEOUT) != 0:
@@ -64,7 +64,7 @@ def kill_and_finish(folder: Path, number: int, draw: random.Random, seconds: flo
     """Kill one run and finish it; returns a row of the table. A run that ended before the kill is repeated."""
     name, begin, moment = f"kill{number}", time.monotonic(), draw.uniform(0, seconds)
     log = folder / f"{name}.log"
-    process = start(settings(folder, f"name={name}"), log)
+    process = start(settings(folder, TWO_WORKERS, f"name={name}"), log)
     wait_for_workers(process)
     time.sleep(moment)
     if process.poll() is not None:
@@ -74,7 +74,7 @@ def kill_and_finish(folder: Path, number: int, draw: random.Random, seconds: flo
     hit = kill(process, draw.choice(VICTIMS))
     commands = 1
     while process.wait(TIMEOUT) != 0 and commands < 4:
-        process = start(settings(folder, f"name={name}"), log)
+        process = start(settings(folder, TWO_WORKERS, f"name={name}"), log)
         commands += 1
     equal = (folder / "runs" / name / "summary.json").exists() and outcome(folder / "runs" / name) == expected
     row = (

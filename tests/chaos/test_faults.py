@@ -24,7 +24,7 @@ from pipeline.errors import Alarmed, RunFailed
 from pipeline.runs.train import train
 from pipeline.training import fit, mstep, worker
 from pipeline.training.run import Run
-from tests.helpers.runs import EPOCHS, outcome, settings
+from tests.helpers.runs import EPOCHS, TWO_WORKERS, outcome, settings
 
 pytestmark = pytest.mark.chaos
 SMALLEST_STORE, OBJECT = 80 << 20, 10 << 20  # bytes; Ray refuses a smaller store
@@ -47,7 +47,7 @@ def uninterrupted(folder: Path) -> dict[str, Any]:
 
 
 def run(folder: Path, *more: str) -> dict[str, Any]:
-    return train(load_config("digits", settings(folder, *more)))
+    return train(load_config("digits", settings(folder, TWO_WORKERS, *more)))
 
 
 def after_second_checkpoint(run_folder: Path, act: Callable[[], None]) -> threading.Thread:
@@ -206,7 +206,7 @@ def worker_with_bad_gradients() -> Callable[[dict[str, Any]], dict[str, Any]]:
 def test_an_alarm_takes_a_run_back_with_another_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "train_worker", worker_with_bad_gradients())
     lines: list[str] = []
-    config = load_config("digits", settings(folder, "name=back", "alarms.not_finite=roll_back"))
+    config = load_config("digits", settings(folder, TWO_WORKERS, "name=back", "alarms.not_finite=roll_back"))
     summary = train(config, echo=lines.append)
     assert [(entry["epoch"], entry["kind"], entry["lr"]) for entry in summary["rollbacks"]] == [(2, "not_finite", 0.05)]
     assert (summary["epochs"], summary["alarms"]) == (EPOCHS, [])

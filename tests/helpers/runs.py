@@ -36,6 +36,7 @@ SETTINGS = [
     "checkpoint.every_epochs=1",
     "checkpoint.every_steps=5",
 ]
+TWO_WORKERS = "resources.workers=2"
 
 Outcome = tuple[list[dict[str, float]], list[int]]
 

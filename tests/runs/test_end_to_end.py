@@ -29,7 +29,17 @@ from pipeline.runs.names import set_names
 from pipeline.runs.start_from import checkpoint_to_start_from, settings_of
 from pipeline.runs.train import train
 from pipeline.training.checkpoint import newest_in
-from tests.helpers.runs import EPOCHS, end, family, outcome, outcome_in_process, settings, start, train_workers
+from tests.helpers.runs import (
+    EPOCHS,
+    TWO_WORKERS,
+    end,
+    family,
+    outcome,
+    outcome_in_process,
+    settings,
+    start,
+    train_workers,
+)
 from tests.helpers.s3 import S3Server, for_seconds, ray_with_s3, throttle
 
 pytestmark = pytest.mark.slow
@@ -54,7 +64,7 @@ def whole(folder: Path) -> dict[str, Any]:
 
 
 def run(folder: Path, *more: str, echo: Callable[[str], None] = print) -> dict[str, Any]:
-    return train(load_config("digits", settings(folder, *more)), echo=echo)
+    return train(load_config("digits", settings(folder, TWO_WORKERS, *more)), echo=echo)
 
 
 def test_a_run_leaves_scores_pictures_assignments_and_ledger(whole: dict[str, Any]) -> None:
@@ -133,7 +143,7 @@ def test_runs_live_in_a_bucket_too(folder: Path, whole: dict[str, Any], store: S
     Once there is something to resume from, everything is killed. The same command continues, while the store throttles.
     """
     places = [f"storage={store.uri('/runs/')}", f"data.path={store.uri('/digits')}"]
-    mine = ["name=afar", *places, f"tracking.uri=sqlite:///{folder}/afar.db"]
+    mine = ["name=afar", TWO_WORKERS, *places, f"tracking.uri=sqlite:///{folder}/afar.db"]
     kill_everything(start(settings(folder, *mine)), lambda: checkpoints_in(store, "afar") >= 2)
     assert "runs/afar/summary.json" not in store.objects()
     said: list[str] = []
