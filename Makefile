@@ -37,7 +37,9 @@ check: $(VENV)/dev ## lint and types
 	$(VENV)/bin/mypy
 
 chaos: $(VENV)/dev ## inject faults: 20 kills, lost nodes, full disks; about an hour
-	$(PY) -m pytest -m chaos
+	$(PY) -m pytest -m chaos --ignore tests/chaos/test_nodes.py --ignore tests/chaos/test_unequal_nodes.py
+	# Their clusters use no token, and a process that has once sent one to Ray keeps sending it.
+	$(PY) -m pytest -m chaos tests/chaos/test_nodes.py tests/chaos/test_unequal_nodes.py
 	$(PY) -m tests.chaos.kills --count 20 --table docs/reliability.md
 
 bench: $(VENV)/dev ## measure all speed claims, and write docs/performance.md; 45 minutes

@@ -57,8 +57,9 @@ def hold(folder: Folder) -> Iterator[None]:
     finally:
         ended.set()
         renewal.join()
-        if (folder.read(LEASE) or {}).get("token") == mine["token"]:  # a paused process may have lost it
-            folder.delete(LEASE)
+        with contextlib.suppress(OSError, ConfigError):  # it expires by itself, and must not hide what happened
+            if (folder.read(LEASE) or {}).get("token") == mine["token"]:  # a paused process may have lost it
+                folder.delete(LEASE)
 
 
 def _renew(folder: Folder, mine: dict[str, Any], ended: threading.Event) -> None:

@@ -47,6 +47,15 @@ def test_an_error_inside_ends_the_lease_too(folder: Folder) -> None:
     assert folder.read(LEASE) is None
 
 
+def test_a_store_that_fails_at_the_end_does_not_hide_the_error(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the token has expired")
+
+    with pytest.raises(ValueError, match="the actual error"), hold(folder):
+        monkeypatch.setattr(Folder, "read", fail)
+        raise ValueError("the actual error")
+
+
 def test_a_second_command_is_refused_while_the_first_lives(folder: Folder) -> None:
     first = subprocess.Popen([sys.executable, "-c", HOLDER, folder.path], stdout=subprocess.PIPE)
     try:

@@ -114,10 +114,10 @@ def test_a_restart_of_the_mlflow_server_loses_no_metrics(folder: Path, uninterru
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB, or skip where none can be mounted."""
+    """A file system of 48 MB, or skip where none can be mounted."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True, check=False)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False)
     if mount.returncode:
         pytest.skip(f"cannot mount a small disk: {mount.stderr.decode().strip()}")
     yield place
