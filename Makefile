@@ -36,9 +36,9 @@ check: $(VENV)/dev ## lint and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Clusters of several nodes use no token here, and a process that has once sent one to Ray keeps sending it.
 chaos: $(VENV)/dev ## inject faults: 20 kills, lost nodes, full disks; about an hour
 	$(PY) -m pytest -m chaos --ignore tests/chaos/test_nodes.py --ignore tests/chaos/test_unequal_nodes.py
-	# Their clusters use no token, and a process that has once sent one to Ray keeps sending it.
 	$(PY) -m pytest -m chaos tests/chaos/test_nodes.py tests/chaos/test_unequal_nodes.py
 	$(PY) -m tests.chaos.kills --count 20 --table docs/reliability.md
 
