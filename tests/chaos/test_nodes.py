@@ -138,7 +138,7 @@ def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: P
 def test_an_announced_preemption_triggers_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     """No other checkpoint is due before the run's end, so the run can only resume from the one saved for this."""
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-    mine = ["optim.epochs=12", "resources.workers=2", "resources.cpus_per_worker=1", "resources.max_failures=0"]
+    mine = ["optim.epochs=40", "resources.workers=2", "resources.cpus_per_worker=1", "resources.max_failures=0"]
     rare = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null"]
     driver = Driver(tmp_path, "name=drained", *mine, *rare)
     driver.wait_until(
