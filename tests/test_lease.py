@@ -51,9 +51,13 @@ def test_a_store_that_fails_at_the_end_does_not_hide_the_error(folder: Folder, m
     def fail(*_: object) -> None:
         raise OSError("the token has expired")
 
-    with pytest.raises(ValueError, match="the actual error"), hold(folder):
-        monkeypatch.setattr(Folder, "read", fail)
-        raise ValueError("the actual error")
+    def work() -> None:
+        with hold(folder):
+            monkeypatch.setattr(Folder, "read", fail)
+            raise ValueError("the actual error")
+
+    with pytest.raises(ValueError, match="the actual error"):
+        work()
 
 
 def test_a_second_command_is_refused_while_the_first_lives(folder: Folder) -> None:
