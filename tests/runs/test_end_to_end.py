@@ -140,15 +140,20 @@ def test_killing_a_worker_in_mid_epoch_changes_nothing(folder: Path, whole: dict
 def test_runs_live_in_a_bucket_too(folder: Path, whole: dict[str, Any], store: S3Server) -> None:
     """Images, checkpoints and results in S3, by URIs with options.
 
-    Once there is something to resume from, everything is killed. The same command continues, while the store throttles.
+    Once there is something to resume from, everything is killed. The same command continues, and the store throttles.
     """
     places = [f"storage={store.uri('/runs/')}", f"data.path={store.uri('/digits')}"]
     mine = ["name=afar", TWO_WORKERS, *places, f"tracking.uri=sqlite:///{folder}/afar.db"]
     kill_everything(start(settings(folder, *mine)), lambda: checkpoints_in(store, "afar") >= 2)
     assert "runs/afar/summary.json" not in store.objects()
     said: list[str] = []
-    store.fault = for_seconds(5, throttle)
-    summary = run(folder, *mine, echo=said.append)
+
+    def throttle_once_begun(line: str) -> None:
+        said.append(line)
+        if line.startswith("run afar:"):  # before that, a store that refuses ends the command at once
+            store.fault = for_seconds(5, throttle)
+
+    summary = run(folder, *mine, echo=throttle_once_begun)
     assert any(line.startswith("resumed after epoch") for line in said)
     assert outcome(summary["folder"]) == outcome(whole["folder"])
     assert summary["folder"] == store.uri("/runs/afar")
