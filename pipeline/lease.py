@@ -31,6 +31,7 @@ RENEW_SECONDS = 5.0
 EXPIRY_SECONDS = 20.0  # several renewals: storage can be slow, and a paused process is not dead
 LOST_STATUS = 1  # exit status of a process that another has replaced
 SETTLE_SECONDS = 0.3  # by then, two commands that started together have both written
+_held: set[str] = set()  # tokens of the leases that this process holds
 
 
 @contextlib.contextmanager
@@ -45,6 +46,7 @@ def hold(folder: Folder) -> Iterator[None]:
     if (holder := folder.read(LEASE)) is not None and _is_alive(folder, holder):
         raise ConfigError(_refusal(folder, holder))
     mine = _describe_process() | {"token": uuid.uuid4().hex}
+    _held.add(mine["token"])
     folder.write(LEASE, mine | {"renewals": 0})
     time.sleep(SETTLE_SECONDS)
     if (now := folder.read(LEASE) or mine)["token"] != mine["token"]:
@@ -55,9 +57,10 @@ def hold(folder: Folder) -> Iterator[None]:
     try:
         yield
     finally:
+        _held.discard(mine["token"])
         ended.set()
         renewal.join()
-        with contextlib.suppress(OSError, ConfigError):  # it expires by itself, and must not hide what happened
+        with contextlib.suppress(OSError, ConfigError):  # left behind it counts no more, and must not hide an error
             if (folder.read(LEASE) or {}).get("token") == mine["token"]:  # a paused process may have lost it
                 folder.delete(LEASE)
 
@@ -87,6 +90,8 @@ def _end_process(folder: Folder, holder: dict[str, Any] | None) -> NoReturn:
 def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
     """Whether the holder's process runs, or, for a holder on another machine, whether the lease is renewed."""
     if holder["machine"] == _machine():
+        if holder["pid"] == os.getpid() and holder["token"] not in _held:  # left behind, as the storage failed
+            return False
         return _process_start(holder["pid"]) == holder["started"]
     deadline = time.monotonic() + EXPIRY_SECONDS
     while time.monotonic() < deadline:

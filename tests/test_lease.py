@@ -58,6 +58,11 @@ def test_a_store_that_fails_at_the_end_does_not_hide_the_error(folder: Folder, m
 
     with pytest.raises(ValueError, match="the actual error"):
         work()
+    monkeypatch.undo()
+    assert folder.read(LEASE) is not None
+    with hold(folder):  # it was left behind, and this process knows
+        pass
+    assert folder.read(LEASE) is None
 
 
 def test_a_second_command_is_refused_while_the_first_lives(folder: Folder) -> None:
