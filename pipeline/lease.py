@@ -57,12 +57,12 @@ def hold(folder: Folder) -> Iterator[None]:
     try:
         yield
     finally:
-        _held.discard(mine["token"])
         ended.set()
         renewal.join()
         with contextlib.suppress(OSError, ConfigError):  # left behind it counts no more, and must not hide an error
             if (folder.read(LEASE) or {}).get("token") == mine["token"]:  # a paused process may have lost it
                 folder.delete(LEASE)
+        _held.discard(mine["token"])
 
 
 def _renew(folder: Folder, mine: dict[str, Any], ended: threading.Event) -> None:

@@ -114,7 +114,7 @@ def test_pipeline(tmp_path: Path) -> None:
     assert result["worker_peak_rss_gib"] > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.chaos  # CI has test_pipeline, which reads through the same stream
 def test_resume(tmp_path: Path) -> None:
     results = run("resume", tmp_path / "out.json", "--images", "700", "--rounds", "1", "--set", "optim.batch_size=64")
     assert results["steps"] == {"start": 0, "late": 9}

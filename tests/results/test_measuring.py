@@ -210,7 +210,7 @@ def test_a_picture_needs_records_and_a_file(tmp_path: Path) -> None:
         cli.draw(["ours", str(tmp_path / "x.png")], definitions(), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos  # CI has its parts, with a training that is made up: this one takes a minute and a half
 def test_a_short_row_is_trained_recorded_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RUNS", "STARTS"):
         monkeypatch.setattr(f"benchmarks.results.floors.{name}", 1)
