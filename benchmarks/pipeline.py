@@ -19,7 +19,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,17 +169,23 @@ def make_images(folder: Path, count: int) -> str:
     return f"parquet:{folder}"
 
 
+def open_shards(
+    data: str | None, folder: Path, images: int, make: Callable[[Path, int], str] = make_images
+) -> tuple[str, Manifest]:
+    """The path and the manifest of a folder of shards: of `data`, or else of made images, ingested into `folder`."""
+    path = absolute(data or str(folder / "shards"))
+    if data is None:
+        ingest(make(folder / "images", images), path, rows_per_shard=max(images // 32, 1))
+    return path, with_row_groups(path, read_manifest(path))
+
+
 def make_config(args: argparse.Namespace, folder: Path, jpeg: int | None = None) -> tuple[RunConfig, Manifest]:
     """The preset cifar10 with the given arguments; synthetic images are created and ingested unless --data is given.
 
     With `jpeg` images are decoded to so many pixels, and synthetic ones are JPEG.
     """
-    path = absolute(args.data or str(folder / "shards"))
-    if args.data is None:
-        images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
-        make = write_jpegs if jpeg else make_images
-        ingest(make(folder / "images", images), path, rows_per_shard=max(images // 32, 1))
-    manifest = with_row_groups(path, read_manifest(path))
+    images = args.images or DEFAULT_IMAGES.get(args.encoder, 512)
+    path, manifest = open_shards(args.data, folder, images, write_jpegs if jpeg else make_images)
     overrides = ["name=benchmark", f"storage={folder / 'runs'}", f"data.path={path}"]
     overrides += [f"model.encoder={args.encoder}", f"resources.workers={args.workers}"]
     overrides += [f"optim.batch_size={args.batch}", "optim.warmup_epochs=0"]  # warm-up skips the prototype loss

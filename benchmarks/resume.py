@@ -20,24 +20,19 @@ from typing import Any
 import ray
 import torch
 
-from benchmarks.measure import alternate, conclude, ratios
-from benchmarks.pipeline import make_images
+from benchmarks.measure import alternate, conclude, speedup
+from benchmarks.pipeline import open_shards
 from pipeline.build import settle_images
 from pipeline.cluster import connect
 from pipeline.config.loading import load_config
-from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
-from pipeline.data.read import with_row_groups
-from pipeline.data.shards import read_manifest
 from pipeline.plan import make_plan
 from pipeline.runs.identity import run_folder
-from pipeline.storage import absolute
 from pipeline.tracking import open_run
 from pipeline.training.images import image_source
 from pipeline.training.job import Job
 
 CLAIM = 1.2
-ROWS_PER_SHARD = 5000
 
 
 @ray.remote(num_cpus=1, max_calls=1)  # a process of its own each time
@@ -50,10 +45,7 @@ def seconds_to_first_batch(job: Job, step: int) -> float:
 
 def make_job(args: argparse.Namespace, folder: Path) -> Job:
     """A job that streams the given shards, or synthetic images."""
-    path = absolute(args.data or str(folder / "shards"))
-    if args.data is None:
-        ingest(make_images(folder / "images", args.images), path, rows_per_shard=ROWS_PER_SHARD)
-    manifest = with_row_groups(path, read_manifest(path))
+    path, manifest = open_shards(args.data, folder, args.images)
     own = ["name=resume", f"storage={folder / 'runs'}", f"data.path={path}", "data.mode=streaming"]
     config = settle_images(load_config("cifar10", [*own, "tracking.enabled=false", *args.set]))
     return Job(
@@ -78,7 +70,7 @@ def main() -> int:
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for name in alternate(steps, args.rounds):
             seconds[name].append(ray.get(seconds_to_first_batch.remote(job, steps[name])))
-    ratio = statistics.median(ratios(seconds, of="start", over="late"))
+    ratio = speedup(seconds, of="start", over="late")
     results: dict[str, Any] = {"steps": steps, "seconds": seconds, "ratio": ratio, "claim_holds": ratio <= CLAIM}
     at = ", ".join(f"step {steps[name]}: {statistics.median(seconds[name]):.2f} s" for name in steps)
     print(f"{job.manifest.num_images:,} images, {job.plan.steps_per_epoch} steps; {at}")

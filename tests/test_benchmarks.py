@@ -106,9 +106,10 @@ def test_leaving(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pipeline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["streaming", pytest.param("resident", marks=pytest.mark.chaos)])
+def test_pipeline(tmp_path: Path, mode: str) -> None:
     small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1", "--workers", "1")
-    result = run("pipeline", tmp_path / "out.json", *small, "--mode", "streaming")["streaming"]
+    result = run("pipeline", tmp_path / "out.json", *small, "--mode", mode)[mode]
     assert result["images"] == 256
     assert result["claim_holds"] == (result["ratio"] >= CLAIM)
     assert result["worker_peak_rss_gib"] > 0.1
