@@ -119,7 +119,8 @@ class ResidentImages:
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Images (n, H, W, 3) of the keys (n,)."""
-        return self.images[to_device(keys % self.own.total - self.own.start, self.images.device)]
+        places = to_device(keys % self.own.total - self.own.start, self.images.device)
+        return self.images.index_select(0, places)  # on CPUs `images[places]` takes 40 times as long
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The share, block by block."""

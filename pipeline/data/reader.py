@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +21,10 @@ from pipeline.data.shards import Manifest, Shard
 from pipeline.storage import filesystem
 
 SWEEP = -1  # in place of the epoch in a piece that is read for an E-step
-SWEPT_ROWS = 1024  # in a piece of an E-step
+SWEPT_ROWS = 1024  # most in a piece of an E-step
+SWEPT_BYTES = 64 << 20  # most decoded bytes in it
+BLOCK_BYTES = 8 << 20  # decoded bytes that a reader sends to its worker at a time
+BLOCK_IMAGES, MOST_BLOCK_BYTES = 200, 32 << 20  # so many, if the images are large: a block waits 0.1 s for Ray Data
 OPEN_SHARDS = 64  # files that a reader keeps open, each with its footer
 KEPT_ROW_GROUPS = 2  # row groups that a reader keeps, for lanes that are shorter than one
 
@@ -51,10 +55,16 @@ def epoch_pieces(order: Order, lanes: RowRange, epoch: int, steps: range, *, who
     return [piece for *_, piece in sorted(found)]
 
 
-def swept_pieces(own: RowRange) -> list[Piece]:
-    """The pieces of an E-step."""
-    starts = range(own.start, own.stop, SWEPT_ROWS)
-    return [Piece(SWEEP, 0, 0, start, min(start + SWEPT_ROWS, own.stop)) for start in starts]
+def swept_pieces(own: RowRange, image_bytes: int) -> list[Piece]:
+    """The pieces of an E-step on decoded images of `image_bytes`."""
+    rows = max(min(SWEPT_ROWS, SWEPT_BYTES // image_bytes), 1)
+    starts = range(own.start, own.stop, rows)
+    return [Piece(SWEEP, 0, 0, start, min(start + rows, own.stop)) for start in starts]
+
+
+def block_rows(image_bytes: int) -> int:
+    """Images of `image_bytes` that a reader sends to its worker at a time."""
+    return max(BLOCK_BYTES // image_bytes, min(BLOCK_IMAGES, MOST_BLOCK_BYTES // image_bytes), 1)
 
 
 class PieceReader:
@@ -81,6 +91,10 @@ class PieceReader:
         self.read_row_group = lru_cache(KEPT_ROW_GROUPS)(self._read_row_group)
 
     def __call__(self, pieces: pa.Table) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """The blocks of the pieces in a table's rows."""
+        return self.blocks(Piece(**piece) for piece in pieces.to_pylist())
+
+    def blocks(self, pieces: Iterable[Piece]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Blocks {"image": uint8 (n, S, S, 3), "index": int64 (n,)} of the pieces, in their order.
 
         Raises
@@ -88,8 +102,9 @@ class PieceReader:
         DataError, DecodeError
             Naming the shard that cannot be read, or the image that cannot be decoded.
         """
-        for piece in pieces.to_pylist():
-            yield from self.blocks(self.images_of(Piece(**piece)).numpy())
+        encoded = itertools.chain.from_iterable(map(self.rows_of, pieces))
+        for table in cut_tables(encoded, block_rows(3 * self.decoding["size"] ** 2)):
+            yield decode_table(table, **self.decoding)
 
     def images_of(self, piece: Piece) -> Tensor:
         """The images (n,) of a piece, ascending."""
@@ -98,12 +113,12 @@ class PieceReader:
         window = self.windows(piece.epoch, piece.lane)[piece.window]
         return self.order.draw(piece.epoch, window)[piece.start : piece.stop].sort().values
 
-    def blocks(self, images: np.ndarray[Any, Any]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        """A block for each row group of the images (n,), ascending."""
+    def rows_of(self, piece: Piece) -> Iterator[pa.Table]:
+        """The rows {"image", "index"} of a piece's images, ascending, from each row group that has some."""
+        images = self.images_of(piece).numpy()
         groups = np.searchsorted(self.starts, images, side="right") - 1
         for group in np.unique(groups):
-            rows = images[groups == group] - self.starts[group]
-            yield decode_table(self.read_row_group(int(group)).take(rows), **self.decoding)
+            yield self.read_row_group(int(group)).take(images[groups == group] - self.starts[group])
 
     def _read_row_group(self, group: int) -> pa.Table:
         number = int(self.shard_of[group])
@@ -114,3 +129,16 @@ class PieceReader:
     def _open(self, shard: Shard) -> pq.ParquetFile:
         files, root = filesystem(self.path)
         return pq.ParquetFile(files.open_input_file(f"{root}/{shard.file}"), page_checksum_verification=True)
+
+
+def cut_tables(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of tables in tables of `rows` rows; the last one may be shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        while sum(map(len, held)) >= rows:
+            joined = pa.concat_tables(held)
+            yield joined.slice(0, rows)
+            held = [joined.slice(rows)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)

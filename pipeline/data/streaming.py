@@ -19,20 +19,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.collectives import RowRange
 from pipeline.data.loader import to_device
-from pipeline.data.reader import SWEPT_ROWS, Piece, PieceReader
+from pipeline.data.reader import BLOCK_BYTES, Piece, PieceReader, block_rows
 from pipeline.errors import user_error_in
 
 Block = dict[str, np.ndarray[Any, Any]]
-BLOCK_BYTES = 8 << 20  # decoded bytes that a reader sends to its worker at a time
 TASKS = 2000  # of a pipeline: all are made before it begins, at half a millisecond each
 MOST_TASK_BYTES = 64 << 20  # decoded bytes of a task; each reader may hold so many until earlier tasks are done
 FEW_BYTES = 24 << 20  # decoded bytes; they take about a second, less than other processes take to start
@@ -95,7 +96,7 @@ class ReadPipeline:
         size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
         tasks = task_tables(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
-            self._set_context(size)
+            self._set_context(max(images_of(task) for task in some) * self.image_bytes)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             dataset = ray.data.from_blocks(some).map_batches(  # from_arrow waits for a CPU, and none may be free
                 PieceReader,
@@ -112,7 +113,9 @@ class ReadPipeline:
         """Set Ray Data's options in this process: keep the order, and use only a share of the cluster."""
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         context = quiet_data_context()
-        context.target_max_block_size = BLOCK_BYTES
+        # Ray Data cuts and joins blocks, which copies them, unless each is a little larger than it asks for.
+        context.target_max_block_size = block_rows(self.image_bytes) * self.image_bytes
+        context.memory_usage_poll_interval_s = None  # it would read each process's memory map every second
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
             cpu=self.readers.count * self.readers.cpus,
@@ -141,6 +144,54 @@ def task_tables(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(held)
 
 
+def images_of(task: pa.Table) -> int:
+    """Number of images of a task."""
+    return int(pc.sum(pc.subtract(task["stop"], task["start"])).as_py())
+
+
+class ImageMemory:
+    """Memory for decoded images, in places that are used again: touching fresh memory costs more than decoding.
+
+    One thread stores, and another one copies out and frees.
+    """
+
+    def __init__(self) -> None:
+        self.images: Tensor | None = None  # (places, S, S, 3) uint8
+        self.free = torch.zeros(0, dtype=torch.int64)
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return 0 if self.images is None else len(self.images)
+
+    def store(self, images: np.ndarray[Any, Any]) -> Tensor:
+        """Copy images (n, S, S, 3) to free places (n,)."""
+        if len(images) > len(self.free):
+            self._grow(len(images), images.shape[1:])
+        with self.lock:
+            places, self.free = self.free[: len(images)], self.free[len(images) :]
+        assert self.images is not None
+        self.images.numpy()[places.numpy()] = images  # torch assigns byte by byte, which takes 30 times as long
+        return places
+
+    def copy(self, places: Tensor) -> Tensor:
+        """The images (n, S, S, 3) in places (n,)."""
+        assert self.images is not None
+        return self.images.index_select(0, places)  # `images[places]` takes 40 times as long
+
+    def release(self, places: Tensor) -> None:
+        """Let places (n,) be used again."""
+        with self.lock:
+            self.free = torch.cat([places, self.free])  # those used last come first, because caches have them
+
+    def _grow(self, missing: int, shape: tuple[int, ...]) -> None:
+        """Make room for `missing` more images, and a quarter on top, since each growth copies all."""
+        held = torch.empty((0, *shape), dtype=torch.uint8) if self.images is None else self.images
+        more = missing + len(held) // 4
+        self.images = torch.cat([held, held.new_empty((more, *shape))])
+        with self.lock:
+            self.free = torch.cat([self.free, torch.arange(len(held), len(held) + more)])
+
+
 class ImageStream:
     """Images in a known order, fetched ahead by a thread.
 
@@ -149,10 +200,15 @@ class ImageStream:
     blocks : iterator of {"image": uint8 (n, S, S, 3), "index": int64 (n,)}
     room : int
         Most images to fetch ahead; one block is fetched in any case.
+
+    Attributes
+    ----------
+    memory : ImageMemory
+        Of the images that were fetched. It is this process's own, because all processes share Ray's object store.
     """
 
     def __init__(self, blocks: Iterator[Block], room: int) -> None:
-        self.blocks, self.room = blocks, room
+        self.blocks, self.room, self.memory = blocks, room, ImageMemory()
         self.fetched: deque[tuple[Tensor, Tensor] | BaseException] = deque()
         self.waiting = 0
         self.changed = threading.Condition()
@@ -166,37 +222,45 @@ class ImageStream:
         DataError, DecodeError
             When a shard or an image cannot be read.
         """
+        places = self.places_of(index)
+        images = self.memory.copy(places)
+        self.memory.release(places)
+        return images
+
+    def places_of(self, index: Tensor) -> Tensor:
+        """Like `read`, but returns the places (n,) in `memory` of the images, which the caller releases."""
         parts: list[tuple[Tensor, Tensor]] = []
         missing = len(index)
         while missing:
             parts.append(self._next(missing))
             missing -= len(parts[-1][1])
-        images, found = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        places, found = (torch.cat(columns) for columns in zip(*parts, strict=True))
         if not found.equal(index):
             raise RuntimeError(
                 f"read images {found[:3].tolist()}... but expected {index[:3].tolist()}...; please report this as a bug"
             )
-        return images
+        return places
 
     def _next(self, most: int) -> tuple[Tensor, Tensor]:
-        """The next images and their index, at most `most` of them."""
+        """Places and index of the next images, at most `most` of them."""
         with self.changed:
             self.changed.wait_for(lambda: bool(self.fetched))
             first = self.fetched.popleft()
             if isinstance(first, BaseException):
                 self.fetched.append(first)
                 raise first
-            images, index = first
+            places, index = first
             if len(index) > most:
-                self.fetched.appendleft((images[most:], index[most:]))
+                self.fetched.appendleft((places[most:], index[most:]))
             self.waiting -= len(index[:most])
             self.changed.notify_all()
-        return images[:most], index[:most]
+        return places[:most], index[:most]
 
     def _fetch(self) -> None:
         try:
             for block in self.blocks:
-                self._keep(*(torch.from_numpy(block[name].copy()) for name in ("image", "index")))
+                self._wait_for_room(len(block["index"]))
+                self._hand_over(self.memory.store(block["image"]), torch.from_numpy(block["index"].copy()))
             end: BaseException = EOFError("more images were read than the run's schedule has")
         except BaseException as error:
             end = user_error_in(error) or error
@@ -204,58 +268,45 @@ class ImageStream:
             self.fetched.append(end)
             self.changed.notify_all()
 
-    def _keep(self, images: Tensor, index: Tensor) -> None:
-        """Wait for room, then keep a block in this process's memory, because all processes share Ray's object store."""
+    def _wait_for_room(self, images: int) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: not self.waiting or self.waiting + len(index) <= self.room)
-            self.fetched.append((images, index))
+            self.changed.wait_for(lambda: not self.waiting or self.waiting + images <= self.room)
+
+    def _hand_over(self, places: Tensor, index: Tensor) -> None:
+        with self.changed:
+            self.fetched.append((places, index))
             self.waiting += len(index)
             self.changed.notify_all()
 
 
-class ImagePool:
-    """Images of the open windows; each is kept until it has been taken as often as it was drawn."""
+class OpenImages:
+    """The images of the open windows, in the memory of a stream; each stays until it was taken as often as drawn."""
 
-    def __init__(self, own: RowRange, side: int) -> None:
-        self.own = own
-        self.images = torch.empty((0, side, side, 3), dtype=torch.uint8)
-        self.place = torch.full((own.stop - own.start,), -1, dtype=torch.int32)  # of each image; -1: not here
+    def __init__(self, memory: ImageMemory, own: RowRange) -> None:
+        self.memory, self.own = memory, own
+        self.place = torch.full((own.size,), -1, dtype=torch.int32)  # of each own image, once it was opened
         self.left = torch.zeros(0, dtype=torch.int32)  # remaining draws of each place
-        self.free = torch.zeros(0, dtype=torch.int64)
 
-    def clear(self) -> None:
-        """Drop all images."""
-        self.place.fill_(-1)
-        self.left.zero_()
-        self.free = torch.arange(len(self.images))
-
-    def put(self, images: Tensor, index: Tensor, draws: Tensor) -> None:
-        """Keep images (n, S, S, 3) with their index (n,), each for its number of draws (n,)."""
-        wanted = draws > 0
-        images, index, draws = images[wanted], index[wanted], draws[wanted]
-        self._grow(len(index) - len(self.free))
-        places, self.free = self.free[: len(index)], self.free[len(index) :]
-        self.images[places], self.left[places] = images, draws.int()
-        self.place[index - self.own.start] = places.int()
+    def add(self, places: Tensor, index: Tensor, draws: Tensor) -> None:
+        """Keep the images of the index (n,), at their places (n,), each for its number of draws (n,)."""
+        self.left = F.pad(self.left, (0, max(len(self.memory) - len(self.left), 0)))
+        self.place[index - self.own.start], self.left[places] = places.int(), draws.int()
+        if not draws.all():
+            self.memory.release(places[draws == 0])
 
     def take(self, index: Tensor) -> Tensor:
         """Images of the index (n,); this uses up one draw of each."""
         places = self.place[index - self.own.start].long()
-        images = self.images[places]
+        images = self.memory.copy(places)
         self.left.index_add_(0, places, torch.full_like(places, -1, dtype=torch.int32))
         places = places.unique()
-        self.free = torch.cat([self.free, places[self.left[places] == 0]])
+        self.memory.release(places[self.left[places] == 0])
         return images
 
-    def _grow(self, missing: int) -> None:
-        """Make room for `missing` more images, and an eighth on top, since each growth copies all."""
-        if missing <= 0:
-            return
-        count = len(self.images)
-        more = missing + count // 8
-        self.images = torch.cat([self.images, self.images.new_empty((more, *self.images.shape[1:]))])
-        self.left = torch.cat([self.left, self.left.new_zeros(more)])
-        self.free = torch.cat([self.free, torch.arange(count, count + more)])
+    def close(self) -> None:
+        """Drop the images that were not taken."""
+        self.memory.release(self.left.nonzero().squeeze(1))
+        self.left.zero_()
 
 
 class StreamedImages:
@@ -266,8 +317,6 @@ class StreamedImages:
     begin_stream : callable
         Takes the (epoch, step) where the run begins, None at its first E-step; returns the stream for all that follows.
     own : RowRange
-    side : int
-        Of a decoded image, in pixels.
     device : torch.device
         The training device.
     block_size : int
@@ -278,29 +327,30 @@ class StreamedImages:
         self,
         begin_stream: Callable[[tuple[int, int] | None], ImageStream],
         own: RowRange,
-        side: int,
         device: torch.device,
         block_size: int,
     ) -> None:
         self.begin_stream, self.own, self.device, self.block_size = begin_stream, own, device, block_size
-        self.pool = ImagePool(own, side)
         self.stream: ImageStream | None = None
+        self.opened: OpenImages | None = None
 
     def begin(self, epoch: int, step: int) -> None:
-        """Start the stream if the run begins here, and empty the pool."""
+        """Start the stream if the run begins here, and drop what is open."""
         self.stream = self.stream or self.begin_stream((epoch, step))
-        self.pool.clear()
+        self.opened = self.opened or OpenImages(self.stream.memory, self.own)
+        self.opened.close()
 
     def open(self, images: Tensor, drawn: Tensor) -> None:
         """Read images (m,), and keep those in `drawn` (n,)."""
         assert self.stream is not None
+        assert self.opened is not None
         draws = torch.bincount(torch.searchsorted(images, drawn), minlength=len(images))
-        for index, often in zip(images.split(SWEPT_ROWS), draws.split(SWEPT_ROWS), strict=True):
-            self.pool.put(self.stream.read(index), index, often)
+        self.opened.add(self.stream.places_of(images), images, draws)
 
     def take(self, keys: Tensor, epoch: int) -> Tensor:
         """Images (n, S, S, 3) of the keys (n,)."""
-        return to_device(self.pool.take(keys % self.own.total), self.device)
+        assert self.opened is not None
+        return to_device(self.opened.take(keys % self.own.total), self.device)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The share in pieces, as they come."""

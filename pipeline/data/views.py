@@ -171,7 +171,7 @@ def _where(chosen: Tensor, operation: Callable[..., Tensor], images: Tensor, *pa
         return torch.where(chosen[:, None, None, None], operation(images, *parameters), images)
     rows = chosen.nonzero().squeeze(1)
     if len(rows) > 0:
-        images[rows] = operation(images[rows], *(parameter[rows] for parameter in parameters))
+        images[rows] = operation(images.index_select(0, rows), *(parameter[rows] for parameter in parameters))
     return images
 
 

@@ -20,9 +20,9 @@ from pipeline.training.job import Job
 def image_source(job: Job, device: torch.device) -> InputSource:
     """This worker's images, in memory or streamed."""
     order, config = job.plan.order, job.config
-    own, size = order.images_of(row_range(order.lanes)), config.data.decoding["size"]
+    own = order.images_of(row_range(order.lanes))
     if job.plan.mode == "streaming":
-        return StreamedImages(partial(begin_stream, job), own, size, device, config.estep.batch_size)
+        return StreamedImages(partial(begin_stream, job), own, device, config.estep.batch_size)
     return ResidentImages(fetch_images(job, own).to(device), own, config.estep.batch_size)
 
 
@@ -30,9 +30,10 @@ def fetch_images(job: Job, own: RowRange) -> Tensor:
     """The decoded images (n, S, S, 3) uint8 of a share."""
     size = job.config.data.decoding["size"]
     images = torch.empty((own.size, size, size, 3), dtype=torch.uint8)
-    stream = ImageStream(open_read_pipeline(job).blocks(swept_pieces(own), own.size), room=SWEPT_ROWS)
+    pieces = swept_pieces(own, image_bytes(job.config))
+    stream = ImageStream(open_read_pipeline(job).blocks(pieces, own.size), room=SWEPT_ROWS)
     for index in torch.arange(*own[:2]).split(SWEPT_ROWS):
-        images[index - own.start] = stream.read(index)
+        images[index[0] - own.start : index[-1] + 1 - own.start] = stream.read(index)
     return images
 
 
@@ -52,7 +53,7 @@ def begin_stream(job: Job, at: tuple[int, int] | None) -> ImageStream:
 def schedule(job: Job, lanes: RowRange, at: tuple[int, int] | None) -> Iterator[Piece]:
     """Everything that a worker with these lanes reads from `at` on, in the order in which it needs it."""
     order, config = job.plan.order, job.config
-    swept = swept_pieces(order.images_of(lanes))
+    swept = swept_pieces(order.images_of(lanes), image_bytes(config))
     if at is None:
         yield from swept
     first_epoch, first_step = at or (0, 0)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.collectives import RowRange
 from pipeline.data.loader import ResidentImages
-from pipeline.data.reader import PieceReader
+from pipeline.data.reader import PieceReader, swept_pieces
+from pipeline.plan import image_bytes
 from pipeline.progress import Echo
 from pipeline.training.feed import image_feed
 from pipeline.training.job import Job
@@ -36,14 +37,14 @@ def train_in_process(job: Job, device: torch.device, echo: Echo) -> TrainState:
 def open_run_in_process(job: Job, device: torch.device) -> Run:
     """The only worker of a run on images without known classes."""
     own = RowRange(0, job.plan.order.num_images, job.plan.order.num_images)
-    source = ResidentImages(_decode_all(job).to(device), own, job.config.estep.batch_size)
+    source = ResidentImages(_decode(job, own).to(device), own, job.config.estep.batch_size)
     return new_run(job, image_feed(job, source, device), Reporter())
 
 
-def _decode_all(job: Job) -> Tensor:
-    """The images (N, S, S, 3) uint8 in order of their index."""
+def _decode(job: Job, own: RowRange) -> Tensor:
+    """The images (n, S, S, 3) uint8 of a share, in order of their index."""
     reader = PieceReader(job.plan.order, job.config.data.path, job.manifest, job.config.data.decoding)
-    blocks = reader.blocks(torch.arange(job.manifest.num_images).numpy())
+    blocks = reader.blocks(swept_pieces(own, image_bytes(job.config)))
     return torch.cat([torch.from_numpy(block["image"]) for block in blocks])
 
 

@@ -19,14 +19,15 @@ from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.data.read import with_row_groups
-from pipeline.data.reader import Piece, PieceReader, epoch_pieces, swept_pieces
+from pipeline.data.reader import Piece, PieceReader, block_rows, epoch_pieces, swept_pieces
 from pipeline.data.shards import Manifest
-from pipeline.data.streaming import Block, ImagePool, ImageStream, Readers, StreamedImages, task_tables
+from pipeline.data.streaming import Block, ImageMemory, ImageStream, OpenImages, Readers, StreamedImages, task_tables
 from pipeline.errors import DataError
 from tests.helpers.small_run import resident_inputs
 from tests.helpers.workers import Workers
 
 SIDE, BATCH, EPOCHS = 8, 96, 2
+IMAGE_BYTES = 3 * SIDE**2
 DECODING = {"size": SIDE, "fit": "stretch", "interpolation": "bilinear"}
 CPU = torch.device("cpu")
 
@@ -64,14 +65,14 @@ class Reading:
         self.reader = PieceReader(self.order, path, self.manifest, DECODING)
         self.whole, self.decoded = whole, 0
         own = self.order.images_of(row_range(self.order.lanes))
-        self.inputs = Inputs(self.order, StreamedImages(self.begin, own, SIDE, CPU, 128), CPU)
+        self.inputs = Inputs(self.order, StreamedImages(self.begin, own, CPU, 128), CPU)
 
     def begin(self, at: tuple[int, int] | None) -> ImageStream:
         return ImageStream(self.counted(self.schedule(at)), room=500)
 
     def schedule(self, at: tuple[int, int] | None) -> list[Piece]:
         lanes, (first, step) = row_range(self.order.lanes), at or (0, 0)
-        swept = swept_pieces(self.order.images_of(lanes))
+        swept = swept_pieces(self.order.images_of(lanes), IMAGE_BYTES)
         pieces = [] if at else list(swept)
         for epoch in range(first, EPOCHS):
             steps = range(step if epoch == first else 0, self.order.steps)
@@ -110,7 +111,8 @@ def _resident(path: str, window: int, balanced: bool) -> list[tuple[Tensor, Tens
     """The same from images in memory."""
     manifest = opened(path)
     order = order_of(manifest, window)
-    blocks = PieceReader(order, path, manifest, DECODING).blocks(np.arange(manifest.num_images))
+    pieces = swept_pieces(RowRange(0, manifest.num_images, manifest.num_images), IMAGE_BYTES)
+    blocks = PieceReader(order, path, manifest, DECODING).blocks(pieces)
     images = torch.from_numpy(np.concatenate([block["image"] for block in blocks]))
     inputs = resident_inputs(images, order, 128)
     weights = weights_of(len(images)) if balanced else None
@@ -171,7 +173,7 @@ def test_a_lost_shard_is_named(shards: str) -> None:
         update={"shards": [shard.model_copy(update={"file": f"gone-{shard.file}"}) for shard in manifest.shards]}
     )
     reader = PieceReader(order_of(manifest, 700), shards, manifest, DECODING)
-    stream = ImageStream(read(reader, swept_pieces(RowRange(0, 100, 1797))), room=100)
+    stream = ImageStream(read(reader, swept_pieces(RowRange(0, 100, 1797), IMAGE_BYTES)), room=100)
     for _ in range(2):  # and whoever asks again is told again
         with pytest.raises(DataError, match=r"gone-shard-00000.parquet cannot be read"):
             stream.read(torch.arange(10))
@@ -215,15 +217,57 @@ def test_no_more_is_fetched_ahead_than_there_is_room_for() -> None:
     assert threading.active_count() < 50
 
 
-def test_a_pool_keeps_an_image_until_its_last_draw() -> None:
-    pool = ImagePool(RowRange(10, 20, 40), side=2)
-    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 2, 2, 3)
-    pool.put(images, torch.tensor([10, 13, 15, 19]), torch.tensor([1, 2, 0, 1]))
-    held = len(pool.images)
-    assert pool.take(torch.tensor([13, 19]))[:, 0, 0, 0].tolist() == [1, 3]
-    assert pool.take(torch.tensor([10, 13]))[:, 0, 0, 0].tolist() == [0, 1]
-    pool.put(images[:held], torch.arange(10, 10 + held), torch.ones(held, dtype=torch.int64))
-    assert len(pool.images) == held  # all places were free again
+def test_an_image_stays_until_its_last_draw_and_then_its_place_is_used_again() -> None:
+    memory = ImageMemory()
+    images = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None, None], (4, 2, 2, 3))
+    opened = OpenImages(memory, RowRange(10, 20, 40))
+    opened.add(memory.store(images), torch.tensor([10, 13, 15, 19]), torch.tensor([1, 2, 0, 1]))
+    held = len(memory)
+    assert opened.take(torch.tensor([13, 19]))[:, 0, 0, 0].tolist() == [1, 3]
+    assert opened.take(torch.tensor([10, 13]))[:, 0, 0, 0].tolist() == [0, 1]
+    places = memory.store(images[:held])
+    assert len(memory) == held  # all places were free again
+    opened.add(places, torch.arange(10, 10 + held), torch.ones(held, dtype=torch.int64))
+    assert opened.take(torch.arange(10, 10 + held))[:, 0, 0, 0].tolist() == list(range(held))
+
+
+def test_images_that_were_not_taken_are_dropped_at_the_end_of_an_epoch() -> None:
+    memory = ImageMemory()
+    opened = OpenImages(memory, RowRange(0, 4, 4))
+    places = memory.store(np.zeros((4, 2, 2, 3), np.uint8))
+    opened.add(places, torch.arange(4), torch.tensor([2, 1, 1, 1]))
+    opened.take(torch.tensor([0, 1]))
+    opened.close()
+    assert sorted(memory.free.tolist()) == list(range(len(memory)))
+
+
+def test_memory_that_grows_keeps_its_images() -> None:
+    memory = ImageMemory()
+    few, many = (np.full((count, 2, 2, 3), count, np.uint8) for count in (3, 100))
+    first, second = memory.store(few), memory.store(many)
+    assert memory.copy(first).unique().tolist() == [3]
+    assert memory.copy(second).unique().tolist() == [100]
+    assert len(torch.cat([first, second]).unique()) == 103
+
+
+def test_blocks_do_not_end_where_row_groups_do(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = opened(shards)
+    reader = PieceReader(order_of(manifest, 700), shards, manifest, DECODING)
+    monkeypatch.setattr("pipeline.data.reader.block_rows", lambda image_bytes: 100)
+    blocks = list(reader.blocks(swept_pieces(RowRange(0, 1030, 1797), IMAGE_BYTES)))
+    assert [len(block["index"]) for block in blocks] == [100] * 10 + [30]
+    assert np.concatenate([block["index"] for block in blocks]).tolist() == list(range(1030))
+
+
+@pytest.mark.parametrize(("side", "rows"), [(8, 43690), (32, 2730), (224, 200), (512, 42), (4096, 1)])
+def test_blocks_have_some_megabytes_or_a_number_of_large_images(side: int, rows: int) -> None:
+    assert block_rows(3 * side**2) == rows
+
+
+@pytest.mark.parametrize(("side", "rows"), [(32, 1024), (224, 445), (8192, 1)])
+def test_the_pieces_of_an_estep_are_bounded_in_bytes(side: int, rows: int) -> None:
+    first, *_ = swept_pieces(RowRange(0, 5000, 5000), 3 * side**2)
+    assert first.stop - first.start == rows
 
 
 def test_readers_share_what_the_workers_leave() -> None:
@@ -233,7 +277,7 @@ def test_readers_share_what_the_workers_leave() -> None:
 
 
 def test_pieces_travel_in_tasks_of_some_images() -> None:
-    tasks = list(task_tables(swept_pieces(RowRange(0, 5000, 5000)), 2000))
+    tasks = list(task_tables(swept_pieces(RowRange(0, 5000, 5000), IMAGE_BYTES), 2000))
     assert [task.num_rows for task in tasks] == [2, 2, 1]
 
 
@@ -252,7 +296,7 @@ class Worker:
     def read(self, path):
         streaming.FEW_BYTES = 100 * 3 * SIDE**2
         order = order_of(opened(path), 400)
-        pieces = swept_pieces(order.images_of(row_range(order.lanes)))
+        pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * SIDE**2)
         reader = (order, path, opened(path), DECODING)
         pipeline = streaming.ReadPipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
         return [int(i) for block in pipeline.blocks(pieces, 1797) for i in block["index"]]

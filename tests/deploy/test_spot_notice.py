@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -49,17 +50,46 @@ def metadata() -> Iterator[str]:
     Metadata.announced.clear()
 
 
-def test_the_node_is_drained_after_the_notice_and_not_before(metadata: str, tmp_path: Path) -> None:
+@pytest.fixture
+def raylets() -> Iterator[None]:
+    """Two processes with the flags of a raylet: one of this machine's address, 192.0.2.77, and one of another's."""
+    nodes = {"10.0.0.9": "0ther", "192.0.2.77": "0wn"}
+    script = [sys.executable, "-c", "import time; time.sleep(100)"]
+    flags = [[f"--node_ip_address={address}", "--port=1", f"--node_id={node}"] for address, node in nodes.items()]
+    started = [subprocess.Popen([*script, *mine]) for mine in flags]
+    yield
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def start(folder: Path, metadata: str) -> subprocess.Popen[str]:
+    """Start the script; its `ray` writes its arguments to the file `told`."""
+    commands = {
+        "ray": f'echo "$@" > {folder / "told"}',
+        "sleep": "exec /bin/sleep 0.1",
+        "hostname": "echo 2001:db8::1 192.0.2.77",
+    }
+    for name, command in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{command}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
+    command = ["sh", str(SCRIPT), "10.0.0.1:6379"]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_no_raylet_on_the_machine_is_an_error(metadata: str, tmp_path: Path) -> None:
+    Metadata.announced.set()
+    watch = start(tmp_path, metadata)
+    _, errors = watch.communicate(timeout=60)
+    assert watch.returncode == 1
+    assert "no raylet of Ray with an address of this machine (2001:db8::1 192.0.2.77)" in errors
+
+
+@pytest.mark.usefixtures("raylets")
+def test_the_machines_own_node_is_drained_after_the_notice_and_not_before(metadata: str, tmp_path: Path) -> None:
     told = tmp_path / "told"
-    (tmp_path / "ray").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
-    (tmp_path / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 0.1\n")
-    for name in ("ray", "sleep"):
-        (tmp_path / name).chmod(0o755)
-    watch = subprocess.Popen(
-        ["sh", str(SCRIPT), "10.0.0.1:6379"],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata},
-        stdout=subprocess.DEVNULL,
-    )
+    watch = start(tmp_path, metadata)
     try:
         time.sleep(1)
         assert watch.poll() is None
@@ -68,5 +98,5 @@ def test_the_node_is_drained_after_the_notice_and_not_before(metadata: str, tmp_
         assert watch.wait(60) == 0
     finally:
         watch.kill()
-    expected = "drain-node --address 10.0.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION"
+    expected = "drain-node --address 10.0.0.1:6379 --node-id 0wn --reason DRAIN_NODE_REASON_PREEMPTION"
     assert told.read_text() == f"{expected} --reason-message spot notice --deadline-remaining-seconds 110\n"
