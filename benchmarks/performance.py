@@ -149,7 +149,14 @@ def first_minutes_rows(found: dict[str, Any]) -> Iterator[Row]:
 SECTIONS = {
     "first_minutes": Section("The first minutes: clone, `make demo`", ["first_minutes"], first_minutes_rows),
     "pipeline": Section("The feed: ResNet-18, two workers, batch 64", ["pipeline"], feed_rows),
-    "feed": Section("The feed alone: JPEG images at 224 pixels, two workers", ["feed"], feed_alone_rows),
+    "jpegs": Section(
+        "The feed: ResNet-18 on JPEG images at 224 pixels, two workers, batch 64",
+        ["pipeline", "--jpeg", "224", "--images", "256"],
+        feed_rows,
+    ),
+    "feed": Section(
+        "The feed alone: JPEG images at 224 pixels, two workers", ["feed", "--images", "12000"], feed_alone_rows
+    ),
     "engines": Section("Frozen backbones at 224 pixels, one core", ["engines"], engines_rows),
     "workers": Section("Two workers: ResNet-18, batch 32", ["workers"], workers_rows),
     "step": Section(
