@@ -35,8 +35,8 @@ _held: set[str] = set()  # tokens of the leases that this process holds
 
 
 @contextlib.contextmanager
-def hold(folder: Folder) -> Iterator[None]:
-    """Inside, this process alone works in the folder.
+def hold(folder: Folder, otherwise: str = "give another name (--set name=...)") -> Iterator[None]:
+    """Inside, this process alone works in the folder. `otherwise` says what to do beside waiting, if it is refused.
 
     Raises
     ------
@@ -44,13 +44,13 @@ def hold(folder: Folder) -> Iterator[None]:
         When another command is at work there; the message names its machine and process.
     """
     if (holder := folder.read(LEASE)) is not None and _is_alive(folder, holder):
-        raise ConfigError(_refusal(folder, holder))
+        raise ConfigError(_refusal(folder, holder, otherwise))
     mine = _describe_process() | {"token": uuid.uuid4().hex}
     _held.add(mine["token"])
     folder.write(LEASE, mine | {"renewals": 0})
     time.sleep(SETTLE_SECONDS)
     if (now := folder.read(LEASE) or mine)["token"] != mine["token"]:
-        raise ConfigError(_refusal(folder, now))
+        raise ConfigError(_refusal(folder, now, otherwise))
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(folder, mine, ended), daemon=True)
     renewal.start()
@@ -130,8 +130,8 @@ def _machine() -> str:
     return ":".join(parts + ([os.readlink(namespace)] if namespace.is_symlink() else []))
 
 
-def _refusal(folder: Folder, holder: dict[str, Any]) -> str:
+def _refusal(folder: Folder, holder: dict[str, Any], otherwise: str) -> str:
     return (
         f"another command is working in {folder.path}: process {holder['pid']} on {holder['host']}. Wait for it, stop "
-        "it, or give another name (--set name=...)"
+        f"it, or {otherwise}"
     )

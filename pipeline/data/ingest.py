@@ -47,6 +47,7 @@ from pipeline.data.tally import add_up, collect_entries, content_digest, read_co
 from pipeline.data.value_range import measure_range
 from pipeline.data.verify import OnProgress, VerifyReport, statistics, verify_parts
 from pipeline.errors import DataError
+from pipeline.lease import LEASE, hold
 from pipeline.provenance import version_of
 from pipeline.storage import Folder, absolute, check_readable, filesystem, join, probe, remedy_for, write_atomically
 
@@ -93,6 +94,8 @@ def ingest(
     ------
     DataError
         If the source is unusable, `out` is not writable or holds something else, or no image can be read.
+    ConfigError
+        If another command is ingesting into `out`.
     """
     if rows_per_shard < 1:
         raise DataError(f"rows_per_shard is {rows_per_shard}; give 1 or more")
@@ -101,8 +104,14 @@ def ingest(
     opened = open_source(source, rows_per_shard, Columns(image_column, label_column), classes)
     fs, root = filesystem(out)
     refuse_overlap(opened, fs, root, out)
-    manifest = _read_finished(opened, pixels, fs, root, out)
-    if manifest is None:
+    if manifest := _read_finished(opened, pixels, fs, root, out):
+        with contextlib.suppress(OSError):  # left by a command that was killed at its end
+            fs.delete_dir(f"{root}/{WORK_FOLDER}")
+        return _count_again(manifest, classes, out)
+    _check_writable(fs, root, out)
+    with hold(Folder(absolute(out)), "choose another folder"):
+        if manifest := _read_finished(opened, pixels, fs, root, out):  # by a command that has just ended
+            return _count_again(manifest, classes, out)
         work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
         pixels = _with_range(opened, pixels, fs, work, rows_per_shard)
         rows_per_group = row_group_length(rows_per_shard)
@@ -112,9 +121,6 @@ def ingest(
         manifest = _with_list(manifest, classes)
         _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
         manifest.write(out)
-    else:
-        manifest = _count_again(manifest, classes, out)
-    if fs.get_file_info(f"{root}/{WORK_FOLDER}").type == pafs.FileType.Directory:
         fs.delete_dir(f"{root}/{WORK_FOLDER}")
     return manifest
 
@@ -132,7 +138,7 @@ def _read_finished(source: Source, pixels: PixelOptions, fs: pafs.FileSystem, ro
                 f"{pixels}; choose another folder, or delete this one"
             )
         return manifest
-    others = [name for name in entries if not is_of_system(name)]
+    others = [name for name in entries if not is_of_system(name) and name != LEASE]
     if others and WORK_FOLDER not in entries:
         raise DataError(f"{out} holds other files ({others[0]!r}, ...); choose an empty or a new folder")
     return None
@@ -177,16 +183,25 @@ def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
         raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
 
 
+def _check_writable(fs: pafs.FileSystem, root: str, out: str) -> None:
+    work = f"{root}/{WORK_FOLDER}"
+    try:
+        fs.create_dir(work)
+        probe(fs, work)
+    except OSError as error:
+        remedy = remedy_for(error, "choose a folder that you can write to")
+        raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
+
+
 def _open_work(
     source: Source, pixels: PixelOptions, fs: pafs.FileSystem, root: str, out: str, rows_per_shard: int
 ) -> str:
-    """Create the work folder of this source, shard size and options, check that it is writable, and delete others."""
+    """Create the work folder of this source, shard size and options, and delete others."""
     identity = hashlib.sha256(f"{source.stamp} {pixels.model_dump_json()}".encode()).hexdigest()
     key = f"v{INGEST_VERSION}-{rows_per_shard}-{identity[:16]}"
     work = f"{root}/{WORK_FOLDER}/{key}"
     try:
         fs.create_dir(work)
-        probe(fs, work)
         for info in fs.get_file_info(pafs.FileSelector(f"{root}/{WORK_FOLDER}")):
             if info.base_name != key:
                 fs.delete_dir(info.path)

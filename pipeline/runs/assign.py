@@ -80,7 +80,7 @@ def assign_images(
     images = open_images(source, model.card.pixels, out)
     target = Folder(absolute(out))
     check_writable(target.path, "FOLDER")
-    with hold(target):
+    with hold(target, "choose another folder"):
         _claim(target, model, images, features=features, classes=classes, echo=echo)
         if (summary := target.read(SUMMARY)) is not None:
             echo(f"{target.path} already holds the assignments of these images")

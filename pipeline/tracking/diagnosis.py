@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.ray_private import mlflow_migrations
-from pipeline.tracking.store import database_path, local_path, redacted
+from pipeline.tracking.store import creation_lock, database_path, local_path, redacted
 
 WAY_OUT = "or train without records (--set tracking.enabled=false)"
 
@@ -91,8 +91,7 @@ def check_store(uri: str) -> None:
     if database is None:
         return
     try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(database, timeout=5.0)) as connection:
+        with creation_lock(uri), closing(sqlite3.connect(database, timeout=5.0)) as connection:
             problem = _problem_of(connection, uri)
     except (sqlite3.Error, OSError) as error:
         if _BUSY_DATABASE.search(str(error)):

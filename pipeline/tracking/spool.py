@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.storage import Folder
+from pipeline.tracking.store import locked
 
 PART = ".part"  # suffix of what is being written
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -174,14 +174,8 @@ class Spool:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._threads:
-            descriptor = os.open(self._folder, os.O_RDONLY)
-            try:
-                with contextlib.suppress(OSError):  # some network file systems have no locks: go without
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(descriptor)
+        with self._threads, locked(self._folder):
+            yield
 
     def _read(self) -> None:
         self.points, self.tags, self.end = {}, {}, None

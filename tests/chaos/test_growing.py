@@ -1,4 +1,4 @@
-"""Clusters that start empty and add nodes when they are asked for, by Ray's autoscaler and its provider of local nodes."""
+"""Clusters that start empty and grow: Ray's autoscaler, with its provider of nodes on this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ import psutil
 import pytest
 from ray.util import get_node_ip_address
 
-from tests.helpers.runs import end, family, options, outcome, settings
+from pipeline.cluster import answers
+from pipeline.data.ingest import ingest
+from tests.helpers.runs import end, family, options, outcome, outcome_in_process, settings
 
 pytestmark = pytest.mark.chaos
 
 PORT = 6400
 BIN = Path(sys.executable).parent
 HEAD = "ray.head.default"
+NO_SSH = {"disable_node_updaters": True, "disable_launch_config_check": True}
+COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+START = ("head_start_ray_commands", "worker_start_ray_commands")
+FILES = ("cluster_synced_files", "rsync_exclude", "rsync_filter")
+UNUSED: dict[str, object] = {key: {} for key in ("auth", "docker", "file_mounts", "head_node", "worker_nodes")}
+UNUSED |= {key: [] for key in (*COMMANDS, *START, *FILES)}  # the autoscaler wants all of them
 NODE = {"resources": {"CPU": 1, "object_store_memory": 200_000_000}, "node_config": {}, "min_workers": 0}
 GROWING = ["resources.autoscale=true", "resources.gpus=false", "resources.cpus_per_worker=1"]
 
@@ -30,10 +38,12 @@ def launch_file(address: str, most: int) -> dict[str, object]:
     """A head without CPUs, and up to `most` nodes of one CPU, which go after 20 idle seconds."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
     return {
+        **UNUSED,
         "cluster_name": "growing",
         "max_workers": most,
-        "provider": {"type": "fake_multinode", "gcs_address": address},
-        "auth": {},
+        "upscaling_speed": 1.0,
+        "file_mounts_sync_continuously": False,
+        "provider": {"type": "fake_multinode", "gcs_address": address, **NO_SSH},
         "head_node_type": HEAD,
         "idle_timeout_minutes": 0.3,
         "available_node_types": {HEAD: head, "small": {**NODE, "max_workers": most}},
@@ -59,6 +69,10 @@ def address() -> Iterator[str]:
     environment = os.environ | asked | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not answers(address):
+        assert time.monotonic() < deadline, (folder / "head.log").read_text()
+        time.sleep(0.5)
     yield address
     end([*family(head.pid), psutil.Process(head.pid)])
     head.wait()
@@ -73,7 +87,6 @@ def start(address: str, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def test_an_empty_cluster_grows_for_training_and_assigning(address: str, tmp_path: Path) -> None:
-    time.sleep(5)
     mine = settings(tmp_path, "name=grown", "resources.workers=2", *GROWING)
     log = tmp_path / "train.log"
     assert start(address, log, "train", "--preset", "digits", *options(mine)).wait(400) == 0, log.read_text()
@@ -85,3 +98,29 @@ def test_an_empty_cluster_grows_for_training_and_assigning(address: str, tmp_pat
     assigning = start(address, log, "assign", str(tmp_path / "runs/grown"), str(tmp_path / "digits"), out, "--no-gpus")
     assert assigning.wait(300) == 0, log.read_text()
     assert json.loads(Path(out, "summary.json").read_text())["images"] == 1797
+
+
+SPACE = """
+from ray import tune
+
+SPACE = {"optim.lr": tune.loguniform(0.05, 0.2)}
+"""
+
+
+def test_an_elastic_run_and_a_search_share_a_cluster_that_grows(address: str, tmp_path: Path) -> None:
+    """There is room for two workers and a trial. In float64 any number of workers gives the labels of one."""
+    (tmp_path / "space.py").write_text(SPACE)
+    ingest("digits", str(tmp_path / "digits"))
+    mine = settings(tmp_path, "optim.precision=float64", *GROWING)
+    elastic = ["name=elastic", "optim.epochs=12", "resources.workers={min: 1, max: 2}", "resources.resize_seconds=2"]
+    logs = [tmp_path / name for name in ("train.log", "tune.log")]
+    run = start(address, logs[0], "train", "--preset", "digits", *options([*mine, *elastic]))
+    space = ["--space", str(tmp_path / "space.py"), "--preset", "digits"]
+    more = ["--trials", "3", "--concurrent", "1", "--scheduler", "none"]
+    searching = start(address, logs[1], "tune", *space, *more, *options([*mine, "name=search", "resources.workers=1"]))
+    assert run.wait(500) == 0, logs[0].read_text()
+    assert searching.wait(500) == 0, logs[1].read_text()
+    assert len(json.loads((tmp_path / "runs/search/summary.json").read_text())["trials"]) == 3
+    _, labels = outcome(tmp_path / "runs/elastic")
+    _, expected = outcome_in_process([*mine, "optim.epochs=12", "storage=" + str(tmp_path / "alone")])
+    assert labels == expected

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import ray
 
+from pipeline import lease
 from tests.helpers.images import encoded, put
 from tests.helpers.sources import CLASSES
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let leases begin at once: no two commands start together here, and there are hundreds of ingests."""
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0)
 
 
 @pytest.fixture

@@ -21,9 +21,11 @@ from pipeline.data import assemble, verify
 from pipeline.data import ingest as ingest_module
 from pipeline.data.ingest import ingest
 from pipeline.data.pixel_options import AS_THEY_ARE
-from pipeline.data.shards import LABELS, validate_shards
+from pipeline.data.shards import LABELS, WORK_FOLDER, validate_shards
 from pipeline.data.sources import Row, SourcePart, open_source
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
+from pipeline.lease import LEASE, hold
+from pipeline.storage import Folder
 from tests.helpers.images import encoded, put
 from tests.helpers.sources import (
     CLASSES,
@@ -311,6 +313,21 @@ def test_sigkill(tree: Path, tmp_path: Path) -> None:
     ingest(str(tree), str(tmp_path / "out"), rows_per_shard=3)
     ingest(str(tree), str(tmp_path / "whole"), rows_per_shard=3)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_one_command_ingests_into_a_folder_at_a_time(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with hold(Folder(str(out)).make()), pytest.raises(ConfigError, match=r"another command is working in .*out: proc"):
+        ingest(str(tree), str(out))
+    assert ingest(str(tree), str(out)).num_images == 12
+    assert not (out / LEASE).exists()
+
+
+def test_work_that_a_killed_command_left_beside_its_manifest_is_deleted(tree: Path, tmp_path: Path) -> None:
+    ingest(str(tree), str(tmp_path / "out"))
+    (tmp_path / "out" / WORK_FOLDER / "v1").mkdir(parents=True)
+    ingest(str(tree), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / WORK_FOLDER).exists()
 
 
 @pytest.mark.slow

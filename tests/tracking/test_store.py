@@ -131,3 +131,20 @@ def test_the_environment_variable_is_named_when_it_is_wrong_and_unset_when_empty
 def test_no_part_of_a_login_is_shown(login: str) -> None:
     shown = redacted(f"at http://{login}@host:5000/x and postgresql://{login}@db/y")
     assert shown == "at http://***@host:5000/x and postgresql://***@db/y"
+
+
+OPEN = """
+import sys
+from pipeline.tracking.diagnosis import check_store
+from pipeline.tracking.store import client_for
+check_store(sys.argv[1])
+print(len(client_for(sys.argv[1]).search_experiments()))
+"""
+
+
+def test_commands_that_create_the_store_at_the_same_time_wait_for_each_other(tmp_path: Path) -> None:
+    """MLflow alone runs its migrations twice, and leaves a damaged database."""
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/new/mlflow.db"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [process.communicate(timeout=120) for process in started]
+    assert [out for out, _ in answers] == ["1\n"] * 3, answers
