@@ -42,7 +42,7 @@ chaos: $(VENV)/dev ## inject faults: 20 kills, lost nodes, full disks; about an 
 	$(PY) -m pytest -m chaos tests/chaos/test_nodes.py tests/chaos/test_unequal_nodes.py
 	$(PY) -m tests.chaos.kills --count 20 --table docs/reliability.md
 
-bench: $(VENV)/dev ## measure all speed claims, and write docs/performance.md; 45 minutes
+bench: $(VENV)/dev ## measure all speed claims, and write docs/performance.md; an hour
 	$(PY) -m benchmarks.performance
 
 clean: ## remove the environment; keep data and runs

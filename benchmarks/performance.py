@@ -1,6 +1,6 @@
 """All speed claims of this repository, measured one after the other and written as docs/performance.md.
 
-    python -m benchmarks.performance                   # or `make bench`: about 45 minutes on two idle cores
+    python -m benchmarks.performance                   # or `make bench`: about an hour on two idle cores
     python -m benchmarks.performance workers kmeans    # these sections only
     python -m benchmarks.performance --draw            # the page again, from what was measured
 

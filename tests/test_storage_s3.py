@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.exceptions import OutOfDiskError
 
 from pipeline import cli
 from pipeline.data.ingest import ingest
@@ -142,6 +143,13 @@ def test_other_errors_are_not_the_store_s(tmp_path: Path) -> None:
     )
     torch_says = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     assert "free some space" in (storage_fault(torch_says) or "")
+
+
+def test_ray_without_room_for_objects_is_one_line() -> None:
+    fault = storage_fault(OutOfDiskError("raised by a reader"))
+    assert fault is not None
+    assert fault.startswith("Ray's object store is full, and so is the disk")
+    assert "--object-store-memory" in fault
     assert "raise the quota" in (storage_fault(OSError(122, "Disk quota exceeded")) or "")
 
 

@@ -10,6 +10,12 @@ from pipeline.errors import RunFailed, first_line
 AGAIN = "then run the same command again, which continues"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 TORCH_NO_ROOM = "unexpected pos"  # all that torch.save says on a full disk
+RAY_NO_ROOM = "object store is full and the local disk"  # of Ray's OutOfDiskError, which says nothing of this run
+RAY_FULL = (
+    "Ray's object store is full, and so is the disk for what does not fit into it (Ray uses up to 95 % of a disk)",
+    "free some space on the disk of Ray's folder (/tmp/ray or --temp-dir), or start Ray with a larger "
+    f"--object-store-memory, {AGAIN}",
+)
 FAULTS = {
     # HEAD has no body to say why: an expired token is a bare status 400 there
     r"ExpiredToken|EXPIRED|TokenRefreshRequired|HTTP status 400\) during Head": (
@@ -49,6 +55,8 @@ def raise_storage_fault(error: BaseException) -> None:
 def _diagnose(error: BaseException) -> tuple[str, str] | None:
     if (isinstance(error, OSError) and error.errno in NO_ROOM) or TORCH_NO_ROOM in str(error):
         return first_line(error), f"free some space or raise the quota, {AGAIN}"
+    if RAY_NO_ROOM in str(error):
+        return RAY_FULL
     for line in str(error).splitlines():  # one that Ray wrapped has a traceback before it
         for fault, remedy in FAULTS.items():
             if "AWS Error" in line and re.search(fault, line):

@@ -54,3 +54,4 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # at a run's end,
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it names every table that it creates
+logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it warns where uv left out pip

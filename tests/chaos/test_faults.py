@@ -230,21 +230,44 @@ def streamed(folder: Path) -> dict[str, Any]:
     return run(folder, "name=stream", "data.mode=streaming")
 
 
-@pytest.fixture
-def full_object_store() -> Iterator[None]:
-    """A Ray cluster whose object store is filled by objects that cannot be spilled, because they are in use."""
+@contextlib.contextmanager
+def full_object_store(spilled: Path) -> Iterator[None]:
+    """A Ray cluster whose object store is full of objects in use; what does not fit goes to the folder."""
     ray.shutdown()
-    ray.init(num_cpus=2, object_store_memory=SMALLEST_STORE, include_dashboard=False, log_to_driver=False)
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+    ray.init(num_cpus=2, object_store_memory=SMALLEST_STORE, object_spilling_directory=str(spilled), **options)
     held = [ray.get(ray.put(np.zeros(OBJECT, dtype=np.uint8))) for _ in range(SMALLEST_STORE // OBJECT + 1)]
     yield
     del held
     ray.shutdown()
 
 
-@pytest.mark.usefixtures("full_object_store")
-def test_a_full_object_store_changes_nothing(folder: Path, streamed: dict[str, Any]) -> None:
-    """Ray puts what does not fit into files."""
-    assert outcome(run(folder, "name=fullstore", "data.mode=streaming")["folder"]) == outcome(streamed["folder"])
+LARGE = ["data.mode=streaming", "data.image_size=64"]  # 22 MB a pass: a worker itself reads the first 24 MB only
+
+
+@pytest.fixture(scope="module")
+def streamed_large(folder: Path) -> dict[str, Any]:
+    return run(folder, "name=large", *LARGE)
+
+
+def test_a_full_object_store_changes_nothing(folder: Path, tmp_path: Path, streamed_large: dict[str, Any]) -> None:
+    """Ray puts what does not fit into files; that it must, the next test shows."""
+    with full_object_store(tmp_path):
+        found = run(folder, "name=fullstore", *LARGE)
+    assert outcome(found["folder"]) == outcome(streamed_large["folder"])
+
+
+def test_a_full_object_store_beside_a_full_disk_ends_the_run_with_the_reason(
+    folder: Path, small_disk: Path, streamed_large: dict[str, Any]
+) -> None:
+    mine = ["name=fulldisk", *LARGE, "resources.max_failures=1"]
+    with full_object_store(small_disk), (small_disk / "filler").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(b"0" * 4096)
+        with pytest.raises(RunFailed, match="Ray's object store is full, and so is the disk"):
+            run(folder, *mine)
+    assert outcome(run(folder, *mine)["folder"]) == outcome(streamed_large["folder"])
 
 
 def test_a_truncated_shard_is_named_and_the_run_resumes_after_its_repair(
