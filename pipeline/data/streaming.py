@@ -150,7 +150,7 @@ def images_of(task: pa.Table) -> int:
 
 
 class ImageMemory:
-    """Memory for decoded images, in places that are used again: touching fresh memory costs more than decoding.
+    """Memory for decoded images, in places that are used again, because the kernel clears fresh memory.
 
     One thread stores, and another one copies out and frees.
     """
@@ -187,7 +187,9 @@ class ImageMemory:
         """Make room for `missing` more images, and a quarter on top, since each growth copies all."""
         held = torch.empty((0, *shape), dtype=torch.uint8) if self.images is None else self.images
         more = missing + len(held) // 4
-        self.images = torch.cat([held, held.new_empty((more, *shape))])
+        grown = torch.empty((len(held) + more, *shape), dtype=torch.uint8)
+        grown[: len(held)] = held
+        self.images = grown
         with self.lock:
             self.free = torch.cat([self.free, torch.arange(len(held), len(held) + more)])
 
