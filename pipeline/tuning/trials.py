@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -189,8 +190,12 @@ def last_epoch(history: History) -> int:
 
 
 def trial_failure(trial: Trial) -> str:
-    """A failed trial's own reason, without the layers and tracebacks that Ray puts around it."""
-    error = trial.get_pickled_error() or trial.get_error()
+    """A failed trial's own reason, without the layers and tracebacks that Ray puts around it.
+
+    Ray's own methods look in the storage, to which the error's file is copied some time after the failure.
+    """
+    file = Path(trial.pickled_error_file or "")
+    error = cloudpickle.loads(file.read_bytes()) if file.is_file() else trial.get_pickled_error() or trial.get_error()
     return first_line(getattr(error, "cause", None) or error)
 
 

@@ -101,4 +101,4 @@ def test_its_progress_can_be_read(summary: dict[str, Any], lines: list[str]) -> 
     assert f"search small: {workers}; label_free (max); no trial is stopped early" in lines
     assert "trial 0 starts: optim.lr=0.2" in lines
     assert any(line.startswith("trial 0 finished  epoch 2/2  label_free ") for line in lines)
-    assert any(line.startswith("trial 1 failed: in worker 0: ") for line in lines)
+    assert any(line.startswith("trial 1 failed: in worker 0: ") for line in lines), lines[4:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ TWO = Space("two", SPACE.domains, objectives=[("loss", "min"), ("images_per_seco
 
 def made_up(name: str, error: Exception | None = None, status: str = "TERMINATED", **settings: Any) -> Any:
     """One of Tune's trials."""
-    errors = {"get_pickled_error": lambda: error, "get_error": lambda: None}
+    errors = {"get_pickled_error": lambda: error, "get_error": lambda: None, "pickled_error_file": None}
     config = {"optim.lr": 0.123456, **settings}
     return SimpleNamespace(trial_id=name, status=status, config=config, num_failures=0, last_result=None, **errors)
 
@@ -98,6 +99,13 @@ def test_a_search_without_rungs_is_saved_too(observer: Trials) -> None:
 def test_a_trial_without_an_exception_of_its_own_has_a_reason_too() -> None:
     assert trial_failure(made_up("a", SimpleNamespace(cause=RuntimeError("collapsed\nat line 3")))) == "collapsed"
     assert trial_failure(made_up("a", ValueError())) == "ValueError"
+
+
+def test_the_reason_is_known_before_ray_has_copied_it_to_the_storage(tmp_path: Path) -> None:
+    trial = made_up("a")
+    trial.pickled_error_file = str(tmp_path / "error.pkl")
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(RuntimeError("in worker 0: diverged")))
+    assert trial_failure(trial) == "in worker 0: diverged"
 
 
 def test_rows_say_how_each_trial_ended(observer: Trials) -> None:
