@@ -95,7 +95,7 @@ def test_every_trial_ends_as_it_must(summary: dict[str, Any]) -> None:
     assert [trial["point"]["optim.lr"] for trial in trials] == [0.1, 0.1, 0.01, 1e6]
     assert [trial["epochs"] for trial in trials[:3]] == [EPOCHS, EPOCHS, 2]
     assert trials[2]["reason"] == "behind other trials after epoch 2"
-    assert "diverged" in trials[3]["reason"]
+    assert "Diverged" in trials[3]["reason"]
     assert summary["epochs_trained"] < summary["epochs_in_full"] == 4 * EPOCHS
     assert summary["best"]["number"] in (0, 1)
 
@@ -144,7 +144,7 @@ def test_mlflow_has_the_search_its_trials_and_the_best_model(summary: dict[str, 
     assert [point.step for point in client.get_metric_history(children[0].info.run_id, "loss")] == [1, 2, 3]
     best = [child for child in children if child.data.tags.get("digpro.best") == "true"]
     assert [child.data.tags["digpro.number"] for child in best] == [str(summary["best"]["number"])]
-    assert "diverged" in children[3].data.tags["digpro.reason"]
+    assert "Diverged" in children[3].data.tags["digpro.reason"]
     (version,) = client.search_model_versions("name = 'digpro-digits'")
     assert version.run_id == best[0].info.run_id
 
