@@ -17,7 +17,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -112,16 +112,30 @@ def ingest(
     with hold(Folder(absolute(out)), "choose another folder"):
         if manifest := _read_finished(opened, pixels, fs, root, out):  # by a command that has just ended
             return _count_again(manifest, classes, out)
-        work = _open_work(opened, pixels, fs, root, out, rows_per_shard)
-        pixels = _with_range(opened, pixels, fs, work, rows_per_shard)
-        rows_per_group = row_group_length(rows_per_shard)
-        reports, labels = verify_parts(opened, pixels, out, work, rows_per_shard, rows_per_group, on_progress)
-        quarantined, left_out = _write_lists(opened, reports, out)
-        manifest = _assemble(opened, pixels, reports, labels, quarantined, left_out, out, work, rows_per_shard)
-        manifest = _with_list(manifest, classes)
-        _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
-        manifest.write(out)
-        fs.delete_dir(f"{root}/{WORK_FOLDER}")
+        return _write_all(opened, pixels, out, rows_per_shard, classes, on_progress, started)
+
+
+def _write_all(
+    source: Source,
+    pixels: PixelOptions,
+    out: str,
+    rows_per_shard: int,
+    classes: ClassList | None,
+    on_progress: OnProgress | None,
+    started: float,
+) -> Manifest:
+    """Verify the parts that are left, write shards, lists and summary and, last of all, the manifest."""
+    fs, root = filesystem(out)
+    work = _open_work(source, pixels, fs, root, out, rows_per_shard)
+    pixels = _with_range(source, pixels, fs, work, rows_per_shard)
+    rows_per_group = row_group_length(rows_per_shard)
+    reports, labels = verify_parts(source, pixels, out, work, rows_per_shard, rows_per_group, on_progress)
+    quarantined, left_out = _write_lists(source, reports, out)
+    manifest = _assemble(source, pixels, reports, labels, quarantined, left_out, out, work, rows_per_shard)
+    manifest = _with_list(manifest, classes)
+    _write_summary(manifest, reports, quarantined, left_out, out, time.monotonic() - started)
+    manifest.write(out)
+    fs.delete_dir(f"{root}/{WORK_FOLDER}")
     return manifest
 
 
@@ -176,21 +190,24 @@ def _classes(names: Sequence[str], list_name: str, source: str) -> str:
 
 
 def _entries(fs: pafs.FileSystem, root: str, out: str) -> list[str]:
-    try:
+    with _write_errors(out, "choose a folder that you can list and write to"):
         return sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True)))
-    except OSError as error:
-        remedy = remedy_for(error, "choose a folder that you can list and write to")
-        raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
 
 
 def _check_writable(fs: pafs.FileSystem, root: str, out: str) -> None:
     work = f"{root}/{WORK_FOLDER}"
-    try:
+    with _write_errors(out):
         fs.create_dir(work)
         probe(fs, work)
+
+
+@contextlib.contextmanager
+def _write_errors(out: str, remedy: str = "choose a folder that you can write to") -> Iterator[None]:
+    """Turn errors in writing to `out`, inside the block, into a DataError that names it."""
+    try:
+        yield
     except OSError as error:
-        remedy = remedy_for(error, "choose a folder that you can write to")
-        raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
+        raise DataError(f"cannot write to {out}: {error}; {remedy_for(error, remedy)}") from error
 
 
 def _open_work(
@@ -200,14 +217,11 @@ def _open_work(
     identity = hashlib.sha256(f"{source.stamp} {pixels.model_dump_json()}".encode()).hexdigest()
     key = f"v{INGEST_VERSION}-{rows_per_shard}-{identity[:16]}"
     work = f"{root}/{WORK_FOLDER}/{key}"
-    try:
+    with _write_errors(out):
         fs.create_dir(work)
         for info in fs.get_file_info(pafs.FileSelector(f"{root}/{WORK_FOLDER}")):
             if info.base_name != key:
                 fs.delete_dir(info.path)
-    except OSError as error:
-        remedy = remedy_for(error, "choose a folder that you can write to")
-        raise DataError(f"cannot write to {out}: {error}; {remedy}") from error
     return work
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -215,6 +215,20 @@ def _chosen_of_row_groups(file: pq.ParquetFile, own: np.ndarray[Any, Any]) -> It
         if len(here):
             yield file.read_row_group(group, columns=["image", "index"]).take(here)
         first += rows
+
+
+def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of consecutive tables in tables of `rows`, the last one shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= rows:
+            together = pa.concat_tables(held)
+            whole = len(together) // rows * rows
+            yield from (together.slice(first, rows) for first in range(0, whole, rows))
+            held = [together.slice(whole)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from torch import Tensor
 from pipeline.collectives import RowRange
 from pipeline.data.decode import decode_table
 from pipeline.data.order import Order
-from pipeline.data.read import shard_errors
+from pipeline.data.read import regroup, shard_errors
 from pipeline.data.shards import Manifest, Shard
 from pipeline.storage import filesystem
 
 SWEEP = -1  # in place of the epoch in a piece that is read for an E-step
 SWEPT_ROWS = 1024  # most in a piece of an E-step
-SWEPT_BYTES = 64 << 20  # most decoded bytes in it
+MOST_TASK_BYTES = 64 << 20  # decoded bytes of a task; each reader may hold so many until earlier tasks are done
 BLOCK_BYTES = 8 << 20  # decoded bytes that a reader sends to its worker at a time
 BLOCK_IMAGES, MOST_BLOCK_BYTES = 200, 32 << 20  # so many, if the images are large: a block waits 0.1 s for Ray Data
 OPEN_SHARDS = 64  # files that a reader keeps open, each with its footer
@@ -57,7 +57,7 @@ def epoch_pieces(order: Order, lanes: RowRange, epoch: int, steps: range, *, who
 
 def swept_pieces(own: RowRange, image_bytes: int) -> list[Piece]:
     """The pieces of an E-step on decoded images of `image_bytes`."""
-    rows = max(min(SWEPT_ROWS, SWEPT_BYTES // image_bytes), 1)
+    rows = max(min(SWEPT_ROWS, MOST_TASK_BYTES // image_bytes), 1)
     starts = range(own.start, own.stop, rows)
     return [Piece(SWEEP, 0, 0, start, min(start + rows, own.stop)) for start in starts]
 
@@ -103,7 +103,7 @@ class PieceReader:
             Naming the shard that cannot be read, or the image that cannot be decoded.
         """
         encoded = itertools.chain.from_iterable(map(self.rows_of, pieces))
-        for table in cut_tables(encoded, block_rows(3 * self.decoding["size"] ** 2)):
+        for table in regroup(encoded, block_rows(3 * self.decoding["size"] ** 2)):
             yield decode_table(table, **self.decoding)
 
     def images_of(self, piece: Piece) -> Tensor:
@@ -129,16 +129,3 @@ class PieceReader:
     def _open(self, shard: Shard) -> pq.ParquetFile:
         files, root = filesystem(self.path)
         return pq.ParquetFile(files.open_input_file(f"{root}/{shard.file}"), page_checksum_verification=True)
-
-
-def cut_tables(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The rows of tables in tables of `rows` rows; the last one may be shorter."""
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        while sum(map(len, held)) >= rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, rows)
-            held = [joined.slice(rows)]
-    if sum(map(len, held)):
-        yield pa.concat_tables(held)

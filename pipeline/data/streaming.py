@@ -30,12 +30,11 @@ from torch.nn import functional as F
 
 from pipeline.collectives import RowRange
 from pipeline.data.loader import to_device
-from pipeline.data.reader import BLOCK_BYTES, Piece, PieceReader, block_rows
+from pipeline.data.reader import BLOCK_BYTES, MOST_TASK_BYTES, Piece, PieceReader, block_rows
 from pipeline.errors import user_error_in
 
 Block = dict[str, np.ndarray[Any, Any]]
 TASKS = 2000  # of a pipeline: all are made before it begins, at half a millisecond each
-MOST_TASK_BYTES = 64 << 20  # decoded bytes of a task; each reader may hold so many until earlier tasks are done
 FEW_BYTES = 24 << 20  # decoded bytes; they take about a second, less than other processes take to start
 
 
@@ -96,7 +95,7 @@ class ReadPipeline:
         size = min(max(images * self.image_bytes // TASKS, BLOCK_BYTES), MOST_TASK_BYTES)
         tasks = task_tables(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
-            self._set_context(max(images_of(task) for task in some) * self.image_bytes)
+            self._set_context(max(map(count_images, some)) * self.image_bytes)
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             dataset = ray.data.from_blocks(some).map_batches(  # from_arrow waits for a CPU, and none may be free
                 PieceReader,
@@ -144,8 +143,8 @@ def task_tables(pieces: Iterable[Piece], rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(held)
 
 
-def images_of(task: pa.Table) -> int:
-    """Number of images of a task."""
+def count_images(task: pa.Table) -> int:
+    """The number of images of a task."""
     return int(pc.sum(pc.subtract(task["stop"], task["start"])).as_py())
 
 
@@ -156,12 +155,12 @@ class ImageMemory:
     """
 
     def __init__(self) -> None:
-        self.images: Tensor | None = None  # (places, S, S, 3) uint8
+        self.images = torch.empty((0, 1, 1, 3), dtype=torch.uint8)  # (places, S, S, 3), with the first images' S
         self.free = torch.zeros(0, dtype=torch.int64)
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
-        return 0 if self.images is None else len(self.images)
+        return len(self.images)
 
     def store(self, images: np.ndarray[Any, Any]) -> Tensor:
         """Copy images (n, S, S, 3) to free places (n,)."""
@@ -169,13 +168,11 @@ class ImageMemory:
             self._grow(len(images), images.shape[1:])
         with self.lock:
             places, self.free = self.free[: len(images)], self.free[len(images) :]
-        assert self.images is not None
         self.images.numpy()[places.numpy()] = images  # torch assigns byte by byte, which takes 30 times as long
         return places
 
     def copy(self, places: Tensor) -> Tensor:
         """The images (n, S, S, 3) in places (n,)."""
-        assert self.images is not None
         return self.images.index_select(0, places)  # `images[places]` takes 40 times as long
 
     def release(self, places: Tensor) -> None:
@@ -185,13 +182,13 @@ class ImageMemory:
 
     def _grow(self, missing: int, shape: tuple[int, ...]) -> None:
         """Make room for `missing` more images, and a quarter on top, since each growth copies all."""
-        held = torch.empty((0, *shape), dtype=torch.uint8) if self.images is None else self.images
-        more = missing + len(held) // 4
-        grown = torch.empty((len(held) + more, *shape), dtype=torch.uint8)
-        grown[: len(held)] = held
+        held = len(self.images)
+        more = missing + held // 4
+        grown = torch.empty((held + more, *shape), dtype=torch.uint8)
+        grown[:held] = self.images
         self.images = grown
         with self.lock:
-            self.free = torch.cat([self.free, torch.arange(len(held), len(held) + more)])
+            self.free = torch.cat([self.free, torch.arange(held, held + more)])
 
 
 class ImageStream:

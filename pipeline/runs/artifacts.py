@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.alarms import all_alarms
 from pipeline.cluster import cluster_facts
 from pipeline.data.decode import decode_table
-from pipeline.data.read import has_labels, read_origins, read_sample
+from pipeline.data.read import has_labels, read_origins, read_sample, regroup
 from pipeline.errors import CheckpointError
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.model import ClusterModel
@@ -163,20 +163,6 @@ def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClus
         rows = table.add_column(1, "path", origin.column("path"))
         rows = rows.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
         yield rows.append_column("label", origin.column("label")) if is_labelled else rows
-
-
-def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The rows of consecutive tables in tables of `rows`, the last one shorter."""
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        if sum(map(len, held)) >= rows:
-            together = pa.concat_tables(held)
-            whole = len(together) // rows * rows
-            yield from (together.slice(first, rows) for first in range(0, whole, rows))
-            held = [together.slice(whole)]
-    if sum(map(len, held)):
-        yield pa.concat_tables(held)
 
 
 def draw(job: Job, values: dict[str, Any], local: Path) -> list[Path]:

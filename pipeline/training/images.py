@@ -32,8 +32,8 @@ def fetch_images(job: Job, own: RowRange) -> Tensor:
     images = torch.empty((own.size, size, size, 3), dtype=torch.uint8)
     pieces = swept_pieces(own, image_bytes(job.config))
     stream = ImageStream(open_read_pipeline(job).blocks(pieces, own.size), room=SWEPT_ROWS)
-    for index in torch.arange(*own[:2]).split(SWEPT_ROWS):
-        images[index[0] - own.start : index[-1] + 1 - own.start] = stream.read(index)
+    for part, index in zip(images.split(SWEPT_ROWS), torch.arange(*own[:2]).split(SWEPT_ROWS), strict=True):
+        part.copy_(stream.read(index))
     return images
 
 

@@ -124,15 +124,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
+def fill_disk(filler: Path) -> None:
+    """Write a file until its disk is full."""
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+
+
 def test_a_full_disk_ends_the_run_with_the_reason_and_it_resumes_once_there_is_space(
     folder: Path, small_disk: Path, uninterrupted: dict[str, Any]
 ) -> None:
     filler = small_disk / "filler"
-
-    def fill() -> None:
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"0" * 4096)
 
     mine = [
         f"storage={small_disk}",
@@ -140,7 +142,7 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_it_resumes_once_there_is_s
         "name=disk",
         "resources.max_failures=1",
     ]
-    thread = after_second_checkpoint(small_disk / "disk", fill)
+    thread = after_second_checkpoint(small_disk / "disk", lambda: fill_disk(filler))
     with pytest.raises(RunFailed, match=r"[Nn]o space left"):
         run(folder, *mine)
     thread.join()
@@ -261,10 +263,8 @@ def test_a_full_object_store_beside_a_full_disk_ends_the_run_with_the_reason(
     folder: Path, small_disk: Path, streamed_large: dict[str, Any]
 ) -> None:
     mine = ["name=fulldisk", *LARGE, "resources.max_failures=1"]
-    with full_object_store(small_disk), (small_disk / "filler").open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(b"0" * 4096)
+    with full_object_store(small_disk):
+        fill_disk(small_disk / "filler")
         with pytest.raises(RunFailed, match="Ray's object store is full, and so is the disk"):
             run(folder, *mine)
     assert outcome(run(folder, *mine)["folder"]) == outcome(streamed_large["folder"])

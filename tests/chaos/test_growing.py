@@ -17,7 +17,7 @@ from ray.util import get_node_ip_address
 
 from pipeline.cluster import answers
 from pipeline.data.ingest import ingest
-from tests.helpers.runs import end, family, options, outcome, outcome_in_process, settings
+from tests.helpers.runs import end, family, options, outcome, outcome_in_process, settings, start_command
 
 pytestmark = pytest.mark.chaos
 
@@ -80,10 +80,7 @@ def address() -> Iterator[str]:
 
 def start(address: str, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Start `digpro` on the cluster."""
-    environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    with log.open("wb") as out:
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    return start_command(arguments, log, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
 
 
 def test_an_empty_cluster_grows_for_training_and_assigning(address: str, tmp_path: Path) -> None:

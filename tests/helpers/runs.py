@@ -53,7 +53,12 @@ def options(settings: Iterable[str]) -> list[str]:
 
 def start(settings: Iterable[str], log: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
     """Start `digpro train` with these overrides in a separate process."""
-    command = [sys.executable, "-m", "pipeline.cli", "train", *options(settings)]
+    return start_command(["train", *options(settings)], log, **environment)
+
+
+def start_command(arguments: Iterable[str], log: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    """Start `digpro` in a separate process, on no cluster unless the environment names one."""
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("ab") if log else open(os.devnull, "wb") as out:
         return subprocess.Popen(

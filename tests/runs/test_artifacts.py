@@ -15,12 +15,13 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.data.ingest import ingest
+from pipeline.data.read import regroup
 from pipeline.errors import DataError
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import predict
 from pipeline.inference.run_features import prediction_table
 from pipeline.runs import artifacts as module
-from pipeline.runs.artifacts import keep_profile, log_file, regroup, write_assignments
+from pipeline.runs.artifacts import keep_profile, log_file, write_assignments
 from pipeline.storage import Folder
 from tests.helpers.images import encoded, put
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +16,7 @@ from ray.util.state import list_actors, list_placement_groups
 from pipeline.config.loading import load_config
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
-from tests.helpers.runs import EPOCHS, end, family, options, settings, train_workers
+from tests.helpers.runs import EPOCHS, end, family, options, settings, start_command, train_workers
 
 pytestmark = pytest.mark.chaos  # kills, and minutes: run by `make chaos`
 
@@ -51,12 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> float:
     """A search whose driver is killed after two of its four trials have ended; when that was."""
-    command = [sys.executable, "-m", "pipeline.cli", "tune", "--space", str(folder / "space.py")]
-    command += [f"--{name}={value}" for name, value in CALL.items()] + options(settings(folder, "name=search", *TRIAL))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    arguments = ["tune", "--space", str(folder / "space.py"), *(f"--{name}={value}" for name, value in CALL.items())]
     log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    process = start_command([*arguments, *options(settings(folder, "name=search", *TRIAL))], log)
     deadline = time.monotonic() + 240
     while log.read_text().count(" finished  epoch 3/3") < 2:
         assert process.poll() is None, log.read_text()
