@@ -1,11 +1,12 @@
-"""Whether several seeds together give a better answer than one: votes and co-association, against the members.
+"""Whether several seeds together give a better answer than one: three kinds of consensus, against the members.
 
     python -m benchmarks.quality --preset photos --set data.path=data/photos    # five seeds
     python -m benchmarks.consensus runs/photos-seeds-*/trials/*
 
-The runs are on the same images with known classes. Three answers need no classes: the run with the highest label_free,
-the cluster that most runs give to an image (clusters matched to those of the first run), and average linkage of the
-co-association matrix (the share of runs in which two images are together; up to 10,000 images, Fred and Jain 2005).
+The runs are on the same images with known classes. Four answers need no classes: the run with the highest label_free;
+what `digpro combine` makes of the runs; the cluster that most runs give to an image (clusters matched to those of the
+first run); and average linkage of the co-association matrix (the share of runs in which two images are together; up to
+10,000 images, Fred and Jain 2005).
 The table of shares shows how much more often an image is right if more runs agree on it.
 """
 
@@ -21,10 +22,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from benchmarks.measure import conclude
-from pipeline.clustering.agreement import count_pairs, majority, match_clusters
+from pipeline.clustering.agreement import count_pairs, majority, match_clusters, matched_to_first
 from pipeline.clustering.scores import clustering_scores
 from pipeline.data.read import read_labels
 from pipeline.inference.run_features import clusters_of_images
+from pipeline.runs.combine import consensus_centers, joint_features
 from pipeline.runs.compare import same_images
 from pipeline.storage import Folder, absolute
 from pipeline.training.checkpoint import newest_in
@@ -46,7 +48,7 @@ def main() -> None:
         parser.error(f"the images of {config.data.path} have no known classes, so nothing can be scored")
     clusters = np.stack([clusters_of_images(folder, manifest.num_images) for folder in folders])
     label_free = [history_of(folder)["label_free"] for folder in folders]
-    results = consensus(classes, clusters, label_free)
+    results = consensus(classes, clusters, label_free, combined(folders, clusters))
     print_results(results)
     conclude(results, arguments.out)
 
@@ -59,10 +61,20 @@ def history_of(run: Folder) -> dict[str, float]:
     return metrics
 
 
-def consensus(classes: Array, clusters: Array, label_free: list[float]) -> dict[str, Any]:
-    """Scores of the members (R, N) and of the answers, and the accuracy of images by the share of runs that agree."""
+def combined(folders: list[Folder], clusters: Array) -> Array:
+    """Clusters (N,) of the consensus of runs with clusters (R, N), as `digpro combine` finds them."""
+    images = clusters.shape[1]
+    centers = consensus_centers(joint_features(folders, images), matched_to_first(clusters), int(clusters[0].max()) + 1)
+    return np.concatenate([(rows @ centers.T).argmax(dim=1).numpy() for rows in joint_features(folders, images)])
+
+
+def consensus(classes: Array, clusters: Array, label_free: list[float], found: Array) -> dict[str, Any]:
+    """Scores of the members (R, N) and of the answers, and the accuracy of images by the share of runs that agree.
+
+    `found` (N,) are the clusters of the `combined` runs.
+    """
     voted, share = majority(matched_to_first(clusters))
-    answers = {"highest label_free": clusters[int(np.argmax(label_free))], "votes": voted}
+    answers = {"highest label_free": clusters[int(np.argmax(label_free))], "combined": found, "votes": voted}
     if clusters.shape[1] <= LARGEST_MATRIX:
         answers["co-association"] = average_linkage(clusters, int(clusters.max()) + 1)
     return {
@@ -71,12 +83,6 @@ def consensus(classes: Array, clusters: Array, label_free: list[float]) -> dict[
         "answers": {name: clustering_scores(classes, found) for name, found in answers.items()},
         "shares": accuracy_by_share(classes, voted, share),
     }
-
-
-def matched_to_first(clusters: Array) -> Array:
-    """The same clusters (R, N), numbered as in the first run; -1 where a cluster has no counterpart."""
-    first, *others = clusters
-    return np.stack([first, *(match_clusters(count_pairs(first, other))[other] for other in others)])
 
 
 def average_linkage(clusters: Array, count: int) -> Array:

@@ -135,7 +135,7 @@ def leave(job: Job, answer: Any) -> None:
     started, report.EXACT_IMAGES = time.monotonic(), MAPPED
     with peak_memory() as peak, TemporaryDirectory() as local:
         write_assignments(job.folder, job.config.data.path, job.manifest.num_images, job.plan.num_clusters)
-        draw(job, values, Path(local))
+        draw(job.folder, job.config, job.manifest, values, Path(local))
         report.write_report(Path(local), job.folder, job.config, job.manifest, values, [])
     answer.send({"bytes": peak["RssAnon"] * 2**30, "seconds": time.monotonic() - started})
 

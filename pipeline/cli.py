@@ -401,6 +401,33 @@ def compare(
 
 
 @app.command()
+def combine(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", parser=Location, help="Finished runs on the same images.")
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", parser=Location, help="Folder or URI of the new run, such as runs/both.")
+    ],
+) -> None:
+    """Combine runs on the same images into one, their consensus.
+
+    Usually of runs that differ only in their seed. The result is a run: `digpro assign`, `export`, `sort` and all other
+    commands take it. Its assignments say which share of the runs agrees on each image.
+
+    \b
+    Example:
+      digpro combine runs/seed-0 runs/seed-1 runs/seed-2 --out runs/consensus
+    """
+    from pipeline.runs.combine import combine as combine_runs
+
+    summary = combine_runs(runs, out, echo=echo)
+    metrics = summary["metrics"]
+    echo(f"on average {metrics['agreement']:.1%} of the runs agree on an image")
+    echo(f"ARI between two of the runs: {metrics['ari_of_members']:.3f} on average")
+    _print_result(summary)
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     data: Annotated[
@@ -466,12 +493,14 @@ def label(
     Example:
       digpro label runs/photos-0123abcd 3=truck 7=truck 12="sports car"
     """
+    from pipeline.runs.artifacts import send_names
     from pipeline.runs.names import set_names
     from pipeline.runs.report import put_names
 
     set_names(run, names, echo)
     if atlas := put_names(run):
         echo(f"atlas: {atlas}")
+    send_names(run, echo)
 
 
 @app.command()

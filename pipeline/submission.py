@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     *("doctor", "ingest", "embed", "train", "tune", "assign", "evaluate", "sweep-k"),
-    *("label", "report", "export", "deliver", "sort", "compare"),
+    *("label", "report", "export", "deliver", "sort", "compare", "combine"),
 )
 ADDRESS_VARIABLES = (DASHBOARD, "RAY_ADDRESS")
 # For every job. Ray kills a job 3 s after it asks it to stop; a last checkpoint and its record take longer.

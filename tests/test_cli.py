@@ -54,7 +54,7 @@ def refused(result: tuple[int, str, str], *said: str) -> None:
 
 
 COMMANDS = (
-    "ingest embed train tune assign evaluate export label report sort compare "
+    "ingest embed train tune assign evaluate export label report sort compare combine "
     "sweep-k deliver doctor submit stop presets"
 )
 

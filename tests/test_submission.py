@@ -186,6 +186,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["deliver", "runs/x"], "run='runs/x' is a relative path"),
         (["sort", "s3://b/runs/x", "sorted"], "out='sorted' is a relative path"),
         (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is a relative path"),
+        (["combine", "s3://b/runs/x", "s3://b/runs/y", "--out", "runs/z"], "out='runs/z' is a relative path"),
         (["train", "--from", "runs/x"], "start_from='runs/x' is a relative path"),
     ],
 )
@@ -221,6 +222,7 @@ def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: lis
         ["deliver", "s3://b/runs/x", "--uri", "http://mlflow:5000"],
         ["sort", "s3://b/runs/x", "s3://b/sorted", "--top", "3"],
         ["compare", "s3://b/runs/x", "s3://b/runs/y", "--out", "s3://b/c"],
+        ["combine", "s3://b/runs/x", "s3://b/runs/y", "--out", "s3://b/runs/z"],
         ["train", "--from", "s3://b/runs/x", "--set", "optim.epochs=20"],
     ],
 )

@@ -118,7 +118,7 @@ def ensure_cache(
         check_same_key(cache.key, key, folder)
         echo(f"features: already complete in {folder.path}")
     else:
-        with hold(folder.make()):
+        with hold(folder.make(), "give another cache (--set data.features=...)"):
             folder.delete_unfinished()
             cache = claim(folder, key, module, config, manifest, size, echo)
             cache = _complete(config, manifest, folder, cache, echo)

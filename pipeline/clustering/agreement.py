@@ -29,6 +29,18 @@ def match_clusters(table: csr_array) -> NDArray[np.int64]:
     return found
 
 
+def matched_to_first(clusters: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The same clusterings (R, N), numbered as in the first; -1 where a cluster has no counterpart (`match_clusters`).
+
+    Parameters
+    ----------
+    clusters : array (R, N) int
+        The clusters of each row in each of R clusterings.
+    """
+    first, *others = clusters
+    return np.stack([first, *(match_clusters(count_pairs(first, other))[other] for other in others)])
+
+
 def majority(clusters: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
     """The cluster (N,) that most clusterings give to a row, the first on ties, and the share of them (N,) that do.
 

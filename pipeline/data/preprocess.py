@@ -46,6 +46,10 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([s or 1.0 for s in std], dtype=torch.float32).view(3, 1, 1))
 
+    def extra_repr(self) -> str:
+        """What the state does not hold."""
+        return f"size={self.size}, crop={self.crop}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Make the view of each image.
 

@@ -26,6 +26,7 @@ from pipeline.method.losses import unit
 from pipeline.storage import Folder, remedy_for
 
 FEATURES = "features"  # folder of the parts, in a run's folder
+AGREEMENT = "agreement"  # column of a consensus: the share of its members that put the image into the same cluster
 ROW_GROUP_ROWS = 8192
 BLOCK_ROW_GROUPS = 2  # row groups that are read at a time
 _REMEDY = "run its `digpro train` again under another name (--set name=...)"
@@ -37,11 +38,19 @@ def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange
 
     One row group at a time is made and written, so that memory does not grow with the images.
     """
-    folder = run.subfolder(FEATURES).make()
     index = torch.arange(own.start, own.stop)
     groups = zip(features.split(ROW_GROUP_ROWS), index.split(ROW_GROUP_ROWS), strict=True)
-    tables = (prediction_table(_predict_rows(rows, centers), index=at, features=rows) for rows, at in groups)
-    first = next(tables)
+    write_part(run, (feature_table(rows, centers, at) for rows, at in groups), centers)
+
+
+def feature_table(features: Tensor, centers: Tensor, index: Tensor) -> pa.Table:
+    """The features (n, D) of the images `index` (n,), and the prediction of each by centres (K, D)."""
+    return prediction_table(_predict_rows(features, centers), index=index, features=features)
+
+
+def write_part(run: Folder, tables: Iterator[pa.Table], centers: Tensor) -> None:
+    """Write this worker's part of a run's features, a table at a time; `centers` (K, D) made their predictions."""
+    folder, first = run.subfolder(FEATURES).make(), next(tables)
     with (
         folder.open_output(_part(rank(), world_size(), _digest(centers))) as stream,
         pq.ParquetWriter(stream, first.schema, write_page_checksum=True) as writer,
@@ -111,6 +120,12 @@ def _complete_parts(names: Sequence[str], digest: str) -> set[str]:
         if expected <= set(names):
             return expected
     return set()
+
+
+def features_of(table: pa.Table) -> np.ndarray[Any, Any]:
+    """The column `feature` (n, D) float16, read-only."""
+    flat = table.column("feature").combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(table), -1)
 
 
 def has_features(run: Folder) -> bool:
@@ -205,5 +220,4 @@ def read_features(run: Folder, count: int | None = None, first: int = 0) -> Tens
     order = np.argsort(index)
     if not np.array_equal(index[order], np.arange(first, first + (len(index) if count is None else count))):
         raise DataError(f"{run.file(FEATURES)} has {len(index):,} features, not one for each image; {_REMEDY}")
-    flat = table.column("feature").combine_chunks().flatten().to_numpy()
-    return unit(torch.from_numpy(flat.reshape(len(index), -1)[order]).float())
+    return unit(torch.from_numpy(features_of(table)[order]).float())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,13 @@ MAP_IMAGES = 6_000  # on the map of the page
 ALIKE = 8  # most similar images beside an image
 NEAR = 6  # nearest clusters of a cluster
 PATH_BYTES = 5_000_000  # of the paths in the page
-SCORES = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "label_free": "label-free score"}
+SCORES = {
+    "acc": "ACC",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "label_free": "label-free score",
+    "agreement": "members that agree on an image",
+}
 Array = np.ndarray[Any, Any]
 ReadPictures = Callable[[Array], Array | None]
 """From sorted indices (n,) to uint8 (n, side, side, 3), or None when the images are gone."""
@@ -60,6 +66,8 @@ class Clustering:
         Epochs of the warm-up.
     origin : sequence of (what, value)
         Source, settings, and what else the clustering was made with.
+    metrics : dict
+        Of a clustering that no epochs led to.
     """
 
     title: str
@@ -73,6 +81,7 @@ class Clustering:
     alarms: Sequence[Mapping[str, Any]]
     warmup: int = 0
     origin: Sequence[tuple[str, str]] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,7 @@ def facts(clustering: Clustering) -> list[tuple[str, str]]:
     """The headline: how many, how long, how good."""
     totals, history = clustering.totals, clustering.history
     sizes, similarity = totals.sizes, totals.similarity.sum() / totals.images
-    last = history[-1] if history else {}
+    last = history[-1] if history else clustering.metrics
     found = [("images", f"{totals.images:,}"), ("clusters", f"{len(sizes):,}")]
     found += [("epochs", f"{int(last['epoch']):,}")] if "epoch" in last else []
     found += [(title, f"{last[key]:.3f}") for key, title in SCORES.items() if key in last]

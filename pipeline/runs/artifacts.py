@@ -14,19 +14,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import nn
 
 from pipeline.alarms import all_alarms
 from pipeline.cluster import cluster_facts
+from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import has_labels, read_origins, read_sample, regroup
-from pipeline.errors import CheckpointError
-from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.inference.model import ClusterModel
+from pipeline.data.shards import Manifest
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.inference.card import TRAINING_CLUSTERS, ModelCard
+from pipeline.inference.consensus import trained_model
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
-from pipeline.inference.run_features import feature_blocks, keep_last_parts
+from pipeline.inference.run_features import AGREEMENT, feature_blocks, keep_last_parts, open_features
+from pipeline.progress import Echo
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
-from pipeline.runs.models import run_card
+from pipeline.runs.models import open_model, run_card
 from pipeline.runs.report import (
     ASSIGNMENTS,
     ATLAS,
@@ -37,8 +41,8 @@ from pipeline.runs.report import (
     write_report,
 )
 from pipeline.serving.mlflow_model import save_mlflow_model
-from pipeline.storage import Folder
-from pipeline.tracking import MODEL, RunRef, RunWriter, spool_path
+from pipeline.storage import Folder, absolute
+from pipeline.tracking import MODEL, RECORD, RunRef, RunWriter, load_ref, records_wait, spool_path
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.job import Job
 from pipeline.training.profile import PROFILE
@@ -57,6 +61,7 @@ OUTPUTS = {
     "assignments": ASSIGNMENTS,
     "embedding": EMBEDDING,
 }
+SCORES = ("acc", "nmi", "ari")
 
 
 def write_artifacts(job: Job, *, reopen: bool = True) -> dict[str, Any]:
@@ -77,19 +82,65 @@ def write_artifacts(job: Job, *, reopen: bool = True) -> dict[str, Any]:
     alarms = [asdict(alarm) for alarm in all_alarms(values["history"], job.alarm_facts)]
     with TemporaryDirectory() as place, RunWriter(job.tracking, spool_path(folder), reopen=reopen) as writer:
         local = Path(place)
-        log_file(folder, ASSIGNMENTS, local, writer)
-        _keep(draw(job, values, local), folder, local, writer)
-        _keep(write_report(local, folder, job.config, job.manifest, values, alarms), folder, local, writer)
         if job.config.profile.steps:
             keep_profile(folder.subfolder(PROFILE), values["history"], local, writer)
-        if writer.ref.enabled:
-            model = ClusterModel(job.config, job.manifest, values).eval()
-            save_mlflow_model(local / MODEL, model, run_card(folder, job.config, job.manifest))
-            writer.model(local / MODEL)
+        write_results(folder, job.config, job.manifest, values, alarms, local, writer)
         writer.flush()
         summary = summarise(job, values, alarms, writer.ref)
     folder.write(SUMMARY, summary)
     return summary
+
+
+def write_results(
+    folder: Folder,
+    config: RunConfig,
+    manifest: Manifest,
+    values: dict[str, Any],
+    alarms: list[dict[str, Any]],
+    local: Path,
+    writer: RunWriter,
+) -> None:
+    """Write pictures and the atlas into a run's folder; send them, the assignments and the model to MLflow.
+
+    `values` are those of the run's checkpoint, and `local` is a folder for copies.
+    """
+    log_file(folder, ASSIGNMENTS, local, writer)
+    _keep(draw(folder, config, manifest, values, local), folder, local, writer)
+    _keep(write_report(local, folder, config, manifest, values, alarms), folder, local, writer)
+    if writer.ref.enabled:
+        log_model(trained_model(config, manifest, values).eval(), run_card(folder, config, manifest), local, writer)
+
+
+def log_model(model: nn.Module, card: ModelCard, local: Path, writer: RunWriter) -> None:
+    """Send a model and its card to MLflow, in place of those that it has; `local` is a folder for a copy."""
+    save_mlflow_model(local / MODEL, model, card)
+    writer.model(local / MODEL)
+
+
+def send_names(run: str, echo: Echo = print) -> None:
+    """Send everything that holds names of clusters to MLflow again: atlas, tables and the model.
+
+    Nothing is sent where the run has no records. When they are in a store that cannot be used, a line says so.
+    """
+    folder = Folder(absolute(run))
+    if folder.read(RECORD) is None:
+        return
+    try:
+        ref = load_ref(folder)
+    except ConfigError as error:
+        echo(f"MLflow's copies keep the earlier names: {error}")
+        return
+    if not ref.enabled:
+        return
+    with TemporaryDirectory() as place, RunWriter(ref, spool_path(folder), reopen=False) as writer:
+        for name in {ATLAS, ASSIGNMENTS, EMBEDDING} & set(folder.names()):
+            log_file(folder, name, Path(place), writer)
+        model = open_model(folder.path)
+        log_model(model.module, model.card, Path(place), writer)
+    if records_wait(folder):
+        echo(f"the names wait for {ref.public_uri}; run `digpro deliver {run}` to send them")
+    else:
+        echo(f"the names were sent to MLflow at {ref.public_uri}, too")
 
 
 def _keep(files: list[Path], folder: Folder, local: Path, writer: RunWriter) -> None:
@@ -157,7 +208,8 @@ def _predictions(run: Folder, total: int) -> Iterator[tuple[Any, Any]]:
 def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClusters) -> Iterator[pa.Table]:
     """The rows of the assignments, `BLOCK_ROWS` at a time."""
     is_labelled = has_labels(data)
-    features = regroup(feature_blocks(run, Prediction._fields, total), BLOCK_ROWS)
+    agreement = [AGREEMENT] if AGREEMENT in open_features(run).schema.names else []
+    features = regroup(feature_blocks(run, [*Prediction._fields, *agreement], total), BLOCK_ROWS)
     for table, origin in zip(features, regroup(read_origins(data), BLOCK_ROWS), strict=True):
         cluster, similarity = table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
         rows = table.add_column(1, "path", origin.column("path"))
@@ -165,19 +217,21 @@ def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClus
         yield rows.append_column("label", origin.column("label")) if is_labelled else rows
 
 
-def draw(job: Job, values: dict[str, Any], local: Path) -> list[Path]:
-    """Draw the curves, and the sheet of the clusters from a sample of the images."""
-    sample, decoding = read_sample(job.config.data.path, job.manifest, SAMPLE), job.config.data.decoding
+def draw(folder: Folder, config: RunConfig, manifest: Manifest, values: dict[str, Any], local: Path) -> list[Path]:
+    """Draw the sheet of the clusters from a sample of the images, and the curves of what was trained."""
+    sample, decoding = read_sample(config.data.path, manifest, SAMPLE), config.data.decoding
     block = decode_table(sample, **decoding | {"size": min(decoding["size"], TILE)})
-    images, index = read_assignments(job.folder, SAMPLE), block["index"]
+    images, index = read_assignments(folder, SAMPLE), block["index"]
     draw_clusters(
         local / CLUSTERS,
         block["image"],
         images.cluster[index],
         images.similarity[index],
-        read_totals(job.folder, job.plan.num_clusters),
-        job.manifest.class_captions,
+        read_totals(folder, len(values["centers"])),
+        manifest.class_captions,
     )
+    if not values["history"]:
+        return [local / CLUSTERS]
     draw_curves(local / CURVES, values["history"])
     return [local / CLUSTERS, local / CURVES]
 
@@ -193,7 +247,7 @@ def summarise(job: Job, values: dict[str, Any], alarms: list[dict[str, Any]], tr
         "run": folder.name,
         "folder": folder.path,
         "epochs": values["epoch"],
-        "scores": {name: last[name] for name in ("acc", "nmi", "ari") if name in last},
+        "scores": {name: last[name] for name in SCORES if name in last},
         "last_epoch": last,
         "alarms": alarms,
         "rollbacks": read_rollbacks(folder),

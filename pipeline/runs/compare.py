@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
-from pipeline.clustering.agreement import count_pairs, jaccard_of_best, majority, match_clusters
+from pipeline.clustering.agreement import count_pairs, jaccard_of_best, majority, matched_to_first
 from pipeline.clustering.scores import contingency_scores
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
@@ -55,9 +55,9 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run is given; give two or more: the others are compared with the first")
     config, manifest = same_images(runs)
-    clusters = [clusters_of_images(run, manifest.num_images) for run in runs]
+    clusters = np.stack([clusters_of_images(run, manifest.num_images) for run in runs])
     tables = {(a, b): count_pairs(clusters[a], clusters[b]) for a, b in itertools.combinations(range(len(runs)), 2)}
-    matched = np.stack([clusters[0], *(match_clusters(tables[0, b])[clusters[b]] for b in range(1, len(runs)))])
+    matched = matched_to_first(clusters)
     elsewhere = (matched != clusters[0]).sum(axis=0, dtype=np.int32)
     winner, agreement = majority(matched)
     found = _compose(runs, int(clusters[0].max()) + 1, clusters[0], tables, elsewhere, config, manifest)

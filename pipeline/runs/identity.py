@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from pipeline.config.removed import lost_settings
 from pipeline.data.shards import Manifest, has_manifest, read_manifest
 from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import TRAINING_CLUSTERS
+from pipeline.inference.consensus import MEMBERS
 from pipeline.inference.predict import TrainingClusters
 from pipeline.storage import Folder
 
@@ -45,6 +47,8 @@ def claim_folder(config: RunConfig) -> Folder:
             f"{folder.path} holds {left[0]} but no {IDENTITY}, which records the run that it belongs to; restore "
             f"{IDENTITY}, or give another name (--set name=...)"
         )
+    if identity is not None and MEMBERS in identity:
+        raise ConfigError(f"{folder.path} is the consensus of other runs; give another name (--set name=...)")
     if identity is not None and _is_started(identity):
         changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
         if (lost := lost_settings(identity["config"])) and folder.read(SUMMARY) is None:  # a finished run is only shown
@@ -61,6 +65,12 @@ def claim_folder(config: RunConfig) -> Folder:
 def record_start(folder: Folder, manifest: Manifest) -> None:
     """Record the images: from now on the name is taken."""
     folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"))
+
+
+def record_members(folder: Folder, config: RunConfig, manifest: Manifest, members: Sequence[str]) -> None:
+    """Record a run that was not trained, but combines others: the name is taken, and never trained."""
+    identity = {"config": config.model_dump(mode="json"), "manifest": manifest.model_dump(mode="json")}
+    folder.write(IDENTITY, identity | {MEMBERS: list(members)})
 
 
 def claim_features(folder: Folder, cache: FeatureCache) -> None:

@@ -19,6 +19,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import CARD, ModelCard
+from pipeline.inference.consensus import ConsensusModel, trained_model
 from pipeline.inference.model import ClusterModel
 from pipeline.progress import Echo
 from pipeline.runs.identity import IDENTITY, fault, read_clusters, read_started_run
@@ -161,13 +162,13 @@ def run_card(folder: Folder, config: RunConfig, manifest: Manifest) -> ModelCard
     )
 
 
-def load_model(run: str, device: torch.device = CPU) -> ClusterModel:
+def load_model(run: str, device: torch.device = CPU) -> ClusterModel | ConsensusModel:
     """The model of a run's newest checkpoint; ConfigError when none can be read. Also called on the nodes."""
     config, manifest = read_started_run(Folder(run))
     values = newest_in(run)
     if values is None:
         raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again")
-    return ClusterModel(config, manifest, values).eval().to(device)
+    return trained_model(config, manifest, values).eval().to(device)
 
 
 def _load_onnx(out: str, device: torch.device) -> OnnxProgram:

@@ -26,6 +26,12 @@ def read_names(run: Folder) -> dict[int, str]:
     return _parse_file(run.file(NAMES)) if NAMES in run.names(NAMES) else {}
 
 
+def copy_names(source: Folder, target: Folder) -> None:
+    """Give the clusters of a run the names that those of another have."""
+    if NAMES in source.names(NAMES):
+        target.write_bytes(NAMES, source.read_bytes(NAMES))
+
+
 def set_names(run: str, given: Sequence[str], echo: Echo = print) -> dict[int, str]:
     """Set names of clusters of a finished run, and keep the others; returns all names.
 

@@ -138,6 +138,7 @@ def write_report(
         alarms=alarms,
         warmup=config.optim.warmup_epochs,
         origin=describe_origin(config, manifest, len(values["centers"])),
+        metrics=values.get("metrics", {}),
     )
     atlas = compose(clustering, lambda chosen: read_pictures(config, manifest, chosen))
     files = [local / ATLAS]

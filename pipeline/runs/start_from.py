@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import Plan, make_plan
 from pipeline.runs.identity import SUMMARY, read_started_run
 from pipeline.storage import Folder, absolute
-from pipeline.training.checkpoint import registered_checkpoints
+from pipeline.training.checkpoint import CONSENSUS, registered_checkpoints
 
 OWN = {"start_from", "weights", "weights_prefix", "partial_weights"}  # a run's own, although they are network settings
 
@@ -27,6 +27,8 @@ def settings_of(run: str, overrides: list[str]) -> tuple[RunConfig, str]:
     """
     folder = Folder(absolute(run))
     config, _ = read_started_run(folder)
+    if folder.names(CONSENSUS):
+        raise ConfigError(f"{folder.path} is the consensus of several runs; start from one of its members")
     model = config.model.model_copy(update={"start_from": folder.path})
     optim = config.optim.model_copy(update={"warmup_epochs": 0})
     begun = config.model_copy(update={"name": None, "model": model, "optim": optim})

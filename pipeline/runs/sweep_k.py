@@ -190,7 +190,7 @@ def sweep(subject: Subject, numbers: Sequence[int], out: str, echo: Echo = print
     check_distinct(numbers, subject.features[:RESAMPLED])
     check_writable(out, "--out")
     connect()
-    with hold(folder := Folder(absolute(out)).make()):
+    with hold(folder := Folder(absolute(out)).make(), "choose another folder (--out)"):
         started = time.monotonic()
         echo(f"{subject.what}: {len(subject.features):,} of {subject.images:,} images")
         over = over_cluster(subject, numbers[-1])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from pipeline.storage import Folder, filesystem
 from pipeline.training.state import PseudoLabels, TrainState
 
 STATE, ABOUT = "state.pt", "about.json"
+CONSENSUS = "consensus"  # folder of the only checkpoint of a run that combines others, which Ray Train did not write
 RAY_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 RESTORE = "restore the deleted files, or start a new run under another name (--set name=...)"
 FORMAT = 1
@@ -55,17 +58,32 @@ def save_state(state: TrainState, config: RunConfig, folder: Path) -> None:
         "backbone": state.backbone,
     }
     if rank() == 0:
-        torch.save(values, folder / STATE)
-        about = {
-            "format": FORMAT,
-            "sha256": _digest(folder / STATE),
-            "epoch": state.epochs_done,
-            "step": state.step,
-            "workers": world_size(),
-            "versions": {name: version_of(name) for name in ("torch", "torchvision", "ray")},
-            "config": config.model_dump(mode="json"),
-        }
-        (folder / ABOUT).write_text(json.dumps(about, indent=1))
+        write_checkpoint(folder, values, config)
+
+
+def write_checkpoint(folder: Path, values: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the values, with their checksum, into an empty folder."""
+    torch.save(dict(values), folder / STATE)
+    about = {
+        "format": FORMAT,
+        "sha256": _digest(folder / STATE),
+        "epoch": values["epoch"],
+        "step": values["step"],
+        "workers": world_size(),
+        "versions": {name: version_of(name) for name in ("torch", "torchvision", "ray")},
+        "config": config.model_dump(mode="json"),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+
+
+def keep_consensus(run: Folder, values: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the checkpoint of a run that was not trained, but combines others."""
+    folder = run.subfolder(CONSENSUS).make()
+    with TemporaryDirectory() as local:
+        write_checkpoint(Path(local), values, config)
+        for name in (STATE, ABOUT):
+            with Path(local, name).open("rb") as source, folder.open_output(name) as target:
+                shutil.copyfileobj(source, target)
 
 
 def mean_over_workers(loss_sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -206,14 +224,19 @@ def read_other_run(path: str) -> dict[str, Any]:
 
 
 def newest_in(run_folder: str) -> dict[str, Any] | None:
-    """Values of the newest sound checkpoint that Ray Train registered in a run's folder; None without one.
+    """Values of the newest sound checkpoint that Ray Train registered in a run's folder, or of its consensus.
+
+    None where there is neither.
 
     Raises
     ------
     CheckpointError
         When Ray Train's record of checkpoints is damaged, or names one that is gone.
     """
-    return read_newest(registered_checkpoints(Folder(run_folder)))
+    folder = Folder(run_folder)
+    if folder.names(CONSENSUS):
+        return _read(Checkpoint(f"{folder.root}/{CONSENSUS}", folder.files))
+    return read_newest(registered_checkpoints(folder))
 
 
 def registered_checkpoints(folder: Folder) -> list[Checkpoint]:

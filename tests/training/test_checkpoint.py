@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from ray.train import Checkpoint
 from torch import Tensor
@@ -39,6 +38,7 @@ from pipeline.training.estep import run_estep
 from pipeline.training.loop import mean_losses
 from pipeline.training.mstep import draw_weights, train_step
 from pipeline.training.run import Run
+from tests.helpers.checkpoints import write_record
 from tests.helpers.golden import assert_close
 from tests.helpers.small_run import IMAGES, digits, small_run, snapshot
 from tests.helpers.workers import Workers
@@ -301,18 +301,7 @@ def _registered(data: tuple[Tensor, Manifest], run: Path, count: int = 2) -> Pat
     names = [f"checkpoint_2026-01-0{i + 1}_00-00-00.000000" for i in range(count)]
     for name in names:
         _saved(data, run / name)
-    results = [{"version": 0, "metrics": {"epoch": 1}, "checkpoint_dir_name": name} for name in names]
-    record = {
-        "ray_version": ray.__version__,
-        "checkpoint_results": results,
-        "checkpoint_report_indices": list(range(count)),
-        "latest_checkpoint_result": results[-1],
-        "current_report_index": count,
-    }
-    lists = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
-    more = ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
-    record |= {name: [] for name in (*lists, *more)}
-    (run / RAY_RECORD).write_text(json.dumps(record))
+    write_record(run, names)
     return run
 
 

@@ -142,6 +142,7 @@ function arrowKey(event) {
 }
 
 if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
+if (!atlas.history.length) document.querySelector('nav a[href="#training"]').hidden = true;
 route();
 showGroups();
 showUnsaved();
