@@ -48,7 +48,7 @@ def main() -> None:
         parser.error(f"the images of {config.data.path} have no known classes, so nothing can be scored")
     clusters = np.stack([clusters_of_images(folder, manifest.num_images) for folder in folders])
     label_free = [history_of(folder)["label_free"] for folder in folders]
-    results = consensus(classes, clusters, label_free, combined(folders, clusters))
+    results = consensus(classes, clusters, label_free, folders)
     print_results(results)
     conclude(results, arguments.out)
 
@@ -61,20 +61,14 @@ def history_of(run: Folder) -> dict[str, float]:
     return metrics
 
 
-def combined(folders: list[Folder], clusters: Array) -> Array:
-    """Clusters (N,) of the consensus of runs with clusters (R, N), as `digpro combine` finds them."""
-    images = clusters.shape[1]
-    centers = consensus_centers(joint_features(folders, images), matched_to_first(clusters), int(clusters[0].max()) + 1)
-    return np.concatenate([(rows @ centers.T).argmax(dim=1).numpy() for rows in joint_features(folders, images)])
-
-
-def consensus(classes: Array, clusters: Array, label_free: list[float], found: Array) -> dict[str, Any]:
-    """Scores of the members (R, N) and of the answers, and the accuracy of images by the share of runs that agree.
-
-    `found` (N,) are the clusters of the `combined` runs.
-    """
+def consensus(classes: Array, clusters: Array, label_free: list[float], runs: list[Folder]) -> dict[str, Any]:
+    """Scores of the members (R, N) and of the answers, and the accuracy of images by the share of runs that agree."""
     voted, share = majority(matched_to_first(clusters))
-    answers = {"highest label_free": clusters[int(np.argmax(label_free))], "combined": found, "votes": voted}
+    answers = {
+        "highest label_free": clusters[int(np.argmax(label_free))],
+        "combined": combined(runs, voted),
+        "votes": voted,
+    }
     if clusters.shape[1] <= LARGEST_MATRIX:
         answers["co-association"] = average_linkage(clusters, int(clusters.max()) + 1)
     return {
@@ -83,6 +77,12 @@ def consensus(classes: Array, clusters: Array, label_free: list[float], found: A
         "answers": {name: clustering_scores(classes, found) for name, found in answers.items()},
         "shares": accuracy_by_share(classes, voted, share),
     }
+
+
+def combined(runs: list[Folder], voted: Array) -> Array:
+    """Clusters (N,) of the consensus of runs, as `digpro combine` finds them from the cluster (N,) of most runs."""
+    centers = consensus_centers(joint_features(runs, len(voted)), voted, int(voted.max()) + 1)
+    return np.concatenate([(rows @ centers.T).argmax(dim=1).numpy() for rows in joint_features(runs, len(voted))])
 
 
 def average_linkage(clusters: Array, count: int) -> Array:

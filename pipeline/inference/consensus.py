@@ -36,6 +36,13 @@ def member_values(config: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
     return kept | {"config": config.model_dump(mode="json")}
 
 
+def share_backbones(members: Sequence[dict[str, Any]]) -> None:
+    """Give members with equal backbones the same tensors, which a file then holds once."""
+    known: dict[str, dict[str, Tensor]] = {}
+    for member in members:
+        member["backbone"] = known.setdefault(digest(member["backbone"]), member["backbone"])
+
+
 class ConsensusModel(nn.Module):
     """Several cluster models of the same images as one: an image's features are those of all members side by side.
 

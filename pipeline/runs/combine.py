@@ -1,9 +1,9 @@
 """Combine several runs on the same images into one: their consensus, a run like any other.
 
-An image's features are those of all members side by side. The clusters of the members are matched with those of the
-first; the centre of a cluster is the mean of these features over the images that each member puts there; and an image
-belongs to the nearest centre. Time and memory grow with the number of images, not with its square, and new images are
-assigned by the same rule.
+The clusters of the members are matched with those of the first, and the members vote on each image. An image's features
+are those of all members side by side; the centre of a cluster is their mean over the images that most members put
+there; and an image belongs to the nearest centre. Time and memory grow with the number of images, not with its square,
+and new images are assigned by the same rule.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.clustering.agreement import count_pairs, matched_to_first
+from pipeline.clustering.agreement import count_pairs, majority, matched_to_first
 from pipeline.clustering.label_free import contingency_agreement
 from pipeline.clustering.scores import clustering_scores
 from pipeline.config.models import RunConfig
 from pipeline.data.read import read_labels, regroup
 from pipeline.data.shards import Manifest, validate_shards
 from pipeline.errors import ConfigError
-from pipeline.inference.consensus import MEMBERS, member_values, side_by_side
+from pipeline.inference.consensus import MEMBERS, member_values, share_backbones, side_by_side
 from pipeline.inference.run_features import (
     AGREEMENT,
     FEATURES,
@@ -85,6 +85,7 @@ def combine(references: Sequence[str], out: str, *, echo: Echo = print) -> dict[
         return summary
     config, manifest = _common_settings(members)
     values = [_read_member(member) for member in members]
+    share_backbones(values)
     check_writable(run.path, "FOLDER")
     place = Place.parse(run.path)
     config = config.model_copy(update={"name": place.name, "storage": str(place.parent)})
@@ -134,7 +135,7 @@ def _combine(
     clusters = np.stack([clusters_of_images(member, manifest.num_images) for member in members])
     matched, count = matched_to_first(clusters), len(values[0]["centers"])
     echo(f"combining {len(members)} runs: {manifest.num_images:,} images, {count} clusters")
-    centers = consensus_centers(joint_features(members, manifest.num_images), matched, count)
+    centers = consensus_centers(joint_features(members, manifest.num_images), majority(matched)[0], count)
     for name in run.subfolder(FEATURES).names():  # of a call that was interrupted
         run.subfolder(FEATURES).delete(name)
     write_part(run, consensus_tables(joint_features(members, manifest.num_images), matched, centers), centers)
@@ -165,25 +166,24 @@ def joint_features(members: Sequence[Folder], total: int) -> Iterator[Tensor]:
         yield side_by_side([torch.from_numpy(features_of(table).astype(np.float32)) for table in tables])
 
 
-def consensus_centers(blocks: Iterable[Tensor], matched: Array, count: int) -> Tensor:
-    """The common centres (K, R * D), of unit length.
+def consensus_centers(blocks: Iterable[Tensor], voted: Array, count: int) -> Tensor:
+    """The common centres (K, R * D), of unit length; 0 for a cluster without a vote.
 
     Parameters
     ----------
     blocks : iterable of Tensor (n, R * D)
         Features of all images, in order.
-    matched : array (R, N) int
-        Clusters of the images in each member, numbered as in the first; -1 for a cluster without a counterpart.
+    voted : array (N,) int
+        The cluster of each image in most members.
     count : int
         K.
     """
     sums, done = torch.zeros(0), 0
     for rows in blocks:
-        sums = sums if len(sums) else rows.new_zeros((count + 1, rows.shape[1]), dtype=torch.float64)
-        for own in torch.from_numpy(matched[:, done : done + len(rows)]).long():
-            sums.index_add_(0, own.where(own >= 0, count), rows.double())  # the last row is for those without one
+        sums = sums if len(sums) else rows.new_zeros((count, rows.shape[1]), dtype=torch.float64)
+        sums.index_add_(0, torch.from_numpy(voted[done : done + len(rows)]).long(), rows.double())
         done += len(rows)
-    return unit(sums[:count]).float()
+    return unit(sums).float()
 
 
 def consensus_tables(blocks: Iterable[Tensor], matched: Array, centers: Tensor) -> Iterator[pa.Table]:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from pipeline.build import build_model, open_encoder
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
-from pipeline.inference.consensus import MEMBERS, ConsensusModel, member_values, side_by_side, trained_model
+from pipeline.inference.consensus import (
+    MEMBERS,
+    ConsensusModel,
+    member_values,
+    share_backbones,
+    side_by_side,
+    trained_model,
+)
 from pipeline.inference.model import ClusterModel
 from pipeline.method.losses import unit
 from pipeline.runs.train import resolve
@@ -58,6 +65,14 @@ def test_features_are_those_of_all_members_and_a_shared_backbone_works_once() ->
     assert seen == [6]
     torch.testing.assert_close(features, side_by_side([member(images())[1] for member in members]))
     torch.testing.assert_close(similarities, features @ unit(centers).T)
+
+
+def test_equal_backbones_are_kept_once() -> None:
+    values = [member_values(own, checkpoint(own)) for own in (config(1), config(2), config(3))]
+    values[2]["backbone"] = {name: 1.5 * value for name, value in values[2]["backbone"].items()}
+    share_backbones(values)
+    assert values[1]["backbone"] is values[0]["backbone"]
+    assert values[2]["backbone"] is not values[0]["backbone"]
 
 
 def test_members_with_other_backbones_or_views_keep_their_own() -> None:
