@@ -14,10 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.util import get_node_ip_address
 
 import pipeline
-from pipeline.cluster import answers
 from tests.helpers.runs import EPOCHS, SETTINGS, end, family, options, outcome
 
 FIRST, SECOND = 20001, 20002  # user ids without an account, as in a container
@@ -95,13 +93,12 @@ def test_users_and_projects_train_at_the_same_time(homes: dict[int, Path]) -> No
 
 
 def test_a_cluster_of_one_user_is_not_that_of_another(homes: dict[int, Path]) -> None:
-    address = f"{get_node_ip_address()}:{PORT}"
     head = ["ray", "start", "--head", "--block", f"--port={PORT}", "--num-cpus=1", "--include-dashboard=false"]
     cluster = start(FIRST, homes[FIRST], "cluster", [*head, "--disable-usage-stats"], RAY_AUTH_MODE="disabled")
     try:
         deadline = time.monotonic() + 60
-        while not answers(address):
-            assert time.monotonic() < deadline, (homes[FIRST] / "cluster" / "log").read_text()
+        while "Ray runtime started" not in (said := (homes[FIRST] / "cluster" / "log").read_text()):
+            assert time.monotonic() < deadline, said
             time.sleep(0.5)
         own = start(FIRST, homes[FIRST], "one", train(), RAY_AUTH_MODE="disabled")
         other = start(SECOND, homes[SECOND], "one", train())
