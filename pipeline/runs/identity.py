@@ -73,6 +73,11 @@ def record_members(folder: Folder, config: RunConfig, manifest: Manifest, member
     folder.write(IDENTITY, identity | {MEMBERS: list(members)})
 
 
+def read_members(folder: Folder) -> list[str]:
+    """Folders of the runs that a run combines; none for one that was trained."""
+    return list((folder.read(IDENTITY) or {}).get(MEMBERS, []))
+
+
 def claim_features(folder: Folder, cache: FeatureCache) -> None:
     """Record the features that a run is trained on.
 

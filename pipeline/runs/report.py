@@ -27,7 +27,7 @@ from pipeline.report.choice import Assignments, ClusterTotals, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.mapped_images import cluster_names, embedding_table, map_images
 from pipeline.report.sprites import tile_side
-from pipeline.runs.identity import SUMMARY, read_started_run
+from pipeline.runs.identity import SUMMARY, read_members, read_started_run
 from pipeline.runs.names import read_names
 from pipeline.storage import Folder, absolute, remedy_for
 from pipeline.training.checkpoint import newest_in
@@ -137,7 +137,7 @@ def write_report(
         history=values["history"],
         alarms=alarms,
         warmup=config.optim.warmup_epochs,
-        origin=describe_origin(config, manifest, len(values["centers"])),
+        origin=describe_origin(folder, config, manifest, len(values["centers"])),
         metrics=values.get("metrics", {}),
     )
     atlas = compose(clustering, lambda chosen: read_pictures(config, manifest, chosen))
@@ -151,13 +151,15 @@ def write_report(
     return files
 
 
-def describe_origin(config: RunConfig, manifest: Manifest, num_clusters: int) -> list[tuple[str, str]]:
-    """What a run was trained on, its settings, and the version that makes the page."""
+def describe_origin(folder: Folder, config: RunConfig, manifest: Manifest, num_clusters: int) -> list[tuple[str, str]]:
+    """What a run was trained on or combines, its settings, and the version that makes the page."""
     changed = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"name", "storage", "tracking"}
     )  # the URI of tracking can hold a password
+    members = read_members(folder)
     return [
         ("source", manifest.source.source),
+        *([("combines", "\n".join(members))] if members else []),
         ("clusters", str(num_clusters)),
         ("backbone", config.model.encoder),
         ("seed", str(config.seed)),

@@ -122,7 +122,8 @@ def test_a_consensus_is_a_run_like_any_other(place: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(features, read_features(Folder(out)), atol=ROUNDING, rtol=0)
     assert model.card.names == {3: "threes"}
 
-    assert Path(report(out)["atlas"]).is_file()
+    page = Path(report(out)["atlas"]).read_text()
+    assert json.dumps(["combines", "\n".join(members(place))], separators=(",", ":")) in page
     sort_images(out, str(tmp_path / "sorted"), Choice(top=2), echo=lambda line: None)
     assert len(list((tmp_path / "sorted").glob("*/*"))) == 2 * K
     for kind in ("safetensors", "onnx"):
