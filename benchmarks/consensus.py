@@ -3,10 +3,10 @@
     python -m benchmarks.quality --preset photos --set data.path=data/photos    # five seeds
     python -m benchmarks.consensus runs/photos-seeds-*/trials/*
 
-The runs are on the same images with known classes. Four answers need no classes: the run with the highest label_free;
-what `digpro combine` makes of the runs; the cluster that most runs give to an image (clusters matched to those of the
-first run); and average linkage of the co-association matrix (the share of runs in which two images are together; up to
-10,000 images, Fred and Jain 2005).
+The runs are on the same images with known classes. Five answers need no classes: the run with the highest label_free,
+and that with the highest silhouette; what `digpro combine` makes of the runs; the cluster that most runs give to an
+image (clusters matched to those of the first run); and average linkage of the co-association matrix (the share of runs
+in which two images are together; up to 10,000 images, Fred and Jain 2005).
 The table of shares shows how much more often an image is right if more runs agree on it.
 """
 
@@ -47,8 +47,7 @@ def main() -> None:
     if classes is None:
         parser.error(f"the images of {config.data.path} have no known classes, so nothing can be scored")
     clusters = np.stack([clusters_of_images(folder, manifest.num_images) for folder in folders])
-    label_free = [history_of(folder)["label_free"] for folder in folders]
-    results = consensus(classes, clusters, label_free, folders)
+    results = consensus(classes, clusters, folders)
     print_results(results)
     conclude(results, arguments.out)
 
@@ -61,18 +60,17 @@ def history_of(run: Folder) -> dict[str, float]:
     return metrics
 
 
-def consensus(classes: Array, clusters: Array, label_free: list[float], runs: list[Folder]) -> dict[str, Any]:
+def consensus(classes: Array, clusters: Array, runs: list[Folder]) -> dict[str, Any]:
     """Scores of the members (R, N) and of the answers, and the accuracy of images by the share of runs that agree."""
     voted, share = majority(matched_to_first(clusters))
-    answers = {
-        "highest label_free": clusters[int(np.argmax(label_free))],
-        "combined": combined(runs, voted),
-        "votes": voted,
-    }
+    histories = [history_of(run) for run in runs]
+    judged = {name: [metrics[name] for metrics in histories] for name in ("label_free", "silhouette")}
+    answers = {f"highest {name}": clusters[int(np.argmax(values))] for name, values in judged.items()}
+    answers |= {"combined": combined(runs, voted), "votes": voted}
     if clusters.shape[1] <= LARGEST_MATRIX:
         answers["co-association"] = average_linkage(clusters, int(clusters.max()) + 1)
     return {
-        "label_free": label_free,
+        **judged,
         "members": [clustering_scores(classes, found) for found in clusters],
         "answers": {name: clustering_scores(classes, found) for name, found in answers.items()},
         "shares": accuracy_by_share(classes, voted, share),
