@@ -38,7 +38,8 @@ def matched_to_first(clusters: NDArray[np.integer]) -> NDArray[np.integer]:
         The clusters of each row in each of R clusterings.
     """
     first, *others = clusters
-    return np.stack([first, *(match_clusters(count_pairs(first, other))[other] for other in others)])
+    matches = (match_clusters(count_pairs(first, other)).astype(first.dtype) for other in others)
+    return np.stack([first, *(match[other] for match, other in zip(matches, others, strict=True))])
 
 
 def majority(clusters: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
