@@ -40,9 +40,10 @@ from pipeline.runs.report import put_names, report
 from pipeline.runs.sort import Choice, sort_images
 from pipeline.runs.start_from import settings_of
 from pipeline.runs.train import resolve, train
-from pipeline.storage import Folder
+from pipeline.storage import Folder, join
 from tests.helpers.checkpoints import register_checkpoint
 from tests.helpers.runs import SETTINGS
+from tests.helpers.s3 import KEYS, S3Server
 
 IMAGES, K = 150, 10
 ROUNDING = 2e-3  # of the stored features, which are float16
@@ -160,6 +161,19 @@ def test_a_call_that_was_killed_is_repeated(place: Path, monkeypatch: pytest.Mon
             combine(members(place), killed, echo=lambda line: None)
     combine(members(place), killed, echo=lambda line: None)
     assert np.array_equal(column(killed, "cluster"), column(whole, "cluster"))
+
+
+def test_a_consensus_lies_in_a_bucket_as_well(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    combine(members(place), str(place / "runs" / "local"), echo=lambda line: None)
+    with S3Server() as server:
+        out = server.uri("/runs/consensus")
+        summary = combine(members(place), out, echo=lambda line: None)
+        assert summary["outputs"]["atlas"] == join(out, "atlas.html")
+        table = pq.read_table(f"{Folder(out).root}/assignments.parquet", filesystem=Folder(out).files)
+        assert np.array_equal(table.column("cluster").to_numpy(), column(f"{place}/runs/local", "cluster"))
+        assert len(open_model(out).card.clusters.sizes) == K
 
 
 def test_names_reach_the_copies_in_mlflow(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
