@@ -295,6 +295,15 @@ ModelArgument = Annotated[
 ]
 
 
+GpusOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--gpus/--no-gpus",
+        help="Request GPUs, or only CPUs, from a cluster that grows on demand.  [default: GPUs that are there]",
+    ),
+]
+
+
 @app.command(context_settings=EXTRA_ARGUMENTS)
 def assign(
     context: typer.Context,
@@ -305,13 +314,7 @@ def assign(
     out: OutArgument,
     features: Annotated[bool, typer.Option("--features", help="Add the column `feature` (float16).")] = False,
     classes: Annotated[bool, typer.Option("--classes", help="Add the column `label` (class number).")] = False,
-    gpus: Annotated[
-        bool | None,
-        typer.Option(
-            "--gpus/--no-gpus",
-            help="Request GPUs, or only CPUs, from a cluster that grows on demand.  [default: GPUs that are there]",
-        ),
-    ] = None,
+    gpus: GpusOption = None,
 ) -> None:
     """Assign any images to the clusters of a trained model.
 
@@ -442,6 +445,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="FOLDER", parser=Location, help="Write results here.  [default: RUN/evaluation]"),
     ] = None,
+    gpus: GpusOption = None,
 ) -> None:
     """Assign images, and score the clusters against the classes.
 
@@ -451,7 +455,7 @@ def evaluate(
     """
     from pipeline.runs.evaluate import evaluate as run_evaluation
 
-    _print_assignment(run_evaluation(run, data, out, echo))
+    _print_assignment(run_evaluation(run, data, out, gpus=gpus, echo=echo))
 
 
 @app.command()

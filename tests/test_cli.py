@@ -82,15 +82,15 @@ def test_the_module_runs_as_the_command_does() -> None:
 @pytest.mark.parametrize(
     ("options", "encoder", "weights", "views"),
     [
-        ([], "python:pipeline.backbones.efficientnet_lite:efficientnet_lite0", None, 8),
-        (["--encoder", "timm:resnet18"], "timm:resnet18", "default", 8),
+        ([], "python:pipeline.backbones.efficientnet_lite:efficientnet_lite0", None, 4),
+        (["--encoder", "timm:resnet18"], "timm:resnet18", "default", 4),
         (
             ["--encoder", "torchvision:resnet18", "--weights", "/w.pth", "--views", "2"],
             "torchvision:resnet18",
             "/w.pth",
             2,
         ),
-        (["--encoder", "python:mine:network"], "python:mine:network", None, 8),
+        (["--encoder", "python:mine:network"], "python:mine:network", None, 4),
     ],
 )
 def test_embed_takes_the_backbone_from_its_options(

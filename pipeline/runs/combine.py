@@ -44,7 +44,8 @@ from pipeline.provenance import versions
 from pipeline.runs.artifacts import CURVES, OUTPUTS, SCORES, write_assignments, write_results
 from pipeline.runs.compare import same_images
 from pipeline.runs.identity import IDENTITY, SUMMARY, read_started_run, record_members
-from pipeline.runs.names import copy_names
+from pipeline.runs.names import copy_names, read_names
+from pipeline.runs.report import put_names
 from pipeline.storage import Folder, Place, absolute, check_writable
 from pipeline.tracking import RunWriter, open_run, spool_path
 from pipeline.training.checkpoint import keep_consensus, newest_in
@@ -144,6 +145,8 @@ def _combine(
     keep_consensus(run, combined, config)
     copy_names(members[0], run)
     write_assignments(run, config.data.path, manifest.num_images, count)
+    if read_names(run):
+        put_names(run.path)
     record_members(run, config, manifest, [member.path for member in members])
     return _write_results(run, members, config, manifest, combined)
 

@@ -29,7 +29,9 @@ PARTS_AT_ONCE = 64  # limits how many counts wait to be added up
 UNKNOWN = -1  # class of an image without one
 
 
-def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Echo = print) -> dict[str, Any]:
+def evaluate(
+    run: str, data: str | None = None, out: str | None = None, *, gpus: bool | None = None, echo: Echo = print
+) -> dict[str, Any]:
     """Assign all images of a source by a trained model, and score the clusters; those with the same name count as one.
 
     Parameters
@@ -40,6 +42,8 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
         Folder of shards, or any other source; the run's own shards when absent.
     out : str, optional
         Folder to write to; `evaluation` in the run's folder when absent.
+    gpus : bool, optional
+        As for `assign_images`.
     echo : callable
         Takes the lines of progress.
 
@@ -57,7 +61,7 @@ def evaluate(run: str, data: str | None = None, out: str | None = None, echo: Ec
         raise ConfigError(f"{run} is an MLflow model, not a folder; give --data and --out")
     source = data or _own_images(Folder(absolute(run)))
     target = Folder(absolute(out or join(run, "evaluation")))
-    summary = assign_images(run, source, target.path, classes=True, echo=echo)
+    summary = assign_images(run, source, target.path, classes=True, gpus=gpus, echo=echo)
     sizes = group_sizes(summary)
     table = contingency(count_assignments(target), [group_key(cluster) for cluster in summary["clusters"]])
     summary |= {

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.config.loading import load_config
+from pipeline.submission import JOB_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = ["cluster.yaml", "deploy/onpremise.yaml"]
@@ -335,3 +336,10 @@ def test_shared_memory_holds_the_object_store(path: str) -> None:
         assert volume["emptyDir"]["medium"] == "Memory"
         store = 0.3 * gibibytes(container["resources"]["limits"]["memory"])
         assert gibibytes(volume["emptyDir"]["sizeLimit"]) >= store
+
+
+def test_a_job_that_is_stopped_has_a_minute_whoever_submitted_it() -> None:
+    """Ray's supervisor of a job reads the variable as its node was started; `digpro submit` sets it for its own."""
+    said = f"RAY_JOB_STOP_WAIT_TIME_S={JOB_VARIABLES['RAY_JOB_STOP_WAIT_TIME_S']}"
+    assert all(said in load(path)["setup_commands"][0] for path in LAUNCH_FILES)
+    assert said in DOCKERFILE

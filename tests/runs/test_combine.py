@@ -122,6 +122,7 @@ def test_a_consensus_is_a_run_like_any_other(place: Path, tmp_path: Path) -> Non
     assert np.array_equal(similarities.argmax(1).numpy()[clear], cluster[clear])
     torch.testing.assert_close(features, read_features(Folder(out)), atol=ROUNDING, rtol=0)
     assert model.card.names == {3: "threes"}
+    assert set(column(out, "name")[cluster == 3]) == {"threes"}
 
     page = Path(report(out)["atlas"]).read_text()
     assert json.dumps(["combines", "\n".join(members(place))], separators=(",", ":")) in page
