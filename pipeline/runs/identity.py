@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, first_line
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.consensus import MEMBERS
 from pipeline.inference.predict import TrainingClusters
+from pipeline.provenance import git_commit, version_of
 from pipeline.storage import Folder
 
 IDENTITY, SUMMARY = "run.json", "summary.json"
@@ -62,15 +64,27 @@ def claim_folder(config: RunConfig) -> Folder:
     return folder
 
 
-def record_start(folder: Folder, manifest: Manifest) -> None:
-    """Record the images: from now on the name is taken."""
-    folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"))
+def record_start(folder: Folder, manifest: Manifest, preset: str = "") -> None:
+    """Record the images, and with what preset and code the run first began: from now on the name is taken."""
+    began = read_beginning(folder) or _beginning(preset)
+    folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"), began=began)
+
+
+def read_beginning(folder: Folder) -> dict[str, str]:
+    """The preset, time, version and commit with which a run began; empty for runs of earlier versions."""
+    return dict((folder.read(IDENTITY) or {}).get("began", {}))
+
+
+def _beginning(preset: str) -> dict[str, str]:
+    commit = git_commit() or "not run from a Git checkout"
+    time = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return {"preset": preset, "time": time, "version": version_of("digpro-ray"), "commit": commit}
 
 
 def record_members(folder: Folder, config: RunConfig, manifest: Manifest, members: Sequence[str]) -> None:
     """Record a run that was not trained, but combines others: the name is taken, and never trained."""
-    identity = {"config": config.model_dump(mode="json"), "manifest": manifest.model_dump(mode="json")}
-    folder.write(IDENTITY, identity | {MEMBERS: list(members)})
+    folder.write(IDENTITY, {"config": config.model_dump(mode="json"), MEMBERS: list(members)})
+    record_start(folder, manifest, read_beginning(Folder(members[0])).get("preset", ""))
 
 
 def read_members(folder: Folder) -> list[str]:

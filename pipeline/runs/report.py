@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.backbone_features.neighbours import EXACT_IMAGES
+from pipeline.config.loading import load_config, preset_names
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import read_chosen
@@ -21,13 +22,12 @@ from pipeline.data.shards import Manifest, has_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.assign import rewrite_rows
 from pipeline.inference.run_features import has_features, read_features
-from pipeline.provenance import git_commit, version_of
 from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.choice import Assignments, ClusterTotals, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.mapped_images import cluster_names, embedding_table, map_images
 from pipeline.report.sprites import tile_side
-from pipeline.runs.identity import SUMMARY, read_members, read_started_run
+from pipeline.runs.identity import SUMMARY, read_beginning, read_members, read_started_run
 from pipeline.runs.names import read_names
 from pipeline.storage import Folder, absolute, remedy_for
 from pipeline.training.checkpoint import newest_in
@@ -152,31 +152,48 @@ def write_report(
 
 
 def describe_origin(folder: Folder, config: RunConfig, manifest: Manifest, num_clusters: int) -> list[tuple[str, str]]:
-    """What a run was trained on or combines, its settings, and the version that makes the page."""
-    changed = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"name", "storage", "tracking"}
-    )  # the URI of tracking can hold a password
-    members = read_members(folder)
-    return [
+    """What a run was trained on or combines, its settings, and with which code and when it began."""
+    began = read_beginning(folder)
+    found = [
         ("source", manifest.source.source),
-        *([("combines", "\n".join(members))] if members else []),
+        ("combines", "\n".join(read_members(folder))),
         ("clusters", str(num_clusters)),
         ("backbone", config.model.encoder),
         ("seed", str(config.seed)),
-        ("settings that are not defaults", "\n".join(_settings(changed))),
+        changed_settings(config, began.get("preset", "")),
+        ("run began", began.get("time", "")),
+        ("version", began.get("version", "")),
+        ("commit", began.get("commit", "")),
         ("page written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
-        ("version", version_of("digpro-ray")),
-        ("commit", git_commit() or "not run from a Git checkout"),
     ]
+    return [(what, value) for what, value in found if value]
 
 
-def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Nested settings as the lines `optim.lr=0.1`."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value}"
+def changed_settings(config: RunConfig, preset: str) -> tuple[str, str]:
+    """A title, and the settings that differ from those of a preset, or from the defaults where there is no such preset.
+
+    Settings of images that the preset leaves open are left out: a run fills them in as its network expects them.
+    """
+    if preset not in preset_names():
+        title, changed = "defaults", _settings(config, exclude_defaults=True)
+    else:
+        title, base = f"those of the preset {preset}", _settings(load_config(preset))
+        changed = {
+            key: value
+            for key, value in _settings(config).items()
+            if value != base[key] and not (base[key] is None and key.startswith(("data.", "views.")))
+        }
+    return f"settings other than {title}", "\n".join(f"{key}={value}" for key, value in changed.items()) or "none"
+
+
+def _settings(config: RunConfig, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """All settings but those of places by dotted key; the URI of tracking can hold a password."""
+    values = config.model_dump(mode="json", exclude={"name", "storage", "tracking"}, exclude_defaults=exclude_defaults)
+    return {
+        f"{section}.{key}" if key else section: value
+        for section, below in values.items()
+        for key, value in (below.items() if isinstance(below, dict) else [("", below)])
+    }
 
 
 def read_assignments(folder: Folder, count: int) -> Assignments:

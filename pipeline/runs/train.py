@@ -78,7 +78,7 @@ def train(config: RunConfig, *, label: str = "run", echo: Echo = print) -> dict[
             return run.summary
         if run.status is RunStatus.STARTED:
             echo(f"run {config.name} was started before but has no checkpoint yet; it starts from epoch 0")
-        job = prepare(config, manifest, plan, echo)
+        job = prepare(config, manifest, plan, label, echo)
         fit_with_progress(job, echo)
         from pipeline.runs.artifacts import write_artifacts
 
@@ -102,7 +102,7 @@ def deliver_waiting(folder: Folder, uri: str | None, echo: Echo) -> None:
         )
 
 
-def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Job:
+def prepare(config: RunConfig, manifest: Manifest, plan: Plan, preset: str, echo: Echo) -> Job:
     """The job of a run whose folder is claimed: images and checkpoints checked, MLflow's run opened, Ray connected."""
     folder = run_folder(config)
     validate_shards(config.data.path)
@@ -113,7 +113,7 @@ def prepare(config: RunConfig, manifest: Manifest, plan: Plan, echo: Echo) -> Jo
         open_encoder(config, echo)  # find faults of the file before workers are started
     weights_from = checkpoint_to_start_from(config, plan)
     tracking = open_run(config, folder)
-    record_start(folder, manifest)
+    record_start(folder, manifest, preset)
     connect()
     check_nodes(config)
     job = Job(config, manifest, plan, tracking, board=new_board(), weights_from=weights_from)

@@ -84,7 +84,7 @@ def run_trial(settings: dict[str, Any], search: SearchJob) -> None:
     try:
         job = trial_job(settings, search, trial)
         claim_folder(job.config)
-        record_start(job.folder, job.manifest)
+        record_start(job.folder, job.manifest, search.label)
         train_and_report(job, search.space)
     except Exception as error:
         reason = reason_of(error)

@@ -20,8 +20,9 @@ from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import report as module
+from pipeline.runs.identity import read_started_run, record_start
 from pipeline.runs.names import set_names
-from pipeline.runs.report import put_names, read_pictures, report
+from pipeline.runs.report import describe_origin, put_names, read_pictures, report
 from pipeline.runs.train import resolve
 from pipeline.storage import Folder
 from tests.helpers.atlases import HISTORY, assignments, features
@@ -93,9 +94,29 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
     assert data["alarms"] == [{"epoch": 1, "kind": "collapse", "text": "low"}]
     origin = dict(data["origin"])
     assert (origin["source"].endswith("images"), origin["clusters"]) == (True, str(CLUSTERS))
-    assert "data.path=" in origin["settings that are not defaults"]
+    assert "data.path=" in origin["settings other than defaults"]
+    assert "version" not in origin  # an earlier version did not record its own
     assert sorted(data["paths"]) == [f"{number:02}.png" for number in range(IMAGES)]
     assert pq.read_table(run / "embedding.parquet").num_rows == IMAGES
+
+
+def test_the_page_says_how_the_run_began_and_what_differs_from_its_preset(run: Path) -> None:
+    identity = json.loads((run / "run.json").read_text())
+    config = load_config("digits", ["optim.lr=0.2", "seed=7", "name=run", "data.path=elsewhere"])
+    identity["config"] = config.model_dump(mode="json")
+    (run / "run.json").write_text(json.dumps(identity))
+    record_start(Folder(str(run)), Manifest.model_validate(identity["manifest"]), "digits")
+    began = json.loads((run / "run.json").read_text())["began"]
+    began |= {"time": "2026-01-02 03:04 UTC", "version": "1.2", "commit": "abc"}
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"began": began}))
+    record_start(Folder(str(run)), Manifest.model_validate(identity["manifest"]), "photos")  # resumed by later code
+    origin = dict(describe_origin(Folder(str(run)), *read_started_run(Folder(str(run))), 10))
+    changed = origin["settings other than those of the preset digits"].split("\n")
+    assert changed == ["seed=7", "data.path=elsewhere", "optim.lr=0.2"]
+    assert [origin[key] for key in ("backbone", "seed", "run began", "version", "commit")] == [
+        *("tiny", "7", "2026-01-02 03:04 UTC", "1.2", "abc")
+    ]
+    assert origin["page written"] > "2026-01-02"
 
 
 def test_names_reach_the_page_without_decoding_a_picture_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
