@@ -12,7 +12,11 @@ import pytest
 
 from pipeline.config.loading import load_config
 from pipeline.errors import RunFailed
+from pipeline.runs.export import export
 from pipeline.runs.train import train
+from pipeline.storage import join
+from pipeline.tuning.search import search
+from pipeline.tuning.space import load_space
 from tests.helpers.runs import outcome, settings
 from tests.helpers.s3 import Fault, S3Server, expire, for_seconds, ray_with_s3, silent_for, throttle
 
@@ -75,3 +79,30 @@ def test_a_token_that_expires_is_one_line_and_the_same_command_continues(run: An
         run("expired", expire)
     assert len(str(failed.value).splitlines()) == 1
     assert outcome(run("expired")["folder"]) == outcome(run("sound")["folder"])
+
+
+SPACE = """
+from ray import tune
+SPACE = {"optim.lr": tune.loguniform(0.01, 0.1)}
+"""
+
+
+def test_a_search_with_its_cache_and_the_use_of_its_best_run_are_in_the_bucket(folder: Path, store: S3Server) -> None:
+    """The URI has a query. The search embeds the images first."""
+    (folder / "space.py").write_text(SPACE)
+    places = [f"storage={store.uri('/searches')}", f"data.path={store.uri('/digits')}"]
+    frozen = ["model.encoder=python:tests.helpers.backbones:with_input", "model.freeze=true", "views.cached=2"]
+    open_sizes = ["views.size=null", "data.image_size=null", "resources.workers=1", "resources.cpus_per_worker=0.5"]
+    frozen.append(f"tracking.uri=sqlite:///{folder}/mlflow.db")
+    config = load_config("digits", settings(folder, "name=search", *places, *frozen, *open_sizes))
+    space = load_space(str(folder / "space.py"))
+    summary = search(config, space, label="digits", trials=2, concurrent=2)
+    assert [row["status"] for row in summary["trials"]] == ["finished", "finished"]
+    run = join(store.uri("/searches"), "search", "trials", summary["best"]["trial"])
+    exported = export(run, "safetensors", store.uri("/exported"))
+    keys = store.objects()
+    assert {key.partition("/")[0] for key in keys} == {"digits", "searches", "exported"}
+    assert {key.split("/")[1] for key in keys if key.startswith("searches/")} >= {"search", "features"}
+    assert {join(store.uri(), key) for key in keys if key.startswith("exported/")} == set(exported.values())
+    of_best = {key.rpartition("/")[2] for key in keys if f"/trials/{summary['best']['trial']}/" in key}
+    assert of_best >= {"atlas.html", "assignments.parquet"}
