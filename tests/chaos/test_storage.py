@@ -96,7 +96,7 @@ def test_a_search_with_its_cache_and_the_use_of_its_best_run_are_in_the_bucket(f
     frozen.append(f"tracking.uri=sqlite:///{folder}/mlflow.db")
     config = load_config("digits", settings(folder, "name=search", *places, *frozen, *open_sizes))
     space = load_space(str(folder / "space.py"))
-    summary = search(config, space, label="digits", trials=2, concurrent=2)
+    summary = search(config, space, label="digits", trials=2, scheduler="none", concurrent=2)
     assert [row["status"] for row in summary["trials"]] == ["finished", "finished"]
     run = join(store.uri("/searches"), "search", "trials", summary["best"]["trial"])
     exported = export(run, "safetensors", store.uri("/exported"))
