@@ -120,12 +120,21 @@ def test_a_copy_predicts_the_same(images: np.ndarray[Any, Any], fitted: DigPro, 
     assert not hasattr(clone(fitted), "labels_")
 
 
-def test_the_state_of_torch_and_ray_is_left_alone(images: np.ndarray[Any, Any]) -> None:
+def test_the_state_of_torch_and_ray_is_left_alone(
+    images: np.ndarray[Any, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     quick().fit(images)
     assert torch.equal(torch.rand(3), expected)
+    assert not ray.is_initialized()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_verbose_one_shows_each_epoch(images: np.ndarray[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    quick(verbose=True).fit(images)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["0/1", "1/1"]
 
 
 def test_it_works_in_a_pipeline_and_in_a_grid_search(images: np.ndarray[Any, Any]) -> None:
