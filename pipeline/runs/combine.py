@@ -61,8 +61,8 @@ def combine(references: Sequence[str], out: str, *, echo: Echo = print) -> dict[
     Parameters
     ----------
     references : sequence of str
-        Folders of two finished runs or more, with as many clusters each. Clusters are numbered as in the first, whose
-        names are kept.
+        Folders of two finished runs or more. The consensus has the number of clusters of the first, and their numbers
+        and names.
     out : str
         Folder of the new run, local or URI.
     echo : callable
@@ -87,10 +87,10 @@ def combine(references: Sequence[str], out: str, *, echo: Echo = print) -> dict[
     config, manifest = _common_settings(members)
     values = [_read_member(member) for member in members]
     share_backbones(values)
-    check_writable(run.path, "FOLDER")
+    check_writable(run.path, "--out")
     place = Place.parse(run.path)
     config = config.model_copy(update={"name": place.name, "storage": str(place.parent)})
-    with hold(run.make(), "choose another folder"):
+    with hold(run.make(), "choose another folder (--out)"):
         return _combine(members, values, run, config, manifest, echo)
 
 

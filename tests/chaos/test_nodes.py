@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,10 @@ def test_the_number_of_workers_follows_the_cluster(cluster: Cluster, tmp_path: P
 
 
 def test_an_announced_preemption_triggers_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
-    """No other checkpoint is due before the run's end, so the run can only resume from the one saved for this."""
+    """No other checkpoint is due before the run's end, so the run can only resume from the one saved for this.
+
+    Workers agree to save it after every tenth step, and at the end of an epoch of 14.
+    """
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     mine = ["optim.epochs=40", "resources.workers=2", "resources.cpus_per_worker=1", "resources.max_failures=0"]
     rare = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null"]
@@ -150,7 +154,7 @@ def test_an_announced_preemption_triggers_a_checkpoint(cluster: Cluster, tmp_pat
     driver.wait_until(lambda: bool(driver.resume_lines()))
     cluster.remove_node(leaving, allow_graceful=False)
     summary = driver.result()
-    assert driver.resume_lines()[0].endswith("step 10, on 2 workers")
+    assert re.fullmatch(r"resumed after epoch [1-9]\d*, step (0|10), on 2 workers", driver.resume_lines()[0])
     steady = Driver(tmp_path, "name=steady", *mine, *rare).result()
     assert outcome(summary["folder"]) == outcome(steady["folder"])
 
