@@ -22,7 +22,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import has_labels, read_origins, read_sample, regroup
 from pipeline.data.shards import Manifest
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, UserError
 from pipeline.inference.card import TRAINING_CLUSTERS, ModelCard
 from pipeline.inference.consensus import trained_model
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
@@ -120,22 +120,19 @@ def log_model(model: nn.Module, card: ModelCard, local: Path, writer: RunWriter)
 def send_names(run: str, echo: Echo = print) -> None:
     """Send everything that holds names of clusters to MLflow again: atlas, tables and the model.
 
-    Nothing is sent where the run has no records. When they are in a store that cannot be used, a line says so.
+    Nothing is sent where the run has no records. When they cannot be sent, or the model is gone, a line says so.
     """
     folder = Folder(absolute(run))
-    if folder.read(RECORD) is None:
+    if not (folder.read(RECORD) or {}).get("uri"):
         return
     try:
-        ref = load_ref(folder)
-    except ConfigError as error:
+        ref, model = load_ref(folder), open_model(folder.path)
+    except UserError as error:
         echo(f"MLflow's copies keep the earlier names: {error}")
-        return
-    if not ref.enabled:
         return
     with TemporaryDirectory() as place, RunWriter(ref, spool_path(folder), reopen=False) as writer:
         for name in {ATLAS, ASSIGNMENTS, EMBEDDING} & set(folder.names()):
             log_file(folder, name, Path(place), writer)
-        model = open_model(folder.path)
         log_model(model.module, model.card, Path(place), writer)
     if records_wait(folder):
         echo(f"the names wait for {ref.public_uri}; run `digpro deliver {run}` to send them")

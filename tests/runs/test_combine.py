@@ -198,6 +198,10 @@ def test_names_reach_the_copies_in_mlflow(place: Path, tmp_path: Path, monkeypat
     assert "threes" in Path(client.download_artifacts(run_id, "atlas.html", str(tmp_path))).read_text()
     assert client.get_run(run_id).info.end_time == ended
 
+    (Path(out) / "consensus" / "state.pt").unlink()
+    send_names(out, lines.append)
+    assert lines[-1].startswith("MLflow's copies keep the earlier names: checkpoint ")
+
 
 def test_names_of_a_run_without_records_are_sent_nowhere(place: Path) -> None:
     lines = list[str]()
