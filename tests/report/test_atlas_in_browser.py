@@ -246,6 +246,13 @@ def test_the_matrix_says_what_a_cell_means_and_the_table_says_it_too(page: Page)
     assert f": {count} images" in page.one("#matrix-readout").text
     assert [cell.text for cell in page.all("#class-table tbody th")] == ["ape", "bee", "class 2"]
 
+    number, size = page.driver.execute_script("return [matrix.columns[0].number, matrix.columns[0].size]")
+    assert str(page.one("#class-table .chip").get_attribute("href")).endswith("/class-0")
+    ActionChains(page.driver).double_click().perform()  # where nothing can hover
+    page.wait(f"return location.hash === '#cluster-{number}/class-0'")
+    assert page.one("#member-filter").get_attribute("value") == "class-0"
+    assert f"{count} of {size}" in page.one("#view-cluster").text
+
 
 def test_training_has_alarms_curves_and_the_ledger(page: Page) -> None:
     page.open()

@@ -10,7 +10,7 @@ function startClasses() {
   surface.addEventListener("pointerleave", () => drawMatrix((matrix.at = null)));
   surface.addEventListener("click", (event) => {
     readMatrix(event);
-    if (event.detail > 1 || matchMedia("(hover: hover)").matches) go(`cluster-${matrix.at.cluster.number}`);
+    if (event.detail > 1 || matchMedia("(hover: hover)").matches) go(viewAt(matrix.at.label, matrix.at.cluster));
   });
   new ResizeObserver(() => drawMatrix()).observe(byId("view-classes"));
 }
@@ -28,6 +28,9 @@ function arrangeMatrix() {
 }
 
 const countAt = (label, cluster) => matrix.counts.get(`${label} ${cluster.number}`) || 0;
+
+// The view of a cluster's images of a class; of all its images where it has none of the class.
+const viewAt = (label, cluster) => `cluster-${cluster.number}${countAt(label, cluster) ? `/class-${label}` : ""}`;
 
 function drawMatrix() {
   const width = byId("view-classes").clientWidth;
@@ -130,7 +133,7 @@ function classTable() {
   const lines = matrix.labels.map((label) => {
     const found = matrix.columns.map((cluster) => [cluster, countAt(label, cluster)]).filter(([, count]) => count).sort((a, b) => b[1] - a[1]);
     const total = classTotals.get(label);
-    const links = found.slice(0, 4).flatMap(([cluster, count]) => [make("a", { href: `#cluster-${cluster.number}`, class: "chip" }, `${clusterName(cluster.number)} ${percent(count / total)}`), " "]);
+    const links = found.slice(0, 4).flatMap(([cluster, count]) => [make("a", { href: `#${viewAt(label, cluster)}`, class: "chip" }, `${clusterName(cluster.number)} ${percent(count / total)}`), " "]);
     const more = found.length > 4 ? `and ${found.length - 4} more` : "";
     return make("tr", {}, make("th", { scope: "row" }, className(label)), make("td", { class: "figure" }, number(total)), make("td", {}, ...links, more));
   });
