@@ -126,6 +126,7 @@ def test_the_state_of_torch_and_ray_is_left_alone(
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
+    ray.shutdown()  # if another test has left it on
     quick().fit(images)
     assert torch.equal(torch.rand(3), expected)
     assert not ray.is_initialized()

@@ -31,6 +31,7 @@ from pipeline.progress import Echo
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
 from pipeline.runs.models import open_model, run_card
+from pipeline.runs.names import read_names
 from pipeline.runs.report import (
     ASSIGNMENTS,
     ATLAS,
@@ -38,6 +39,7 @@ from pipeline.runs.report import (
     EMBEDDING,
     read_assignments,
     read_totals,
+    with_names,
     write_report,
 )
 from pipeline.serving.mlflow_model import save_mlflow_model
@@ -143,8 +145,7 @@ def send_names(run: str, echo: Echo = print) -> None:
 def _keep(files: list[Path], folder: Folder, local: Path, writer: RunWriter) -> None:
     """Copy local files into the run's folder and to MLflow."""
     for file in files:
-        with file.open("rb") as source, folder.open_output(file.name) as target:
-            shutil.copyfileobj(source, target)
+        folder.put(file)
         log_file(folder, file.name, local, writer)
 
 
@@ -205,13 +206,15 @@ def _predictions(run: Folder, total: int) -> Iterator[tuple[Any, Any]]:
 def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClusters) -> Iterator[pa.Table]:
     """The rows of the assignments, `BLOCK_ROWS` at a time."""
     is_labelled = has_labels(data)
+    names = read_names(run)
     agreement = [AGREEMENT] if AGREEMENT in open_features(run).schema.names else []
     features = regroup(feature_blocks(run, [*Prediction._fields, *agreement], total), BLOCK_ROWS)
     for table, origin in zip(features, regroup(read_origins(data), BLOCK_ROWS), strict=True):
         cluster, similarity = table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
         rows = table.add_column(1, "path", origin.column("path"))
         rows = rows.append_column("outlier", pa.array(clusters.outlier(cluster, similarity)))
-        yield rows.append_column("label", origin.column("label")) if is_labelled else rows
+        rows = rows.append_column("label", origin.column("label")) if is_labelled else rows
+        yield with_names(rows, names) if names else rows
 
 
 def draw(folder: Folder, config: RunConfig, manifest: Manifest, values: dict[str, Any], local: Path) -> list[Path]:

@@ -30,11 +30,11 @@ from pipeline.errors import ConfigError
 from pipeline.inference.consensus import MEMBERS, member_values, share_backbones, side_by_side
 from pipeline.inference.run_features import (
     AGREEMENT,
-    FEATURES,
     clusters_of_images,
     feature_blocks,
     feature_table,
     features_of,
+    keep_last_parts,
     write_part,
 )
 from pipeline.lease import hold
@@ -44,11 +44,11 @@ from pipeline.provenance import versions
 from pipeline.runs.artifacts import CURVES, OUTPUTS, SCORES, write_assignments, write_results
 from pipeline.runs.compare import same_images
 from pipeline.runs.identity import IDENTITY, SUMMARY, read_started_run, record_members
-from pipeline.runs.names import copy_names, read_names
-from pipeline.runs.report import put_names
+from pipeline.runs.models import read_values
+from pipeline.runs.names import copy_names
 from pipeline.storage import Folder, Place, absolute, check_writable
 from pipeline.tracking import RunWriter, open_run, spool_path
-from pipeline.training.checkpoint import keep_consensus, newest_in
+from pipeline.training.checkpoint import keep_consensus
 from pipeline.training.health import size_metrics
 
 BLOCK_ROWS = 8192  # images whose features are in memory at a time
@@ -85,7 +85,7 @@ def combine(references: Sequence[str], out: str, *, echo: Echo = print) -> dict[
         echo(f"{run.path} already holds the consensus of these runs")
         return summary
     config, manifest = _common_settings(members)
-    values = [_read_member(member) for member in members]
+    values = [_read_member(member, members[0], config) for member in members]
     share_backbones(values)
     check_writable(run.path, "--out")
     place = Place.parse(run.path)
@@ -95,7 +95,7 @@ def combine(references: Sequence[str], out: str, *, echo: Echo = print) -> dict[
 
 
 def _common_settings(members: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
-    """Configuration and manifest of the first run; ConfigError when its images are not prepared as those of all."""
+    """Configuration and manifest of the first run; ConfigError when there are too few, or on different images."""
     if len(members) < 2:
         raise ConfigError(f"{len(members)} run is given; give two or more, for example with different seeds")
     paths = [member.path for member in members]
@@ -103,13 +103,6 @@ def _common_settings(members: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
         raise ConfigError(f"{twice[0]} is given twice; give each run once")
     config, manifest = same_images(members)
     validate_shards(config.data.path)
-    for member in members:
-        decoding = read_started_run(member)[0].data.decoding
-        if decoding != config.data.decoding:
-            raise ConfigError(
-                f"{member.path} decodes images to {decoding}, but {members[0].path} to {config.data.decoding}; combine "
-                "runs with the same data.image_size, data.fit and data.interpolation"
-            )
     return config, manifest
 
 
@@ -137,26 +130,26 @@ def _combine(
     matched, count = matched_to_first(clusters), len(values[0]["centers"])
     echo(f"combining {len(members)} runs: {manifest.num_images:,} images, {count} clusters")
     centers = consensus_centers(joint_features(members, manifest.num_images), majority(matched)[0], count)
-    for name in run.subfolder(FEATURES).names():  # of a call that was interrupted
-        run.subfolder(FEATURES).delete(name)
     write_part(run, consensus_tables(joint_features(members, manifest.num_images), matched, centers), centers)
+    keep_last_parts(run, centers)  # without those of a call that was interrupted
     metrics = _measure(run, clusters, matched, count, read_labels(config.data.path))
     combined = {MEMBERS: values, "centers": centers, "history": [], "metrics": metrics, "epoch": 0, "step": 0}
     keep_consensus(run, combined, config)
     copy_names(members[0], run)
     write_assignments(run, config.data.path, manifest.num_images, count)
-    if read_names(run):
-        put_names(run.path)
     record_members(run, config, manifest, [member.path for member in members])
     return _write_results(run, members, config, manifest, combined)
 
 
-def _read_member(member: Folder) -> dict[str, Any]:
-    """What a consensus keeps of a member; ConfigError where it is not finished, or a consensus itself."""
+def _read_member(member: Folder, first: Folder, expected: RunConfig) -> dict[str, Any]:
+    """What a consensus keeps of a member; ConfigError where it is not finished, or reads images unlike the first."""
     config, _ = read_started_run(member)
-    values = newest_in(member.path)
-    if values is None:
-        raise ConfigError(f"{member.path} holds no readable checkpoint; run its `digpro train` again")
+    if config.data.decoding != expected.data.decoding:
+        raise ConfigError(
+            f"{member.path} decodes images to {config.data.decoding}, but {first.path} to {expected.data.decoding}; "
+            "combine runs with the same data.image_size, data.fit and data.interpolation"
+        )
+    values = read_values(member.path)
     if MEMBERS in values:
         raise ConfigError(f"{member.path} is itself a consensus; give its members instead")
     return member_values(config, values)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,13 +163,18 @@ def run_card(folder: Folder, config: RunConfig, manifest: Manifest) -> ModelCard
     )
 
 
-def load_model(run: str, device: torch.device = CPU) -> ClusterModel | ConsensusModel:
-    """The model of a run's newest checkpoint; ConfigError when none can be read. Also called on the nodes."""
-    config, manifest = read_started_run(Folder(run))
+def read_values(run: str) -> dict[str, Any]:
+    """Values of the newest checkpoint of a run; ConfigError when none can be read."""
     values = newest_in(run)
     if values is None:
         raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again")
-    return trained_model(config, manifest, values).eval().to(device)
+    return values
+
+
+def load_model(run: str, device: torch.device = CPU) -> ClusterModel | ConsensusModel:
+    """The model of a run's newest checkpoint; ConfigError when none can be read. Also called on the nodes."""
+    config, manifest = read_started_run(Folder(run))
+    return trained_model(config, manifest, read_values(run)).eval().to(device)
 
 
 def _load_onnx(out: str, device: torch.device) -> OnnxProgram:

@@ -28,9 +28,9 @@ from pipeline.report.compose import Clustering, compose
 from pipeline.report.mapped_images import cluster_names, embedding_table, map_images
 from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import SUMMARY, read_beginning, read_members, read_started_run
+from pipeline.runs.models import read_values
 from pipeline.runs.names import read_names
 from pipeline.storage import Folder, absolute, remedy_for
-from pipeline.training.checkpoint import newest_in
 
 ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
@@ -63,16 +63,13 @@ def report(run: str) -> dict[str, str]:
     """
     folder = Folder(absolute(run))
     config, manifest = read_started_run(folder)
-    values = newest_in(folder.path)
-    if values is None:
-        raise ConfigError(f"{run} holds no readable checkpoint; run its `digpro train` again")
+    values = read_values(folder.path)
     values.pop("labels", None)  # of all images
     alarms = (folder.read(SUMMARY) or {}).get("alarms", [])
     with TemporaryDirectory() as local:
         files = write_report(Path(local), folder, config, manifest, values, alarms)
         for file in files:
-            with folder.open_output(file.name) as stream:
-                stream.write(file.read_bytes())
+            folder.put(file)
     return {file.stem: folder.file(file.name) for file in files}
 
 
@@ -84,7 +81,7 @@ def put_names(run: str) -> str | None:
     folder = Folder(absolute(run))
     names = read_names(folder)
     for table in {ASSIGNMENTS, EMBEDDING} & set(folder.names()):
-        rewrite_rows(folder, table, partial(_with_names, names=names))
+        rewrite_rows(folder, table, partial(with_names, names=names))
     if ATLAS not in folder.names(ATLAS):
         return None
     place = folder.file(ATLAS)
@@ -97,7 +94,7 @@ def put_names(run: str) -> str | None:
     return place
 
 
-def _with_names(rows: pa.Table, names: Mapping[int, str]) -> pa.Table:
+def with_names(rows: pa.Table, names: Mapping[int, str]) -> pa.Table:
     """The rows of a run's table with the current names of the clusters."""
     others = rows.drop_columns("name") if "name" in rows.column_names else rows
     return others.append_column("name", cluster_names(rows.column("cluster").to_numpy(), names))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -175,6 +177,11 @@ class Folder:
     def write_bytes(self, file: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
         write_atomically(self.files, f"{self.root}/{file}", data)
+
+    def put(self, file: Path) -> None:
+        """Copy a local file into it under the same name, whole or not at all."""
+        with file.open("rb") as source, self.open_output(file.name) as target:
+            shutil.copyfileobj(source, target)
 
     def read_bytes(self, file: str) -> bytes:
         """Content of an existing file."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -82,8 +81,7 @@ def keep_consensus(run: Folder, values: Mapping[str, Any], config: RunConfig) ->
     with TemporaryDirectory() as local:
         write_checkpoint(Path(local), values, config)
         for name in (STATE, ABOUT):
-            with Path(local, name).open("rb") as source, folder.open_output(name) as target:
-                shutil.copyfileobj(source, target)
+            folder.put(Path(local, name))
 
 
 def mean_over_workers(loss_sums: Mapping[str, Tensor]) -> dict[str, float]:

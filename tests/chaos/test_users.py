@@ -20,7 +20,11 @@ from tests.helpers.runs import EPOCHS, SETTINGS, end, family, options, outcome
 
 FIRST, SECOND = 20001, 20002  # user ids without an account, as in a container
 PORT = 6410
-AS_OTHER = ["setpriv", f"--reuid={FIRST}", f"--regid={FIRST}", "--clear-groups"]
+
+
+def as_user(user: int, command: list[str]) -> list[str]:
+    """The command as another user runs it."""
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
 
 
 def others_can_run_this() -> bool:
@@ -28,7 +32,7 @@ def others_can_run_this() -> bool:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return False
     importing = [sys.executable, "-c", "import ray, pipeline.cli; print(pipeline.cli.__file__)"]
-    done = subprocess.run([*AS_OTHER, *importing], cwd="/tmp", capture_output=True, text=True, check=False)
+    done = subprocess.run(as_user(FIRST, importing), cwd="/tmp", capture_output=True, text=True, check=False)
     return done.stdout.strip() == str(Path(pipeline.__file__).parent / "cli.py")
 
 
@@ -62,7 +66,7 @@ def start(user: int, home: Path, project: str, command: list[str], **environment
     own = {"HOME": str(home), "USER": f"user{user}", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command],
+            as_user(user, command),
             cwd=folder,
             env=inherited | own | environment,
             stdout=log,

@@ -20,7 +20,7 @@ from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs import report as module
-from pipeline.runs.identity import read_started_run, record_start
+from pipeline.runs.identity import read_beginning, read_started_run, record_start
 from pipeline.runs.names import set_names
 from pipeline.runs.report import describe_origin, put_names, read_pictures, report
 from pipeline.runs.train import resolve
@@ -76,7 +76,7 @@ def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A copy of it, whose newest checkpoint is made up."""
     copy = Path(shutil.copytree(finished / "run", tmp_path / "run"))
     _, centers = features(IMAGES, CLUSTERS, SIZE)
-    monkeypatch.setattr(module, "newest_in", lambda folder: {"centers": 3 * centers, "history": HISTORY})
+    monkeypatch.setattr(module, "read_values", lambda folder: {"centers": 3 * centers, "history": HISTORY})
     return copy
 
 
@@ -101,16 +101,15 @@ def test_a_report_has_a_page_and_an_embedding(run: Path) -> None:
 
 
 def test_the_page_says_how_the_run_began_and_what_differs_from_its_preset(run: Path) -> None:
-    identity = json.loads((run / "run.json").read_text())
+    folder = Folder(str(run))
+    _, manifest = read_started_run(folder)
     config = load_config("digits", ["optim.lr=0.2", "seed=7", "name=run", "data.path=elsewhere"])
-    identity["config"] = config.model_dump(mode="json")
-    (run / "run.json").write_text(json.dumps(identity))
-    record_start(Folder(str(run)), Manifest.model_validate(identity["manifest"]), "digits")
-    began = json.loads((run / "run.json").read_text())["began"]
-    began |= {"time": "2026-01-02 03:04 UTC", "version": "1.2", "commit": "abc"}
-    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"began": began}))
-    record_start(Folder(str(run)), Manifest.model_validate(identity["manifest"]), "photos")  # resumed by later code
-    origin = dict(describe_origin(Folder(str(run)), *read_started_run(Folder(str(run))), 10))
+    folder.update("run.json", config=config.model_dump(mode="json"))
+    record_start(folder, manifest, "digits")
+    began = read_beginning(folder) | {"time": "2026-01-02 03:04 UTC", "version": "1.2", "commit": "abc"}
+    folder.update("run.json", began=began)
+    record_start(folder, manifest, "photos")  # resumed by later code
+    origin = dict(describe_origin(folder, *read_started_run(folder), 10))
     changed = origin["settings other than those of the preset digits"].split("\n")
     assert changed == ["seed=7", "data.path=elsewhere", "optim.lr=0.2"]
     assert [origin[key] for key in ("backbone", "seed", "run began", "version", "commit")] == [
