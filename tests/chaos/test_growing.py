@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.util import get_node_ip_address
+from ray.util.state import list_actors
 
 from pipeline.cluster import answers
 from pipeline.data.ingest import ingest
@@ -30,13 +31,14 @@ START = ("head_start_ray_commands", "worker_start_ray_commands")
 FILES = ("cluster_synced_files", "rsync_exclude", "rsync_filter")
 UNUSED: dict[str, object] = {key: {} for key in ("auth", "docker", "file_mounts", "head_node", "worker_nodes")}
 UNUSED |= {key: [] for key in (*COMMANDS, *START, *FILES)}  # the autoscaler wants all of them
-NODE = {"resources": {"CPU": 1, "object_store_memory": 200_000_000}, "node_config": {}, "min_workers": 0}
+ON_NODE = {"CPU": 1, "object_store_memory": 200_000_000}
 GROWING = ["resources.autoscale=true", "resources.gpus=false", "resources.cpus_per_worker=1"]
 
 
-def launch_file(address: str, most: int) -> dict[str, object]:
-    """A head without CPUs, and up to `most` nodes of one CPU, which go after 20 idle seconds."""
+def launch_file(address: str, most: int, on_node: dict[str, int]) -> dict[str, object]:
+    """A head without CPUs, and up to `most` nodes with these resources, which go after 20 idle seconds."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    node = {"resources": on_node, "node_config": {}, "min_workers": 0, "max_workers": most}
     return {
         **UNUSED,
         "cluster_name": "growing",
@@ -46,16 +48,27 @@ def launch_file(address: str, most: int) -> dict[str, object]:
         "provider": {"type": "fake_multinode", "gcs_address": address, **NO_SSH},
         "head_node_type": HEAD,
         "idle_timeout_minutes": 0.3,
-        "available_node_types": {HEAD: head, "small": {**NODE, "max_workers": most}},
+        "available_node_types": {HEAD: head, "small": node},
     }
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """The address of an empty cluster that may have three nodes."""
+    """The address of an empty cluster that may have three nodes of one CPU."""
+    yield from empty_cluster(ON_NODE)
+
+
+@pytest.fixture
+def gpu_address() -> Iterator[str]:
+    """The same with a GPU on each node, which is a name only."""
+    yield from empty_cluster({**ON_NODE, "CPU": 2, "GPU": 1})
+
+
+def empty_cluster(on_node: dict[str, int]) -> Iterator[str]:
+    """The address of a cluster that has a head alone, and may have three nodes with these resources."""
     folder = Path(tempfile.mkdtemp(prefix="g", dir="/tmp"))  # Ray's socket paths must be short
     address = f"{get_node_ip_address()}:{PORT}"
-    (folder / "cluster.json").write_text(json.dumps(launch_file(address, most=3)))
+    (folder / "cluster.json").write_text(json.dumps(launch_file(address, 3, on_node)))
     asked = {
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -78,9 +91,9 @@ def address() -> Iterator[str]:
     head.wait()
 
 
-def start(address: str, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start `digpro` on the cluster."""
-    return start_command(arguments, log, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+def start(address: str, log: Path, *arguments: str, module: str = "pipeline.cli") -> subprocess.Popen[bytes]:
+    """Start `digpro`, or another module with its arguments, on the cluster."""
+    return start_command(arguments, log, module=module, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
 
 
 def test_an_empty_cluster_grows_for_training_and_assigning(address: str, tmp_path: Path) -> None:
@@ -123,3 +136,40 @@ def test_an_elastic_run_and_a_search_share_a_cluster_that_grows(address: str, tm
     _, labels = outcome(tmp_path / "runs/elastic")
     _, expected = outcome_in_process([*mine, "optim.epochs=12", "storage=" + str(tmp_path / "alone")])
     assert labels == expected
+
+
+FROZEN = [
+    "model.encoder=python:tests.helpers.backbones:slow",
+    "model.freeze=true",
+    "views.size=16",
+    "views.cached=2",
+    "resources.gpus=true",
+    "resources.autoscale=true",
+]
+
+
+def test_pools_and_trials_grow_on_nodes_with_gpus(
+    gpu_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From zero nodes: `embed` asks for GPUs until all nodes are there; then a search trains on what it has cached."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ingest("digits", str(tmp_path / "digits"))
+    log, features = tmp_path / "embed.log", str(tmp_path / "features")
+    mine = options(settings(tmp_path, f"data.features={features}", *FROZEN))
+    embedding = start(gpu_address, log, "embed", str(tmp_path / "digits"), features, "--preset", "digits", *mine)
+    assert embedding.wait(400) == 0, log.read_text()
+    assert len(nodes_of("MapWorker(Map(CacheWriter))", gpu_address)) == 3
+    (tmp_path / "space.py").write_text(SPACE)
+    log = tmp_path / "tune.log"
+    more = ["--trials", "2", "--concurrent", "2", "--scheduler", "none", "--set", "name=search"]
+    arguments = ["tune", "--space", str(tmp_path / "space.py"), "--preset", "digits", *more, *mine]
+    searching = start(gpu_address, log, *arguments, module="tests.helpers.fake_gpu_nodes")
+    assert searching.wait(500) == 0, log.read_text()
+    trials = json.loads((tmp_path / "runs/search/summary.json").read_text())["trials"]
+    assert [trial["status"] for trial in trials] == ["finished"] * 2
+    assert "already complete" in log.read_text()
+
+
+def nodes_of(name: str, address: str) -> set[str | None]:
+    """The nodes that actors of a class are or were on."""
+    return {actor.node_id for actor in list_actors(address, filters=[("class_name", "=", name)], limit=1000)}

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
+from pipeline.config.loading import load_config
 from pipeline.runs.assign import assign_images
+from pipeline.tuning.search import search
+from pipeline.tuning.space import Space
 from tests.chaos.test_nodes import Driver, cluster_with_head
-from tests.helpers.fake_gpu_nodes import patch_devices
+from tests.helpers.fake_gpu_nodes import connect
+from tests.helpers.runs import settings
 
 pytestmark = pytest.mark.chaos
 
@@ -28,9 +33,10 @@ FROZEN = [
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head of 4 CPUs without a GPU; a test adds nodes."""
-    patch_devices(monkeypatch)
-    yield from cluster_with_head(monkeypatch, num_cpus=4)
+    """A head of 4 CPUs without a GPU, to which this process is connected; a test adds nodes."""
+    for started in cluster_with_head(monkeypatch, num_cpus=4):
+        connect(monkeypatch)
+        yield started
 
 
 def hosts(*classes: str) -> set[str]:
@@ -50,3 +56,15 @@ def test_gpu_workers_and_pools_leave_a_head_without_gpus_alone(cluster: Cluster,
     assert cluster.head_node.node_id not in hosts(
         "RayTrainWorker", "MapWorker(Map(Assigner))", "MapWorker(Map(CacheWriter))"
     )
+
+
+def test_trials_leave_a_head_without_gpus_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """Two GPUs are room for two trials of one worker; a trial's own actor needs none, and may be on the head."""
+    gpus = [cluster.add_node(num_cpus=3, num_gpus=1), cluster.add_node(num_cpus=5, num_gpus=1)]
+    config = load_config("digits", settings(tmp_path, "name=search", "resources.workers=1"))
+    lines: list[str] = []
+    space = Space("rates", {"optim.lr": tune.loguniform(0.05, 0.2)})
+    summary = search(config, space, trials=3, scheduler="none", echo=lines.append)
+    assert "3 trials of 3 epochs, 2 at a time, each with 1 worker of 3 CPUs and a GPU" in lines[0]
+    assert [trial["status"] for trial in summary["trials"]] == ["finished"] * 3
+    assert hosts("RayTrainWorker") == {node.node_id for node in gpus}

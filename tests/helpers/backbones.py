@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.backbones.backbone import Backbone, ImageInput
 
@@ -25,6 +27,24 @@ def network() -> nn.Module:
 def with_input() -> Backbone:
     """The network, and the images that it expects."""
     return Backbone(network(), INPUT)
+
+
+class Slow(nn.Module):
+    """The network, 30 ms an image slower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 24)."""
+        time.sleep(0.03 * len(x))
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+def slow() -> Backbone:
+    """As `with_input`, for tests that need time while features are computed."""
+    return Backbone(Slow(), INPUT)
 
 
 def maps() -> nn.Module:

@@ -56,9 +56,11 @@ def start(settings: Iterable[str], log: Path | None = None, **environment: str) 
     return start_command(["train", *options(settings)], log, **environment)
 
 
-def start_command(arguments: Iterable[str], log: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+def start_command(
+    arguments: Iterable[str], log: Path | None = None, *, module: str = "pipeline.cli", **environment: str
+) -> subprocess.Popen[bytes]:
     """Start `digpro` in a separate process, on no cluster unless the environment names one."""
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("ab") if log else open(os.devnull, "wb") as out:
         return subprocess.Popen(
