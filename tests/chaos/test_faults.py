@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -117,11 +119,37 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 48 MB, or skip where none can be mounted."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, check=False)
+    with mounted("-t", "tmpfs", "-o", "size=48m", "tmpfs", place):
+        yield place
+
+
+@pytest.fixture
+def quota(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a quota of 48 MB, or skip where none can be set; btrfs limits root as well."""
+    if shutil.which("btrfs") is None:
+        pytest.skip("btrfs-progs is not installed")
+    image, place = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    place.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
+    with mounted("-o", "loop", image, place):
+        for words in (["quota", "enable"], ["subvolume", "create"], ["qgroup", "limit", "48M"]):
+            target = place if words[0] == "quota" else place / "mine"
+            subprocess.run(["btrfs", *words, target], check=True, capture_output=True)
+        yield place / "mine"
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str | Path) -> Iterator[None]:
+    """Inside, a file system is mounted, the last argument being the place; skips where it cannot be."""
+    mount = subprocess.run(["mount", *arguments], capture_output=True, check=False)
     if mount.returncode:
         pytest.skip(f"cannot mount a small disk: {mount.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", arguments[-1]], check=True)
 
 
 def fill_disk(filler: Path) -> None:
@@ -131,22 +159,24 @@ def fill_disk(filler: Path) -> None:
             file.write(b"0" * 4096)
 
 
+@pytest.mark.parametrize(("disk", "reason"), [("small_disk", "[Nn]o space left"), ("quota", "quota exceeded")])
 def test_a_full_disk_ends_the_run_with_the_reason_and_it_resumes_once_there_is_space(
-    folder: Path, small_disk: Path, uninterrupted: dict[str, Any]
+    folder: Path, uninterrupted: dict[str, Any], request: pytest.FixtureRequest, disk: str, reason: str
 ) -> None:
-    filler = small_disk / "filler"
-
+    storage: Path = request.getfixturevalue(disk)
+    filler = storage / "filler"
     mine = [
-        f"storage={small_disk}",
-        f"tracking.uri=sqlite:///{folder}/disk.db",
+        f"storage={storage}",
+        f"tracking.uri=sqlite:///{folder}/{disk}.db",
         "name=disk",
         "resources.max_failures=1",
     ]
-    thread = after_second_checkpoint(small_disk / "disk", lambda: fill_disk(filler))
-    with pytest.raises(RunFailed, match=r"[Nn]o space left"):
+    thread = after_second_checkpoint(storage / "disk", lambda: fill_disk(filler))
+    with pytest.raises(RunFailed, match=reason):
         run(folder, *mine)
     thread.join()
     filler.unlink()
+    os.sync()  # btrfs counts deleted files until then
     assert outcome(run(folder, *mine)["folder"]) == outcome(uninterrupted["folder"])
 
 
