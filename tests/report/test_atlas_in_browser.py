@@ -4,96 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
 
-from pipeline.report.atlas import atlas_page
-from pipeline.report.compose import compose
+pytest.importorskip("selenium")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
 from pipeline.runs.names import set_names
-from tests.helpers.atlases import clustering, colour_pictures
+from tests.helpers.browser import Page, needs_browser
 
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no browser: apt-get install chromium chromium-driver")
-ARGUMENTS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--host-rules=MAP * ~NOTFOUND",
-)
-
-
-class Page:
-    """The atlas in a browser, with what the tests ask of it."""
-
-    def __init__(self, driver: Any, address: str) -> None:
-        self.driver, self.address = driver, address
-
-    def open(self, view: str = "clusters", width: int = 1200, *, touch: bool = False) -> None:
-        """Load the page afresh at a width in pixels."""
-        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": touch}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
-        self.driver.get("about:blank")
-        self.driver.get(f"{self.address}#{view}")
-        self.wait("return document.documentElement.dataset.ready")
-
-    def wait(self, script: str) -> Any:
-        """What a script returns, as soon as that is true."""
-        return WebDriverWait(self.driver, 20, poll_frequency=0.05).until(lambda driver: driver.execute_script(script))
-
-    def one(self, selector: str) -> Any:
-        """The first element that a CSS selector finds."""
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[Any]:
-        """All of them."""
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def key(self, key: str) -> None:
-        """Press a key where the focus is."""
-        ActionChains(self.driver).send_keys(key).perform()
-
-    @property
-    def view(self) -> str:
-        """The part of the address after #."""
-        return self.driver.execute_script("return location.hash.slice(1)")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    file = tmp_path_factory.mktemp("atlas") / "atlas.html"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "umap", None)
-        given = clustering(120)
-    file.write_text(atlas_page(compose(given, colour_pictures)))
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ARGUMENTS:
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield Page(driver, file.as_uri())
-    driver.quit()
-
-
-@pytest.fixture(autouse=True)
-def _no_complaint(page: Page) -> Iterator[None]:
-    """Nothing may fail in the page, nor be asked of a network, in any test."""
-    yield
-    assert page.driver.get_log("browser") == []
+pytestmark = needs_browser
 
 
 def test_a_cluster_opens_by_a_click_and_has_both_contact_sheets(page: Page) -> None:
