@@ -143,8 +143,8 @@ function arrowKey(event) {
 
 if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
 if (!atlas.history.length) document.querySelector('nav a[href="#training"]').hidden = true;
+showGroups(); // the browser may have kept names
 route();
-showGroups();
 showUnsaved();
 
 // Ready: drawn, and the pictures that are seen first are decoded.

@@ -38,6 +38,7 @@ function startClusters() {
   const [kind, sentence] = atlas.history.length ? verdict() : ["", ""];
   if (kind === "alarm") byId("verdict-banner").replaceChildren(make("a", { href: "#training", class: "alarm" }, sentence));
   if (atlas.alarms.length) byId("alarm-banner").replaceChildren(alarmBanner());
+  byId("overview").addEventListener("keydown", moveInOverview);
   drawOverview();
   sortCards();
   new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && addCards(), { rootMargin: "600px" }).observe(byId("cards-end"));
@@ -53,47 +54,50 @@ function drawOverview() {
   const overview = byId("overview");
   const columns = 1 + Math.max(...clusters.map((cluster) => cluster.cell[0]));
   overview.style.setProperty("--columns", columns);
-  const inReadingOrder = clusters.slice().sort((a, b) => a.cell[1] - b.cell[1] || a.cell[0] - b.cell[0]);
+  const inReadingOrder = shownClusters.slice().sort((a, b) => a.cell[1] - b.cell[1] || a.cell[0] - b.cell[0]);
   overview.replaceChildren(...inReadingOrder.map(overviewCell));
-  overview.addEventListener("keydown", moveInOverview);
   colourOverview();
 }
 
 function overviewCell(cluster, place) {
   const cell = make("a", { href: `#cluster-${cluster.number}`, class: "cell", "data-cluster": cluster.number, tabindex: place ? -1 : 0 });
   cell.style.gridArea = `${cluster.cell[1] + 1} / ${cluster.cell[0] + 1}`;
-  paint(cell, firstRow(cluster));
-  cell.append(make("span", { class: "label", "aria-hidden": "true" }, tileText(cluster)));
+  cell.append(tilePicture(cluster), make("span", { class: "label", "aria-hidden": "true" }, tileText(cluster)));
   cell.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showTip(clusterTip(cluster), event));
   cell.addEventListener("pointerleave", hideTip);
   return cell;
 }
 
-const tileText = ({ name, number }) => (name ? `${number} ${name}` : String(number));
-const firstRow = (cluster) => (cluster.typical.length ? cluster.typical[0] : -1);
+// The most typical image of a cluster; of a group four, so that it looks like one.
+function tilePicture(cluster) {
+  const [first = -1] = cluster.typical;
+  return cluster.numbers ? make("span", { class: "four" }, ...cluster.typical.slice(0, 4).map((row) => picture(row))) : picture(first);
+}
+
+const tileText = ({ name, number, numbers }) => (name && !numbers ? `${number} ${name}` : name || String(number));
 
 function colourOverview() {
   const measure = MEASURES[byId("measure").value];
   const scale = measure.scale || ((value) => value);
-  const values = clusters.map((cluster) => scale(measure.value(cluster)));
+  const values = shownClusters.map((cluster) => scale(measure.value(cluster)));
   const low = Math.min(...values);
   const range = Math.max(...values) - low || 1;
   for (const cell of byId("overview").children) {
-    const cluster = clusterOf.get(Number(cell.dataset.cluster));
+    const cluster = shownOf.get(Number(cell.dataset.cluster));
     cell.style.setProperty("--shade", rampColour((scale(measure.value(cluster)) - low) / range));
     cell.setAttribute("aria-label", `${clusterName(cluster.number)}, ${measure.text(cluster)}`);
   }
-  const ends = clusters.slice().sort((a, b) => measure.value(a) - measure.value(b)).filter((_, i, all) => i === 0 || i === all.length - 1);
+  const ends = shownClusters.slice().sort((a, b) => measure.value(a) - measure.value(b)).filter((_, i, all) => i === 0 || i === all.length - 1);
   const text = (cluster) => (measure === MEASURES.majority ? percent(majorityShare(cluster)) : measure.text(cluster).replace(/^\D* (?=[\d.-])/, ""));
   byId("measure-legend").replaceChildren(text(ends[0]), make("i"), text(ends[ends.length - 1]));
 }
 
-// Arrow keys go from cell to cell; one cell at a time can be reached by Tab.
+// Arrow keys go to the next cell in their direction; one cell at a time can be reached by Tab.
 function moveInOverview(event) {
   const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-  const from = clusterOf.get(Number(event.target.dataset.cluster));
+  const from = shownOf.get(Number(event.target.dataset.cluster));
   if (!by || !from) return;
-  const target = clusters.find((c) => c.cell[0] === from.cell[0] + by[0] && c.cell[1] === from.cell[1] + by[1]);
+  const target = nextInOverview(from, by);
   event.preventDefault();
   event.stopPropagation();
   if (!target) return;
@@ -101,6 +105,14 @@ function moveInOverview(event) {
   event.target.tabIndex = -1;
   cell.tabIndex = 0;
   cell.focus();
+}
+
+// Ahead in the direction and as near as possible, first of all not aside: merged clusters leave gaps.
+function nextInOverview(from, [right, down]) {
+  const ahead = ({ cell }) => (cell[0] - from.cell[0]) * right + (cell[1] - from.cell[1]) * down;
+  const aside = ({ cell }) => Math.abs((cell[0] - from.cell[0]) * down) + Math.abs((cell[1] - from.cell[1]) * right);
+  const candidates = shownClusters.filter((c) => ahead(c) > 0);
+  return candidates.sort((a, b) => aside(a) - aside(b) || ahead(a) - ahead(b))[0];
 }
 
 function clusterTip(cluster) {
@@ -153,7 +165,7 @@ function mixBar(cluster) {
 // The page of one cluster
 
 function showCluster(n, filter) {
-  const cluster = shownOf.get(shownAs(n));
+  const cluster = shownCluster(n);
   const view = byId("view-cluster");
   const focused = view.contains(document.activeElement) && document.activeElement.id;
   if (!cluster) {
@@ -217,8 +229,10 @@ function classMix(cluster) {
 }
 
 function nearestClusters(cluster) {
-  const links = cluster.near.map(([n, cosine]) =>
-    make("a", { href: `#cluster-${n}`, class: "near" }, picture(firstRow(clusterOf.get(n))), make("span", {}, clusterName(n)), make("span", { class: "figure" }, decimal(cosine))),
+  const near = new Map(); // the first cosine of a group is its largest
+  for (const [n, cosine] of cluster.near) if (!near.has(shownCluster(n))) near.set(shownCluster(n), cosine);
+  const links = Array.from(near, ([{ number, typical: [first = -1] }, cosine]) =>
+    make("a", { href: `#cluster-${number}`, class: "near" }, picture(first), make("span", {}, clusterName(number)), make("span", { class: "figure" }, decimal(cosine))),
   );
   return make("div", {}, make("h3", {}, "Nearest clusters, with the cosine of the centres"), make("div", { class: "nears" }, ...links));
 }

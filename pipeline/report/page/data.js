@@ -37,10 +37,6 @@ const number = (value) => whole.format(value);
 const decimal = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
 
 const className = (label) => (label < 0 ? "unknown" : atlas.classNames[label] || `class ${label}`);
-const clusterName = (n) => {
-  const cluster = clusterOf.get(n);
-  return cluster && cluster.name ? `${cluster.name} (${n})` : `Cluster ${n}`;
-};
 const majority = (cluster) => cluster.mix[0];
 const majorityShare = (cluster) => (cluster.known ? cluster.mix[0].count / cluster.known : 0);
 const fileName = (row) => atlas.paths[row] || `image ${rows.index[row]}`;

@@ -27,9 +27,8 @@ function duplicatesContent() {
 // Where two images that should lie together do not.
 function clustersOfPair(first, second) {
   const [one, other] = [rows.cluster[first], rows.cluster[second]];
-  if (one === other) return null;
-  const link = (n) => make("a", { class: "chip", href: `#cluster-${n}` }, clusterName(n));
-  return make("p", { class: "apart" }, "in two clusters: ", link(one), " ", link(other));
+  if (shownAs(one) === shownAs(other)) return null;
+  return make("p", { class: "apart" }, "in two clusters: ", clusterLink(one, { class: "chip" }), " ", clusterLink(other, { class: "chip" }));
 }
 
 function duplicatesHint() {
@@ -49,9 +48,9 @@ function outliersContent() {
 function showSearch(query) {
   const [n, words] = parseQuery(query);
   const matches = (text) => words.every((word) => text.includes(word));
-  const found = clusters.filter((cluster) => (n === null || n === cluster.number) && matches(clusterText(cluster)));
+  const found = shownClusters.filter((cluster) => (n === null || shownAs(n) === cluster.number) && matches(clusterText(cluster)));
   const names = new Map(clusters.map(({ number, name }) => [number, ` ${name.toLowerCase()}`]));
-  const isHit = (row) => (n === null || n === rows.cluster[row]) && matches(atlas.paths[row].toLowerCase() + (names.get(rows.cluster[row]) || ""));
+  const isHit = (row) => (n === null || shownAs(n) === shownAs(rows.cluster[row])) && matches(atlas.paths[row].toLowerCase() + (names.get(rows.cluster[row]) || ""));
   const all = [];
   for (let row = 0; row < atlas.paths.length; row++) {
     if (isHit(row)) all.push(row);
@@ -76,9 +75,9 @@ function parseQuery(query) {
 }
 
 function clusterText(cluster) {
-  return `cluster ${cluster.number} ${cluster.name} ${cluster.mix.length ? className(majority(cluster).label) : ""}`.toLowerCase();
+  return `cluster ${numbersOf(cluster).join(" cluster ")} ${cluster.name} ${cluster.mix.length ? className(majority(cluster).label) : ""}`.toLowerCase();
 }
 
 function hitLine(row) {
-  return make("li", {}, make("button", { type: "button", class: "path", onclick: () => openLightbox(row) }, fileName(row)), " ", make("a", { href: `#cluster-${rows.cluster[row]}` }, clusterName(rows.cluster[row])));
+  return make("li", {}, make("button", { type: "button", class: "path", onclick: () => openLightbox(row) }, fileName(row)), " ", clusterLink(rows.cluster[row]));
 }

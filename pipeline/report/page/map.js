@@ -166,7 +166,7 @@ function takePlace(taken, x, y, side) {
 
 // The middle of each cluster, in words, as long as there are few.
 function drawNames(pen) {
-  if (clusters.length > 40 || byId("map-colour").value !== "cluster") return;
+  if (shownClusters.length > 40 || byId("map-colour").value !== "cluster") return;
   pen.font = "600 13px system-ui, sans-serif";
   pen.textAlign = "center";
   pen.lineWidth = 4;
@@ -174,7 +174,7 @@ function drawNames(pen) {
   pen.fillStyle = themed("--text");
   for (const [n, [x, y]] of clusterMiddles()) {
     const place = toScreen(x, y);
-    const cluster = clusterOf.get(n);
+    const cluster = shownCluster(n);
     const text = cluster && cluster.name ? cluster.name : `cluster ${n}`;
     pen.strokeText(text, ...place);
     pen.fillText(text, ...place);

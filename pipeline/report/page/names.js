@@ -26,8 +26,6 @@ const unsaved = () => clusters.filter(({ name, saved }) => name !== saved);
 function rename(changed, name) {
   for (const cluster of changed) cluster.name = name(cluster);
   keepNames();
-  for (const cell of byId("overview").children) cell.querySelector(".label").textContent = tileText(clusterOf.get(Number(cell.dataset.cluster)));
-  colourOverview();
   showGroups();
   showUnsaved();
 }
@@ -37,9 +35,11 @@ function showGroups() {
   const names = clusters.map(({ name }) => name).filter(Boolean);
   byId("by-name-switch").hidden = !names.length;
   regroup();
-  sortCards();
+  if (started.has(startClusters)) drawOverview();
+  if (started.has(startClusters)) sortCards();
   if (started.has(startMap)) recolourMap();
   if (started.has(startClasses)) arrangeMatrix();
+  if (started.has(startLists)) startLists();
 }
 
 byId("by-name").addEventListener("change", (event) => {
@@ -55,7 +55,7 @@ function nameForm(cluster) {
   const submit = (event) => {
     event.preventDefault();
     rename(clusters.filter(({ number }) => numbersOf(cluster).includes(number)), () => input.value.trim());
-    showCluster(cluster.number);
+    route();
     byId("cluster-name").focus();
   };
   return make("form", { id: "naming", class: "buttons", onsubmit: submit }, input, make("datalist", { id: "names" }, ...names.map((value) => make("option", { value }))), make("button", {}, "Name"));

@@ -37,6 +37,7 @@ function tileOf(row) {
 // Put a row's picture behind an element, whatever its size.
 function paint(element, row) {
   element.classList.add("picture");
+  element.dataset.row = row;
   if (!hasPicture(row)) {
     element.classList.add("no-picture");
     return element;
@@ -60,7 +61,7 @@ function describe(row) {
 
 // A picture as a button that opens the lightbox; `list` are the rows that its arrow keys step through.
 function shot(row, list, caption) {
-  const button = make("button", { type: "button", class: "shot", "aria-label": describe(row), "data-row": row });
+  const button = make("button", { type: "button", class: "shot", "aria-label": describe(row) });
   paint(button, row);
   if (!hasPicture(row)) button.append(make("span", { class: "path" }, fileName(row)));
   if (caption) button.append(make("span", { class: "caption" }, caption));
@@ -128,10 +129,10 @@ function lightboxContent(row) {
   const step = (by) => openLightbox(opened.list[(place + by + opened.list.length) % opened.list.length], opened.list);
   const many = opened.list.length > 1;
   const facts = [
-    ["cluster", make("a", { href: `#cluster-${rows.cluster[row]}` }, clusterName(rows.cluster[row]))],
+    ["cluster", clusterLink(rows.cluster[row])],
     rows.label[row] >= 0 ? ["class", className(rows.label[row])] : null,
     ["similarity", decimal(rows.similarity[row], 4)],
-    ["runner-up", make("a", { href: `#cluster-${rows.runnerUp[row]}` }, clusterName(rows.runnerUp[row]))],
+    ["runner-up", shownAs(rows.runnerUp[row]) === shownAs(rows.cluster[row]) ? "another cluster of the group" : clusterLink(rows.runnerUp[row])],
     ["margin", decimal(rows.margin[row], 4)],
     ["outlier score", decimal(rows.outlier[row], 1)],
     ["index", number(rows.index[row])],
