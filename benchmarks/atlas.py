@@ -32,7 +32,7 @@ from pipeline.report.choice import Assignments, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.layout import Layout, principal_plane
 from pipeline.report.mapped_images import NEIGHBOURS, MappedImages
-from pipeline.report.sprites import tile_side
+from pipeline.report.sprites import Pictures, tile_side
 
 MOST_BYTES, MOST_SECONDS = 30_000_000, 3.0
 MAPPED = 10_000  # images with features: more than the page has on its map
@@ -68,15 +68,15 @@ def _mapped(features: torch.Tensor) -> MappedImages:
     return MappedImages(features, Layout(principal_plane(features), "PCA"), ids.numpy(), cosines.numpy())
 
 
-def photographs(chosen: Array) -> Array:
-    """A picture for each image: random fields of several scales, with about the detail of a photograph."""
+def photographs(chosen: Array) -> Pictures:
+    """A picture of 4:3 for each image: random fields of several scales, with about the detail of a photograph."""
     side, rng = tile_side(len(chosen)), np.random.default_rng(0)
     pictures = np.empty((len(chosen), side, side, 3), np.uint8)
     for place in range(len(chosen)):
         fields = [(4, 90), (12, 45), (side, 12)]
         scales = [_field(rng, cells, side) * weight for cells, weight in fields]
         pictures[place] = np.clip(128 + sum(scales), 0, 255)
-    return pictures
+    return Pictures(pictures, np.full(len(chosen), 4 / 3, np.float32))
 
 
 def _field(rng: np.random.Generator, cells: int, side: int) -> Array:

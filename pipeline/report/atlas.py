@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.choice import Assignments, Duplicate
-from pipeline.report.sprites import Sheets, pack
+from pipeline.report.sprites import Pictures, Sheets, pack
 
 PAGE_BYTES = 28_000_000  # of the whole file; pictures are compressed until it fits
 SCRIPTS = (
@@ -84,7 +84,7 @@ class Atlas:
         All of them, or a sample.
     rows : int64 ndarray (R,)
         Indices of the images that the page knows; those with a picture come first.
-    pictures : uint8 ndarray (T, side, side, 3)
+    pictures : Pictures
         Of the first T rows; none where the shards are gone.
     places : float32 ndarray (R, 2)
         On the map, within [-1, 1]; NaN for images that are not on it.
@@ -113,7 +113,7 @@ class Atlas:
     total: int
     images: Assignments
     rows: Array
-    pictures: Array
+    pictures: Pictures
     places: Array
     method: str
     alike: Array
@@ -133,7 +133,7 @@ def atlas_page(atlas: Atlas) -> str:
     style, script = _asset("atlas.css"), "\n".join(_asset(name) for name in SCRIPTS)
     data = _data(atlas)
     left = PAGE_BYTES - len(style) - len(script) - len(data.encode())
-    sheets = pack(atlas.pictures, max(0, left) * 3 // 4)  # base64 takes four bytes for three
+    sheets = pack(atlas.pictures.tiles, max(0, left) * 3 // 4)  # base64 takes four bytes for three
     shape = json.dumps({"side": sheets.side, "columns": sheets.columns, "count": len(sheets.files)})
     return frame.substitute(
         title=escape(atlas.title), style=style, script=script, data=data, shape=shape, sheets=_sheet_tags(sheets)
@@ -175,6 +175,7 @@ def _data(atlas: Atlas) -> str:
         "x": atlas.places[:, 0].astype(np.float32),
         "y": atlas.places[:, 1].astype(np.float32),
         "alike": atlas.alike.astype(np.int32),
+        "aspect": atlas.pictures.aspects.astype(np.float32),
     }
     values = {
         "title": atlas.title,

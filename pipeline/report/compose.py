@@ -25,6 +25,7 @@ from pipeline.report.choice import (
 )
 from pipeline.report.layout import arrange, principal_plane
 from pipeline.report.mapped_images import MappedImages, alike
+from pipeline.report.sprites import Pictures
 
 MAP_IMAGES = 6_000  # on the map of the page
 ALIKE = 8  # most similar images beside an image
@@ -38,8 +39,9 @@ SCORES = {
     "agreement": "members that agree on an image",
 }
 Array = np.ndarray[Any, Any]
-ReadPictures = Callable[[Array], Array | None]
-"""From sorted indices (n,) to uint8 (n, side, side, 3), or None when the images are gone."""
+NO_PICTURES = Pictures(np.zeros((0, 48, 48, 3), np.uint8), np.zeros(0, np.float32))
+ReadPictures = Callable[[Array], Pictures | None]
+"""From sorted indices (n,) to their pictures, or None when the images are gone."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
     row_of = np.full(len(images), -1)
     row_of[rows] = np.arange(len(rows))
     pairs = row_of[shown.pairs]
-    duplicates = judge_pairs(pairs, shown.cosines, None if pictures is None else pictures[pairs])
+    duplicates = judge_pairs(pairs, shown.cosines, None if pictures is None else pictures.tiles[pairs])
     return Atlas(
         title=clustering.title,
         facts=facts(clustering),
@@ -124,7 +126,7 @@ def compose(clustering: Clustering, read_pictures: ReadPictures) -> Atlas:
         total=clustering.totals.images,
         images=images,
         rows=rows,
-        pictures=np.zeros((0, 48, 48, 3), np.uint8) if pictures is None else pictures,
+        pictures=NO_PICTURES if pictures is None else pictures,
         places=_places(mapped, rows, shown.on_map),
         method="" if mapped is None else mapped.layout.method,
         alike=np.zeros((0, 0)) if mapped is None else alike(mapped, chosen, ALIKE),
@@ -156,11 +158,11 @@ def choose(clustering: Clustering) -> Shown:
     )
 
 
-def _pictures(chosen: Array, read_pictures: ReadPictures) -> Array | None:
+def _pictures(chosen: Array, read_pictures: ReadPictures) -> Pictures | None:
     """The pictures of the chosen images in their order; they are read in order of index."""
     order = np.argsort(chosen)
     found = read_pictures(chosen[order])
-    return None if found is None else found[np.argsort(order)]
+    return None if found is None else found.at(np.argsort(order))
 
 
 def searchable(images: Assignments, chosen: Array) -> Array:

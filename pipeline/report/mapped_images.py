@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.clustering.neighbours import nearest_rows
 from pipeline.report.choice import Assignments
 from pipeline.report.layout import Layout, lay_out
-from pipeline.report.sprites import jpeg
+from pipeline.report.sprites import Pictures, jpeg
 
 NEIGHBOURS = 15
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,7 @@ def map_images(features: Tensor) -> MappedImages:
 
 
 def embedding_table(
-    images: Assignments, mapped: MappedImages, names: Mapping[int, str], rows: Array, pictures: Array
+    images: Assignments, mapped: MappedImages, names: Mapping[int, str], rows: Array, pictures: Pictures
 ) -> pa.Table:
     """The mapped images in the form that Embedding Atlas reads: neighbours are row numbers.
 
@@ -58,12 +58,12 @@ def embedding_table(
     names : dict
         Number of a cluster -> its name.
     rows : int64 ndarray (R,)
-        Indices of images; the first T have `pictures`, uint8 ndarray (T, side, side, 3).
+        Indices of images; the first T have `pictures`.
     """
     count = len(mapped)
     thumbnails: list[dict[str, bytes] | None] = [None] * len(images)
-    for row, picture in zip(rows, pictures, strict=False):
-        thumbnails[row] = {"bytes": jpeg(picture)}
+    for row, tile, aspect in zip(rows, pictures.tiles, pictures.aspects, strict=False):
+        thumbnails[row] = {"bytes": jpeg(tile, float(aspect))}
     places, distances = mapped.layout.places, np.maximum(1 - mapped.similarity, 0)
     neighbours = pa.StructArray.from_arrays([_lists(mapped.neighbours), _lists(distances)], ["ids", "distances"])
     return pa.table(

@@ -19,6 +19,28 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Whole images, each stretched to a square tile: no pixel is lost to bars, and the page restores the shape.
+
+    Attributes
+    ----------
+    tiles : uint8 ndarray (n, side, side, 3)
+    aspects : float32 ndarray (n,)
+        Width / height of each image.
+    """
+
+    tiles: Array
+    aspects: Array
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def at(self, places: Array) -> Pictures:
+        """The pictures at these places, in their order."""
+        return Pictures(self.tiles[places], self.aspects[places])
+
+
+@dataclass(frozen=True)
 class Sheets:
     """Square tiles in rows of `columns`, `tiles_per_sheet` to a WebP file."""
 
@@ -74,10 +96,11 @@ def _encode(parts: Sequence[Array], quality: int, most_bytes: float) -> list[byt
     return files
 
 
-def jpeg(picture: Array) -> bytes:
-    """A picture uint8 (H, W, 3) as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=80)
+def jpeg(tile: Array, aspect: float) -> bytes:
+    """A tile uint8 (side, side, 3) as JPEG in the shape of its image; the longer side keeps its length."""
+    buffer, side = io.BytesIO(), len(tile)
+    shape = (max(1, round(side * min(1, aspect))), max(1, round(side * min(1, 1 / aspect))))
+    Image.fromarray(tile).resize(shape).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.backbone_features.neighbours import EXACT_IMAGES
 from pipeline.config.loading import load_config, preset_names
 from pipeline.config.models import RunConfig
-from pipeline.data.decode import decode_table
+from pipeline.data.decode import aspects, decode_table
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest, has_manifest
 from pipeline.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.choice import Assignments, ClusterTotals, count_images
 from pipeline.report.compose import Clustering, compose
 from pipeline.report.mapped_images import cluster_names, embedding_table, map_images
-from pipeline.report.sprites import tile_side
+from pipeline.report.sprites import Pictures, tile_side
 from pipeline.runs.identity import SUMMARY, read_beginning, read_members, read_started_run
 from pipeline.runs.models import read_values
 from pipeline.runs.names import read_names
@@ -248,15 +248,16 @@ def _as_assignments(table: pa.Table) -> Assignments:
     return Assignments(path=[path or "" for path in paths], label=label, **columns)
 
 
-def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Array | None:
-    """Small pictures uint8 (n, side, side, 3) of the sorted indices, for viewing; None when the shards are gone."""
+def read_pictures(config: RunConfig, manifest: Manifest, chosen: Array) -> Pictures | None:
+    """Small pictures of the sorted indices, for viewing; None when the shards are gone."""
     if not has_manifest(config.data.path):
         return None
     side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]
-    pictures = np.empty((len(chosen), side, side, 3), np.uint8)
+    pictures = Pictures(np.empty((len(chosen), side, side, 3), np.uint8), np.empty(len(chosen), np.float32))
     done = 0
     for table in read_chosen(config.data.path, manifest, chosen):
-        block = decode_table(table, side, "show", interpolation)["image"]
-        pictures[done : done + len(block)] = block
-        done += len(block)
+        part = slice(done, done + len(table))
+        pictures.tiles[part] = decode_table(table, side, "stretch", interpolation)["image"]
+        pictures.aspects[part] = aspects(table)
+        done += len(table)
     return pictures

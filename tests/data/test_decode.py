@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.data.decode import decode, decode_table
+from pipeline.data.decode import aspects, decode, decode_table
 from pipeline.data.shards import IMAGE_TYPE
 from pipeline.errors import DecodeError
 
@@ -139,6 +139,11 @@ def test_a_long_image_is_shown_whole_between_bars(width: int, height: int, bar: 
 def test_an_image_that_is_not_long_is_shown_as_it_is_cropped() -> None:
     data = saved(picture(width=40, height=30), "PNG")
     assert torch.equal(decode(data, SIZE, "show"), decode(data, SIZE, "crop"))
+
+
+def test_the_shape_of_an_image_is_width_by_height() -> None:
+    images = [saved(picture(width=40, height=30), "JPEG"), saved(picture(width=10, height=20), "PNG")]
+    assert aspects(table(images)).tolist() == pytest.approx([4 / 3, 0.5])
 
 
 def wrong_checksum(data: bytes) -> bytes:

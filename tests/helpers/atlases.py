@@ -11,6 +11,7 @@ from pipeline.method.losses import unit
 from pipeline.report.choice import Assignments, count_images
 from pipeline.report.compose import Clustering
 from pipeline.report.mapped_images import map_images
+from pipeline.report.sprites import Pictures
 
 SIDE = 48
 HISTORY = [
@@ -68,7 +69,12 @@ def clustering(count: int = 60, clusters: int = 5, **changes: Any) -> Clustering
     return Clustering(**parts | changes)
 
 
-def colour_pictures(chosen: Any) -> Any:
-    """A picture of one colour for each image, told apart by its index."""
+def colour_pictures(chosen: Any) -> Pictures:
+    """A square picture of one colour for each image, told apart by its index."""
+    return Pictures(colour_tiles(chosen), np.ones(len(chosen), np.float32))
+
+
+def colour_tiles(chosen: Any) -> Any:
+    """Their tiles."""
     colours = np.stack([chosen * 7 % 256, chosen * 29 % 256, chosen * 53 % 256], axis=1).astype(np.uint8)
     return np.broadcast_to(colours[:, None, None], (len(chosen), SIDE, SIDE, 3))

@@ -15,7 +15,8 @@ from pipeline.report import atlas as page_module
 from pipeline.report import compose as module
 from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.compose import compose
-from tests.helpers.atlases import clustering, colour_pictures
+from pipeline.report.sprites import Pictures
+from tests.helpers.atlases import clustering, colour_pictures, colour_tiles
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +38,16 @@ def column(data: dict[str, Any], name: str, kind: type = np.int32) -> list[Any]:
 def test_every_picture_is_that_of_its_row() -> None:
     seen: list[np.ndarray] = []
 
-    def read(chosen: np.ndarray) -> np.ndarray:
+    def read(chosen: np.ndarray) -> Pictures:
         seen.append(chosen)
-        return colour_pictures(chosen)
+        return Pictures(colour_tiles(chosen), 1 + chosen.astype(np.float32))
 
     found = compose(clustering(), read)
     assert np.array_equal(seen[0], np.sort(seen[0]))  # so that each row group is read once
-    assert np.array_equal(found.pictures, colour_pictures(found.rows[: len(found.pictures)]))
+    shown = found.rows[: len(found.pictures)]
+    assert np.array_equal(found.pictures.tiles, colour_tiles(shown))
+    assert np.array_equal(found.pictures.aspects, 1 + shown)
+    assert column(data_of(atlas_page(found)), "aspect", np.float32) == (1 + shown).tolist()
 
 
 def test_clusters_are_described_by_their_images() -> None:
@@ -75,7 +79,7 @@ def test_identical_images_are_found() -> None:
     features = given.mapped.features.clone()
     features[17] = features[2]
 
-    def read(chosen: np.ndarray) -> np.ndarray:
+    def read(chosen: np.ndarray) -> Pictures:
         return colour_pictures(np.where(chosen == 17, 2, chosen))
 
     found = compose(replace(given, mapped=module.MappedImages(*_neighbours(features, given.mapped))), read)
@@ -147,7 +151,7 @@ def test_a_run_without_shards_features_and_classes_has_an_atlas() -> None:
 
 def test_pictures_give_way_to_the_size_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).integers(256, size=(300, 48, 48, 3), dtype=np.uint8)
-    found = compose(clustering(300), lambda chosen: noise[: len(chosen)])
+    found = compose(clustering(300), lambda chosen: Pictures(noise[: len(chosen)], np.ones(len(chosen))))
     free = len(atlas_page(found))
     monkeypatch.setattr(page_module, "PAGE_BYTES", free // 2)
     assert len(atlas_page(found)) <= free // 2

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.report.mapped_images import alike, embedding_table, map_images
-from tests.helpers.atlases import assignments, colour_pictures, features
+from pipeline.report.sprites import Pictures
+from tests.helpers.atlases import assignments, colour_tiles, features
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +22,17 @@ def _without_umap(no_umap: None) -> None:
 def test_the_table_has_the_form_that_embedding_atlas_reads() -> None:
     rows, centers = features(40, 4)
     images = assignments(rows, centers)
-    table = embedding_table(
-        images, map_images(rows[:30]), {1: "dogs"}, np.array([7, 2, 35]), colour_pictures(np.arange(2))
-    )  # a sample of the images
+    pictures = Pictures(colour_tiles(np.arange(2)), np.array([1, 3]))
+    sample = map_images(rows[:30])
+    table = embedding_table(images, sample, {1: "dogs"}, np.array([7, 2, 35]), pictures)
     columns = "index path x y cluster name label similarity margin outlier thumbnail neighbors"
     assert table.column_names == columns.split()
     assert table.column("name").to_pylist()[:3] == [None, "dogs", None]
     thumbnails = table.column("thumbnail").to_pylist()
     assert [row for row, thumbnail in enumerate(thumbnails) if thumbnail] == [2, 7]
     assert Image.open(io.BytesIO(thumbnails[7]["bytes"])).getpixel((9, 9)) == (0, 0, 0)
+    sizes = [Image.open(io.BytesIO(thumbnails[row]["bytes"])).size for row in (7, 2)]
+    assert sizes == [(48, 48), (48, 16)]  # in the shapes of the images
     assert table.num_rows == 30
     assert pa.types.is_struct(table.schema.field("neighbors").type)
     cosines = rows[:30] @ rows[:30].T - 3 * rows.new_ones(30).diag()

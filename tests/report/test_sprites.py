@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from pipeline.report.sprites import QUALITIES, pack, tile_side
-from tests.helpers.atlases import colour_pictures
+from tests.helpers.atlases import colour_tiles
 
 
 def test_a_tile_lies_where_its_number_says() -> None:
-    tiles = colour_pictures(np.arange(1700))
+    tiles = colour_tiles(np.arange(1700))
     sheets = pack(tiles, 10**7)
     assert [sheets.side, sheets.columns, len(sheets.files)] == [48, 40, 2]
     for number in (0, 39, 40, 1599, 1600, 1699):

@@ -10,7 +10,7 @@ function decodeBytes(text) {
   return bytes;
 }
 
-const FLOATS = new Set(["similarity", "margin", "outlier", "x", "y"]);
+const FLOATS = new Set(["similarity", "margin", "outlier", "x", "y", "aspect"]);
 const rows = {};
 for (const [name, text] of Object.entries(atlas.columns)) {
   const buffer = decodeBytes(text).buffer;

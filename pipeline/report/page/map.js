@@ -148,7 +148,9 @@ function drawPicture(pen, side, [row, x, y, colour]) {
   if (!image) return;
   pen.fillStyle = colour;
   pen.fillRect(x - side / 2 - 1.5, y - side / 2 - 1.5, side + 3, side + 3);
-  pen.drawImage(image, tile.column * sheets.side, tile.line * sheets.side, sheets.side, sheets.side, x - side / 2, y - side / 2, side, side);
+  const [width, height] = [sheets.side / Math.max(1, rows.aspect[row]), sheets.side / Math.max(1, 1 / rows.aspect[row])]; // of its middle
+  const [left, top] = [(tile.column + 0.5) * sheets.side - width / 2, (tile.line + 0.5) * sheets.side - height / 2];
+  pen.drawImage(image, left, top, width, height, x - side / 2, y - side / 2, side, side);
 }
 
 // Whether a square of this side is free; it is taken then. A cell of `taken` holds one square at most.

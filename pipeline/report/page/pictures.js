@@ -34,8 +34,9 @@ function tileOf(row) {
   return { sheet: Math.floor(row / perSheet), column: place % sheets.columns, line: Math.floor(place / sheets.columns) };
 }
 
-// Put a row's picture behind an element, whatever its size.
-function paint(element, row) {
+// Put a row's picture behind an element: the square in its middle or, with `whole`, all of it in its own shape. A tile holds
+// the whole picture, stretched to a square.
+function paint(element, row, whole = false) {
   element.classList.add("picture");
   element.dataset.row = row;
   if (!hasPicture(row)) {
@@ -46,12 +47,22 @@ function paint(element, row) {
   const inSheet = Math.min(perSheet, atlas.pictures - sheet * perSheet);
   const lines = Math.ceil(inSheet / sheets.columns);
   element.style.backgroundImage = `url(${sheetUrl(sheet)})`;
-  element.style.backgroundSize = `${sheets.columns * 100}% auto`;
-  element.style.backgroundPosition = `${(100 * column) / (sheets.columns - 1)}% ${lines > 1 ? (100 * line) / (lines - 1) : 0}%`;
+  const [wide, high] = whole ? [1, 1] : [Math.max(1, rows.aspect[row]), Math.max(1, 1 / rows.aspect[row])];
+  element.style.setProperty("--aspect", whole ? rows.aspect[row] : 1);
+  element.style.backgroundSize = `${100 * sheets.columns * wide}% ${100 * lines * high}%`;
+  element.style.backgroundPosition = `${centred(column, sheets.columns, wide)}% ${centred(line, lines, high)}%`;
   return element;
 }
 
+// CSS position of a row of `count` tiles, each `length` times as long as the element, that puts the middle of one of them
+// into the element's middle.
+const centred = (place, count, length) => (count * length === 1 ? 0 : (100 * ((place + 0.5) * length - 0.5)) / (count * length - 1));
+
 const picture = (row, attributes = {}) => paint(make("span", attributes), row);
+const wholePicture = (row, attributes) => paint(make("span", attributes), row, true);
+
+const LONG = 1.6; // times as long as wide: longer than most photographs; their middle shows too little to go unsaid
+const isCropped = (row) => hasPicture(row) && Math.max(rows.aspect[row], 1 / rows.aspect[row]) > LONG;
 
 function describe(row) {
   const parts = [fileName(row), clusterName(rows.cluster[row]), `similarity ${decimal(rows.similarity[row])}`];
@@ -61,8 +72,9 @@ function describe(row) {
 
 // A picture as a button that opens the lightbox; `list` are the rows that its arrow keys step through.
 function shot(row, list, caption) {
-  const button = make("button", { type: "button", class: "shot", "aria-label": describe(row) });
+  const button = make("button", { type: "button", class: "shot", "aria-label": describe(row) + (isCropped(row) ? ", cropped" : "") });
   paint(button, row);
+  if (isCropped(row)) button.append(make("span", { class: "cropped" }, "cropped"));
   if (!hasPicture(row)) button.append(make("span", { class: "path" }, fileName(row)));
   if (caption) button.append(make("span", { class: "caption" }, caption));
   button.addEventListener("click", () => (selecting && !lightbox.open ? toggleSelected(row) : openLightbox(row, list)));
@@ -82,7 +94,7 @@ function imageTip(row) {
   if (rows.label[row] >= 0) lines.push(make("span", {}, `class ${className(rows.label[row])}`));
   lines.push(make("span", {}, `similarity ${decimal(rows.similarity[row])}`));
   lines.push(make("span", { class: "path" }, fileName(row)));
-  return [hasPicture(row) ? picture(row, { class: "large" }) : null, make("div", { class: "lines" }, ...lines)];
+  return [hasPicture(row) ? wholePicture(row, { class: "large" }) : null, make("div", { class: "lines" }, ...lines)];
 }
 
 function showTip(content, event) {
@@ -142,7 +154,7 @@ function lightboxContent(row) {
     make(
       "div",
       { class: "stage" },
-      picture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
+      wholePicture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
       make(
         "div",
         { class: "about" },
