@@ -66,6 +66,12 @@ class Page:
         """Press a key where the focus is."""
         ActionChains(self.driver).send_keys(key).perform()
 
+    def tap(self, x: float, y: float) -> None:
+        """Touch a place of the screen, in a page that was opened for touch."""
+        touch = {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]}
+        self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", touch)
+        self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
     @property
     def view(self) -> str:
         """The part of the address after #."""

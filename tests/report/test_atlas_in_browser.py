@@ -134,17 +134,12 @@ def test_the_map_on_a_phone_shows_an_image_by_a_tap_and_opens_it_by_the_next(pag
     box = page.driver.execute_script(
         "const b = canvas.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]"
     )
-    point = {"x": box[0] + box[2] / 2 + x, "y": box[1] + box[3] / 2 + y}
-
-    def tap() -> None:
-        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
-        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-    tap()
+    point = (box[0] + box[2] / 2 + x, box[1] + box[3] / 2 + y)
+    page.tap(*point)
     page.wait("return !document.getElementById('tip').hidden")
     assert page.one("#tip .path").text == path
     assert not page.driver.execute_script("return lightbox.open")
-    tap()
+    page.tap(*point)
     page.wait("return lightbox.open")
     assert page.one("#lightbox .about .path").text == path
 
@@ -180,6 +175,21 @@ def test_the_matrix_says_what_a_cell_means_and_the_table_says_it_too(page: Page)
     assert f"{count} of {size}" in page.one("#view-cluster").text
 
 
+def test_a_tap_on_the_matrix_says_what_the_pointer_would(page: Page) -> None:
+    page.open("classes", width=390, touch=True)
+    x, y, count = page.driver.execute_script(
+        """const box = byId("matrix").getBoundingClientRect();
+           return [box.left + 1.5 * matrix.cell, box.top + matrix.head + 0.5 * matrix.cell,
+                   countAt(matrix.labels[0], matrix.columns[1])];"""
+    )
+    assert page.one("#matrix-readout").text == ""
+    page.tap(x, y)
+    page.wait("return byId('matrix-readout').textContent")
+    assert page.one("#matrix-readout").text.startswith("ape in ")
+    assert f": {count} images" in page.one("#matrix-readout").text
+    assert page.view == "classes"  # a click of the mouse would have opened the cluster
+
+
 def test_training_has_alarms_curves_and_the_ledger(page: Page) -> None:
     page.open()
     page.one("#alarm-banner a").click()
@@ -201,6 +211,41 @@ def test_outliers_and_duplicates_are_lists(page: Page) -> None:
     assert len(scores) == page.driver.execute_script("return atlas.outliers.length") > 0
     page.open("duplicates")
     assert len(page.all("#view-duplicates .pair")) == page.driver.execute_script("return atlas.duplicates.length")
+
+
+def test_the_outliers_of_a_cluster_are_filtered_and_in_order(page: Page) -> None:
+    page.open("clusters")
+    number, count = page.driver.execute_script(
+        "const c = clusters.find(({ outliers }) => outliers > 0); return [c.number, c.outliers]"
+    )
+    page.driver.execute_script(f"go('cluster-{number}')")
+    page.one(f'#view-cluster .facts a[href="#cluster-{number}/outliers"]').click()
+    page.wait("return byId('member-filter').value === 'outliers'")
+    page.one('#member-order [value="outlier"]').click()
+    scores = [float(caption.text) for caption in page.all("#members .caption")]
+    assert scores == sorted(scores, reverse=True)
+    assert min(scores) >= 3.5
+    assert len(scores) == count
+    assert page.one("#members .hint").text == f"{count} of 24"
+    page.one('#member-filter [value=""]').click()
+    page.wait("return document.querySelectorAll('#members .shot').length === 24")
+
+
+VIEWS = ["clusters", "cluster-1", "map", "classes", "training", "duplicates", "outliers", "search=photos/1/0007"]
+NAMES = ["", "dogs (1)", "Map", "Classes", "Training", "Duplicates", "Outliers", "Search: photos/1/0007"]
+
+
+@pytest.mark.parametrize(("view", "name"), list(zip(VIEWS, NAMES, strict=True)))
+def test_the_title_of_the_page_names_the_view_and_only_that_is_announced(page: Page, view: str, name: str) -> None:
+    page.open(view)
+    assert page.driver.title == (f"{name} | run <b> | atlas" if name else "run <b> | atlas")
+    spoken = page.driver.execute_script(
+        """const live = "[aria-live], [role=status], [role=alert], [role=log], output";
+           return Array.from(document.querySelectorAll(live)).filter((e) => e.textContent.trim() && e.checkVisibility())
+             .map((e) => e.textContent);"""
+    )
+    counts = ["24 of 24"] if view == "cluster-1" else []
+    assert spoken == [*counts, name or "Clusters"]
 
 
 @pytest.fixture
@@ -289,6 +334,30 @@ def test_an_image_that_is_to_be_shown_on_the_map_is_drawn_on_top(page: Page) -> 
            });"""
     )
     assert found == []
+
+
+def test_the_marked_picture_has_a_frame_of_two_tones(page: Page) -> None:
+    page.open("map")
+    page.driver.execute_script(
+        """window.calls = [];
+           const pen = CanvasRenderingContext2D.prototype, { drawImage, strokeRect } = pen;
+           pen.drawImage = function (...all) { calls.push(["picture", ...all.slice(5)]); drawImage.apply(this, all); };
+           pen.strokeRect = function (...box) {
+             calls.push([this.strokeStyle, this.lineWidth, ...box]);
+             strokeRect.apply(this, box);
+           };"""
+    )
+    page.driver.execute_script("openLightbox(onMap[7])")
+    page.one('#lightbox a[href^="#map"]').click()
+    page.wait("calls.length = 0; drawMap(); return calls.some(([kind]) => kind === 'picture')")
+    picture, outer, inner = page.driver.execute_script("return calls.slice(-3)")
+    assert picture[0] == "picture"  # drawn last, so that no other picture covers it or its frame
+    left, top, width, height = outer[2:]
+    assert left < picture[1] < picture[1] + picture[3] < left + width
+    assert top < picture[2] < picture[2] + picture[4] < top + height
+    assert outer[2:] == inner[2:]
+    assert outer[1] > inner[1]  # the second line leaves an edge of the first on both sides
+    assert [outer[0], inner[0]] == page.driver.execute_script("return [themed('--panel'), themed('--text')]")
 
 
 def test_all_images_of_a_cluster_are_sorted_filtered_and_added_as_one_scrolls(page: Page) -> None:

@@ -76,6 +76,28 @@ def test_the_page_needs_nothing_beside_it(objectives: list[tuple[str, str]]) -> 
     assert "could not draw" not in text
 
 
+def test_settings_come_before_metrics_in_the_table_of_trials() -> None:
+    text = search_page(shown(TWO, trial(1, acc=0.625, images_per_second=10.0, loss=0.5), trial(2, "failed", 0)))
+    header, *lines = re.findall(r"<tr.*?</tr>", text[text.index(">Trials<") : text.index(">Search space<")])
+    assert re.findall(r"<th>(.*?)</th>", header) == [
+        *("trial", "status", "epochs"),
+        *("optim.lr", "method.reset_every"),
+        *("loss", "images_per_second", "acc"),  # the objectives first
+        "reason",
+    ]
+    assert [re.findall(r"<td>(.*?)</td>", line) for line in lines] == [
+        ["1", "finished", "4", "0.02", "", "0.5", "10", "0.625", ""],
+        ["2", "failed", "0", "0.04", "30", "", "", "", "for a reason"],
+    ]
+
+
+def test_the_page_fits_a_phone_and_a_dark_screen() -> None:
+    text = search_page(shown(ONE, trial(1, label_free=0.5)))
+    assert '<meta name="viewport" content="width=device-width">' in text
+    assert "color-scheme: light dark" in text
+    assert "tr.best { background: light-dark(" in text
+
+
 def test_a_choice_of_lists_is_drawn() -> None:
     scales = {"views.crop_scale": CategoricalDistribution([[0.08, 1.0], [0.2, 1.0]])}
     trials = [

@@ -56,12 +56,18 @@ function route() {
     if (here) showTab(link);
     else link.removeAttribute("aria-current");
   }
-  if (view === "search") showSearch(decodeURIComponent(rest));
+  if (view === "search") showQuery(decodeURIComponent(rest));
   if (view === "map" && rest) showOnMap(Number(rest));
   if (view !== "search") byId("query").value = "";
   scrollTo(0, view === "clusters" ? scrolled : 0);
   if (view === "cluster") showCluster(...splitOnce(rest));
   nameView(view, rest);
+}
+
+// The results of a query, which may come from a link; what is being typed stays as it is.
+function showQuery(query) {
+  if (byId("query").value.trim() !== query) byId("query").value = query;
+  showSearch(query);
 }
 
 // The tab in its row, which is wider than a phone.
