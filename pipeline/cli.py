@@ -338,8 +338,12 @@ def sort(
     out: Annotated[
         str, typer.Argument(metavar="FOLDER", parser=Location, help="Write images to this new folder or URI.")
     ],
-    top: Annotated[int | None, typer.Option(min=1, help="Maximum images per folder, most typical first.")] = None,
-    min_margin: Annotated[float, typer.Option(help="Leave out images with a smaller margin than this.")] = 0.0,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most N images per folder: the most typical ones.")
+    ] = None,
+    min_margin: Annotated[
+        float, typer.Option(metavar="M", help="Leave out images with a smaller margin than this.")
+    ] = 0.0,
     outliers: Annotated[
         str, typer.Option(metavar="among|apart", help="Keep outliers among the other images, or put them apart.")
     ] = "among",

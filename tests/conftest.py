@@ -1,13 +1,14 @@
-"""Fixtures of all tests: processes that live for the whole session."""
+"""Fixtures for all tests: the command line, and processes that live for the whole session."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
+from tests.helpers.command_line import Result, command_line
 from tests.helpers.fake_gpu import have_device
 from tests.helpers.workers import Workers
 
@@ -16,6 +17,12 @@ from tests.helpers.workers import Workers
 def without_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end with their last checkpoint: for tests that look at nothing else, since the files take ten seconds."""
     monkeypatch.setattr("pipeline.runs.artifacts.write_artifacts", lambda job: {"folder": job.folder.path})
+
+
+@pytest.fixture
+def digpro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a command line in this process, without Ray: (exit status, stdout, stderr)."""
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

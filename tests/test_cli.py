@@ -21,37 +21,9 @@ from pipeline.errors import CheckpointError, ConfigError, DataError, DecodeError
 from pipeline.storage import Folder
 from pipeline.tracking import open_run, spool_path
 from pipeline.tracking.spool import MetricPoint, Spool
+from tests.helpers.command_line import refused
 from tests.helpers.images import encoded, put
 from tests.helpers.manifests import manifest
-
-
-@pytest.fixture
-def digpro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command line in this process, without Ray: (exit status, stdout, stderr)."""
-    monkeypatch.setattr("pipeline.runs.train.connect", lambda: None)
-    monkeypatch.setattr("pipeline.runs.assign.connect", lambda: None)
-    monkeypatch.setattr(cli, "connect", lambda: None)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["digpro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        output = capsys.readouterr()
-        code = end.value.code
-        return (code if isinstance(code, int) else 0), output.out, output.err
-
-    return run
-
-
-def refused(result: tuple[int, str, str], *said: str) -> None:
-    """The command ended with status 2 and a message that says all this, on stderr alone."""
-    status, out, err = result
-    assert status == 2
-    assert out == ""
-    assert "Traceback" not in err
-    for text in said:
-        assert text in err
-
 
 COMMANDS = (
     "ingest embed train tune assign evaluate export label report sort compare combine "

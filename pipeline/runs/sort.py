@@ -34,6 +34,7 @@ from pipeline.storage import Folder, absolute
 
 WORK, TABLE = "sort.json", "images.csv"
 OUTLIERS = "outliers"  # folder inside that of a cluster
+MOST_MARGIN = 2  # between two cosines
 SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -119,13 +120,18 @@ def sort_images(
     Raises
     ------
     ConfigError
-        When there is nothing to sort, `out` holds something else, or links cannot be made.
+        When an option is wrong, there is nothing to sort, `out` holds something else, or links cannot be made.
     DataError
         When images are gone or have changed.
     """
     check_format(table)
     if choice.outliers not in ("among", "apart"):
         raise ConfigError(f"--outliers {choice.outliers} is not known; give among or apart")
+    if not 0 <= choice.min_margin <= MOST_MARGIN:  # true also for NaN
+        raise ConfigError(
+            f"--min-margin {choice.min_margin:g} is not between 0 and {MOST_MARGIN}; give a difference between two "
+            "cosines, such as 0.1"
+        )
     target = Folder(absolute(out))
     images = open_assigned(Folder(absolute(reference)), target.path, source)
     if links and (images.root is None or not target.is_local):

@@ -21,6 +21,7 @@ from pipeline.inference.run_features import write_features
 from pipeline.runs.compare import AGREEMENT, MOVED, PAGE, SUMMARY, compare
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.runs.names import NAMES
+from tests.helpers.command_line import refused
 from tests.helpers.images import encoded, put
 
 FIRST = [0] * 8 + [1] * 8 + [2] * 8
@@ -113,3 +114,38 @@ def test_a_run_that_has_not_ended_says_so(shards: str, tmp_path: Path) -> None:
     record_start(claim_folder(config), read_manifest(shards))
     with pytest.raises(DataError, match="holds no features of its images, although every finished run stores them"):
         compare([*runs, str(tmp_path / "begun")], str(tmp_path / "out"))
+
+
+def test_the_command_shows_scores_clusters_and_files(digpro, shards: str, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run{n}", shards, found) for n, found in enumerate((FIRST, OTHER, THIRD))]
+    (tmp_path / "run0" / NAMES).write_text("1: ships\n")
+    out = tmp_path / "out"
+    status, printed, err = digpro("compare", *runs, "--out", out)
+    assert (status, err) == (0, "")
+    scores = [
+        (adjusted_rand_score(FIRST, found), normalized_mutual_info_score(FIRST, found)) for found in (OTHER, THIRD)
+    ]
+    assert printed.splitlines() == [
+        "2 of 24 images are in another cluster in at least one other run",
+        *(f"  ARI {ari:.3f}  NMI {nmi:.3f}  {run}" for (ari, nmi), run in zip(scores, runs[1:], strict=True)),
+        "  stability 0.81        8 images  cluster 2",  # the least stable first
+        "  stability 0.84        8 images  ships",
+        "  stability 1.00        8 images  cluster 0",
+        "on average 97.2% of the runs agree on an image",
+        f"page:      {out}/{PAGE}",
+        f"agreement: {out}/{AGREEMENT}",
+        f"moved:     {out}/{MOVED}",
+    ]
+    assert sorted(path.name for path in out.iterdir()) == sorted([PAGE, AGREEMENT, MOVED, SUMMARY])
+
+
+def test_what_the_command_cannot_compare_is_refused(digpro, shards: str, tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "run", shards, FIRST), tmp_path / "out"
+    refused(digpro("compare", run, run), "Usage: digpro compare", "Missing option '--out'")
+    refused(digpro("compare", "--out", out), "Usage: digpro compare", "Missing argument")
+    refused(digpro("compare", run, "--out", out), "error: 1 run is given; give two or more")
+    refused(digpro("compare", run, tmp_path / "none", "--out", out), f"error: {tmp_path}/none holds no run; give")
+    config = load_config("digits", [f"data.path={shards}", f"storage={tmp_path}", "name=begun"])
+    record_start(claim_folder(config), read_manifest(shards))
+    refused(digpro("compare", run, tmp_path / "begun", "--out", out), "begun holds no features of its images")
+    assert not out.exists()

@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.runs.names import read_names, set_names
 from pipeline.storage import Folder
+from tests.helpers.command_line import refused
 
 
 @pytest.fixture
@@ -123,3 +124,32 @@ def test_a_path_may_hold_an_equals_sign(run: str, tmp_path: Path, monkeypatch: p
 def test_a_run_that_is_not_finished_has_no_clusters_to_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no finished run; give the folder of one, with its clusters\.json"):
         set_names(str(tmp_path), ["0=ship"])
+
+
+def test_the_command_takes_files_and_pairs_and_says_what_changed(digpro, run: str, tmp_path: Path) -> None:
+    (tmp_path / "names.yaml").write_text("1: ship\n2: ship\n")
+    lines = ["   0  truck", "   1  ship", "   2  ship", "clusters 1, 2 are named ship and count as one"]
+    assert digpro("label", run, tmp_path / "names.yaml", "0=truck") == (0, "\n".join(lines) + "\n", "")
+    assert read_names(Folder(run)) == {0: "truck", 1: "ship", 2: "ship"}
+    assert digpro("label", run, "2=") == (0, "   0  truck\n   1  ship\n   2  is no longer named ship\n", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["3=truck"], "error: cluster 3 does not exist; run has clusters 0 to 2"),
+        (["car=truck"], "error: 'car=truck' does not start with the number of a cluster; write it as in 3=truck"),
+        (["absent.yaml"], "give CLUSTER=NAME, or a YAML file of such lines"),
+        (["words.yaml"], "words.yaml, line 2: 'two' is not the number of a cluster; write lines such as `3: truck`"),
+        (["0=ship", "0=truck"], "error: cluster 0 is named twice, 'ship' and 'truck'; name it once"),
+        ([], "Usage: digpro label"),
+    ],
+)
+def test_names_that_the_command_cannot_use_are_refused(
+    digpro, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.yaml").write_text("0: ship\ntwo: truck")
+    refused(digpro("label", run, *names), said)
+    refused(digpro("label", tmp_path, "0=ship"), f"error: {tmp_path} holds no finished run; give the folder of one")
+    assert read_names(Folder(run)) == {}

@@ -143,6 +143,15 @@ def test_names_reach_the_page_without_decoding_a_picture_again(run: Path, monkey
         put_names(str(run))
 
 
+def test_the_command_label_shows_the_atlas_that_it_renamed(digpro, run: Path) -> None:
+    status, printed, err = digpro("report", run)
+    assert (status, err) == (0, "")
+    assert printed.split() == ["atlas:", f"{run}/atlas.html", "embedding:", f"{run}/embedding.parquet"]
+    (run / "clusters.json").write_text(json.dumps({"sizes": [13, 13, 12, 12]}))
+    assert digpro("label", run, "1=truck") == (0, f"   1  truck\natlas: {run}/atlas.html\n", "")
+    assert [cluster["name"] for cluster in page_data(run)["clusters"]][:2] == ["", "truck"]
+
+
 def test_sizes_and_means_are_of_all_images_where_only_a_sample_is_shown(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from pipeline.runs.names import set_names
 from pipeline.runs.report import ASSIGNMENTS
 from pipeline.runs.sort import TABLE, Choice, sort_images
 from pipeline.storage import Folder
+from tests.helpers.command_line import refused
 from tests.helpers.images import encoded, put
 
 PATHS = [f"{place}/{name}" for place in ("a", "b") for name in ("cat.png", "dog.jpg", "Cat.png", "x.png")]
@@ -204,6 +205,84 @@ def test_an_unknown_format_is_refused(assigned: Path, tmp_path: Path) -> None:
         ConfigError, match="--format coco is not one of csv, label-studio, fiftyone, coco-classification"
     ):
         sort_images(str(assigned), str(tmp_path / "out"), ALL, table="coco")
+
+
+def test_the_command_shows_its_folders_and_tables_also_a_second_time(digpro, run: Path, tmp_path: Path) -> None:
+    set_names(str(run), ["0=pets"])
+    out = tmp_path / "out"
+    command = ["sort", run, out, "--top", 3, "--format", "fiftyone"]
+    shown = (
+        "        2  cluster 1\n        2  cluster 2\n        3  pets\n"
+        f"table: {out}/images.csv\ntable: {out}/fiftyone.json\n"
+    )
+    status, printed, err = digpro(*command)
+    assert (status, err) == (0, "")
+    assert "sort: 7/7 images" in printed
+    assert printed.endswith(f"\n{shown}")
+    assert digpro(*command) == (0, f"{out} already holds these images\n{shown}", "")
+
+
+CATS, DOGS = ["a/Cat.png", "a/cat.png"], ["a/dog.jpg", "b/dog.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--top 2", {"car": DOGS, "cluster 0": CATS, "cluster 2": ["a/x.png", "b/x.png"]}),
+        ("--min-margin 0.2", {"car": DOGS[:1], "cluster 0": CATS, "cluster 2": ["a/x.png"]}),
+        ("--min-margin 0.2 --top 1", {"car": DOGS[:1], "cluster 0": [CATS[0]], "cluster 2": ["a/x.png"]}),
+        (
+            "--top 2 --outliers apart",
+            {"car": DOGS, "cluster 0": CATS, "cluster 2": ["a/x.png"], "cluster 2/outliers": ["b/x.png"]},
+        ),
+        ("--min-margin 0.5", {}),
+    ],
+)
+@pytest.mark.parametrize("links", [False, True])
+def test_options_of_the_command_choose_images_to_copy_or_link(
+    digpro, assigned: Path, photos: Path, tmp_path: Path, options: str, expected: dict[str, list[str]], links: bool
+) -> None:
+    out = tmp_path / "out"
+    status, _, err = digpro("sort", assigned, out, *options.split(), *(["--links"] if links else []))
+    assert (status, err) == (0, "")
+    found: dict[str, list[str]] = {}
+    with (out / TABLE).open() as stream:
+        for row in csv.DictReader(stream):
+            found.setdefault(row["file"].rpartition("/")[0], []).append(row["path"])
+            file = out / row["file"]
+            assert file.read_bytes() == (photos / row["path"]).read_bytes()
+            assert file.is_symlink() == links
+    assert {folder: sorted(paths) for folder, paths in found.items()} == expected
+    assert len(files(out)) == sum(map(len, expected.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--top 0", ["Usage: digpro sort", "Invalid value for '--top'"]),
+        ("--min-margin x", ["Usage: digpro sort", "Invalid value for '--min-margin'"]),
+        ("--min-margin nan", ["error: --min-margin nan is not between 0 and 2; give a difference between two cosines"]),
+        ("--min-margin 10", ["error: --min-margin 10 is not between 0 and 2; give"]),
+        ("--min-margin -0.1", ["error: --min-margin -0.1 is not between 0 and 2; give"]),
+        ("--outliers beside", ["error: --outliers beside is not known; give among or apart"]),
+        ("--format coco", ["error: --format coco is not one of csv, label-studio, fiftyone, coco-classification"]),
+        ("--source imagefoldr:x", ["error: ", "'imagefoldr:x'", "imagefolder"]),
+    ],
+)
+def test_wrong_options_of_the_command_are_refused(
+    digpro, assigned: Path, tmp_path: Path, options: str, said: list[str]
+) -> None:
+    refused(digpro("sort", assigned, tmp_path / "out", *options.split()), *said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_the_command_cannot_use_are_named(digpro, run: Path, photos: Path, tmp_path: Path) -> None:
+    refused(digpro("sort", tmp_path, tmp_path / "out"), f"error: {tmp_path} holds neither a finished run nor")
+    refused(digpro("sort", run, photos), f"error: {photos} holds other files ('a', ...); choose a new folder")
+    photos.rename(tmp_path / "moved")
+    refused(
+        digpro("sort", run, tmp_path / "out", "--links"), "error: --links needs a local folder", "leave --links out"
+    )
 
 
 def test_what_is_neither_run_nor_assignment_is_refused(tmp_path: Path) -> None:
