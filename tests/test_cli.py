@@ -259,6 +259,28 @@ def test_searches_that_cannot_be_made(digpro, tmp_path: Path, arguments: list[st
     refused(digpro("tune", *arguments, *settings), "error: ", *said)
 
 
+@pytest.mark.parametrize("epochs", [6, 20])
+def test_a_setting_that_the_space_replaces_is_named_with_its_file(digpro, tmp_path: Path, epochs: int) -> None:
+    (tmp_path / "data").mkdir()
+    manifest(500).write(str(tmp_path / "data"))
+    space = tmp_path / "short.py"
+    space.write_text(
+        "from ray import tune\nSPACE = {'optim.lr': tune.loguniform(0.01, 1)}\nSETTINGS = {'optim.epochs': 20}\n"
+    )
+    finished = tmp_path / "runs" / "mine"
+    finished.mkdir(parents=True)
+    best = {"number": 0, "point": {"optim.lr": 0.1}}
+    (finished / "summary.json").write_text(json.dumps({"best": best, "trials": [{}], "scores": {}, "outputs": {}}))
+    places = [f"data.path={tmp_path / 'data'}", "data.source=null", f"storage={tmp_path / 'runs'}", "name=mine"]
+    settings = [f"--set={setting}" for setting in (*places, "optim.warmup_epochs=2", f"optim.epochs={epochs}")]
+    status, out, _ = digpro("tune", "--space", space, *settings)
+    assert status == 0
+    said = f"trials use optim.epochs=20 instead of 6, because SETTINGS in {space} has it; to use 6, change it there\n"
+    assert out.startswith(said) == (epochs == 6)
+    assert ("trials use" in out) == (epochs == 6)
+    assert "best of 1 trials: trial 0  optim.lr=0.1\n" in out
+
+
 def test_a_search_without_a_space_is_wrong_usage(digpro) -> None:
     refused(digpro("tune", "--preset", "digits"), "Usage: digpro tune", "--space")
 

@@ -115,7 +115,10 @@ def overruled(config: RunConfig, space: Space) -> Iterator[str]:
     values = config.model_dump(mode="json")
     for key, value in space.settings.items():
         if (before := get_setting(values, key)) != value:
-            yield f"trials use {key}={value} from SETTINGS of space {space.name} instead of {before}"
+            yield (
+                f"trials use {key}={value} instead of {before}, because SETTINGS in {space.file} has it; to use "
+                f"{before}, change it there"
+            )
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Space:
     objectives : list of (metric, "max" or "min")
     settings : dict
         Used by trials in place of the configuration's, to be cheaper; the best configuration does not have them.
+    file : str
+        Path of its file, for messages.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Space:
     first: list[SearchPoint] = field(default_factory=list)
     objectives: list[Objective] = field(default_factory=lambda: list(LABEL_FREE))
     settings: SearchPoint = field(default_factory=dict)
+    file: str = "the space"
 
     @property
     def metrics(self) -> list[str]:
@@ -103,7 +106,7 @@ def load_space(path: str) -> Space:
     if faults := list(_faults(names)):
         raise ConfigError(f"search space {str(file)!r} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     objectives = [(metric, mode) for metric, mode in names.get("OBJECTIVES", LABEL_FREE)]
-    return Space(file.stem, names["SPACE"], names.get("FIRST", []), objectives, names.get("SETTINGS", {}))
+    return Space(file.stem, names["SPACE"], names.get("FIRST", []), objectives, names.get("SETTINGS", {}), str(file))
 
 
 def _run_file(file: Path) -> dict[str, Any]:
