@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -129,7 +130,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             assert state.pseudo is not None
             values = {"model": state.model.state_dict(), "centers": state.pseudo.centers}
             model = ClusterModel(job.config, job.manifest, values)
-        self._keep(model, job.config, state.history, images.shape[1:])
+        self._keep(model, job.config, state.history, np.shape(X)[1:])
         self.labels_ = self.predict(X)
         return self
 
@@ -161,6 +162,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = self.image_shape is not None
         tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []  # features are float32
         return tags
 
     def _echo(self, line: str) -> None:
@@ -238,6 +240,8 @@ def as_images(X: Any, image_shape: tuple[int, ...] | None = None) -> Array:
     ValueError
         When `X` is not an array of images; the message says what it is.
     """
+    if issparse(X):
+        raise ValueError(f"X is a sparse {type(X).__name__}; give a dense array, such as X.toarray()")
     images = np.asarray(X)
     if images.ndim == 2 and image_shape is not None:
         if images.shape[1] != np.prod(image_shape):
@@ -273,7 +277,9 @@ def _as_uint8(images: Array) -> Array:
     if kind not in "iuf":
         raise ValueError(f"X is {images.dtype}; give {meant}")
     low, high = images.min(), images.max()
-    if not (low >= 0 and high <= (1 if kind == "f" else 255)):  # also catches NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"X is {images.dtype} with NaN or infinite values; give {meant}")
+    if low < 0 or high > (1 if kind == "f" else 255):
         raise ValueError(f"X is {images.dtype} from {low} to {high}; give {meant}")
     return np.rint(images * 255).astype(np.uint8) if kind == "f" else images.astype(np.uint8)
 
