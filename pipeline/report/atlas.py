@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
-from importlib import resources
-from string import Template
 from typing import Any
 
 import numpy as np
 
+from pipeline.report.bundle import as_column, as_json, bundle
 from pipeline.report.choice import Assignments, Duplicate
-from pipeline.report.sprites import Pictures, Sheets, pack
+from pipeline.report.sprites import Pictures
 
-PAGE_BYTES = 28_000_000  # of the whole file; pictures are compressed until it fits
 SCRIPTS = (
+    "elements.js",
     "data.js",
     "selection.js",
     "pictures.js",
+    "images.js",
+    "navigation.js",
     "groups.js",
     "clusters.js",
     "members.js",
@@ -128,16 +127,8 @@ class Atlas:
 
 
 def atlas_page(atlas: Atlas) -> str:
-    """The page as HTML, smaller than `PAGE_BYTES`; texts from outside are data in it and never markup."""
-    frame = Template(_asset("atlas.html"))
-    style, script = _asset("atlas.css"), "\n".join(_asset(name) for name in SCRIPTS)
-    data = _data(atlas)
-    left = PAGE_BYTES - len(style) - len(script) - len(data.encode())
-    sheets = pack(atlas.pictures.tiles, max(0, left) * 3 // 4)  # base64 takes four bytes for three
-    shape = json.dumps({"side": sheets.side, "columns": sheets.columns, "count": len(sheets.files)})
-    return frame.substitute(
-        title=escape(atlas.title), style=style, script=script, data=data, shape=shape, sheets=_sheet_tags(sheets)
-    )
+    """The page as HTML; texts from outside are data in it and never markup."""
+    return bundle("atlas.html", SCRIPTS, atlas.title, _data(atlas), atlas.pictures.tiles)
 
 
 def rename_clusters(page: str, names: Mapping[int, str]) -> str:
@@ -149,16 +140,7 @@ def rename_clusters(page: str, names: Mapping[int, str]) -> str:
     values = json.loads(text)
     for cluster in values["clusters"]:
         cluster["name"] = names.get(cluster["number"], "")
-    return "".join([head, found, _json(values), end, tail])
-
-
-def _json(values: Any) -> str:
-    """JSON that is safe in a script element: it has no `<`."""
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _asset(name: str) -> str:
-    return resources.files("pipeline.report").joinpath("page", name).read_text(encoding="utf-8")
+    return "".join([head, found, as_json(values), end, tail])
 
 
 def _data(atlas: Atlas) -> str:
@@ -186,7 +168,7 @@ def _data(atlas: Atlas) -> str:
         "pictures": len(atlas.pictures),
         "alikePerImage": atlas.alike.shape[1],
         "method": atlas.method,
-        "columns": {name: base64.b64encode(column.tobytes()).decode() for name, column in columns.items()},
+        "columns": {name: as_column(column) for name, column in columns.items()},
         "paths": [images.path[row] for row in rows],
         "clusters": [asdict(cluster) for cluster in atlas.clusters],
         "classNames": atlas.class_names,
@@ -197,17 +179,9 @@ def _data(atlas: Atlas) -> str:
         "duplicates": [asdict(pair) for pair in atlas.duplicates],
         "outliers": atlas.outliers,
     }
-    return _json(values)
+    return as_json(values)
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Six digits of each metric, and null for values that JSON cannot represent."""
     return {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in metrics.items()}
-
-
-def _sheet_tags(sheets: Sheets) -> str:
-    """Each sheet in an element of its own, so that the browser reads it only when it is needed."""
-    return "\n".join(
-        f'<script type="text/plain" id="sheet-{number}">{base64.b64encode(file).decode()}</script>'
-        for number, file in enumerate(sheets.files)
-    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.report import atlas as page_module
+from pipeline.report import bundle as bundle_module
 from pipeline.report import compose as module
 from pipeline.report.atlas import atlas_page, rename_clusters
 from pipeline.report.compose import compose
@@ -153,7 +153,7 @@ def test_pictures_give_way_to_the_size_of_the_page(monkeypatch: pytest.MonkeyPat
     noise = np.random.default_rng(0).integers(256, size=(300, 48, 48, 3), dtype=np.uint8)
     found = compose(clustering(300), lambda chosen: Pictures(noise[: len(chosen)], np.ones(len(chosen))))
     free = len(atlas_page(found))
-    monkeypatch.setattr(page_module, "PAGE_BYTES", free // 2)
+    monkeypatch.setattr(bundle_module, "PAGE_BYTES", free // 2)
     assert len(atlas_page(found)) <= free // 2
 
 

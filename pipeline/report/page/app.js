@@ -1,6 +1,5 @@
 "use strict";
-// Which view is shown. The address after # says it, so that a view can be linked to. The history says it too: a viewer
-// such as MLflow's shows the page in a sandboxed frame, where following a # link does nothing.
+// Which view of the atlas is shown, its search, and its keys.
 
 const VIEWS = ["clusters", "map", "classes", "training", "duplicates", "outliers", "search", "cluster"];
 const started = new Set();
@@ -13,49 +12,13 @@ function startView(view) {
   start();
 }
 
-const linked = () => location.hash.slice(1) || "clusters";
-let current = linked();
-
-// Show a view. `write` is "pushState" for a new entry of the history, "replaceState" for the same one.
-function go(view, write = "pushState") {
-  current = view;
-  imageEntry = false;
-  try {
-    history[write]({ view }, "", `#${view}`);
-  } catch {
-    history[write]({ view }, ""); // the frame's address may not change
-  }
-  route();
-}
-
-document.addEventListener("click", (event) => {
-  const link = event.target.closest('a[href^="#"]');
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  go(link.getAttribute("href").slice(1), link.closest("dialog") && imageEntry ? "replaceState" : "pushState");
-});
-addEventListener("popstate", (event) => {
-  if (imageEntry) {
-    imageEntry = false; // Back, or the image was closed: what lies below it has not changed
-    lightbox.close();
-    return;
-  }
-  current = event.state ? event.state.view : linked();
-  route();
-});
-
 function route() {
   const [, kind, rest] = /^([a-z]+)[-=]?(.*)$/s.exec(current) || [];
   const view = VIEWS.includes(kind) ? kind : "clusters";
   hideTip();
   startView("clusters"); // the order of the cards is that of the arrow keys
   startView(view);
-  for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
-  for (const link of document.querySelectorAll("nav a")) {
-    const here = link.getAttribute("href") === `#${view === "cluster" ? "clusters" : view}`;
-    if (here) showTab(link);
-    else link.removeAttribute("aria-current");
-  }
+  showOnly(view);
   if (view === "search") showQuery(decodeURIComponent(rest));
   if (view === "map" && rest) showOnMap(Number(rest));
   if (view !== "search") byId("query").value = "";
@@ -70,31 +33,12 @@ function showQuery(query) {
   showSearch(query);
 }
 
-// The tab in its row, which is wider than a phone.
-function showTab(link) {
-  link.setAttribute("aria-current", "page");
-  const row = link.parentElement;
-  row.scrollLeft = link.offsetLeft - row.offsetLeft - (row.clientWidth - link.offsetWidth) / 2;
-}
-
 function nameView(view, rest) {
   const names = { clusters: "", cluster: clusterName(parseInt(rest, 10)), search: `Search: ${byId("query").value}` };
   const name = view in names ? names[view] : view[0].toUpperCase() + view.slice(1);
   document.title = [name, atlas.title, "atlas"].filter(Boolean).join(" | ");
   byId("announcement").textContent = name || "Clusters";
 }
-
-// The number of a cluster and the filter of its images, of "3" or "3/outliers".
-function splitOnce(rest) {
-  const [n, filter] = rest.split("/");
-  return [Number(n), filter];
-}
-
-// Where the list of clusters was left, for the way back from one of them.
-let scrolled = 0;
-addEventListener("scroll", () => {
-  if (!byId("view-clusters").hidden) scrolled = scrollY;
-});
 
 function search() {
   const query = byId("query").value.trim();
@@ -129,32 +73,9 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// Arrow keys go from cluster to cluster on the page of one, and from card to card in the list.
-function arrowKey(event) {
-  if (!byId("view-cluster").hidden) {
-    const link = { ArrowLeft: byId("previous-cluster"), ArrowRight: byId("next-cluster") }[event.key];
-    if (link) link.click();
-    return;
-  }
-  const card = event.target.closest && event.target.closest("#cards .card");
-  if (!card) return;
-  const cards = Array.from(byId("cards").children);
-  const across = cards.findIndex((other) => other.offsetTop > cards[0].offsetTop);
-  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
-  const next = step && cards[cards.indexOf(card) + step];
-  if (!next) return;
-  event.preventDefault();
-  next.focus();
-}
-
 if (!hasClasses) document.querySelector('nav a[href="#classes"]').hidden = true;
 if (!atlas.history.length) document.querySelector('nav a[href="#training"]').hidden = true;
 showGroups(); // the browser may have kept names
 route();
 showUnsaved();
-
-// Ready: drawn, and the pictures that are seen first are decoded.
-const firstSheet = atlas.pictures ? Object.assign(new Image(), { src: sheetUrl(0) }).decode().catch(() => {}) : Promise.resolve();
-firstSheet.then(() => requestAnimationFrame(() => requestAnimationFrame(() => {
-  document.documentElement.dataset.ready = Math.round(performance.now());
-})));
+showReady();

@@ -1,5 +1,6 @@
 "use strict";
-// Pictures from the sheets, the tip that follows the pointer, and the lightbox.
+// Pictures from the sheets, the tip that follows the pointer, and the lightbox. What these say of an image is the page's:
+// `fileName`, `describe`, `imageTip` and `lightboxContent`.
 
 const sheets = JSON.parse(byId("sheet-shape").textContent);
 const perSheet = sheets.columns * sheets.columns;
@@ -27,7 +28,7 @@ function sheetImage(sheet, onLoad) {
   return image.complete && image.naturalWidth ? image : null;
 }
 
-const hasPicture = (row) => row >= 0 && row < atlas.pictures;
+const hasPicture = (row) => row >= 0 && row < sheets.pictures;
 
 function tileOf(row) {
   const place = row % perSheet;
@@ -44,7 +45,7 @@ function paint(element, row, whole = false) {
     return element;
   }
   const { sheet, column, line } = tileOf(row);
-  const inSheet = Math.min(perSheet, atlas.pictures - sheet * perSheet);
+  const inSheet = Math.min(perSheet, sheets.pictures - sheet * perSheet);
   const lines = Math.ceil(inSheet / sheets.columns);
   element.style.backgroundImage = `url(${sheetUrl(sheet)})`;
   const [wide, high] = whole ? [1, 1] : [Math.max(1, rows.aspect[row]), Math.max(1, 1 / rows.aspect[row])];
@@ -64,12 +65,6 @@ const wholePicture = (row, attributes) => paint(make("span", attributes), row, t
 const LONG = 1.6; // times as long as wide: longer than most photographs; their middle shows too little to go unsaid
 const isCropped = (row) => hasPicture(row) && Math.max(rows.aspect[row], 1 / rows.aspect[row]) > LONG;
 
-function describe(row) {
-  const parts = [fileName(row), clusterName(rows.cluster[row]), `similarity ${decimal(rows.similarity[row])}`];
-  if (rows.label[row] >= 0) parts.push(`class ${className(rows.label[row])}`);
-  return parts.join(", ");
-}
-
 // A picture as a button that opens the lightbox; `list` are the rows that its arrow keys step through.
 function shot(row, list, caption) {
   const button = make("button", { type: "button", class: "shot", "aria-label": describe(row) + (isCropped(row) ? ", cropped" : "") });
@@ -88,14 +83,6 @@ const contactSheet = (list, caption) =>
   make("div", { class: "sheet" }, ...list.map((row) => shot(row, list, caption ? caption(row) : "")));
 
 // The tip
-
-function imageTip(row) {
-  const lines = [make("strong", {}, clusterName(rows.cluster[row]))];
-  if (rows.label[row] >= 0) lines.push(make("span", {}, `class ${className(rows.label[row])}`));
-  lines.push(make("span", {}, `similarity ${decimal(rows.similarity[row])}`));
-  lines.push(make("span", { class: "path" }, fileName(row)));
-  return [hasPicture(row) ? wholePicture(row, { class: "large" }) : null, make("div", { class: "lines" }, ...lines)];
-}
 
 function showTip(content, event) {
   const tip = byId("tip");
@@ -136,52 +123,19 @@ lightbox.addEventListener("close", () => {
 
 const closeButton = () => make("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => lightbox.close() }, "×");
 
-function lightboxContent(row) {
-  const place = opened.list.indexOf(row);
-  const step = (by) => openLightbox(opened.list[(place + by + opened.list.length) % opened.list.length], opened.list);
-  const many = opened.list.length > 1;
-  const facts = [
-    ["cluster", clusterLink(rows.cluster[row])],
-    rows.label[row] >= 0 ? ["class", className(rows.label[row])] : null,
-    ["similarity", decimal(rows.similarity[row], 4)],
-    ["runner-up", shownAs(rows.runnerUp[row]) === shownAs(rows.cluster[row]) ? "another cluster of the group" : clusterLink(rows.runnerUp[row])],
-    ["margin", decimal(rows.margin[row], 4)],
-    ["outlier score", decimal(rows.outlier[row], 1)],
-    ["index", number(rows.index[row])],
-  ].filter(Boolean);
-  return [
-    closeButton(),
-    make(
-      "div",
-      { class: "stage" },
-      wholePicture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
-      make(
-        "div",
-        { class: "about" },
-        make("p", { class: "path" }, fileName(row)),
-        make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
-        Number.isNaN(rows.x[row]) ? null : make("p", {}, make("a", { href: `#map-${row}` }, "Show on the map")),
-        many
-          ? make(
-              "p",
-              { class: "buttons" },
-              make("button", { type: "button", onclick: () => step(-1), "data-step": "-1" }, "← previous"),
-              make("button", { type: "button", onclick: () => step(1), "data-step": "1" }, "next →"),
-              make("span", { class: "hint" }, `${place + 1} of ${opened.list.length}`),
-            )
-          : null,
-      ),
-    ),
-    ...alikeContent(row),
-  ];
-}
-
-function alikeContent(row) {
-  const count = atlas.alikePerImage;
-  if (!count || !hasPicture(row)) return [];
-  const list = Array.from(rows.alike.subarray(row * count, (row + 1) * count)).filter((other) => other >= 0);
-  if (!list.length) return [];
-  return [make("h3", {}, "Most similar images"), contactSheet(list)];
+// Buttons to the images before and after this one in the list that it was opened from.
+function stepButtons(row) {
+  const { list } = opened;
+  if (list.length < 2) return null;
+  const place = list.indexOf(row);
+  const step = (by) => openLightbox(list[(place + by + list.length) % list.length], list);
+  return make(
+    "p",
+    { class: "buttons" },
+    make("button", { type: "button", onclick: () => step(-1), "data-step": "-1" }, "← previous"),
+    make("button", { type: "button", onclick: () => step(1), "data-step": "1" }, "next →"),
+    make("span", { class: "hint" }, `${place + 1} of ${list.length}`),
+  );
 }
 
 lightbox.addEventListener("click", (event) => {

@@ -39,18 +39,6 @@ function listTools(name, list) {
   );
 }
 
-const CSV_COLUMNS = {
-  index: (row) => rows.index[row],
-  path: (row) => atlas.paths[row],
-  cluster: (row) => rows.cluster[row],
-  name: (row) => (clusterOf.get(rows.cluster[row]) || { name: "" }).name,
-  class: (row) => (rows.label[row] < 0 ? "" : className(rows.label[row])),
-  runner_up: (row) => rows.runnerUp[row],
-  similarity: (row) => rows.similarity[row],
-  margin: (row) => rows.margin[row],
-  outlier: (row) => rows.outlier[row],
-};
-
 function csv(list) {
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
   const lines = [Object.keys(CSV_COLUMNS), ...list.map((row) => Object.values(CSV_COLUMNS).map((value) => value(row)))];
@@ -62,7 +50,7 @@ function saveFile(name, text) {
   if (location.protocol === "blob:") {
     const area = make("textarea", { readonly: true, rows: 16, "aria-label": name });
     area.value = text;
-    lightbox.replaceChildren(closeButton(), make("h3", {}, name), make("p", { class: "hint" }, "This frame may not save files; copy the text, or open the atlas from disk."), area);
+    lightbox.replaceChildren(closeButton(), make("h3", {}, name), make("p", { class: "hint" }, "This frame may not save files; copy the text, or open the page from disk."), area);
     lightbox.showModal();
     area.select();
     return;
