@@ -54,6 +54,30 @@ def majority(clusters: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArra
     return clusters[votes.argmax(axis=0), np.arange(clusters.shape[1])], votes.max(axis=0) / len(clusters)
 
 
+def shared_with_match(table: csr_array, match: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Rows (B,) that are in a cluster of B and in the one of A that it is matched to (`match_clusters`); 0 for none."""
+    (matched,) = np.nonzero(match >= 0)
+    found = np.zeros(len(match), np.int64)
+    found[matched] = table[match[matched], matched]
+    return found
+
+
+def flows(table: csr_array, match: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Pairs of clusters that share rows though they are not matched: (F, 3) of A, of B, and rows; the largest first.
+
+    Parameters
+    ----------
+    table : csr_array (A, B) int
+        Rows in each pair of clusters.
+    match : array (B,) int
+        The cluster of A that each of B is matched to; -1 for none.
+    """
+    counts = table.tocoo()
+    row, column = counts.coords
+    found = np.stack([row, column, counts.data], axis=1).astype(np.int64)[match[column] != row]
+    return found[np.argsort(-found[:, 2], kind="stable")]
+
+
 def jaccard_of_best(table: csr_array) -> NDArray[np.float64]:
     """For each cluster of A (A,) the Jaccard index with the most similar cluster of B; 0 for an empty one.
 

@@ -1,4 +1,4 @@
-"""The page of a comparison: how far runs agree, cluster by cluster, and the images on which they do not."""
+"""The page of a comparison: how far runs agree, cluster by cluster, and the images that moved; one file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,78 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.html import heading, html_page, image, paragraph, table
-from pipeline.report.sprites import strip_png
+from pipeline.report.bundle import as_column, as_json, bundle
 
 UNSTABLE, STABLE = 0.6, 0.85  # limits of Hennig (2007)
-STYLE = (
-    "tr.unstable { background: light-dark(#fbeaea, #45211f) } tr.stable { background: light-dark(#e8f4e8, #1f3a26) }\n"
+FLOWS = 20_000  # of all runs together, the largest: they take about 300 kB of the page
+SCRIPTS = (
+    "elements.js",
+    "comparison_data.js",
+    "selection.js",
+    "pictures.js",
+    "comparison_images.js",
+    "navigation.js",
+    "comparison_clusters.js",
+    "comparison_flows.js",
+    "comparison_app.js",
 )
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One of the runs.
+
+    Attributes
+    ----------
+    name : str
+    atlas : str
+        Address of its atlas as the page links to it; empty without one.
+    names : mapping
+        Number of a cluster -> the name that a person gave it.
+    sizes : int ndarray (K_r,)
+        Images in each of its clusters.
+    match : int ndarray (K_r,)
+        The cluster of the first run that each of its clusters is matched to; -1 for none.
+    common : int ndarray (K_r,)
+        Images that are in a cluster and in the one that it is matched to.
+    flows : int ndarray (F, 3)
+        Cluster of the first run, cluster of this run that is not matched to it, and the images in both; the largest
+        come first.
+    """
+
+    name: str
+    atlas: str
+    names: Mapping[int, str]
+    sizes: Array
+    match: Array
+    common: Array
+    flows: Array
+
+
+@dataclass(frozen=True)
+class MovedImages:
+    """A sample of the images that moved, those of a cluster of the first run together.
+
+    Attributes
+    ----------
+    index : int ndarray (n,)
+    path : sequence of str
+    clusters : int ndarray (R, n)
+        In each run, as that run numbers them.
+    elsewhere : int ndarray (n,)
+        Runs that disagree with the first one.
+    agreement : ndarray (n,)
+        Share of the runs that agree on an image.
+    pictures : uint8 ndarray (n, side, side, 3)
+    """
+
+    index: Array
+    path: Sequence[str]
+    clusters: Array
+    elsewhere: Array
+    agreement: Array
+    pictures: Array
 
 
 @dataclass(frozen=True)
@@ -24,75 +88,62 @@ class Comparison:
 
     Attributes
     ----------
-    names : sequence of str
-        Of the R runs; clusters are those of the first.
+    runs : sequence of ComparedRun
+        R of them; the others are compared with the first.
     ari, nmi : ndarray (R, R)
-    titles : sequence of str
-        Of the K clusters of the first run.
-    sizes : ndarray (K,)
     stability : ndarray (K,)
-        Mean Jaccard index with the most similar cluster of each other run.
-    moved : ndarray (K,)
-        Images of each cluster that another run puts elsewhere.
+        Of each cluster of the first run: the mean Jaccard index with the most similar cluster of each other run.
+    moved : int ndarray (K,)
+        Images of each cluster of the first run that another run puts elsewhere.
     images : int
-    pictures : mapping
-        Cluster -> tiles uint8 (n, side, side, 3) of images that moved.
+    agreement : float
+        Mean over all images of the share of the runs that agree.
+    sample : MovedImages
     """
 
-    names: Sequence[str]
+    runs: Sequence[ComparedRun]
     ari: Array
     nmi: Array
-    titles: Sequence[str]
-    sizes: Array
     stability: Array
     moved: Array
     images: int
-    pictures: Mapping[int, Array]
+    agreement: float
+    sample: MovedImages
 
 
 def comparison_page(found: Comparison) -> str:
-    """The page as HTML."""
-    runs = ", ".join(found.names)
-    share = found.moved.sum() / found.images
-    body = [
-        paragraph(f"{found.images:,} images, {len(found.names)} runs: {runs}. Clusters are those of {found.names[0]}."),
-        paragraph(f"{found.moved.sum():,} images ({share:.1%}) are in a different cluster in at least one other run."),
-        heading("Agreement of the runs"),
-        paragraph("Adjusted Rand index: 1 for the same clusters, about 0 for random ones."),
-        _square(found.names, found.ari),
-        paragraph("Normalised mutual information: 1 for the same clusters."),
-        _square(found.names, found.nmi),
-        heading("Stability of the clusters"),
-        paragraph(
-            "The mean Jaccard index of a cluster and the most similar cluster of each other run (Hennig 2007). Below "
-            f"{UNSTABLE} a cluster is unreliable, above {STABLE} it is found again in every run."
-        ),
-        table(["cluster", "images", "stability", "moved"], _rows(found)),
-        heading("Images that moved"),
-        paragraph("Images that most other runs put into a different cluster come first."),
-        *_pictures(found),
-    ]
-    return html_page(f"Comparison of {len(found.names)} runs", body, STYLE)
+    """The page as HTML; texts from outside are data in it and never markup."""
+    title = f"Comparison of {len(found.runs)} runs"
+    sample, most_flows = found.sample, FLOWS // max(1, len(found.runs) - 1)
+    values = {
+        "title": title,
+        "runs": [_run_values(run, most_flows) for run in found.runs],
+        "ari": found.ari.round(4).tolist(),
+        "nmi": found.nmi.round(4).tolist(),
+        "stability": found.stability.round(4).tolist(),
+        "moved": found.moved.tolist(),
+        "images": found.images,
+        "agreement": found.agreement,
+        "limits": [UNSTABLE, STABLE],
+        "paths": list(sample.path),
+        "columns": {
+            "index": as_column(sample.index.astype(np.int32)),
+            "clusters": as_column(sample.clusters.astype(np.int32)),
+            "elsewhere": as_column(sample.elsewhere.astype(np.int32)),
+            "agreement": as_column(sample.agreement.astype(np.float32)),
+        },
+    }
+    return bundle("comparison.html", SCRIPTS, title, as_json(values), sample.pictures)
 
 
-def _square(names: Sequence[str], values: Array) -> str:
-    return table(["", *names], [([name, *map(float, row)], "") for name, row in zip(names, values, strict=True)])
-
-
-def _rows(found: Comparison) -> list[tuple[list[Any], str]]:
-    order = np.argsort(found.stability, kind="stable")
-    return [
-        (
-            [found.titles[k], int(found.sizes[k]), float(found.stability[k]), int(found.moved[k])],
-            "unstable" if found.stability[k] < UNSTABLE else "stable" if found.stability[k] > STABLE else "",
-        )
-        for k in order
-    ]
-
-
-def _pictures(found: Comparison) -> list[str]:
-    pieces = []
-    for cluster, tiles in found.pictures.items():
-        title = f"{found.titles[cluster]}: {int(found.moved[cluster]):,} moved"
-        pieces += [heading(title, level=3), image(strip_png(tiles), f"{len(tiles)} images of {title}")]
-    return pieces
+def _run_values(run: ComparedRun, most_flows: int) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "atlas": run.atlas,
+        "names": dict(run.names),
+        "sizes": run.sizes.tolist(),
+        "match": run.match.tolist(),
+        "common": run.common.tolist(),
+        "flows": run.flows[:most_flows].tolist(),
+        "numFlows": len(run.flows),
+    }

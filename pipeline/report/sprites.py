@@ -102,10 +102,3 @@ def jpeg(tile: Array, aspect: float) -> bytes:
     shape = (max(1, round(side * min(1, aspect))), max(1, round(side * min(1, 1 / aspect))))
     Image.fromarray(tile).resize(shape).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def strip_png(tiles: Array) -> bytes:
-    """Tiles uint8 (n, side, side, 3) side by side, as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(list(tiles), axis=1)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

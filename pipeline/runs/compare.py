@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
-from pipeline.clustering.agreement import count_pairs, jaccard_of_best, majority, matched_to_first
+from pipeline.clustering.agreement import (
+    count_pairs,
+    flows,
+    jaccard_of_best,
+    majority,
+    match_clusters,
+    shared_with_match,
+)
 from pipeline.clustering.scores import contingency_scores
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
@@ -19,15 +29,19 @@ from pipeline.data.read import read_chosen, read_origins
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
 from pipeline.inference.run_features import clusters_of_images
-from pipeline.report.comparison import Comparison, comparison_page
+from pipeline.report.comparison import ComparedRun, Comparison, MovedImages, comparison_page
+from pipeline.report.sprites import tile_side
 from pipeline.runs.identity import read_started_run
 from pipeline.runs.names import read_names
+from pipeline.runs.report import ATLAS
 from pipeline.storage import Folder, absolute
 
 PAGE, MOVED, AGREEMENT, SUMMARY = "comparison.html", "moved.parquet", "agreement.parquet", "summary.json"
-SHOWN = 10  # images of each cluster
-TILE = 96  # pixels
+IMAGES = 1_800  # on the page: so many have pictures of 160 pixels (`tile_side`), about 13 MB of photographs
+IMAGES_OF_A_CLUSTER = 60  # of these: more are not looked through one by one, and all are in `MOVED`
 Array = np.ndarray[Any, Any]
+Tables = Mapping[tuple[int, int], csr_array]
+"""Of runs a < b: images in each cluster of a and of b, (K_a, K_b)."""
 
 
 def compare(references: Sequence[str], out: str) -> dict[str, Any]:
@@ -57,16 +71,28 @@ def compare(references: Sequence[str], out: str) -> dict[str, Any]:
     config, manifest = same_images(runs)
     clusters = np.stack([clusters_of_images(run, manifest.num_images) for run in runs])
     tables = {(a, b): count_pairs(clusters[a], clusters[b]) for a, b in itertools.combinations(range(len(runs)), 2)}
-    matched = matched_to_first(clusters)
+    scores = {pair: contingency_scores(table) for pair, table in tables.items()}
+    matches = _matches(tables, len(runs))
+    matched = np.stack([match[labels] for match, labels in zip(matches, clusters, strict=True)])
     elsewhere = (matched != clusters[0]).sum(axis=0, dtype=np.int32)
     winner, agreement = majority(matched)
-    found = _compose(runs, int(clusters[0].max()) + 1, clusters[0], tables, elsewhere, config, manifest)
+    agreement = agreement.astype(np.float32)
     target = Folder(absolute(out)).make()
-    summary = _summarise(found, runs, target) | {"agreement": float(agreement.mean())}
+    found = Comparison(
+        runs=_describe_runs(runs, target, tables, matches),
+        ari=_of_pairs(scores, len(runs), "ari"),
+        nmi=_of_pairs(scores, len(runs), "nmi"),
+        stability=np.mean([jaccard_of_best(tables[0, b]) for b in range(1, len(runs))], axis=0),
+        moved=np.bincount(clusters[0][elsewhere > 0], minlength=len(matches[0])),
+        images=manifest.num_images,
+        agreement=float(agreement.mean(dtype=np.float64)),
+        sample=_sample(clusters, elsewhere, agreement, config, manifest),
+    )
     target.write_bytes(PAGE, comparison_page(found).encode())
-    _write_table(target, AGREEMENT, config.data.path, {"cluster": winner, "agreement": agreement.astype(np.float32)})
+    _write_table(target, AGREEMENT, config.data.path, {"cluster": winner, "agreement": agreement})
     moved = {"elsewhere": elsewhere} | {f"cluster_{number}": labels for number, labels in enumerate(matched)}
     _write_table(target, MOVED, config.data.path, moved, elsewhere > 0)
+    summary = _summarise(found, runs, target)
     target.write(SUMMARY, summary)
     return summary
 
@@ -81,55 +107,120 @@ def same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
     return first
 
 
-def _compose(
-    runs: Sequence[Folder],
-    count: int,
-    clusters: Array,
-    tables: dict[tuple[int, int], csr_array],
-    elsewhere: Array,
-    config: RunConfig,
-    manifest: Manifest,
-) -> Comparison:
-    ari, nmi = np.eye(len(runs)), np.eye(len(runs))
-    for pair, table in tables.items():
-        scores = contingency_scores(table)
-        for values, name in ((ari, "ari"), (nmi, "nmi")):
-            values[pair] = values[pair[::-1]] = scores[name]
-    names = read_names(runs[0])
-    return Comparison(
-        names=[run.name for run in runs],
-        ari=ari,
-        nmi=nmi,
-        titles=[names.get(number) or f"cluster {number}" for number in range(count)],
-        sizes=np.bincount(clusters, minlength=count),
-        stability=np.mean([jaccard_of_best(tables[0, b]) for b in range(1, len(runs))], axis=0),
-        moved=np.bincount(clusters[elsewhere > 0], minlength=count),
-        images=len(clusters),
-        pictures=_pictures(clusters, elsewhere, config, manifest),
-    )
+def _matches(tables: Tables, runs: int) -> list[Array]:
+    """For each run the clusters of the first one that its own are matched to: R arrays (K_r,) int32, -1 for none."""
+    first = np.arange(tables[0, 1].shape[0])
+    others = [match_clusters(tables[0, b]) for b in range(1, runs)]
+    return [match.astype(np.int32) for match in (first, *others)]
 
 
-def _pictures(clusters: Array, elsewhere: Array, config: RunConfig, manifest: Manifest) -> dict[int, Array]:
-    """Tiles of the images of each cluster that the most runs put into another one."""
+def _of_pairs(scores: Mapping[tuple[int, int], Mapping[str, float]], runs: int, name: str) -> Array:
+    """One of the scores of each pair of runs (R, R)."""
+    values = np.eye(runs)
+    for pair, found in scores.items():
+        values[pair] = values[pair[::-1]] = found[name]
+    return values
+
+
+def _describe_runs(
+    runs: Sequence[Folder], target: Folder, tables: Tables, matches: Sequence[Array]
+) -> list[ComparedRun]:
+    sizes = tables[0, 1].sum(axis=1)
+    itself = csr_array((sizes, (matches[0], matches[0])))  # so that the first run is like any other
+    found = []
+    for number, (run, name) in enumerate(zip(runs, short_names([run.root for run in runs]), strict=True)):
+        table, match = tables[0, number] if number else itself, matches[number]
+        found.append(
+            ComparedRun(
+                name=name,
+                atlas=address_of_atlas(run, target),
+                names=read_names(run),
+                sizes=table.sum(axis=0),
+                match=match,
+                common=shared_with_match(table, match),
+                flows=flows(table, match),
+            )
+        )
+    return found
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The ends of the paths, as long as it takes to tell them apart."""
+    parts = [path.split("/") for path in paths]
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)
+
+
+def address_of_atlas(run: Folder, target: Folder) -> str:
+    """Address of a run's atlas from a page in `target`; empty where one of them is in a store, or there is no atlas."""
+    if not (run.is_local and target.is_local) or ATLAS not in run.names(ATLAS):
+        return ""
+    return quote(os.path.relpath(f"{run.root}/{ATLAS}", target.root))
+
+
+def _sample(clusters: Array, elsewhere: Array, agreement: Array, config: RunConfig, manifest: Manifest) -> MovedImages:
+    chosen = choose_moved(clusters[0], elsewhere)
+    paths, pictures = _read_images(chosen, config, manifest)
+    return MovedImages(chosen, paths, clusters[:, chosen], elsewhere[chosen], agreement[chosen], pictures)
+
+
+def choose_moved(clusters: Array, elsewhere: Array) -> Array:
+    """Indices of images for the page: in each cluster those that the most runs put elsewhere.
+
+    Clusters have the same number of images as far as they have so many that moved. With more than `IMAGES` clusters,
+    those have one from which the most moved.
+
+    Parameters
+    ----------
+    clusters : int ndarray (N,)
+        Of the first run.
+    elsewhere : int ndarray (N,)
+        Runs that disagree with it.
+
+    Returns
+    -------
+    int ndarray (n,)
+        By cluster, then the most disagreement first.
+    """
     moved = np.flatnonzero(elsewhere)
     order = moved[np.lexsort((moved, -elsewhere[moved], clusters[moved]))]
-    chosen = {int(k): order[clusters[order] == k][:SHOWN] for k in np.unique(clusters[order])}
-    if not chosen:
-        return {}
-    decoding = config.data.decoding | {"size": TILE, "fit": "show"}
-    tiles: dict[int, Array] = {}
-    for table in read_chosen(config.data.path, manifest, np.concatenate(list(chosen.values()))):
-        block = decode_table(table, **decoding)
-        tiles |= dict(zip(block["index"].tolist(), block["image"], strict=True))
-    return {cluster: np.stack([tiles[int(i)] for i in images]) for cluster, images in chosen.items()}
+    counts = np.bincount(clusters[order])
+    first = np.cumsum(counts) - counts
+    rank = np.arange(len(order)) - first[clusters[order]]  # of an image in its cluster
+    order, rank = order[rank < IMAGES_OF_A_CLUSTER], rank[rank < IMAGES_OF_A_CLUSTER]
+    in_turn = np.lexsort((-counts[clusters[order]], rank))
+    return order[np.sort(in_turn[:IMAGES])]
+
+
+def _read_images(chosen: Array, config: RunConfig, manifest: Manifest) -> tuple[list[str], Array]:
+    """Paths, and pictures uint8 (n, side, side, 3), of images (n,) in their order."""
+    side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]
+    pictures = np.empty((len(chosen), side, side, 3), np.uint8)
+    paths = [""] * len(chosen)
+    row_of = {index: row for row, index in enumerate(chosen.tolist())}
+    for table in read_chosen(config.data.path, manifest, chosen):
+        block = decode_table(table, side, "show", interpolation)
+        rows = [row_of[index] for index in block["index"].tolist()]
+        pictures[rows] = block["image"]
+        for row, path in zip(rows, pc.struct_field(table.column("image"), "path").to_pylist(), strict=True):
+            paths[row] = path or ""
+    return paths, pictures
 
 
 def _summarise(found: Comparison, runs: Sequence[Folder], target: Folder) -> dict[str, Any]:
+    first = found.runs[0]
     clusters = [
-        {"cluster": k, "name": title, "images": int(size), "stability": float(stability), "moved": int(moved)}
-        for k, (title, size, stability, moved) in enumerate(
-            zip(found.titles, found.sizes, found.stability, found.moved, strict=True)
-        )
+        {
+            "cluster": k,
+            "name": first.names.get(k) or f"cluster {k}",
+            "images": int(first.sizes[k]),
+            "stability": float(found.stability[k]),
+            "moved": int(found.moved[k]),
+        }
+        for k in range(len(first.sizes))
     ]
     return {
         "runs": [run.path for run in runs],
@@ -139,6 +230,7 @@ def _summarise(found: Comparison, runs: Sequence[Folder], target: Folder) -> dic
         "nmi": found.nmi.tolist(),
         "clusters": clusters,
         "outputs": {"page": target.file(PAGE), "agreement": target.file(AGREEMENT), "moved": target.file(MOVED)},
+        "agreement": found.agreement,
     }
 
 

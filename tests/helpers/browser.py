@@ -1,9 +1,12 @@
-"""The atlas in headless Chromium: how tests start it and what they ask of it."""
+"""Pages in headless Chromium, from disk and without a network: how tests start it and what they ask of it."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -36,7 +39,7 @@ def start_browser() -> Any:
 
 
 class Page:
-    """The atlas in a browser, with what the tests ask of it."""
+    """A page in a browser, with what the tests ask of it."""
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver, self.address = driver, address
@@ -48,6 +51,19 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}#{view}")
+        self.wait("return document.documentElement.dataset.ready")
+
+    def open_in_frame(self, host: Path) -> None:
+        """Show the page as MLflow shows an artifact: a blob in a frame that may run scripts and nothing else."""
+        text = Path(unquote(urlparse(self.address).path)).read_text()
+        content = json.dumps(text).replace("<", "\\u003c")
+        host.write_text(
+            f"""<iframe sandbox="allow-scripts" style="width: 1200px; height: 700px"></iframe><script>
+            const blob = new Blob([{content}], {{ type: "text/html" }});
+            document.querySelector("iframe").src = URL.createObjectURL(blob);</script>"""
+        )
+        self.driver.get(host.as_uri())
+        self.driver.switch_to.frame(self.one("iframe"))
         self.wait("return document.documentElement.dataset.ready")
 
     def wait(self, script: str) -> Any:

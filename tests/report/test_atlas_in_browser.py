@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -251,17 +250,7 @@ def test_the_title_of_the_page_names_the_view_and_only_that_is_announced(page: P
 @pytest.fixture
 def frame(page: Page, tmp_path: Path) -> Page:
     """The page as MLflow shows an artifact: a blob in a frame that may run scripts and nothing else."""
-    text = Path(unquote(urlparse(page.address).path)).read_text()
-    content = json.dumps(text).replace("<", "\\u003c")
-    host = tmp_path / "host.html"
-    host.write_text(
-        f"""<iframe sandbox="allow-scripts" style="width: 1200px; height: 700px"></iframe><script>
-        const blob = new Blob([{content}], {{ type: "text/html" }});
-        document.querySelector("iframe").src = URL.createObjectURL(blob);</script>"""
-    )
-    page.driver.get(host.as_uri())
-    page.driver.switch_to.frame(page.one("iframe"))
-    page.wait("return document.documentElement.dataset.ready")
+    page.open_in_frame(tmp_path / "host.html")
     return page
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,33 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from pipeline.clustering.agreement import flows
 from pipeline.collectives import RowRange
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.run_features import write_features
-from pipeline.runs.compare import AGREEMENT, MOVED, PAGE, SUMMARY, compare
+from pipeline.report.comparison import Comparison
+from pipeline.runs import compare as module
+from pipeline.runs.compare import (
+    AGREEMENT,
+    IMAGES_OF_A_CLUSTER,
+    MOVED,
+    PAGE,
+    SUMMARY,
+    address_of_atlas,
+    choose_moved,
+    compare,
+    short_names,
+)
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.runs.names import NAMES
+from pipeline.runs.report import ATLAS
+from pipeline.storage import Folder
 from tests.helpers.command_line import refused
 from tests.helpers.images import encoded, put
 
@@ -48,6 +66,17 @@ def make_run(place: Path, shards: str, clusters: list[int], manifest: Manifest |
     return str(place)
 
 
+def page_data(page: Path) -> dict[str, Any]:
+    """The values in the page of a comparison."""
+    found = re.search(r'id="comparison-data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def column(data: dict[str, Any], name: str, kind: type = np.int32) -> list[Any]:
+    return np.frombuffer(base64.b64decode(data["columns"][name]), kind).tolist()
+
+
 def test_runs_are_compared_with_the_first(shards: str, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"run{n}", shards, found) for n, found in enumerate((FIRST, OTHER, THIRD))]
     (tmp_path / "run0" / NAMES).write_text("1: ships\n")
@@ -72,9 +101,86 @@ def test_runs_are_compared_with_the_first(shards: str, tmp_path: Path) -> None:
     assert agreement.column("cluster").to_pylist() == [*FIRST[:23], 1]  # two of three put the last image there
     assert agreement.column("agreement").to_pylist() == pytest.approx([1] * 22 + [2 / 3] * 2)
     assert summary["agreement"] == pytest.approx((22 + 4 / 3) / 24)
-    page = (tmp_path / "out" / PAGE).read_text()
-    assert "2 images (8.3%) are in a different cluster" in page
-    assert "2 images of cluster 2: 2 moved" in page
+
+
+def test_the_page_has_matches_flows_and_the_images_that_moved(shards: str, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run{n}", shards, found) for n, found in enumerate((FIRST, OTHER, THIRD))]
+    (tmp_path / "run0" / NAMES).write_text("1: ships\n")
+    (tmp_path / "run2" / NAMES).write_text("0: boats\n")
+    (tmp_path / "run1" / ATLAS).write_text("an atlas")
+    compare(runs, str(tmp_path / "out"))
+    data = page_data(tmp_path / "out" / PAGE)
+    first, other, third = data["runs"]
+    assert [run["name"] for run in data["runs"]] == ["run0", "run1", "run2"]
+    assert [run["atlas"] for run in data["runs"]] == ["", "../run1/atlas.html", ""]
+    assert (first["names"], third["names"]) == ({"1": "ships"}, {"0": "boats"})
+    assert (first["match"], first["sizes"], first["common"]) == ([0, 1, 2], [8, 8, 8], [8, 8, 8])
+    assert (other["match"], other["sizes"], other["common"]) == ([1, 2, 0], [10, 6, 8], [8, 6, 8])
+    assert (third["match"], third["sizes"], third["common"]) == ([1, 0, 2], [9, 8, 7], [8, 8, 7])
+    assert [(run["flows"], run["numFlows"]) for run in data["runs"]] == [([], 0), ([[2, 0, 2]], 1), ([[2, 0, 1]], 1)]
+    assert (data["images"], data["moved"]) == (24, [0, 0, 2])
+    assert data["agreement"] == pytest.approx((22 + 4 / 3) / 24)
+
+    indices = column(data, "index")
+    assert indices == [23, 22]  # more runs disagree on 23
+    assert data["paths"] == pq.read_table(tmp_path / "out" / AGREEMENT).column("path").take(indices).to_pylist()
+    assert np.reshape(column(data, "clusters"), (3, 2)).tolist() == [[2, 2], [0, 0], [0, 2]]
+    assert column(data, "elsewhere") == [2, 1]
+    assert column(data, "agreement", np.float32) == pytest.approx([2 / 3] * 2)
+
+
+def test_pictures_are_those_of_their_images(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Comparison] = []
+    monkeypatch.setattr(module, "comparison_page", lambda found: seen.append(found) or "")
+    runs = [make_run(tmp_path / f"run{n}", shards, found) for n, found in enumerate((FIRST, OTHER, THIRD))]
+    compare(runs, str(tmp_path / "out"))
+    (found,) = seen
+    for path, picture in zip(found.sample.path, found.sample.pictures, strict=True):
+        value = int(path.removesuffix(".png"))  # the image's colour is (value, 0, 255 - value)
+        middle = picture[picture.shape[0] // 2, picture.shape[1] // 2]
+        assert middle.tolist() == [value, 0, 255 - value]
+
+
+def test_a_page_holds_a_bounded_number_of_images_of_each_cluster() -> None:
+    clusters = np.array([0] * 100 + [1] * 3 + [2] * 100, np.int32)
+    elsewhere = np.ones(len(clusters), np.int32)
+    elsewhere[[50, 150]] = 2
+    elsewhere[[0, 200]] = 0
+    chosen = choose_moved(clusters, elsewhere)
+    assert np.bincount(clusters[chosen]).tolist() == [IMAGES_OF_A_CLUSTER, 3, IMAGES_OF_A_CLUSTER]
+    assert chosen[:3].tolist() == [50, 1, 2]  # by cluster, and those first that most runs put elsewhere
+    assert elsewhere[chosen].all()
+
+
+def test_clusters_share_what_a_page_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IMAGES", 10)
+    clusters = np.array([0] * 100 + [1] * 2 + [2] * 50, np.int32)
+    chosen = choose_moved(clusters, np.ones(len(clusters), np.int32))
+    assert np.bincount(clusters[chosen]).tolist() == [4, 2, 4]
+    assert np.array_equal(clusters[chosen], np.sort(clusters[chosen]))
+    crowded = np.repeat(np.arange(20, dtype=np.int32), np.arange(1, 21))
+    chosen = choose_moved(crowded, np.ones(len(crowded), np.int32))
+    assert crowded[chosen].tolist() == list(range(10, 20))  # of which most moved
+
+
+def test_flows_are_pairs_of_clusters_that_are_not_matched() -> None:
+    table = csr_array([[5, 4, 0, 1], [0, 6, 2, 0]])
+    assert flows(table, np.array([0, 1, -1, -1])).tolist() == [[0, 1, 4], [1, 2, 2], [0, 3, 1]]
+    assert flows(csr_array([[3, 0], [0, 2]]), np.array([0, 1])).shape == (0, 3)
+
+
+def test_runs_are_told_apart_by_as_much_of_their_paths_as_it_takes() -> None:
+    assert short_names(["/runs/a", "/runs/b"]) == ["a", "b"]
+    assert short_names(["/x/k4/seed-0", "/x/k8/seed-0", "/x/k8/seed-1"]) == ["k4/seed-0", "k8/seed-0", "k8/seed-1"]
+    assert short_names(["/runs/a", "/runs/a"]) == ["a", "a"]
+
+
+def test_an_atlas_is_linked_where_page_and_run_can_be_opened_from_one_disk(tmp_path: Path) -> None:
+    run, out = Folder(f"{tmp_path}/runs/50% #1"), Folder(f"{tmp_path}/out").make()
+    assert address_of_atlas(run, out) == ""
+    run.make().write_bytes(ATLAS, b"")
+    assert address_of_atlas(run, out) == "../runs/50%25%20%231/atlas.html"
+    assert address_of_atlas(run, Folder("mock:///bucket/out")) == ""
 
 
 def test_runs_that_agree_have_nothing_that_moved(shards: str, tmp_path: Path) -> None:
