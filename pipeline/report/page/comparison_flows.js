@@ -3,8 +3,9 @@
 
 const FLOW_LINES = 200; // of the table; more are not read
 const flows = runs.flatMap((run, number) => run.flows.map(([from, to, count]) => ({ run: number, from, to, count })));
-const flowsOfCluster = Map.groupBy ? Map.groupBy(flows, ({ from }) => from) : new Map(clusters.map(({ number }) => [number, flows.filter(({ from }) => from === number)]));
-const flowsFrom = (cluster) => flowsOfCluster.get(cluster.number) || [];
+const flowsOfCluster = clusters.map(() => []);
+for (const flow of flows) flowsOfCluster[flow.from].push(flow);
+const flowsFrom = (cluster) => flowsOfCluster[cluster.number];
 
 // The flow of an address such as "1-7": to cluster 7 of run 1; undefined where there is none.
 function flowOf(cluster, address) {
@@ -33,7 +34,7 @@ function clusterFlows(cluster) {
 
 function startFlows() {
   fillSelect(byId("flow-run"), others.map((run) => [String(run), runs[run].name]), () => go(`flows-${byId("flow-run").value}`, "replaceState"));
-  byId("flow-hint").textContent = `Images of a cluster of ${runs[0].name} that the other run puts into a cluster that is not its match. A count leads to the images.`;
+  byId("flow-hint").textContent = `Images of a cluster of ${runs[0].name} that the other run puts into a cluster that is not its match, and their share of the cluster. A count leads to the images.`;
 }
 
 function showFlows(run) {
@@ -46,15 +47,15 @@ function showFlows(run) {
 }
 
 function flowTable(list, name) {
-  const head = [`from (${runs[0].name})`, `to (${name})`, "which is", "images", "of the cluster"].map((text, at) => make("th", { class: at > 2 ? "figure" : "" }, text));
+  const head = ["images", "share", `from (${runs[0].name})`, `to (${name})`, "which is"].map((text, at) => make("th", { class: at < 2 ? "figure" : "" }, text));
   const line = (flow) => make(
     "tr",
     {},
+    make("td", { class: "figure" }, make("a", { class: "flow", href: `#cluster-${flow.from}/${flow.run}-${flow.to}` }, number(flow.count))),
+    make("td", { class: "figure" }, percent(flow.count / clusters[flow.from].size)),
     make("td", {}, make("a", { class: "chip", href: `#cluster-${flow.from}` }, clusterName(flow.from))),
     make("td", {}, nameIn(flow.run, flow.to)),
     make("td", { class: "hint" }, meaningOf(flow)),
-    make("td", { class: "figure" }, make("a", { class: "flow", href: `#cluster-${flow.from}/${flow.run}-${flow.to}` }, number(flow.count))),
-    make("td", { class: "figure" }, percent(flow.count / clusters[flow.from].size)),
   );
   return make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...list.map(line)));
 }
