@@ -17,8 +17,7 @@ from pipeline.data.quiet import stderr_into
 from pipeline.errors import DecodeError, first_line
 
 PNG_SIGNATURE = b"\x89PNG"
-Fit = Literal["stretch", "crop", "show"]
-LONG = 2.0  # times as long as wide: the square in the middle of a longer image shows less than half of it
+Fit = Literal["stretch", "crop"]
 
 
 def decode_table(
@@ -61,7 +60,6 @@ def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "b
     """One encoded image as RGB uint8 (3, size, size), resized with antialiasing.
 
     "stretch" does not keep the aspect ratio. "crop" resizes the shorter side and takes the square in the middle.
-    "show", for display, does the same, but shows a long image whole, between black bars.
     """
     return fitted(_decode_any(data), size, fit, interpolation)
 
@@ -74,8 +72,6 @@ def fitted(image: Tensor, size: int, fit: Fit = "stretch", interpolation: str = 
     height, width = image.shape[1:]
     if (height, width) != (size, size):
         target = [size, size] if fit == "stretch" else _cover(height, width, size)
-        if fit == "show" and max(height, width) > LONG * min(height, width):
-            target = [max(1, size * side // max(height, width)) for side in (height, width)]
         image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
     return image if image.shape[1:] == (size, size) else T.center_crop(image, [size, size])
 

@@ -128,7 +128,7 @@ class Atlas:
 
 def atlas_page(atlas: Atlas) -> str:
     """The page as HTML; texts from outside are data in it and never markup."""
-    return bundle("atlas.html", SCRIPTS, atlas.title, _data(atlas), atlas.pictures.tiles)
+    return bundle("atlas.html", SCRIPTS, atlas.title, _data(atlas), atlas.pictures)
 
 
 def rename_clusters(page: str, names: Mapping[int, str]) -> str:
@@ -157,7 +157,6 @@ def _data(atlas: Atlas) -> str:
         "x": atlas.places[:, 0].astype(np.float32),
         "y": atlas.places[:, 1].astype(np.float32),
         "alike": atlas.alike.astype(np.int32),
-        "aspect": atlas.pictures.aspects.astype(np.float32),
     }
     values = {
         "title": atlas.title,

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.sprites import Sheets, pack
+from pipeline.report.sprites import Pictures, Sheets, pack
 
 PAGE_BYTES = 28_000_000  # of the whole file; pictures are compressed until it fits
 STYLE = "atlas.css"
 Array = np.ndarray[Any, Any]
 
 
-def bundle(frame: str, scripts: Sequence[str], title: str, data: str, pictures: Array) -> str:
+def bundle(frame: str, scripts: Sequence[str], title: str, data: str, pictures: Pictures) -> str:
     """A page as HTML, smaller than `PAGE_BYTES`.
 
     Parameters
@@ -32,13 +32,18 @@ def bundle(frame: str, scripts: Sequence[str], title: str, data: str, pictures: 
         Plain text.
     data : str
         What `as_json` or `as_column` made, so that texts from outside are never markup.
-    pictures : uint8 ndarray (T, side, side, 3)
-        Tiles; `paint` in ``pictures.js`` shows them by their number.
+    pictures : Pictures
+        `paint` in ``pictures.js`` shows them by their number.
     """
     style, script = _asset(STYLE), "\n".join(_asset(name) for name in scripts)
     left = PAGE_BYTES - len(style) - len(script) - len(data.encode())
-    sheets = pack(pictures, max(0, left) * 3 // 4)  # base64 takes four bytes for three
-    shape = {"side": sheets.side, "columns": sheets.columns, "pictures": len(pictures)}
+    sheets = pack(pictures.tiles, max(0, left) * 3 // 4)  # base64 takes four bytes for three
+    shape = {
+        "side": sheets.side,
+        "columns": sheets.columns,
+        "pictures": len(pictures),
+        "aspects": as_column(pictures.aspects.astype(np.float32)),
+    }
     values = {"title": escape(title), "style": style, "script": script, "data": data, "shape": json.dumps(shape)}
     return Template(_asset(frame)).substitute(values, sheets=_sheet_tags(sheets))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.bundle import as_column, as_json, bundle
+from pipeline.report.sprites import Pictures
 
 UNSTABLE, STABLE = 0.6, 0.85  # limits of Hennig (2007)
 FLOWS = 20_000  # of all runs together, the largest: they take about 300 kB of the page
@@ -71,7 +72,8 @@ class MovedImages:
         Runs that disagree with the first one.
     agreement : ndarray (n,)
         Share of the runs that agree on an image.
-    pictures : uint8 ndarray (n, side, side, 3)
+    pictures : Pictures
+        n of them.
     """
 
     index: Array
@@ -79,7 +81,7 @@ class MovedImages:
     clusters: Array
     elsewhere: Array
     agreement: Array
-    pictures: Array
+    pictures: Pictures
 
 
 @dataclass(frozen=True)

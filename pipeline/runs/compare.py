@@ -24,13 +24,13 @@ from pipeline.clustering.agreement import (
 )
 from pipeline.clustering.scores import contingency_scores
 from pipeline.config.models import RunConfig
-from pipeline.data.decode import decode_table
+from pipeline.data.decode import aspects, decode_table
 from pipeline.data.read import read_chosen, read_origins
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError
 from pipeline.inference.run_features import clusters_of_images
 from pipeline.report.comparison import ComparedRun, Comparison, MovedImages, comparison_page
-from pipeline.report.sprites import tile_side
+from pipeline.report.sprites import Pictures, tile_side
 from pipeline.runs.identity import read_started_run
 from pipeline.runs.names import read_names
 from pipeline.runs.report import ATLAS
@@ -195,16 +195,17 @@ def choose_moved(clusters: Array, elsewhere: Array) -> Array:
     return order[np.sort(in_turn[:IMAGES])]
 
 
-def _read_images(chosen: Array, config: RunConfig, manifest: Manifest) -> tuple[list[str], Array]:
-    """Paths, and pictures uint8 (n, side, side, 3), of images (n,) in their order."""
+def _read_images(chosen: Array, config: RunConfig, manifest: Manifest) -> tuple[list[str], Pictures]:
+    """Paths and pictures of images (n,) in their order."""
     side, interpolation = tile_side(len(chosen)), config.data.decoding["interpolation"]
-    pictures = np.empty((len(chosen), side, side, 3), np.uint8)
+    pictures = Pictures(np.empty((len(chosen), side, side, 3), np.uint8), np.empty(len(chosen), np.float32))
     paths = [""] * len(chosen)
     row_of = {index: row for row, index in enumerate(chosen.tolist())}
     for table in read_chosen(config.data.path, manifest, chosen):
-        block = decode_table(table, side, "show", interpolation)
+        block = decode_table(table, side, "stretch", interpolation)
         rows = [row_of[index] for index in block["index"].tolist()]
-        pictures[rows] = block["image"]
+        pictures.tiles[rows] = block["image"]
+        pictures.aspects[rows] = aspects(table)
         for row, path in zip(rows, pc.struct_field(table.column("image"), "path").to_pylist(), strict=True):
             paths[row] = path or ""
     return paths, pictures

@@ -128,19 +128,6 @@ def test_chunks_of_a_table_are_one_block() -> None:
     np.testing.assert_array_equal(block["image"][1], by_pil(data[0]))
 
 
-@pytest.mark.parametrize(("width", "height", "bar"), [(60, 20, 8), (20, 100, 10)])
-def test_a_long_image_is_shown_whole_between_bars(width: int, height: int, bar: int) -> None:
-    shown = decode(saved(Image.new("RGB", (width, height), "white"), "PNG"), SIZE, "show")
-    expected = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
-    expected.narrow(1 if width > height else 2, bar, SIZE - 2 * bar).fill_(255)
-    assert torch.equal(shown, expected)
-
-
-def test_an_image_that_is_not_long_is_shown_as_it_is_cropped() -> None:
-    data = saved(picture(width=40, height=30), "PNG")
-    assert torch.equal(decode(data, SIZE, "show"), decode(data, SIZE, "crop"))
-
-
 def test_the_shape_of_an_image_is_width_by_height() -> None:
     images = [saved(picture(width=40, height=30), "JPEG"), saved(picture(width=10, height=20), "PNG")]
     assert aspects(table(images)).tolist() == pytest.approx([4 / 3, 0.5])

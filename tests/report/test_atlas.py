@@ -24,15 +24,15 @@ def _without_umap(no_umap: None) -> None:
     """A map in milliseconds."""
 
 
-def data_of(page: str) -> dict[str, Any]:
-    """The values in a page."""
-    found = re.search(r'id="atlas-data">(.*?)</script>', page, re.DOTALL)
+def data_of(page: str, element: str = "atlas-data") -> dict[str, Any]:
+    """The values in an element of a page."""
+    found = re.search(rf'id="{element}">(.*?)</script>', page, re.DOTALL)
     assert found
     return json.loads(found[1])
 
 
-def column(data: dict[str, Any], name: str, kind: type = np.int32) -> list[Any]:
-    return np.frombuffer(base64.b64decode(data["columns"][name]), kind).tolist()
+def numbers(text: str, kind: type = np.int32) -> list[Any]:
+    return np.frombuffer(base64.b64decode(text), kind).tolist()
 
 
 def test_every_picture_is_that_of_its_row() -> None:
@@ -47,7 +47,7 @@ def test_every_picture_is_that_of_its_row() -> None:
     shown = found.rows[: len(found.pictures)]
     assert np.array_equal(found.pictures.tiles, colour_tiles(shown))
     assert np.array_equal(found.pictures.aspects, 1 + shown)
-    assert column(data_of(atlas_page(found)), "aspect", np.float32) == (1 + shown).tolist()
+    assert numbers(data_of(atlas_page(found), "sheet-shape")["aspects"], np.float32) == (1 + shown).tolist()
 
 
 def test_clusters_are_described_by_their_images() -> None:
@@ -118,9 +118,9 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 def test_columns_are_those_of_the_rows() -> None:
     given = clustering()
     data = data_of(atlas_page(compose(given, colour_pictures)))
-    index = column(data, "index")
-    assert column(data, "cluster") == given.images.cluster[index].tolist()
-    assert column(data, "similarity", np.float32) == given.images.similarity[index].tolist()
+    index = numbers(data["columns"]["index"])
+    assert numbers(data["columns"]["cluster"]) == given.images.cluster[index].tolist()
+    assert numbers(data["columns"]["similarity"], np.float32) == given.images.similarity[index].tolist()
     assert data["paths"] == [given.images.path[number] for number in index]
     assert data["history"][2]["loss"] is None  # NaN is not JSON
     assert sum(count for *_, count in data["counts"]) == int((given.images.label >= 0).sum())

@@ -135,7 +135,7 @@ def test_pictures_are_those_of_their_images(shards: str, tmp_path: Path, monkeyp
     runs = [make_run(tmp_path / f"run{n}", shards, found) for n, found in enumerate((FIRST, OTHER, THIRD))]
     compare(runs, str(tmp_path / "out"))
     (found,) = seen
-    for path, picture in zip(found.sample.path, found.sample.pictures, strict=True):
+    for path, picture in zip(found.sample.path, found.sample.pictures.tiles, strict=True):
         value = int(path.removesuffix(".png"))  # the image's colour is (value, 0, 255 - value)
         middle = picture[picture.shape[0] // 2, picture.shape[1] // 2]
         assert middle.tolist() == [value, 0, 255 - value]

@@ -27,7 +27,7 @@ function describe(row) {
 
 function imageTip(row) {
   const lines = make("div", { class: "lines" }, make("strong", {}, agreeing(row)), make("span", { class: "path" }, fileName(row)));
-  return [hasPicture(row) ? picture(row, { class: "large" }) : null, lines];
+  return [hasPicture(row) ? wholePicture(row, { class: "large" }) : null, lines];
 }
 
 function lightboxContent(row) {
@@ -37,7 +37,7 @@ function lightboxContent(row) {
     make(
       "div",
       { class: "stage" },
-      picture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
+      wholePicture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
       make(
         "div",
         { class: "about" },

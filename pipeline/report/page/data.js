@@ -3,7 +3,7 @@
 
 const atlas = JSON.parse(document.getElementById("atlas-data").textContent);
 
-const FLOATS = new Set(["similarity", "margin", "outlier", "x", "y", "aspect"]);
+const FLOATS = new Set(["similarity", "margin", "outlier", "x", "y"]);
 const rows = {};
 for (const [name, text] of Object.entries(atlas.columns)) {
   const buffer = decodeBytes(text).buffer;

@@ -4,6 +4,7 @@
 
 const sheets = JSON.parse(byId("sheet-shape").textContent);
 const perSheet = sheets.columns * sheets.columns;
+const aspects = new Float32Array(decodeBytes(sheets.aspects).buffer); // width / height of each picture
 const sheetUrls = new Map();
 const sheetImages = new Map();
 
@@ -48,8 +49,8 @@ function paint(element, row, whole = false) {
   const inSheet = Math.min(perSheet, sheets.pictures - sheet * perSheet);
   const lines = Math.ceil(inSheet / sheets.columns);
   element.style.backgroundImage = `url(${sheetUrl(sheet)})`;
-  const [wide, high] = whole ? [1, 1] : [Math.max(1, rows.aspect[row]), Math.max(1, 1 / rows.aspect[row])];
-  element.style.setProperty("--aspect", whole ? rows.aspect[row] : 1);
+  const [wide, high] = whole ? [1, 1] : [Math.max(1, aspects[row]), Math.max(1, 1 / aspects[row])];
+  element.style.setProperty("--aspect", whole ? aspects[row] : 1);
   element.style.backgroundSize = `${100 * sheets.columns * wide}% ${100 * lines * high}%`;
   element.style.backgroundPosition = `${centred(column, sheets.columns, wide)}% ${centred(line, lines, high)}%`;
   return element;
@@ -63,7 +64,7 @@ const picture = (row, attributes = {}) => paint(make("span", attributes), row);
 const wholePicture = (row, attributes) => paint(make("span", attributes), row, true);
 
 const LONG = 1.6; // times as long as wide: longer than most photographs; their middle shows too little to go unsaid
-const isCropped = (row) => hasPicture(row) && Math.max(rows.aspect[row], 1 / rows.aspect[row]) > LONG;
+const isCropped = (row) => hasPicture(row) && Math.max(aspects[row], 1 / aspects[row]) > LONG;
 
 // A picture as a button that opens the lightbox; `list` are the rows that its arrow keys step through.
 function shot(row, list, caption) {
