@@ -176,6 +176,7 @@ def test_pictures_are_those_of_the_indices(finished: Path) -> None:
     chosen = np.array([3, 19, 20, 49])
     pictures = read_pictures(config, manifest, chosen)
     assert pictures is not None
+    assert pictures.aspects.tolist() == pytest.approx([40 / 30] * 4)
     names = [shard for table in shards(finished / "data", manifest) for shard in table["image"].to_pylist()]
     for index, picture in zip(chosen, pictures.tiles, strict=True):
         assert picture.reshape(-1, 3).mean(axis=0)[0] == 5 * int(Path(names[index]["path"]).stem)
