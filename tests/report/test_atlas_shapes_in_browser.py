@@ -43,7 +43,7 @@ def atlas_address(tmp_path_factory: pytest.TempPathFactory) -> str:
 def row_of(page: Page, aspect: float) -> int:
     """A row whose picture has this shape, in the middle of a sheet."""
     return page.driver.execute_script(
-        "return rows.aspect.findIndex((a, row) => row > 10 && Math.abs(a - arguments[0]) < 1e-3)", aspect
+        "return aspects.findIndex((a, row) => row > 10 && Math.abs(a - arguments[0]) < 1e-3)", aspect
     )
 
 
