@@ -46,8 +46,8 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     """Deep clustering of images without labels.
 
     On an array of images, it trains in this process, without Ray. On a folder of images or shards, it trains on Ray
-    like `digpro train`: the run is recorded, and the same call resumes it. With the same images, seed and precision
-    both find the same clusters.
+    like `digpro train`: the run is recorded, and the same call resumes it. With the same images in the same order, seed
+    and precision both find the same clusters.
 
     Parameters
     ----------

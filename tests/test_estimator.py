@@ -267,7 +267,7 @@ def test_the_example_runs() -> None:
 
 @pytest.mark.slow
 def test_folders_get_the_clusters_of_digpro_train(tmp_path: Path) -> None:
-    """A folder of image files, a folder of shards, and an array of the same images; each is a training of its own."""
+    """A folder of image files by a training of its own; a folder of shards finds the finished run."""
     random = np.random.default_rng(0)
     for number in range(24):
         pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8) // (1 + number % 3)
@@ -286,18 +286,17 @@ def test_folders_get_the_clusters_of_digpro_train(tmp_path: Path) -> None:
     expected = dict(zip(table["path"], table["cluster"], strict=True))
     assert len(expected) == 24
 
-    runs = [summary["folder"]]
-    for place in ("photos", "shards"):
-        model = DigPro(3, settings=tiny, storage=f"{tmp_path}/runs-of-{place}").fit(tmp_path / place)
+    of_photos = DigPro(3, settings=tiny, storage=f"{tmp_path}/others").fit(tmp_path / "photos")
+    finished = DigPro(3, settings=tiny | {"name": summary["run"]}, storage=f"{tmp_path}/runs")
+    of_shards = finished.fit(tmp_path / "shards")
+    assert (of_photos.run_ == summary["folder"], of_shards.run_ == summary["folder"]) == (False, True)
+    for model in (of_photos, of_shards):
         assert dict(zip(model.paths_, model.labels_, strict=True)) == expected
         assert (model.n_features_in_, model.n_iter_, model.cluster_centers_.shape) == (16 * 16 * 3, 2, (3, 16))
-        runs.append(model.run_)
-    assert len(set(runs)) == 3
 
     files = [(tmp_path / "photos" / path).read_bytes() for path in expected]
     pixels = torch.stack([decode(file, 16) for file in files]).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(model.predict(pixels), list(expected.values()))
-    np.testing.assert_array_equal(DigPro(3, settings=tiny).fit(pixels).labels_, list(expected.values()))
+    np.testing.assert_array_equal(of_photos.predict(pixels), list(expected.values()))
 
 
 @pytest.mark.slow
