@@ -65,6 +65,7 @@ def test_trials_leave_a_head_without_gpus_alone(cluster: Cluster, tmp_path: Path
     lines: list[str] = []
     space = Space("rates", {"optim.lr": tune.loguniform(0.05, 0.2)})
     summary = search(config, space, trials=3, scheduler="none", echo=lines.append)
-    assert "3 trials of 3 epochs, 2 at a time, each with 1 worker of 3 CPUs and a GPU" in lines[0]
+    plan = next(line for line in lines if line.startswith("search "))
+    assert "3 trials of 3 epochs, 2 at a time, each with 1 worker of 3 CPUs and a GPU" in plan
     assert [trial["status"] for trial in summary["trials"]] == ["finished"] * 3
     assert hosts("RayTrainWorker") == {node.node_id for node in gpus}
