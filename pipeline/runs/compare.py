@@ -130,18 +130,21 @@ def _describe_runs(
     found = []
     for number, (run, name) in enumerate(zip(runs, short_names([run.root for run in runs]), strict=True)):
         table, match = tables[0, number] if number else itself, matches[number]
-        found.append(
-            ComparedRun(
-                name=name,
-                atlas=address_of_atlas(run, target),
-                names=read_names(run),
-                sizes=table.sum(axis=0),
-                match=match,
-                common=shared_with_match(table, match),
-                flows=flows(table, match),
-            )
-        )
+        found.append(describe_run(name, address_of_atlas(run, target), read_names(run), table, match))
     return found
+
+
+def describe_run(name: str, atlas: str, names: Mapping[int, str], table: csr_array, match: Array) -> ComparedRun:
+    """A run that shares images with the first one as `table` (K, K_r) counts, and whose clusters `match` matches."""
+    return ComparedRun(
+        name=name,
+        atlas=atlas,
+        names=names,
+        sizes=table.sum(axis=0),
+        match=match,
+        common=shared_with_match(table, match),
+        flows=flows(table, match),
+    )
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from uv import find_uv_bin
 
 from tests.chaos.namespaces import BIN, ip, join_namespaces
@@ -42,6 +43,11 @@ while :; do sleep 3600; done  # bash, as the first process, collects the process
 def missing_tools() -> list[str]:
     """What this machine lacks: Debian's iproute2, openssh-server and rsync."""
     return [tool for tool in TOOLS if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+
+
+needs_machines = pytest.mark.skipif(
+    os.geteuid() != 0 or bool(missing_tools()), reason=f"needs root and, of its tools, {missing_tools()}"
+)
 
 
 class Machines:

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.util import get_node_ip_address
-from ray.util.state import list_actors
 
 from pipeline.cluster import answers
 from pipeline.data.ingest import ingest
+from tests.helpers.fake_gpu_nodes import hosts
 from tests.helpers.runs import end, family, options, outcome, outcome_in_process, settings, start_command
 
 pytestmark = pytest.mark.chaos
@@ -158,7 +158,7 @@ def test_pools_and_trials_grow_on_nodes_with_gpus(
     mine = options(settings(tmp_path, f"data.features={features}", *FROZEN))
     embedding = start(gpu_address, log, "embed", str(tmp_path / "digits"), features, "--preset", "digits", *mine)
     assert embedding.wait(400) == 0, log.read_text()
-    assert len(nodes_of("MapWorker(Map(CacheWriter))", gpu_address)) == 3
+    assert len(hosts("MapWorker(Map(CacheWriter))", address=gpu_address)) == 3
     (tmp_path / "space.py").write_text(SPACE)
     log = tmp_path / "tune.log"
     more = ["--trials", "2", "--concurrent", "2", "--scheduler", "none", "--set", "name=search"]
@@ -168,8 +168,3 @@ def test_pools_and_trials_grow_on_nodes_with_gpus(
     trials = json.loads((tmp_path / "runs/search/summary.json").read_text())["trials"]
     assert [trial["status"] for trial in trials] == ["finished"] * 2
     assert "already complete" in log.read_text()
-
-
-def nodes_of(name: str, address: str) -> set[str | None]:
-    """The nodes that actors of a class are or were on."""
-    return {actor.node_id for actor in list_actors(address, filters=[("class_name", "=", name)], limit=1000)}

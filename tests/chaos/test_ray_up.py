@@ -12,19 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.machines import SHARED, Machines, missing_tools
+from tests.chaos.machines import SHARED, Machines, needs_machines
 from tests.helpers.runs import options, outcome, settings, train_workers
 
 ROOT = Path(__file__).parents[2]
 HEAD, WORKERS = 1, (2, 3)
 LAUNCH_FILE = "deploy/onpremise.yaml"
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or bool(missing_tools()), reason=f"needs root and, of its tools, {missing_tools()}"
-    ),
-]
+pytestmark = [pytest.mark.chaos, needs_machines]
 
 
 @pytest.fixture

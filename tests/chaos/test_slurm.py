@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.machines import ADDRESSES, SHARED, Machines, missing_tools
+from tests.chaos.machines import ADDRESSES, SHARED, Machines, needs_machines
 from tests.helpers.runs import EPOCHS, options, outcome, settings
 
 ROOT = Path(__file__).parents[2]
 NODES = (1, 2, 3)  # the first machine is the user's own computer
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or bool(missing_tools()), reason=f"needs root and, of its tools, {missing_tools()}"
-    ),
-]
+pytestmark = [pytest.mark.chaos, needs_machines]
 
 
 def test_the_same_command_on_all_machines_trains_on_them(tmp_path: Path) -> None:

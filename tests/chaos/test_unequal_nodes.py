@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from ray import tune
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 
 from pipeline.config.loading import load_config
 from pipeline.runs.assign import assign_images
 from pipeline.tuning.search import search
 from pipeline.tuning.space import Space
 from tests.chaos.test_nodes import Driver, cluster_with_head
-from tests.helpers.fake_gpu_nodes import connect
+from tests.helpers.fake_gpu_nodes import connect, hosts
 from tests.helpers.runs import settings
 
 pytestmark = pytest.mark.chaos
@@ -37,11 +36,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for started in cluster_with_head(monkeypatch, num_cpus=4):
         connect(monkeypatch)
         yield started
-
-
-def hosts(*classes: str) -> set[str]:
-    """The nodes that actors of these classes are or were on."""
-    return {actor.node_id for name in classes for actor in list_actors(filters=[("class_name", "=", name)], limit=1000)}
 
 
 def test_gpu_workers_and_pools_leave_a_head_without_gpus_alone(cluster: Cluster, tmp_path: Path) -> None:

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.clustering.agreement import (
-    count_pairs,
-    flows,
-    jaccard_of_best,
-    majority,
-    match_clusters,
-    shared_with_match,
-)
-from pipeline.report.comparison import ComparedRun, Comparison, MovedImages
-from pipeline.runs.compare import choose_moved
+from pipeline.clustering.agreement import count_pairs, jaccard_of_best, majority, match_clusters
+from pipeline.report.comparison import Comparison, MovedImages
+from pipeline.runs.compare import choose_moved, describe_run
 from tests.helpers.atlases import colour_pictures
 
 NAMES = [{0: "<script>alert(1)</script>", 1: "dogs"}, {1: "birds & <b>bees</b>"}, {}]
@@ -39,14 +32,12 @@ def comparison(count: int = 600, clusters: int = 6, moved: float = 0.2) -> Compa
     chosen = choose_moved(first, elsewhere)
     return Comparison(
         runs=[
-            ComparedRun(
-                name=f"k{clusters}/seed-{number} <i>",
-                atlas="" if number else "../first%20run/atlas.html",
-                names=NAMES[number],
-                sizes=table.sum(axis=0),
-                match=match,
-                common=shared_with_match(table, match),
-                flows=flows(table, match),
+            describe_run(
+                f"k{clusters}/seed-{number} <i>",
+                "" if number else "../first%20run/atlas.html",
+                NAMES[number],
+                table,
+                match,
             )
             for number, (table, match) in enumerate(zip(tables, matches, strict=True))
         ],

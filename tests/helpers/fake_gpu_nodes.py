@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.state import list_actors
 
 from pipeline.cli import main
 from pipeline.training import fit, run
@@ -32,6 +33,12 @@ def connect(patch: pytest.MonkeyPatch | None = None) -> None:
     compute_on_cpu(patch)
     importable = {"PYTHONPATH": str(ROOT)}  # the hook runs before Ray sets the module search path
     ray.init(log_to_driver=False, runtime_env={"worker_process_setup_hook": HOOK, "env_vars": importable})
+
+
+def hosts(*classes: str, address: str | None = None) -> set[str | None]:
+    """The nodes that actors of these classes are or were on, in the cluster of the address or of this process."""
+    found = (list_actors(address, filters=[("class_name", "=", name)], limit=1000) for name in classes)
+    return {actor.node_id for actors in found for actor in actors}
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ function startClusters() {
   fillSelect(byId("measure"), measures.map((key) => [key, MEASURES[key].title]), colourOverview);
   fillSelect(byId("order"), orders.map((key) => [key, ORDERS[key][0]]), sortCards);
   if (hasClasses) byId("measure").value = "majority";
-  byId("facts").replaceChildren(...atlas.facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value))));
+  byId("facts").replaceChildren(...factBoxes(atlas.facts));
   byId("origin").hidden = !atlas.origin.length;
-  byId("origin").querySelector("dl").replaceChildren(...atlas.origin.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]));
+  byId("origin").querySelector("dl").replaceChildren(...factLines(atlas.origin));
   byId("notes").replaceChildren(...atlas.notes.map((note) => make("li", {}, note)));
   const [kind, sentence] = atlas.history.length ? verdict() : ["", ""];
   if (kind === "alarm") byId("verdict-banner").replaceChildren(make("a", { href: "#training", class: "alarm" }, sentence));
@@ -172,21 +172,8 @@ function showCluster(n, filter) {
     view.replaceChildren(make("p", { class: "empty" }, `Cluster ${n} is not shown on this page.`));
     return;
   }
-  const place = ordered.indexOf(cluster);
-  const beside = (by) => ordered[(place + by + ordered.length) % ordered.length].number;
   view.replaceChildren(
-    make(
-      "div",
-      { class: "bar" },
-      clusterHeading("h2", cluster),
-      make(
-        "span",
-        { class: "buttons" },
-        make("a", { href: `#cluster-${beside(-1)}`, id: "previous-cluster", "aria-keyshortcuts": "ArrowLeft" }, "← previous"),
-        make("a", { href: `#cluster-${beside(1)}`, id: "next-cluster", "aria-keyshortcuts": "ArrowRight" }, "next →"),
-        make("span", { class: "hint" }, `${place + 1} of ${ordered.length}`),
-      ),
-    ),
+    clusterBar(cluster, ordered),
     nameForm(cluster),
     clusterFacts(cluster),
     make("div", { class: "two" }, cluster.known ? classMix(cluster) : null, nearestClusters(cluster)),
@@ -211,7 +198,7 @@ function clusterFacts(cluster) {
     ["outliers", make("a", { href: `#cluster-${cluster.number}/outliers` }, number(cluster.outliers))],
   ];
   if (cluster.known) facts.unshift(["majority class", MEASURES.majority.text(cluster)]);
-  return make("dl", { class: "facts" }, ...facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value))));
+  return make("dl", { class: "facts" }, ...factBoxes(facts));
 }
 
 function classMix(cluster) {

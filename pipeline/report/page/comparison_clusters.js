@@ -17,7 +17,7 @@ const movedShare = (cluster) => cluster.moved / (cluster.size || 1);
 const totalMoved = comparison.moved.reduce((sum, count) => sum + count, 0);
 
 function startClusters() {
-  byId("facts").replaceChildren(...factList([
+  byId("facts").replaceChildren(...factBoxes([
     ["images", number(comparison.images)],
     ["clusters", number(clusters.length)],
     ["moved", `${number(totalMoved)} · ${percent(totalMoved / comparison.images)}`],
@@ -35,8 +35,6 @@ function startClusters() {
   sortCards();
   new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && addCards(), { rootMargin: "600px" }).observe(byId("cards-end"));
 }
-
-const factList = (facts) => facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value)));
 
 function notes() {
   const shown = rows.index.length;
@@ -115,26 +113,9 @@ function showCluster(n, filter = "") {
     view.replaceChildren(make("p", { class: "empty" }, `There is no cluster ${n}.`));
     return;
   }
-  view.replaceChildren(clusterBar(cluster), clusterFacts(cluster), matchTable(cluster), ...clusterFlows(cluster), movedSection(cluster, filter));
+  view.replaceChildren(clusterBar(cluster, ordered), clusterFacts(cluster), matchTable(cluster), ...clusterFlows(cluster), movedSection(cluster, filter));
   if (focused && byId(focused)) byId(focused).focus({ preventScroll: true });
   if (filter) byId("moved").scrollIntoView();
-}
-
-function clusterBar(cluster) {
-  const place = ordered.indexOf(cluster);
-  const beside = (by) => ordered[(place + by + ordered.length) % ordered.length].number;
-  return make(
-    "div",
-    { class: "bar" },
-    clusterHeading("h2", cluster),
-    make(
-      "span",
-      { class: "buttons" },
-      make("a", { href: `#cluster-${beside(-1)}`, id: "previous-cluster", "aria-keyshortcuts": "ArrowLeft" }, "← previous"),
-      make("a", { href: `#cluster-${beside(1)}`, id: "next-cluster", "aria-keyshortcuts": "ArrowRight" }, "next →"),
-      make("span", { class: "hint" }, `${place + 1} of ${ordered.length}`),
-    ),
-  );
 }
 
 function clusterFacts(cluster) {
@@ -143,7 +124,7 @@ function clusterFacts(cluster) {
     ["moved", `${number(cluster.moved)} · ${percent(movedShare(cluster))}`],
     ["stability", make("span", { class: stabilityWord(cluster).className }, decimal(cluster.stability))],
   ];
-  return make("dl", { class: "facts" }, ...factList(facts));
+  return make("dl", { class: "facts" }, ...factBoxes(facts));
 }
 
 function matchTable(cluster) {

@@ -6,14 +6,12 @@ const agreeing = (row) => `${percent(rows.agreement[row])} of the runs agree`;
 // The cluster of a row in a run, with the cluster of the first run that it is matched to where that is another one.
 function placeIn(run, row) {
   const n = clusterIn(run, row);
-  const counterpart = runs[run].match[n];
-  if (!run || counterpart === clusterIn(0, row)) return make("span", {}, nameIn(run, n));
-  const meaning = counterpart < 0 ? "no counterpart" : `matched to ${clusterName(counterpart)}`;
+  if (!hasMoved(run, row)) return make("span", {}, nameIn(run, n));
   const flow = make("a", { href: `#cluster-${clusterIn(0, row)}/${run}-${n}`, class: "apart" }, nameIn(run, n));
-  return make("span", {}, flow, make("span", { class: "hint" }, ` ${meaning}`));
+  return make("span", {}, flow, make("span", { class: "hint" }, ` ${meaningOf({ run, to: n })}`));
 }
 
-const places = (row) => make("dl", { class: "places" }, ...runs.flatMap(({ name }, run) => [make("dt", {}, name), make("dd", {}, placeIn(run, row))]));
+const places = (row) => make("dl", { class: "places" }, ...factLines(runs.map(({ name }, run) => [name, placeIn(run, row)])));
 
 function movedItem(row, list) {
   const words = make("div", {}, make("p", { class: "path" }, fileName(row)), places(row));
@@ -32,20 +30,5 @@ function imageTip(row) {
 
 function lightboxContent(row) {
   const facts = [["runs that disagree", `${rows.elsewhere[row]} of ${others.length}`], ["agreement", agreeing(row)], ["index", number(rows.index[row])]];
-  return [
-    closeButton(),
-    make(
-      "div",
-      { class: "stage" },
-      wholePicture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
-      make(
-        "div",
-        { class: "about" },
-        make("p", { class: "path" }, fileName(row)),
-        places(row),
-        make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
-        stepButtons(row),
-      ),
-    ),
-  ];
+  return [closeButton(), stage(row, places(row), make("dl", {}, ...factLines(facts)))];
 }

@@ -21,6 +21,10 @@ function fillSelect(select, options, onChange) {
   select.addEventListener("change", onChange);
 }
 
+// Terms with their values: as boxes of a list of facts, or line by line.
+const factBoxes = (facts) => facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value)));
+const factLines = (facts) => facts.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]);
+
 const whole = new Intl.NumberFormat("en");
 const percent = (part) => `${(100 * part).toFixed(part > 0.0995 || part === 0 ? 0 : 1)} %`;
 const number = (value) => whole.format(value);

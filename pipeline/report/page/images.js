@@ -27,19 +27,7 @@ function lightboxContent(row) {
   ].filter(Boolean);
   return [
     closeButton(),
-    make(
-      "div",
-      { class: "stage" },
-      wholePicture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
-      make(
-        "div",
-        { class: "about" },
-        make("p", { class: "path" }, fileName(row)),
-        make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
-        Number.isNaN(rows.x[row]) ? null : make("p", {}, make("a", { href: `#map-${row}` }, "Show on the map")),
-        stepButtons(row),
-      ),
-    ),
+    stage(row, make("dl", {}, ...factLines(facts)), Number.isNaN(rows.x[row]) ? null : make("p", {}, make("a", { href: `#map-${row}` }, "Show on the map"))),
     ...alikeContent(row),
   ];
 }

@@ -148,7 +148,7 @@ function drawPicture(pen, side, [row, x, y, colour]) {
   if (!image) return;
   pen.fillStyle = colour;
   pen.fillRect(x - side / 2 - 1.5, y - side / 2 - 1.5, side + 3, side + 3);
-  const [width, height] = [sheets.side / Math.max(1, aspects[row]), sheets.side / Math.max(1, 1 / aspects[row])]; // of its middle
+  const [width, height] = overhang(row).map((length) => sheets.side / length); // of its middle
   const [left, top] = [(tile.column + 0.5) * sheets.side - width / 2, (tile.line + 0.5) * sheets.side - height / 2];
   pen.drawImage(image, left, top, width, height, x - side / 2, y - side / 2, side, side);
 }

@@ -35,8 +35,10 @@ function showGroups() {
   const names = clusters.map(({ name }) => name).filter(Boolean);
   byId("by-name-switch").hidden = !names.length;
   regroup();
-  if (started.has(startClusters)) drawOverview();
-  if (started.has(startClusters)) sortCards();
+  if (started.has(startClusters)) {
+    drawOverview();
+    sortCards();
+  }
   if (started.has(startMap)) recolourMap();
   if (started.has(startClasses)) arrangeMatrix();
   if (started.has(startLists)) startLists();

@@ -1,7 +1,7 @@
 "use strict";
 // Links between views. The address after # says which view is shown, so that a view can be linked to. The history says
 // it too: a viewer such as MLflow's shows the page in a sandboxed frame, where following a # link does nothing.
-// The page's own `route()` shows the view `current`.
+// The page's own `route()` shows the view `current`; `clusterHeading` is the page's, too.
 
 const linked = () => location.hash.slice(1) || "clusters";
 let current = linked();
@@ -62,6 +62,24 @@ let scrolled = 0;
 addEventListener("scroll", () => {
   if (!byId("view-clusters").hidden) scrolled = scrollY;
 });
+
+// The head of the page of a cluster, with links to the clusters before and after it in their order.
+function clusterBar(cluster, ordered) {
+  const place = ordered.indexOf(cluster);
+  const beside = (by) => ordered[(place + by + ordered.length) % ordered.length].number;
+  return make(
+    "div",
+    { class: "bar" },
+    clusterHeading("h2", cluster),
+    make(
+      "span",
+      { class: "buttons" },
+      make("a", { href: `#cluster-${beside(-1)}`, id: "previous-cluster", "aria-keyshortcuts": "ArrowLeft" }, "← previous"),
+      make("a", { href: `#cluster-${beside(1)}`, id: "next-cluster", "aria-keyshortcuts": "ArrowRight" }, "next →"),
+      make("span", { class: "hint" }, `${place + 1} of ${ordered.length}`),
+    ),
+  );
+}
 
 // Arrow keys go from cluster to cluster on the page of one, and from card to card in the list.
 function arrowKey(event) {

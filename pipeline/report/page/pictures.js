@@ -36,6 +36,9 @@ function tileOf(row) {
   return { sheet: Math.floor(row / perSheet), column: place % sheets.columns, line: Math.floor(place / sheets.columns) };
 }
 
+// Width and height of a whole picture, measured by the square in its middle.
+const overhang = (row) => [Math.max(1, aspects[row]), Math.max(1, 1 / aspects[row])];
+
 // Put a row's picture behind an element: the square in its middle or, with `whole`, all of it in its own shape. A tile holds
 // the whole picture, stretched to a square.
 function paint(element, row, whole = false) {
@@ -49,7 +52,7 @@ function paint(element, row, whole = false) {
   const inSheet = Math.min(perSheet, sheets.pictures - sheet * perSheet);
   const lines = Math.ceil(inSheet / sheets.columns);
   element.style.backgroundImage = `url(${sheetUrl(sheet)})`;
-  const [wide, high] = whole ? [1, 1] : [Math.max(1, aspects[row]), Math.max(1, 1 / aspects[row])];
+  const [wide, high] = whole ? [1, 1] : overhang(row);
   element.style.setProperty("--aspect", whole ? aspects[row] : 1);
   element.style.backgroundSize = `${100 * sheets.columns * wide}% ${100 * lines * high}%`;
   element.style.backgroundPosition = `${centred(column, sheets.columns, wide)}% ${centred(line, lines, high)}%`;
@@ -64,7 +67,7 @@ const picture = (row, attributes = {}) => paint(make("span", attributes), row);
 const wholePicture = (row, attributes) => paint(make("span", attributes), row, true);
 
 const LONG = 1.6; // times as long as wide: longer than most photographs; their middle shows too little to go unsaid
-const isCropped = (row) => hasPicture(row) && Math.max(aspects[row], 1 / aspects[row]) > LONG;
+const isCropped = (row) => hasPicture(row) && Math.max(...overhang(row)) > LONG;
 
 // A picture as a button that opens the lightbox; `list` are the rows that its arrow keys step through.
 function shot(row, list, caption) {
@@ -123,6 +126,16 @@ lightbox.addEventListener("close", () => {
 });
 
 const closeButton = () => make("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => lightbox.close() }, "×");
+
+// An image with what the page says of it: the large picture, and beside it the path and `parts`.
+function stage(row, ...parts) {
+  return make(
+    "div",
+    { class: "stage" },
+    wholePicture(row, { class: "huge", role: "img", "aria-label": describe(row) }),
+    make("div", { class: "about" }, make("p", { class: "path" }, fileName(row)), ...parts, stepButtons(row)),
+  );
+}
 
 // Buttons to the images before and after this one in the list that it was opened from.
 function stepButtons(row) {
