@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import RunFailed, first_line
+from pipeline.errors import ConfigError, RunFailed, first_line
 from pipeline.progress import Echo
 
 TOLERANCE = 1e-4  # difference between torch and onnxruntime, relative to the largest value or to 1
@@ -52,10 +52,12 @@ def to_onnx(module: nn.Module, images: Tensor, outputs: Sequence[str]) -> bytes:
 
     Raises
     ------
+    ConfigError
+        When torch cannot export the module.
     RunFailed
         When onnxruntime's outputs differ from torch's.
     """
-    exported = torch.export.export(module, (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    exported = export_module(module, images[:2])
     made = torch.onnx.export(exported, (), input_names=["images"], output_names=list(outputs), verbose=False)
     assert made is not None
     program = made.model_proto.SerializeToString()
@@ -63,6 +65,23 @@ def to_onnx(module: nn.Module, images: Tensor, outputs: Sequence[str]) -> bytes:
         expected = module(images)
     check_equal((expected,) if isinstance(expected, Tensor) else expected, OnnxProgram(program)(images), outputs)
     return program
+
+
+def export_module(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """The program of a module in evaluation mode, for any number of images; `images` are examples.
+
+    Raises
+    ------
+    ConfigError
+        When torch cannot export the module, as a network of the user's own may be written.
+    """
+    try:
+        return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:  # torch raises many kinds
+        raise ConfigError(
+            f"torch.export cannot convert the network ({first_line(error)}); its forward must not branch on values or "
+            "treat the number of images as a constant. Its weights can be exported: --format safetensors"
+        ) from error
 
 
 def check_equal(expected: Sequence[Tensor], found: Sequence[Tensor], outputs: Sequence[str]) -> None:

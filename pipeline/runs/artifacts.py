@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode_table
 from pipeline.data.read import has_labels, read_origins, read_sample, regroup
 from pipeline.data.shards import Manifest
-from pipeline.errors import CheckpointError, UserError
+from pipeline.errors import CheckpointError, ConfigError, UserError
 from pipeline.inference.card import TRAINING_CLUSTERS, ModelCard
 from pipeline.inference.consensus import trained_model
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
@@ -64,6 +65,7 @@ OUTPUTS = {
     "embedding": EMBEDDING,
 }
 SCORES = ("acc", "nmi", "ari")
+log = logging.getLogger(__name__)
 
 
 def write_artifacts(job: Job, *, reopen: bool = True) -> dict[str, Any]:
@@ -114,9 +116,16 @@ def write_results(
 
 
 def log_model(model: nn.Module, card: ModelCard, local: Path, writer: RunWriter) -> None:
-    """Send a model and its card to MLflow, in place of those that it has; `local` is a folder for a copy."""
-    save_mlflow_model(local / MODEL, model, card)
-    writer.model(local / MODEL)
+    """Send a model and its card to MLflow, in place of those that it has; `local` is a folder for a copy.
+
+    A model that torch cannot export is left out, with a warning: the other results do not depend on it.
+    """
+    try:
+        save_mlflow_model(local / MODEL, model, card)
+    except ConfigError as error:
+        log.warning("MLflow gets no model of run %s: %s", writer.ref.name, error)
+    else:
+        writer.model(local / MODEL)
 
 
 def send_names(run: str, echo: Echo = print) -> None:

@@ -25,8 +25,8 @@ from pipeline.inference.model import ClusterModel
 from pipeline.progress import Echo
 from pipeline.runs.identity import IDENTITY, fault, read_clusters, read_started_run
 from pipeline.runs.names import read_names
-from pipeline.serving.bundle import PROGRAM, example_images, load_program, read_bundle
-from pipeline.serving.export import ONNX, OUTPUTS
+from pipeline.serving.bundle import PROGRAM, load_program, read_bundle
+from pipeline.serving.export import ONNX, OUTPUTS, example_images
 from pipeline.serving.mlflow_model import BUNDLE
 from pipeline.storage import Folder, absolute
 from pipeline.tracking import MODEL, database_path, redacted, tracking_uri

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.backbones.onnx_program import EXAMPLES, to_onnx
+from pipeline.backbones.onnx_program import EXAMPLES, export_module, to_onnx
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.inference.card import CARD, ModelCard
-from pipeline.serving.bundle import PROGRAM, example_images, export_program
+from pipeline.serving.bundle import PROGRAM
 
 OUTPUTS = ("similarities", "features")
 ONNX, WEIGHTS = "model.onnx", "model.safetensors"
@@ -34,7 +34,7 @@ def export_model(format_name: str, folder: Path, model: nn.Module, card: ModelCa
     Raises
     ------
     ConfigError
-        For an unknown format.
+        For an unknown format, or when torch cannot export the model to it.
     RunFailed
         When onnxruntime and torch give different results.
     """
@@ -42,6 +42,12 @@ def export_model(format_name: str, folder: Path, model: nn.Module, card: ModelCa
         raise ConfigError(f"--format {format_name!r} is not known; give one of {', '.join(FORMATS)}")
     (folder / CARD).write_text(card.model_dump_json(indent=1))
     return FORMATS[format_name](folder, model, card)
+
+
+def example_images(card: ModelCard, count: int = 2) -> Tensor:
+    """Random images uint8 (count, S, S, 3); an export needs two, because it would treat a count of 1 as a constant."""
+    size = card.decoding["size"]
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def _write_onnx(folder: Path, model: nn.Module, card: ModelCard) -> Path:
@@ -55,7 +61,7 @@ def _write_onnx(folder: Path, model: nn.Module, card: ModelCard) -> Path:
 
 
 def _write_program(folder: Path, model: nn.Module, card: ModelCard) -> Path:
-    torch.export.save(export_program(model, card), folder / PROGRAM)
+    torch.export.save(export_module(model, example_images(card)), folder / PROGRAM)
     return folder / PROGRAM
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.inference.card import ModelCard
 from pipeline.provenance import version_of
-from pipeline.serving.bundle import write_bundle
+from pipeline.serving.export import export_model
 
 BUNDLE = "bundle"
 SERVED = "pipeline.serving.served"
@@ -54,7 +54,7 @@ def save_mlflow_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     with TemporaryDirectory() as local:
         bundle = Path(local, BUNDLE)
         bundle.mkdir()
-        write_bundle(bundle, model, card)
+        export_model("pt2", bundle, model, card)
         code, served = _copy_modules(Path(local))
         columns = {"cluster": "long", "name": "string", "similarity": "float", "runner_up": "long"}
         columns |= {"margin": "float", "outlier": "float"}

@@ -38,3 +38,14 @@ def card(names: dict[int, str] | None = None) -> ModelCard:
     even = (0.5,) * CLUSTERS
     clusters = TrainingClusters(sizes=(10,) * CLUSTERS, median=even, deviation=even, similarity=0.5, outliers=0.0)
     return ModelCard(run="small", decoding=DECODING, pixels=AS_THEY_ARE, clusters=clusters, names=names or {})
+
+
+class BranchingModel(nn.Module):
+    """Branches on values, so that torch.export cannot convert it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = cluster_model()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(images if images.sum() > 0 else images + 1)  # type: ignore[no-any-return]

@@ -21,9 +21,11 @@ from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import predict
 from pipeline.inference.run_features import prediction_table
 from pipeline.runs import artifacts as module
-from pipeline.runs.artifacts import keep_profile, log_file, write_assignments
+from pipeline.runs.artifacts import keep_profile, log_file, log_model, write_assignments
 from pipeline.storage import Folder
+from pipeline.tracking import RunRef, RunWriter
 from tests.helpers.images import encoded, put
+from tests.helpers.models import BranchingModel, card
 
 IMAGES, CLUSTERS = 50, 3
 
@@ -74,6 +76,16 @@ def test_assignments_join_predictions_paths_and_labels(
     below = np.array(clusters["median"])[own] - table.column("similarity").to_numpy()
     expected = (below / np.array(clusters["deviation"])[own]).astype(np.float32)
     assert np.array_equal(table.column("outlier").to_numpy(), expected)
+
+
+def test_a_run_keeps_its_results_when_torch_cannot_export_its_network(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network of one's own may decide by values, which no export can follow; hours of training must not be lost."""
+    ref = RunRef("", "", "digpro", "mine", {}, {})  # without records
+    with RunWriter(ref, tmp_path / "spool") as writer:
+        log_model(BranchingModel(), card(), tmp_path, writer)
+    assert "MLflow gets no model of run mine: torch.export cannot convert the network" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from PIL import Image
 from pipeline.backbones import onnx_program
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.inference.card import ModelCard
-from pipeline.serving.bundle import example_images, load_program
-from pipeline.serving.export import export_model
-from tests.helpers.models import card, cluster_model
+from pipeline.serving.bundle import load_program
+from pipeline.serving.export import example_images, export_model
+from tests.helpers.models import BranchingModel, card, cluster_model
 from tests.helpers.pictures import quadrants
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "use_onnx.py"
@@ -49,6 +49,13 @@ def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path: Path, mo
     with pytest.raises(RunFailed, match=r"model\.onnx: .* by onnxruntime differ from PyTorch's .*use --format pt2"):
         export_model("onnx", tmp_path, cluster_model(), card())
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "pt2"])
+def test_a_network_that_torch_cannot_export_is_named_with_a_way_out(tmp_path: Path, format_name: str) -> None:
+    with pytest.raises(ConfigError, match=r"torch\.export cannot convert the network \(.*--format safetensors"):
+        export_model(format_name, tmp_path, BranchingModel(), card())
+    assert export_model("safetensors", tmp_path, BranchingModel(), card()).exists()
 
 
 def test_the_script_of_the_docs_needs_neither_torch_nor_our_code(onnx: Path, tmp_path: Path) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from mlflow import MlflowClient
@@ -45,3 +53,35 @@ def spool(folder: Folder) -> Path:
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers send when a test flushes them, and not in between."""
     monkeypatch.setattr(RunWriter, "_send_in_background", lambda self: None)
+
+
+@pytest.fixture
+def address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def start_server(storage: Path, address: str) -> Iterator[Callable[..., None]]:
+    """Start `mlflow server` with further options on the address, and end its process group with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*options: str, prefix: str = "") -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", address.rsplit(":", 1)[1], "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{storage}/mlflow.db", "--artifacts-destination", str(storage)]
+        command += options
+        started.append(subprocess.Popen(command, cwd=storage, start_new_session=True, stderr=subprocess.DEVNULL))
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                urlopen(f"{address}{prefix}/health", timeout=2).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        pytest.fail("mlflow server did not start in 60 s")
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

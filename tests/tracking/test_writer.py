@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -288,37 +284,6 @@ def test_system_metrics_continue_on_resume(ref: RunRef, spool: Path, monkeypatch
     steps = [step for step, _ in history(ref, "system/cpu_utilization_percentage")]
     assert len(steps) >= 4
     assert steps == list(range(len(steps)))
-
-
-@pytest.fixture
-def address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
-@pytest.fixture
-def start_server(storage: Path, address: str) -> Iterator[Callable[[], None]]:
-    """Start `mlflow server` on the address, and end its process group with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", address.rsplit(":", 1)[1], "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{storage}/mlflow.db", "--artifacts-destination", str(storage)]
-        started.append(subprocess.Popen(command, cwd=storage, start_new_session=True, stderr=subprocess.DEVNULL))
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                urlopen(f"{address}/health", timeout=2).close()
-                return
-            except OSError:
-                time.sleep(0.2)
-        pytest.fail("mlflow server did not start in 60 s")
-
-    yield start
-    for process in started:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.slow
