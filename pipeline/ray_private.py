@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 ERROR_LENGTH = 200  # characters of an error of Ray that are shown
+# A warning of Ray's, in each search whose trials reserve parts of a CPU: nothing is wrong, and nothing can be done.
+FRACTIONAL_CPUS = "PYTHON worker processes have been started on node"
 
 
 MODEL_VERSIONS_TAG = "mlflow.modelVersions"  # on a LoggedModel: its versions in the registry; links both pages
@@ -150,7 +152,7 @@ def shorten_errors(ending: threading.Event) -> None:
     def show_briefly(data: dict[str, Any], ignore_prefix: bool = False) -> None:
         for message in data["lines"]:
             line = message.strip().partition("\n")[0].split(". ")[0][:ERROR_LENGTH]
-            if not ending.is_set() and line not in shown:
+            if not ending.is_set() and line not in shown and FRACTIONAL_CPUS not in line:
                 shown.add(line)
                 print(f"ray: {line} (more in Ray's logs)", file=sys.stderr)
 

@@ -139,7 +139,8 @@ def test_errors_of_the_cluster_are_one_line_each_and_none_once_it_ends(
 
     monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # put back afterwards
     died = "A worker died or was killed by an unexpected system error. To troubleshoot ...\n" + "page\n" * 50
-    errors = iter([{"job_id": None, "error_message": text} for text in ("full disk", died, died, "dead actor")])
+    many = "WARNING: 12 PYTHON worker processes have been started on node: 02db with address: 127.0.0.1, which is 6x ..."
+    errors = iter([{"job_id": None, "error_message": text} for text in ("full disk", died, many, died, "dead actor")])
     ending, stopped = threading.Event(), threading.Event()
 
     class Subscriber:
@@ -149,7 +150,7 @@ def test_errors_of_the_cluster_are_one_line_each_and_none_once_it_ends(
 
         def poll(self) -> tuple[bytes, dict[str, object]]:
             self.polls += 1
-            if self.polls == 4:
+            if self.polls == 5:
                 ending.set()
                 stopped.set()
             return b"", next(errors)
