@@ -11,12 +11,14 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.data import DataContext
     from ray.train.torch import TorchTrainer
 
 ERROR_LENGTH = 200  # characters of an error of Ray that are shown
@@ -124,6 +126,21 @@ def mlflow_migrations() -> Path:
     import mlflow
 
     return Path(mlflow.__file__).parent / "store" / "db_migrations"
+
+
+def pause_scheduling(context: DataContext, seconds: float) -> None:
+    """Let the scheduling loop of Ray Data pipelines with this context sleep for `seconds` in each of its steps.
+
+    The loop waits only for tasks that have delivered nothing yet. While a consumer is slower than its readers there are
+    none, and the loop takes a whole core of the consumer's process, and Python's lock.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Pause(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
+        def on_execution_step(self, executor: object) -> None:
+            time.sleep(seconds)
+
+    context.custom_execution_callback_classes = [Pause]
 
 
 def leave_signals_alone(trainer: TorchTrainer) -> None:

@@ -281,6 +281,47 @@ def test_pieces_travel_in_tasks_of_some_images() -> None:
     assert [task.num_rows for task in tasks] == [2, 2, 1]
 
 
+FULL = """
+import itertools
+import sys
+import time
+import psutil
+import ray
+from pipeline.data import streaming
+from pipeline.data.reader import swept_pieces
+from pipeline.collectives import row_range
+from tests.data.test_streaming import DECODING, opened, order_of
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+streaming.FEW_BYTES = 0
+path, size = sys.argv[1], 224
+order = order_of(opened(path), 400)
+pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * size**2) * 4
+reader = (order, path, opened(path), DECODING | {"size": size})
+pipeline = streaming.ReadPipeline(reader, streaming.Readers(1, 1.0), 3 * size**2)
+stream = streaming.ImageStream(pipeline.blocks(pieces, 4 * 1797), 100)
+def used():
+    return sum(t.user_time + t.system_time for t in psutil.Process().threads())
+
+while not stream.fetched:
+    time.sleep(0.1)
+marks = []
+for _ in range(5):
+    marks.append(used())
+    time.sleep(3)
+print(max(after - before for before, after in itertools.pairwise(marks)))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_stream_leaves_the_cpu_to_the_training(shards: str) -> None:
+    """Ray Data's scheduling loop has no pause of its own: it took a whole core of the worker, and Python's lock."""
+    command = [sys.executable, "-c", FULL, shards]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5, "CPU seconds in 3 s"
+
+
 WITHOUT_A_CPU = """
 import sys
 import ray
