@@ -7,8 +7,8 @@
 The shapes are those of the preset cifar10, on synthetic images unless --data names a folder of shards. In each worker
 two blocks of the same steps alternate. `bare` trains on batches that are already on the device. `fed` trains on a whole
 epoch of `inputs.epoch`, including the wait for its first batch; with a real data set the epoch is longer and this wait
-matters less. The claims: fed / bare >= 0.97 in both modes, and fed in streaming mode / fed in resident mode >= 0.9: what
-a stream does beside the steps slows the bare ones, too. Exit status 1 when one does not hold.
+matters less. The claims: fed / bare >= 0.97 in both modes; and fed in streaming mode / fed in resident mode >= 0.9,
+because what a stream does beside the steps slows the bare ones, too. Exit status 1 when one does not hold.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The order of the images in every epoch: a pure function, the same for any number of workers.
 
 The images are divided into *lanes*, contiguous ranges of rows. Every batch takes the same number of rows from each
-lane, so a lane is used up at the pace of the epoch, and a worker reads only the rows of its own lanes. A lane is read
-in *windows* of whole row groups: the order of the row groups in a lane, and of the rows in a window, is drawn anew each
-epoch with keyed random numbers (`pipeline.keyed_random`). The rows of a step follow from its number, so a resume needs
-nothing else. The lanes are the "canonical nodes" of MosaicML's StreamingDataset.
+lane, or one more, so a lane is used up at the pace of the epoch, and a worker reads only the rows of its own lanes. A
+lane is read in *windows* of whole row groups: the order of the row groups in a lane, and of the rows in a window, is
+drawn anew each epoch with keyed random numbers (`pipeline.keyed_random`). The rows of a step follow from its number, so
+a resume needs nothing else. The lanes are the "canonical nodes" of MosaicML's StreamingDataset.
 
 Rows are shuffled at ingest, so a lane is a fair sample of the data set.
 """

@@ -1,8 +1,8 @@
 """The images of a share, read and decoded by Ray Data in the order in which the worker needs them.
 
-Each worker runs one pipeline, from the point where its run begins to the end of the schedule. Windows of epochs and
-sweeps of E-steps follow each other in it, so reading continues while the worker computes, and no process is started in
-between. Resident images are loaded through the same pipeline, which then ends.
+Each worker reads from the point where its run begins to the end of the schedule. Windows of epochs and sweeps of
+E-steps follow each other, so reading continues while the worker computes, and no process is started in between, except
+after `TASKS` tasks. Resident images are loaded in the same way.
 """
 
 from __future__ import annotations

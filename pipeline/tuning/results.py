@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from pipeline.tuning.trial import SearchJob, ended_trial_run, trial_config, tria
 from pipeline.tuning.trials import TrialRow, best_trial, pareto_front
 
 PAGE, PRESET = "search.html", "best.yaml"
+log = logging.getLogger(__name__)
 MLFLOW_STATUS: dict[str, Any] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -50,7 +52,7 @@ def write_results(
         job = trial_job(best.point, search, best.trial, ended=True)
         run, model = write_artifacts(job, reopen=False), register_best(job, search)
     summary = summarise(search, folder, parent, rows, best, run, model)
-    texts = {PAGE: search_page(shown_search(search, summary, rows))}
+    texts = page_text(search, summary, rows)
     if best is not None:
         texts[PRESET] = preset_text(config, search, best, folder.name)
     with RunWriter(parent, spool_path(folder)) as writer:
@@ -105,6 +107,16 @@ def preset_text(config: RunConfig, search: SearchJob, best: TrialRow, name: str)
         )
     values = yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False)
     return "".join(f"# {line}\n" for line in header) + values
+
+
+def page_text(search: SearchJob, summary: dict[str, Any], rows: Sequence[TrialRow]) -> dict[str, str]:
+    """The page by its name; without it, and with a warning, if it fails: a search must not lose its result to it."""
+    try:
+        return {PAGE: search_page(shown_search(search, summary, rows))}
+    except Exception as error:  # of plotly or Optuna, for values that nobody has tried
+        log.warning("the page of this search failed (%s: %s); report this as a bug", type(error).__name__, error)
+        del summary["outputs"]["page"]
+        return {}
 
 
 def shown_search(search: SearchJob, summary: dict[str, Any], rows: Sequence[TrialRow]) -> ShownSearch:

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.chaos
 
 MODES = {
     "resident": ["data.mode=resident"],
-    "streaming": ["data.mode=streaming", "data.shuffle_window=600"],  # a third of the images: several windows a lane
+    # Windows of a third of the images: several a lane. A worker reads the first 24 MiB itself: 500 images of this size.
+    "streaming": ["data.mode=streaming", "data.shuffle_window=600", "data.image_size=128"],
 }
 ELASTIC = ["resources.workers={min: 1, max: 2}", "resources.resize_seconds=2", "resources.max_failures=5"]
 GROWING = ["resources.autoscale=true", "resources.gpus=false"]  # else a stream is refused that has no CPU for reading

@@ -79,6 +79,25 @@ def test_a_trial_that_was_no_configuration_does_not_cost_the_others(
     assert {child.info.status for child in children} == {"FAILED"}
 
 
+def test_a_page_that_fails_costs_a_search_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(shown: object) -> str:
+        raise TypeError("unhashable type: 'list'")
+
+    monkeypatch.setattr(module, "cluster_facts", dict)
+    monkeypatch.setattr(module, "search_page", fail)
+    folder = Folder(f"{tmp_path}/runs/mine").make()
+    parent = open_run(config(tmp_path), folder)
+    search = job(tmp_path, parent=parent.run_id)
+    open_trial_run(search.config, search, "a")
+    rows = [TrialRow(0, "a", "failed", "no memory", {"optim.lr": 0.1}, [])]
+    summary = write_results(config(tmp_path), search, folder, parent, rows)
+    assert summary == folder.read("summary.json")
+    assert summary["outputs"].keys() == {"summary", "mlflow"}
+    assert "the page of this search failed (TypeError: unhashable type: 'list')" in caplog.text
+
+
 def test_trials_keep_the_time_when_they_ended(tmp_path: Path) -> None:
     """One that had ended by itself, as something else than the search says, and one that a scheduler stopped."""
     search = job(tmp_path)
