@@ -11,16 +11,15 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray.data import DataContext
     from ray.train.torch import TorchTrainer
 
+UNWANTED_SECONDS = 0.5  # between steps of Ray Data's loop while nobody waits for a block
 ERROR_LENGTH = 200  # characters of an error of Ray that are shown
 # A warning of Ray's, in each search whose trials reserve parts of a CPU: nothing is wrong, and nothing can be done.
 FRACTIONAL_CPUS = "PYTHON worker processes have been started on node"
@@ -128,19 +127,29 @@ def mlflow_migrations() -> Path:
     return Path(mlflow.__file__).parent / "store" / "db_migrations"
 
 
-def pause_scheduling(context: DataContext, seconds: float) -> None:
-    """Let the scheduling loop of Ray Data pipelines with this context sleep for `seconds` in each of its steps.
+class PauseWhileUnwanted:
+    """Keeps Ray Data's scheduling loop in this process from spinning; has the methods of Ray's `ExecutionCallback`.
 
     The loop waits only for tasks that have delivered nothing yet. While a consumer is slower than its readers there are
-    none, and the loop takes a whole core of the consumer's process, and Python's lock.
+    none, and the loop takes a whole core of the consumer's process, and Python's lock. A class, not an instance, goes
+    into `DataContext.custom_execution_callback_classes`, and Ray pickles it: so the event belongs to the process.
     """
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-    class Pause(ExecutionCallback):  # type: ignore[misc]  # Ray has no types
-        def on_execution_step(self, executor: object) -> None:
-            time.sleep(seconds)
+    wanted = threading.Event()
+    """Set while the consumer waits for a block."""
 
-    context.custom_execution_callback_classes = [Pause]
+    def before_execution_starts(self, executor: object) -> None:
+        """Nothing is paused yet."""
+
+    def on_execution_step(self, executor: object) -> None:
+        """Wait until a block is wanted, for `UNWANTED_SECONDS` at most: finished tasks are followed by others."""
+        self.wanted.wait(UNWANTED_SECONDS)
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Nothing is left."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Nothing is left."""
 
 
 def leave_signals_alone(trainer: TorchTrainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import logging
 import os
@@ -202,3 +203,29 @@ def test_a_cluster_answers_the_question_of_ray_answers() -> None:
     finally:
         ray.shutdown()
     assert not ray_private.ray_answers(address, client_server=False, seconds=5, token=token)
+
+
+def test_the_pause_has_the_methods_that_ray_data_calls() -> None:
+    from ray.data import DataContext
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    assert "custom_execution_callback_classes" in {field.name for field in dataclasses.fields(DataContext)}
+    for name, theirs in vars(ExecutionCallback).items():
+        if not name.startswith("_"):
+            ours = getattr(ray_private.PauseWhileUnwanted, name)
+            assert inspect.signature(ours).parameters.keys() == inspect.signature(theirs).parameters.keys()
+
+
+def test_a_step_waits_only_while_nobody_waits_for_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_private, "UNWANTED_SECONDS", 30.0)
+    pause = ray_private.PauseWhileUnwanted()
+    pause.wanted.set()
+    pause.on_execution_step(None)
+    pause.wanted.clear()
+    step = threading.Thread(target=pause.on_execution_step, args=(None,))
+    step.start()
+    step.join(0.2)
+    assert step.is_alive()
+    pause.wanted.set()
+    step.join(5)
+    assert not step.is_alive()

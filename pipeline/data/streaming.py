@@ -32,11 +32,10 @@ from pipeline.collectives import RowRange
 from pipeline.data.loader import to_device
 from pipeline.data.reader import BLOCK_BYTES, MOST_TASK_BYTES, Piece, PieceReader, block_rows
 from pipeline.errors import user_error_in
-from pipeline.ray_private import pause_scheduling
+from pipeline.ray_private import PauseWhileUnwanted
 
 Block = dict[str, np.ndarray[Any, Any]]
 TASKS = 2000  # of a pipeline: all are made before it begins, at half a millisecond each
-PAUSE_SECONDS = 0.05  # of Ray Data's loop: it then takes 3 % of a core while nothing is to be read
 FEW_BYTES = 24 << 20  # decoded bytes; they take about a second, less than other processes take to start
 
 
@@ -108,7 +107,7 @@ class ReadPipeline:
                 num_cpus=self.readers.cpus,
                 ray_remote_args_fn=partial(dict, scheduling_strategy=here),
             )
-            yield from dataset.iter_batches(batch_size=None, prefetch_batches=1)
+            yield from _wanted(dataset.iter_batches(batch_size=None, prefetch_batches=1))
 
     def _set_context(self, task_bytes: int) -> None:
         """Set Ray Data's options in this process: keep the order, and use only a share of the cluster."""
@@ -117,12 +116,21 @@ class ReadPipeline:
         # Ray Data cuts and joins blocks, which copies them, unless each is a little larger than it asks for.
         context.target_max_block_size = block_rows(self.image_bytes) * self.image_bytes
         context.memory_usage_poll_interval_s = None  # it would read each process's memory map every second
-        pause_scheduling(context, PAUSE_SECONDS)
+        context.custom_execution_callback_classes = [PauseWhileUnwanted]
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
             cpu=self.readers.count * self.readers.cpus,
             object_store_memory=4 * (self.readers.count + 1) * task_bytes,
         )
+
+
+def _wanted(blocks: Iterable[Block]) -> Iterator[Block]:
+    """The blocks; Ray Data rests while none is waited for."""
+    PauseWhileUnwanted.wanted.set()
+    for block in blocks:
+        PauseWhileUnwanted.wanted.clear()
+        yield block
+        PauseWhileUnwanted.wanted.set()
 
 
 def quiet_data_context() -> DataContext:
