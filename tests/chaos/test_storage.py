@@ -17,8 +17,9 @@ from pipeline.runs.train import train
 from pipeline.storage import join
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
-from tests.helpers.runs import outcome, settings
-from tests.helpers.s3 import Fault, S3Server, expire, for_seconds, ray_with_s3, silent_for, throttle
+from tests.helpers.images import encoded
+from tests.helpers.runs import options, outcome, settings, start_command
+from tests.helpers.s3 import BUCKET, Fault, S3Server, expire, for_seconds, ray_with_s3, silent_for, throttle
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("without_artifacts")]
 
@@ -106,3 +107,21 @@ def test_a_search_with_its_cache_and_the_use_of_its_best_run_are_in_the_bucket(f
     assert {join(store.uri(), key) for key in keys} >= set(exported.values())
     of_best = {key.rpartition("/")[2] for key in keys if f"/trials/{summary['best']['trial']}/" in key}
     assert of_best >= {"atlas.html", "assignments.parquet"}
+
+
+def test_source_shards_runs_and_assignments_may_lie_in_the_root_of_a_bucket(tmp_path: Path, store: S3Server) -> None:
+    """As commands, which stream: Ray's own lines stay off the terminal, and nothing is written beside the bucket."""
+    store.empty()
+    client, log = store.client(), tmp_path / "log"
+    for number in range(200):
+        client.put_object(Bucket=BUCKET, Key=f"photos/{number % 2}/{number}.png", Body=encoded(number))
+    places = [f"data.source=imagefolder:{store.uri('/photos')}", f"data.path={store.uri('/shards')}"]
+    small = ["optim.batch_size=32", "method.bank_size=64", "method.num_clusters=2", "data.mode=streaming"]
+    more = [f"storage={store.uri('/')}", "name=rooted", "tracking.enabled=false"]
+    train = ["train", "--preset", "digits", *options(settings(tmp_path, *places, *small, *more))]
+    assign = ["assign", store.uri("/rooted"), store.uri("/shards"), store.uri()]
+    for command in (train, assign):
+        assert start_command(command, log).wait(300) == 0, log.read_text()
+    assert {"rooted/summary.json", "shards/manifest.json", "summary.json"} <= store.objects()
+    assert not [line for line in log.read_text().splitlines() if "raylet" in line or "Traceback" in line]
+    assert not Path("s3:").exists()

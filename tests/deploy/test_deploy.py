@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import shlex
 import tomllib
@@ -222,6 +223,17 @@ def test_the_job_uses_existing_settings() -> None:
     assert config.tracking.uri is not None
     assert config.storage.startswith("s3://")
     assert config.data.path.startswith("s3://")
+
+
+def test_the_page_submits_existing_settings() -> None:
+    """Every `digpro submit train` of the page, that on 32 GPUs among them."""
+    text = (ROOT / "docs/deploy.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"digpro submit (train --.*)", text)]
+    assert len(commands) >= 3
+    for words in commands:
+        values = [value for option, value in itertools.pairwise(words) if option == "--set"]
+        config = load_config(words[words.index("--preset") + 1], values)
+        assert config.resources.gpus is True
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES)
