@@ -126,11 +126,15 @@ class ReadPipeline:
 
 def _wanted(blocks: Iterable[Block]) -> Iterator[Block]:
     """The blocks; Ray Data rests while none is waited for."""
-    PauseWhileUnwanted.wanted.set()
-    for block in blocks:
-        PauseWhileUnwanted.wanted.clear()
-        yield block
-        PauseWhileUnwanted.wanted.set()
+    wanted = PauseWhileUnwanted.wanted
+    wanted.set()
+    try:
+        for block in blocks:
+            wanted.clear()
+            yield block
+            wanted.set()
+    finally:
+        wanted.set()
 
 
 def quiet_data_context() -> DataContext:
