@@ -287,6 +287,7 @@ import sys
 import time
 import psutil
 import ray
+import torch
 from pipeline.data import streaming
 from pipeline.data.reader import swept_pieces
 from pipeline.collectives import row_range
@@ -303,19 +304,29 @@ stream = streaming.ImageStream(pipeline.blocks(pieces, 4 * 1797), 100)
 def used():
     return sum(t.user_time + t.system_time for t in psutil.Process().threads())
 
+def readers():
+    found = psutil.Process().children(recursive=True)
+    return {process.pid for process in found if "PieceReader" in " ".join(process.cmdline())}
+
 while not stream.fetched:
     time.sleep(0.1)
-marks = []
+marks, first_readers = [], readers()
 for _ in range(5):
     marks.append(used())
     time.sleep(3)
+for _ in range(4):
+    stream.read(torch.arange(1797))
+assert len(first_readers) == 1 and readers() == first_readers, (first_readers, readers())
 print(max(after - before for before, after in itertools.pairwise(marks)))
 """
 
 
 @pytest.mark.slow
 def test_a_full_stream_leaves_the_cpu_to_the_training(shards: str) -> None:
-    """Ray Data's scheduling loop has no pause of its own: it took a whole core of the worker, and Python's lock."""
+    """Ray Data's scheduling loop has no pause of its own: it took a whole core of the worker, and Python's lock.
+
+    Four sweeps follow each other, as those of E-steps do, and the process that reads them stays the same.
+    """
     command = [sys.executable, "-c", FULL, shards]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
