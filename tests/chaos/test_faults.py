@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -214,6 +215,27 @@ def test_nan_that_recurs_ends_the_run_and_names_the_step(
     monkeypatch.setattr(fit, "train_worker", worker_with_nan(step=3, times=99, marks=tmp_path))
     with pytest.raises(RunFailed, match=r"Diverged.*not finite in epoch 2, at or before step 5.*lower optim\.lr"):
         run(folder, "name=nanalways", "resources.max_failures=1")
+
+
+def worker_that_dies() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A worker function that writes a line in its first step, and is gone."""
+
+    def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+        def train_step(run: Run, batch: Any) -> None:
+            print("these are my last words", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        mstep.train_step = train_step
+        return worker.train_worker(settings)
+
+    return train_worker
+
+
+def test_the_last_lines_of_a_worker_that_died_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "train_worker", worker_that_dies())
+    with pytest.raises(RunFailed, match=r"failure\.txt"):
+        run(folder, "name=dead", "resources.max_failures=0")
+    assert "these are my last words" in (folder / "runs" / "dead" / "failure.txt").read_text()
 
 
 def worker_with_bad_gradients() -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -350,6 +350,22 @@ def test_shared_memory_holds_the_object_store(path: str) -> None:
         assert gibibytes(volume["emptyDir"]["sizeLimit"]) >= store
 
 
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_the_pod_of_eight_gpus_on_the_page_fits_the_manifests(path: str) -> None:
+    (snippet,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
+    manifest, asked = load(path), yaml.safe_load(snippet)
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    pod = spec["workerGroupSpecs"][0]["template"]["spec"]
+    [volume], [container] = pod["volumes"], pod["containers"]
+    assert volume["name"] == "shared-memory"
+    container["resources"], volume["emptyDir"] = asked["resources"], asked["emptyDir"]
+    check_manifest(manifest)
+    assert asked["resources"]["limits"] == asked["resources"]["requests"]
+    assert asked["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    store = min(0.3 * gibibytes(asked["resources"]["limits"]["memory"]), 200)
+    assert gibibytes(asked["emptyDir"]["sizeLimit"]) >= store
+
+
 def test_a_job_that_is_stopped_has_a_minute_whoever_submitted_it() -> None:
     """Ray's supervisor of a job reads the variable as its node was started; `digpro submit` sets it for its own."""
     said = f"RAY_JOB_STOP_WAIT_TIME_S={JOB_VARIABLES['RAY_JOB_STOP_WAIT_TIME_S']}"
