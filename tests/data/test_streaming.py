@@ -310,10 +310,11 @@ def readers():
 
 while not stream.fetched:
     time.sleep(0.1)
-marks, first_readers = [], readers()
+marks = []
 for _ in range(5):
     marks.append(used())
     time.sleep(3)
+first_readers = readers()  # by now the process has its title
 for _ in range(4):
     stream.read(torch.arange(1797))
 assert len(first_readers) == 1 and readers() == first_readers, (first_readers, readers())

@@ -195,9 +195,9 @@ def test_a_stream_ends_as_images_in_memory_do_also_after_a_kill(
     """The window is smaller than the set; that of `whole` holds it, so that its order is another.
 
     In float64, since in float32 rounding grows, as young features are nearly all alike. The images are so large because
-    a worker reads the first 24 MiB itself: half of a thousand; the rest comes from Ray Data.
+    a worker reads the first 24 MiB itself: 900 images; the rest comes from Ray Data.
     """
-    mine = ["data.shuffle_window=1100", "data.image_size=128", "optim.precision=float64"]
+    mine = ["data.shuffle_window=1100", "data.image_size=96", "optim.precision=float64"]
     said: list[str] = []
     expected, same = outcome_in_process(settings(folder, *mine))
     name = f"streamhurt{workers}"
@@ -217,7 +217,7 @@ def test_a_stream_ends_as_images_in_memory_do_also_after_a_kill(
 @pytest.mark.chaos  # CI has the kill of the plain stream, which has one run less to make
 def test_a_stream_that_is_drawn_by_pseudo_label_repeats_its_draws_after_a_kill(folder: Path) -> None:
     """The kill falls into the second epoch, the first after the warm-up. For resident ones see test_checkpoint.py."""
-    mine = ["optim.balance=1", "data.shuffle_window=1100", "data.image_size=128", "optim.precision=float64"]
+    mine = ["optim.balance=1", "data.shuffle_window=1100", "data.image_size=96", "optim.precision=float64"]
     expected = run(folder, "name=balanced", *mine)
     said: list[str] = []
     thread = when_saved(folder / "runs" / "balancedhurt", 6, kill_a_worker)
