@@ -119,9 +119,11 @@ def test_source_shards_runs_and_assignments_may_lie_in_the_root_of_a_bucket(tmp_
     small = ["optim.batch_size=32", "method.bank_size=64", "method.num_clusters=2", "data.mode=streaming"]
     more = [f"storage={store.uri('/')}", "name=rooted", "tracking.enabled=false"]
     train = ["train", "--preset", "digits", *options(settings(tmp_path, *places, *small, *more))]
-    assign = ["assign", store.uri("/rooted"), store.uri("/shards"), store.uri()]
+    client.create_bucket(Bucket="assigned")  # assignments want an empty folder
+    assign = ["assign", store.uri("/rooted"), store.uri("/shards"), store.uri().replace(BUCKET, "assigned")]
     for command in (train, assign):
         assert start_command(command, log).wait(300) == 0, log.read_text()
-    assert {"rooted/summary.json", "shards/manifest.json", "summary.json"} <= store.objects()
+    assert {"rooted/summary.json", "shards/manifest.json"} <= store.objects()
+    assert "summary.json" in {item["Key"] for item in client.list_objects_v2(Bucket="assigned")["Contents"]}
     assert not [line for line in log.read_text().splitlines() if "raylet" in line or "Traceback" in line]
     assert not Path("s3:").exists()
