@@ -127,6 +127,13 @@ def mlflow_migrations() -> Path:
     return Path(mlflow.__file__).parent / "store" / "db_migrations"
 
 
+def logs_folder() -> Path:
+    """Where the processes of the connected cluster write their logs on this machine."""
+    from ray._private import worker
+
+    return Path(worker.global_worker.node.get_logs_dir_path())
+
+
 class PauseWhileUnwanted:
     """Keeps Ray Data's scheduling loop in this process from spinning; has the methods of Ray's `ExecutionCallback`.
 

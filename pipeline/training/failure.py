@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
+import ray
 from ray.exceptions import RayActorError
-from ray.util.state import get_log
+from ray.util.state import get_actor, get_log
 
+from pipeline.ray_private import logs_folder
 from pipeline.storage import Folder
 from pipeline.training.fit import worker_errors
 
@@ -28,8 +30,17 @@ def keep_failure(folder: Folder, error: Exception) -> str:
 
 
 def _last_lines(actor: str) -> str:
-    """The end of an actor process's standard error, or why it is not available if its node is gone."""
+    """The end of an actor process's standard error, or why it is not available if its node is gone.
+
+    On this machine it is read from the file: in clusters of our own Ray's agent, which others ask, is not to be found.
+    """
     try:
-        return "".join(get_log(actor_id=actor, suffix="err", tail=LINES, timeout=ANSWER_SECONDS, errors="replace"))
+        context = ray.get_runtime_context()
+        state = get_actor(actor, address=context.gcs_address, timeout=ANSWER_SECONDS)
+        if state is not None and state.node_id == context.get_node_id():
+            (file,) = logs_folder().glob(f"worker-*-{state.pid}.err")
+            return "".join(file.read_text(errors="replace").splitlines(keepends=True)[-LINES:])
+        chosen = {"address": context.gcs_address, "actor_id": actor, "suffix": "err", "tail": LINES}
+        return "".join(get_log(**chosen, timeout=ANSWER_SECONDS, errors="replace"))
     except Exception as error:
         return f"not available: {error}"

@@ -110,7 +110,12 @@ def new_board() -> Any:
 def worker_errors(error: Exception) -> dict[int, BaseException]:
     """The error of each failed worker by its rank, without Ray's wrappers; empty if no worker has reported one."""
     failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}
-    return {rank: getattr(failure, "cause", None) or failure for rank, failure in failures.items()}
+    return {rank: _unwrapped(failure) for rank, failure in failures.items()}
+
+
+def _unwrapped(failure: Any) -> Any:
+    """What a worker raised; or, if it died, how: Ray Train then reports a failed health check."""
+    return getattr(failure, "cause", None) or getattr(failure, "health_check_failure", None) or failure
 
 
 def failure_reason(error: Exception) -> str:
