@@ -197,6 +197,7 @@ def test_a_cluster_answers_the_question_of_ray_answers() -> None:
             with pytest.raises(PermissionError):
                 ray_private.ray_answers(address, client_server=False, seconds=5, token=wrong)
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+        assert ray_private.logs_folder() == session / "logs"
         assert (
             ray_private.session_socket(str(session.parents[1]), os.getpid()).count("/") == str(session).count("/") + 2
         )
