@@ -80,7 +80,7 @@ def export_module(module: nn.Module, images: Tensor) -> torch.export.ExportedPro
     except Exception as error:  # torch raises many kinds
         raise ConfigError(
             f"torch.export cannot convert the network ({first_line(error)}); its forward must not branch on values or "
-            "treat the number of images as a constant. Its weights can be exported: --format safetensors"
+            "treat the number of images as a constant"
         ) from error
 
 

@@ -41,7 +41,10 @@ def export_model(format_name: str, folder: Path, model: nn.Module, card: ModelCa
     if format_name not in FORMATS:
         raise ConfigError(f"--format {format_name!r} is not known; give one of {', '.join(FORMATS)}")
     (folder / CARD).write_text(card.model_dump_json(indent=1))
-    return FORMATS[format_name](folder, model, card)
+    try:
+        return FORMATS[format_name](folder, model, card)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. Its weights can be exported: --format safetensors") from error
 
 
 def example_images(card: ModelCard, count: int = 2) -> Tensor:

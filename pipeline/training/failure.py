@@ -32,7 +32,8 @@ def keep_failure(folder: Folder, error: Exception) -> str:
 def _last_lines(actor: str) -> str:
     """The end of an actor process's standard error, or why it is not available if its node is gone.
 
-    On this machine it is read from the file: in clusters of our own Ray's agent, which others ask, is not to be found.
+    From a process of this node it is read from the file: `get_log` needs Ray's agent, which is not registered in
+    clusters of our own.
     """
     try:
         context = ray.get_runtime_context()

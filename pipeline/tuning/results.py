@@ -53,6 +53,8 @@ def write_results(
         run, model = write_artifacts(job, reopen=False), register_best(job, search)
     summary = summarise(search, folder, parent, rows, best, run, model)
     texts = page_text(search, summary, rows)
+    if not texts:
+        del summary["outputs"]["page"]
     if best is not None:
         texts[PRESET] = preset_text(config, search, best, folder.name)
     with RunWriter(parent, spool_path(folder)) as writer:
@@ -115,7 +117,6 @@ def page_text(search: SearchJob, summary: dict[str, Any], rows: Sequence[TrialRo
         return {PAGE: search_page(shown_search(search, summary, rows))}
     except Exception as error:  # of plotly or Optuna, for values that nobody has tried
         log.warning("the page of this search failed (%s: %s); report this as a bug", type(error).__name__, error)
-        del summary["outputs"]["page"]
         return {}
 
 
