@@ -124,8 +124,13 @@ class PieceReader:
         number = int(self.shard_of[group])
         shard, place = self.manifest.shards[number], group - int(self.first_row_group[number])
         with shard_errors(self.path, shard):
-            return self.opened(shard).read_row_group(place, columns=["image", "index"])
+            handle, footer = self.opened(shard)
+            # One request to an object store: all columns in a read, and the footer is known. A `ParquetFile` keeps what
+            # it has buffered, so each row group has its own.
+            file = pq.ParquetFile(handle, metadata=footer, pre_buffer=True, page_checksum_verification=True)
+            return file.read_row_group(place, columns=["image", "index"])
 
-    def _open(self, shard: Shard) -> pq.ParquetFile:
+    def _open(self, shard: Shard) -> tuple[pa.NativeFile, pq.FileMetaData]:
         files, root = filesystem(self.path)
-        return pq.ParquetFile(files.open_input_file(f"{root}/{shard.file}"), page_checksum_verification=True)
+        handle = files.open_input_file(f"{root}/{shard.file}")
+        return handle, pq.read_metadata(handle)

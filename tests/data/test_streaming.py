@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import json
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -19,10 +25,11 @@ from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.data.read import with_row_groups
-from pipeline.data.reader import Piece, PieceReader, block_rows, epoch_pieces, swept_pieces
+from pipeline.data.reader import MOST_TASK_BYTES, Piece, PieceReader, block_rows, epoch_pieces, swept_pieces
 from pipeline.data.shards import Manifest
 from pipeline.data.streaming import Block, ImageMemory, ImageStream, OpenImages, Readers, StreamedImages, task_tables
 from pipeline.errors import DataError
+from tests.helpers.s3 import BUCKET, S3Server, throttle
 from tests.helpers.small_run import resident_inputs
 from tests.helpers.workers import Workers
 
@@ -161,10 +168,31 @@ def test_a_resume_decodes_nothing_that_was_consumed(shards: str, step: int) -> N
     assert len(images.unique()) == len(images)
 
 
+@pytest.mark.parametrize("step", [1, 9, 17])
+def test_a_resume_of_drawn_images_decodes_at_most_a_window_again(shards: str, step: int) -> None:
+    """Windows are read whole, because the draws are not known yet."""
+    reading = Reading(shards, 700)
+    order = reading.order
+    pieces = epoch_pieces(order, row_range(order.lanes), 0, range(step, order.steps), whole=True)
+    images = torch.cat([reading.reader.images_of(piece) for piece in pieces])
+    assert len(images.unique()) == len(images)
+    assert 0 < len(images) - (order.num_images - step * BATCH) <= 700
+
+
 def test_a_resumed_stream_begins_at_its_step(shards: str) -> None:
     whole = [item for item in _streamed(0, shards, 700, (0, 0), False) if isinstance(item, tuple)]
     rest = [item for item in _streamed(0, shards, 700, (0, 13), False) if isinstance(item, tuple)]
     assert all(mine[0].equal(theirs[0]) for mine, theirs in zip(rest, whole[13:], strict=True))
+
+
+def test_the_first_windows_are_read_while_the_estep_computes(shards: str) -> None:
+    reading = Reading(shards, 700)
+    blocks = list(reading.inputs.blocks())
+    assert sum(len(index) for _, index in blocks) == 1797
+    deadline = time.monotonic() + 30
+    while reading.decoded < 1797 + BATCH and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert reading.decoded >= 1797 + BATCH  # no batch of the epoch was asked for yet
 
 
 def test_a_lost_shard_is_named(shards: str) -> None:
@@ -177,6 +205,51 @@ def test_a_lost_shard_is_named(shards: str) -> None:
     for _ in range(2):  # and whoever asks again is told again
         with pytest.raises(DataError, match=r"gone-shard-00000.parquet cannot be read"):
             stream.read(torch.arange(10))
+
+
+@pytest.fixture
+def bucket(shards: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The shards in the folder `digits` of a bucket."""
+    with S3Server() as server:
+        server.set_environment(monkeypatch)
+        server.empty()  # moto's servers of one process share their buckets
+        for file in Path(shards).iterdir():
+            server.client().upload_file(str(file), BUCKET, f"digits/{file.name}")
+        yield server
+        server.empty()
+
+
+def from_bucket(manifest: Manifest, images: int) -> Iterator[Block]:
+    """The first images."""
+    reader = PieceReader(order_of(manifest, 700), f"s3://{BUCKET}/digits", manifest, DECODING)
+    return reader.blocks(swept_pieces(RowRange(0, images, 1797), IMAGE_BYTES))
+
+
+def test_a_row_group_in_a_bucket_takes_one_request_and_is_not_kept(shards: str, bucket: S3Server) -> None:
+    seen: Counter[str] = Counter()
+
+    def count(method: str, path: str) -> None:
+        seen[f"{method} {path.rpartition('/')[2]}"] += 1
+
+    manifest, before = opened(shards), pa.total_allocated_bytes()
+    bucket.fault = count
+    assert sum(len(block["index"]) for block in from_bucket(manifest, 1797)) == 1797
+    expected = {f"GET {shard.file}": 1 + len(shard.groups) for shard in manifest.shards}  # one for the footer
+    assert {request: times for request, times in seen.items() if request.startswith("GET")} == expected
+    gc.collect()  # caches of methods are cycles
+    assert pa.total_allocated_bytes() == before
+
+
+def test_a_bucket_that_throttles_for_a_while_costs_no_image(shards: str, bucket: S3Server) -> None:
+    requests = itertools.count()
+
+    def every_other(method: str, path: str) -> tuple[str, str, str] | None:
+        return None if next(requests) % 2 else throttle(method, path)
+
+    bucket.fault = every_other
+    read = np.concatenate([block["index"] for block in from_bucket(opened(shards), 600)])
+    assert read.tolist() == list(range(600))
+    assert next(requests) > 12  # two shards, each with its size, its footer and two row groups
 
 
 def blocks_of(*sizes: int) -> Iterator[Block]:
@@ -283,11 +356,13 @@ def test_pieces_travel_in_tasks_of_some_images() -> None:
 
 FULL = """
 import itertools
+import json
 import sys
 import time
 import psutil
 import ray
 import torch
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from pipeline.data import streaming
 from pipeline.data.reader import swept_pieces
 from pipeline.collectives import row_range
@@ -297,16 +372,24 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=Fal
 streaming.FEW_BYTES = 0
 path, size = sys.argv[1], 224
 order = order_of(opened(path), 400)
-pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * size**2) * 4
+pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * size**2) * 8
 reader = (order, path, opened(path), DECODING | {"size": size})
 pipeline = streaming.ReadPipeline(reader, streaming.Readers(1, 1.0), 3 * size**2)
-stream = streaming.ImageStream(pipeline.blocks(pieces, 4 * 1797), 100)
+stream = streaming.ImageStream(pipeline.blocks(pieces, 8 * 1797), 100)
+
 def used():
     return sum(t.user_time + t.system_time for t in psutil.Process().threads())
 
+def stored():
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return get_memory_info_reply(state).store_stats.object_store_bytes_used
+
 def readers():
     found = psutil.Process().children(recursive=True)
-    return {process.pid for process in found if "PieceReader" in " ".join(process.cmdline())}
+    return [process for process in found if "PieceReader" in " ".join(process.cmdline())]
+
+def read_sweeps():
+    return [stream.read(torch.arange(1797)) for _ in range(4)]
 
 while not stream.fetched:
     time.sleep(0.1)
@@ -314,24 +397,50 @@ marks = []
 for _ in range(5):
     marks.append(used())
     time.sleep(3)
-first_readers = readers()  # by now the process has its title
-for _ in range(4):
-    stream.read(torch.arange(1797))
-assert len(first_readers) == 1 and readers() == first_readers, (first_readers, readers())
-print(max(after - before for before, after in itertools.pairwise(marks)))
+found = {"cpu": max(after - before for before, after in itertools.pairwise(marks)), "stored": stored()}
+before = readers()  # by now the process has its title
+sweeps = read_sweeps()
+found |= {"before": [process.pid for process in before], "after": [process.pid for process in readers()]}
+before[0].kill()
+while not (restarted := readers()):
+    time.sleep(0.1)
+sweeps += read_sweeps()
+found |= {"restarted": [process.pid for process in restarted]}
+found |= {"equal": all(sweep.equal(sweeps[0]) for sweep in sweeps)}
+print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
-def test_a_full_stream_leaves_the_cpu_to_the_training(shards: str) -> None:
-    """Ray Data's scheduling loop has no pause of its own: it took a whole core of the worker, and Python's lock.
-
-    Four sweeps follow each other, as those of E-steps do, and the process that reads them stays the same.
-    """
+@pytest.fixture(scope="module")
+def full(shards: str) -> dict[str, Any]:
+    """What a stream of eight sweeps did, which waited for 15 s at first, and whose reader was killed in the middle."""
     command = [sys.executable, "-c", FULL, shards]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.5, "CPU seconds in 3 s"
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # Ray writes there, too
+    return found
+
+
+@pytest.mark.slow
+def test_a_full_stream_leaves_the_cpu_to_the_training(full: dict[str, Any]) -> None:
+    """Ray Data's scheduling loop has no pause of its own: it took a whole core of the worker, and Python's lock."""
+    assert full["cpu"] < 0.5, "CPU seconds in 3 s"
+
+
+@pytest.mark.slow
+def test_a_full_stream_keeps_to_its_share_of_the_object_store(full: dict[str, Any]) -> None:
+    """Eight tasks for one reader, and one that is being written; all sweeps would be 2.2 GB."""
+    image = 3 * 224**2
+    task = MOST_TASK_BYTES // image * image
+    assert task < full["stored"] <= 9 * task
+
+
+@pytest.mark.slow
+def test_sweeps_are_read_by_one_process_unless_it_dies(full: dict[str, Any]) -> None:
+    """A reader that dies is replaced, and what it had read is read again: no image is lost, and none comes twice."""
+    assert len(full["before"]) == len(full["restarted"]) == 1
+    assert full["after"] == full["before"] != full["restarted"]
+    assert full["equal"]
 
 
 WITHOUT_A_CPU = """
