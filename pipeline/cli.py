@@ -220,7 +220,15 @@ def embed(
 
 @app.command()
 def train(
-    preset: PresetOption = "digits",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="NAME|FILE",
+            help="Use this preset (see `digpro presets`) or .yaml file.  [default: digits]",
+        ),
+    ] = None,
     settings: SetOption = None,
     start_from: Annotated[
         str | None,
@@ -242,6 +250,12 @@ def train(
     from pipeline.runs.train import train as run_training
 
     given = [*(PROFILE_SETTINGS if profile else []), *(settings or [])]
+    if start_from and preset:
+        raise ConfigError(
+            f"--preset {preset} and --from {start_from} both give the settings; leave --preset out, and change single "
+            "settings with --set"
+        )
+    preset = preset or "digits"
     config, label = settings_of(start_from, given) if start_from else (load_config(preset, given), Path(preset).stem)
     _print_result(run_training(config, label=label, echo=echo))
 

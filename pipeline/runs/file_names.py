@@ -44,18 +44,22 @@ def image_file_name(path: str, data: bytes) -> str:
 
 
 class UniqueNames:
-    """Unique names within a folder, also on file systems that ignore case."""
+    """Unique names within a folder, also on file systems that ignore case.
 
-    def __init__(self) -> None:
+    With `stems`, names are unique without their suffixes too, which some tools cut off.
+    """
+
+    def __init__(self, *, stems: bool = False) -> None:
         self.taken: set[str] = set()
+        self.stems = stems
 
     def give(self, name: str, number: int) -> str:
-        """The name; if it is taken, the name with the number, which is unique."""
-        if name.casefold() in self.taken:
-            stem, dot, suffix = name.rpartition(".")
-            name = f"{stem}~{number}.{suffix}" if dot else f"{name}~{number}"
-        self.taken.add(name.casefold())
-        return name
+        """The name; if it is taken, the name with the number, as often as it takes."""
+        stem, dot, suffix = name.rpartition(".") if "." in name else (name, "", "")
+        while (key := (stem if self.stems else f"{stem}{dot}{suffix}").casefold()) in self.taken:
+            stem = f"{stem}~{number}"
+        self.taken.add(key)
+        return f"{stem}{dot}{suffix}"
 
 
 def cluster_folders(num_clusters: int, names: Mapping[int, str]) -> list[str]:

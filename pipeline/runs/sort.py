@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def _write(
 ) -> dict[str, int]:
     """Write the chosen images and their table; returns the number of images in each folder."""
     counts = dict.fromkeys(sorted(set(folders)), 0)
-    names: defaultdict[str, UniqueNames] = defaultdict(UniqueNames)
+    names: defaultdict[str, UniqueNames] = defaultdict(partial(UniqueNames, stems=True))
     progress = Progress("sort", "images", int(chosen.sum()), 0, echo)
     with target.open_output(TABLE) as stream, pacsv.CSVWriter(stream, SCHEMA) as table:
         for number, (image, row) in enumerate(matched(images)):

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -15,7 +16,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from pipeline.report.atlas import rename_clusters
 from pipeline.runs.names import set_names
+from pipeline.training.state import LOSSES
 from tests.helpers.browser import Page, needs_browser
 
 pytestmark = needs_browser
@@ -454,6 +457,29 @@ def test_clusters_are_named_and_merged_in_the_page_and_label_takes_the_file(
     assert page.one("#view-cluster h2").text == "Cluster 4"
 
 
+def test_names_in_the_browser_are_of_one_run_and_give_way_to_newer_ones(page: Page, tmp_path: Path) -> None:
+    """The second page is of another run of the same name, the third of this one after `digpro label RUN 0=cats`."""
+    text = Path(unquote(urlparse(page.address).path)).read_text()
+    other, later = Page(page.driver, (tmp_path / "a.html").as_uri()), Page(page.driver, (tmp_path / "b.html").as_uri())
+    changed = text.replace('"origin":[', '"origin":[["run began","later"],')
+    assert changed != text
+    (tmp_path / "a.html").write_text(changed)
+    (tmp_path / "b.html").write_text(rename_clusters(text, {0: "cats"}))
+    page.open("cluster-0")
+    page.one("#cluster-name").send_keys("dogs" + Keys.ENTER)
+    for shown, heading in (
+        (page, "dogs cluster 0"),
+        (other, "Cluster 0"),
+        (page, "dogs cluster 0"),
+        (later, "cats cluster 0"),
+    ):
+        shown.open("cluster-0")
+        assert shown.one("#view-cluster h2").text == heading
+    assert not later.one("#unsaved").is_displayed()
+    page.open("cluster-0")
+    assert page.one("#view-cluster h2").text == "Cluster 0"  # nothing is left in the browser
+
+
 def test_images_are_selected_and_saved_as_csv(page: Page, downloads: Callable[[str], str]) -> None:
     page.open("cluster-1")
     page.one("#members .select").click()
@@ -511,24 +537,40 @@ def test_the_page_says_what_it_is_of(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("churn", "start", "kind"),
+    ("epochs", "churn", "start", "kind"),
     [
-        (0.43, "Not converged: 43 % of the images changed cluster in the last E-step.", "alarm"),
-        (0.05, "Nearly converged: 5.0 %", ""),
-        (0.004, "Converged: 0.4 %", "fine"),
-        (None, "Too short to judge", "alarm"),
+        (4, 0.43, "Not converged: 43 % of the images changed cluster in the last E-step.", "alarm"),
+        (4, 0.05, "Nearly converged: 5.0 %", ""),
+        (4, 0.004, "Converged: 0.4 %", "fine"),
+        (2, 0.004, "Too short to judge: fewer than 3 E-steps follow the warm-up.", "alarm"),
+        (4, None, "Too short to judge", "alarm"),
     ],
 )
-def test_training_begins_with_a_verdict(page: Page, churn: float | None, start: str, kind: str) -> None:
+def test_training_begins_with_a_verdict(page: Page, epochs: int, churn: float | None, start: str, kind: str) -> None:
     page.open("clusters")
     page.driver.execute_script(
-        "[atlas.history[2].label_churn, atlas.warmup, atlas.alarms] = [arguments[0], 1, []]; go('training')", churn
+        """const [epochs, churn] = arguments;
+           const all = Object.fromEntries(atlas.history.flatMap(Object.entries).filter(([, value]) => value !== null));
+           atlas.history = Array.from({ length: epochs + 1 }, (_, epoch) => ({ ...all, epoch, label_churn: churn }));
+           [atlas.warmup, atlas.alarms] = [1, []];
+           go("training");""",
+        epochs,
+        churn,
     )
     assert page.one("#verdict").text.startswith(start)
     assert page.one("#verdict").get_attribute("class") == kind
     assert len(page.all("#view-training p.fine")) == (2 if kind == "fine" else 0)  # with "No alarm was raised."
     assert len(page.all(".panel rect.warmup")) == len(page.all(".panel"))
     assert "acc: share of images" in page.all(".meanings")[1].text
+
+
+def test_every_curve_says_what_it_means(page: Page) -> None:
+    page.open("training")
+    drawn = [*LOSSES, "acc", "nmi", "ari", "label_free", "label_churn", "size_entropy", "feature_spread", "silhouette"]
+    meanings = page.driver.execute_script("return arguments[0].map(meaningOf)", drawn)
+    assert all(meanings)
+    assert "when the warm-up ends" in meanings[LOSSES.index("loss")]
+    assert len({meanings[LOSSES.index(name)] for name in LOSSES if name != "loss"}) == 1
 
 
 def test_back_closes_an_image_and_the_focus_stays(page: Page) -> None:
@@ -561,12 +603,21 @@ def test_the_last_tab_is_seen(page: Page, width: int) -> None:
         )
 
 
-def test_long_names_do_not_widen_the_page(page: Page) -> None:
-    page.open("cluster-1", width=360, touch=True)
-    page.driver.execute_script("clusterOf.get(1).name = 'x'.repeat(300); regroup(); sortCards(); route()")
-    for view in ("cluster-1", "clusters"):
-        page.driver.execute_script(f"go('{view}')")
+@pytest.mark.parametrize("view", ["cluster-1", *(view for view in VIEWS if view != "cluster-1")])
+def test_long_names_do_not_widen_the_page(page: Page, view: str) -> None:
+    """Of clusters and classes, and of two clusters that are one group."""
+    page.open("clusters", width=360, touch=True)
+    page.driver.execute_script(
+        """for (const n of [1, 3]) clusterOf.get(n).name = "x".repeat(300);
+           atlas.classNames[0] = "y".repeat(300);
+           showGroups();
+           go(arguments[0]);""",
+        view,
+    )
+    for _ in range(2):
         assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 360
+        page.driver.execute_script("byId('by-name').click()")
+    assert page.driver.execute_script("const card = document.querySelector('.card h3'); return card.clientHeight") < 80
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

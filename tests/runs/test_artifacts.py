@@ -14,14 +14,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.build import settle_images
+from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.read import regroup
+from pipeline.data.shards import read_manifest
 from pipeline.errors import DataError
 from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import predict
 from pipeline.inference.run_features import prediction_table
 from pipeline.runs import artifacts as module
-from pipeline.runs.artifacts import keep_profile, log_file, log_model, write_assignments
+from pipeline.runs.artifacts import draw, keep_profile, log_file, log_model, write_assignments
 from pipeline.storage import Folder
 from pipeline.tracking import RunRef, RunWriter
 from tests.helpers.images import encoded, put
@@ -76,6 +79,28 @@ def test_assignments_join_predictions_paths_and_labels(
     below = np.array(clusters["median"])[own] - table.column("similarity").to_numpy()
     expected = (below / np.array(clusters["deviation"])[own]).astype(np.float32)
     assert np.array_equal(table.column("outlier").to_numpy(), expected)
+
+
+def test_the_picture_of_the_clusters_counts_all_images(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are a sample; the shares of classes and the sizes must be those of the atlas."""
+    drawn: dict[str, Any] = {}
+
+    def keep(path: Path, images: Any, cluster: Any, similarity: Any, totals: Any, names: Any) -> None:
+        drawn.update(images=len(images), totals=totals)
+
+    monkeypatch.setattr(module, "SAMPLE", 10)
+    monkeypatch.setattr(module, "draw_clusters", keep)
+    run = Folder(str(tmp_path / "run"))
+    clusters = write_predictions(tmp_path / "run", range(IMAGES)).column("cluster").to_numpy()
+    write_assignments(run, data, IMAGES, CLUSTERS)
+    config = settle_images(load_config("digits", [f"data.path={data}", "name=run"]))
+    values = {"centers": torch.zeros(CLUSTERS, 3), "history": []}
+    draw(run, config, read_manifest(data), values, tmp_path)
+    assert drawn["images"] < IMAGES
+    assert drawn["totals"].sizes.tolist() == np.bincount(clusters, minlength=CLUSTERS).tolist()
+    assert drawn["totals"].classes[:, 2].sum() == IMAGES
 
 
 def test_a_run_keeps_its_results_when_torch_cannot_export_its_network(

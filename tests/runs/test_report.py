@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.data.ingest import ingest
 from pipeline.data.read import read_chosen
 from pipeline.data.shards import Manifest
 from pipeline.errors import ConfigError, DataError
+from pipeline.provenance import git_commit, version_of
 from pipeline.runs import report as module
 from pipeline.runs.identity import read_beginning, read_started_run, record_start
 from pipeline.runs.names import set_names
@@ -29,6 +31,7 @@ from tests.helpers.atlases import HISTORY, assignments, features
 from tests.helpers.images import encoded, put
 
 IMAGES, CLUSTERS, SIZE = 50, 4, 8
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +109,10 @@ def test_the_page_says_how_the_run_began_and_what_differs_from_its_preset(run: P
     config = load_config("digits", ["optim.lr=0.2", "seed=7", "name=run", "data.path=elsewhere"])
     folder.update("run.json", config=config.model_dump(mode="json"))
     record_start(folder, manifest, "digits")
-    began = read_beginning(folder) | {"time": "2026-01-02 03:04 UTC", "version": "1.2", "commit": "abc"}
+    began = read_beginning(folder)
+    assert (began["version"], began["commit"]) == (version_of("digpro-ray"), git_commit())
+    assert abs(datetime.now(UTC) - datetime.strptime(began["time"], "%Y-%m-%d %H:%M %Z").replace(tzinfo=UTC)) < HOUR
+    began |= {"time": "2026-01-02 03:04 UTC", "version": "1.2", "commit": "abc"}
     folder.update("run.json", began=began)
     record_start(folder, manifest, "photos")  # resumed by later code
     origin = dict(describe_origin(folder, *read_started_run(folder), 10))

@@ -341,6 +341,15 @@ def test_names_are_told_apart() -> None:
         "a~2.png",
         "b",
     ]
+    names = UniqueNames()
+    assert [names.give(name, 2) for name in ("a~2.png", "a.png", "a.png")] == ["a~2.png", "a.png", "a~2~2.png"]
+    stems = UniqueNames(stems=True)
+    assert [stems.give(name, 3) for name in ("x.jpg", "X.png", "x.y.png", "x")] == [
+        "x.jpg",
+        "X~3.png",
+        "x.y.png",
+        "x~3~3",
+    ]
     assert cluster_folders(12, {1: "a/b", 2: "a_b", 3: "a/b", 4: "cluster 00"})[:5] == [
         "cluster 00",
         "a_b",

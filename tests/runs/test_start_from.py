@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import make_plan
 from pipeline.runs.identity import claim_folder, record_start, run_folder
 from pipeline.runs.start_from import checkpoint_to_start_from, settings_of
+from tests.helpers.command_line import refused
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,11 @@ def begun(place: Path, digits: tuple[str, Manifest], *more: str) -> str:
     config = load_config("digits", [f"data.path={digits[0]}", f"storage={place}", "name=digits-0123abcd", *more])
     record_start(claim_folder(config), digits[1])
     return run_folder(config).path
+
+
+def test_a_preset_and_a_run_are_not_both_given(digpro, digits: tuple[str, Manifest], tmp_path: Path) -> None:
+    run = begun(tmp_path, digits)
+    refused(digpro("train", "--from", run, "--preset", "photos"), f"--preset photos and --from {run} both give")
 
 
 def test_the_settings_are_those_of_the_run_but_for_those_given(digits: tuple[str, Manifest], tmp_path: Path) -> None:

@@ -1,27 +1,32 @@
 "use strict";
-// Names that are given in the page. The browser keeps them until `digpro label` has put them into the run.
+// Names that are given in the page. The browser keeps each until the run has a name in its place.
 
-const NAMES_KEY = `digpro names of ${atlas.title}`;
+const NAMES_KEY = `digpro names of ${atlas.title} ${new Map(atlas.origin).get("run began") || ""}`; // titles repeat
 for (const cluster of clusters) cluster.saved = cluster.name;
 
 function keptNames() {
   try {
-    return JSON.parse(localStorage.getItem(NAMES_KEY)) || {};
+    return JSON.parse(localStorage.getItem(NAMES_KEY)) || [];
   } catch {
-    return {}; // a sandboxed frame keeps nothing
+    return []; // a sandboxed frame keeps nothing
   }
 }
 
 function keepNames() {
-  const given = Object.fromEntries(unsaved().map(({ number, name }) => [number, name]));
+  const given = unsaved().map(({ number, name, saved }) => ({ number, name, saved }));
   try {
     localStorage.setItem(NAMES_KEY, JSON.stringify(given));
   } catch {} // they last as long as the page is open
 }
 
-for (const [n, name] of Object.entries(keptNames())) if (clusterOf.has(Number(n))) clusterOf.get(Number(n)).name = String(name);
+// A name that was given over another one than the run has now is out of date.
+for (const { number, name, saved } of keptNames()) {
+  const cluster = clusterOf.get(number);
+  if (cluster && cluster.saved === saved) cluster.name = name;
+}
 
 const unsaved = () => clusters.filter(({ name, saved }) => name !== saved);
+keepNames();
 
 function rename(changed, name) {
   for (const cluster of changed) cluster.name = name(cluster);

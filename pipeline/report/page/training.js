@@ -11,7 +11,9 @@ const PANELS = [
 
 const SETTLED = 0.02; // share of the images that change cluster, up to which a run has converged
 const UNSETTLED = 0.1; // from which on it has not
+const JUDGED = 3; // E-steps after the warm-up; a short run ends at rest because its learning rate does
 const MEANINGS = {
+  loss: "falls as the run learns, and rises when the warm-up ends, because parts are added; it does not rank runs",
   acc: "share of images in the cluster of their class; higher is better",
   nmi: "information that clusters and classes share; higher is better",
   ari: "pairs of images on which clusters and classes agree, corrected for chance; higher is better",
@@ -25,12 +27,12 @@ const MEANINGS = {
   cluster_largest: "images of the largest cluster; should not absorb the others",
   clusters_empty: "clusters without an image; should be 0",
 };
-const meaningOf = (key) => MEANINGS[key] || (key.startsWith("loss") ? "lower is better; it rises when the warm-up ends, because terms are added" : "");
+const meaningOf = (key) => MEANINGS[key] || (key.startsWith("loss") ? "a part of the loss; falls as the run learns" : "");
 
 // Whether the clustering had come to rest: [class, sentence].
 function verdict() {
   const judged = atlas.history.filter((m) => typeof m.label_churn === "number" && m.epoch > atlas.warmup);
-  if (!judged.length) return ["alarm", "Too short to judge: no E-step after the warm-up can be compared with an earlier one."];
+  if (judged.length < JUDGED) return ["alarm", `Too short to judge: fewer than ${JUDGED} E-steps follow the warm-up.`];
   const churn = judged[judged.length - 1].label_churn;
   const changed = `${percent(churn)} of the images changed cluster in the last E-step.`;
   if (churn > UNSETTLED) return ["alarm", `Not converged: ${changed} Train longer, or look at the alarms.`];
