@@ -195,6 +195,48 @@ def test_the_first_windows_are_read_while_the_estep_computes(shards: str) -> Non
     assert reading.decoded >= 1797 + BATCH  # no batch of the epoch was asked for yet
 
 
+def test_memory_holds_no_more_than_the_open_windows_and_what_is_fetched_ahead(shards: str) -> None:
+    """Half as many images more than the setting says may be open, and memory grows by a quarter at a time."""
+    reading, window, room, block = Reading(shards, 300), 300, 150, 425
+    order, own = reading.order, reading.inputs.own
+    pieces = [
+        piece
+        for epoch in range(EPOCHS)
+        for piece in epoch_pieces(order, row_range(order.lanes), epoch, range(order.steps), whole=False)
+    ]
+    stream = ImageStream(read(reading.reader, pieces), room)
+    inputs = Inputs(order, StreamedImages(lambda at: stream, own, CPU, 128), CPU)
+    batches = [batch for epoch in range(EPOCHS) for batch in inputs.epoch(epoch)]
+    assert len(batches) == EPOCHS * order.steps
+    assert window < len(stream.memory) <= 1.25 * (1.5 * window + room + block) < order.num_images
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_epoch_reads_the_own_row_groups_alone_and_each_once_but_for_two_a_lane(
+    shards: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a lane ends in a row group, and where its first window does, the row group is read again."""
+    manifest = opened(shards)
+    order, seen, original = order_of(manifest, 700), Counter[int](), PieceReader._read_row_group
+
+    def count(reader: PieceReader, group: int) -> pa.Table:
+        seen[group] += 1
+        return original(reader, group)
+
+    monkeypatch.setattr(PieceReader, "_read_row_group", count)
+    starts, ends = order.row_group_starts, order.row_group_starts + torch.tensor(order.row_groups)
+    for rank in range(workers):
+        seen.clear()
+        lanes = RowRange(order.lanes * rank // workers, order.lanes * (rank + 1) // workers, order.lanes)
+        own, rows = order.images_of(lanes), order.batch_rows(lanes)
+        reader = PieceReader(order, shards, manifest, DECODING)
+        blocks = reader.blocks(epoch_pieces(order, lanes, 0, range(order.steps), whole=False))
+        assert sum(len(block["index"]) for block in blocks) == order.steps * (rows.stop - rows.start)
+        overlapping = ((ends > own.start) & (starts < own.stop)).nonzero().squeeze(1).tolist()
+        assert seen.keys() <= set(overlapping)
+        assert sum(seen.values()) <= len(overlapping) + 2 * (lanes.stop - lanes.start)
+
+
 def test_a_lost_shard_is_named(shards: str) -> None:
     manifest = opened(shards)
     manifest = manifest.model_copy(
@@ -364,7 +406,7 @@ import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from pipeline.data import streaming
-from pipeline.data.reader import swept_pieces
+from pipeline.data.reader import PieceReader, epoch_pieces, swept_pieces
 from pipeline.collectives import row_range
 from tests.data.test_streaming import DECODING, opened, order_of
 
@@ -372,10 +414,14 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=Fal
 streaming.FEW_BYTES = 0
 path, size = sys.argv[1], 224
 order = order_of(opened(path), 400)
-pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * size**2) * 8
+lanes, pieces = row_range(order.lanes), []
+for epoch in range(4):
+    pieces += swept_pieces(order.images_of(lanes), 3 * size**2)
+    pieces += epoch_pieces(order, lanes, epoch, range(order.steps), whole=False)
 reader = (order, path, opened(path), DECODING | {"size": size})
+wanted = torch.cat([PieceReader(*reader).images_of(piece) for piece in pieces])
 pipeline = streaming.ReadPipeline(reader, streaming.Readers(1, 1.0), 3 * size**2)
-stream = streaming.ImageStream(pipeline.blocks(pieces, 8 * 1797), 100)
+stream = streaming.ImageStream(pipeline.blocks(pieces, len(wanted)), 100)
 
 def used():
     return sum(t.user_time + t.system_time for t in psutil.Process().threads())
@@ -388,8 +434,8 @@ def readers():
     found = psutil.Process().children(recursive=True)
     return [process for process in found if "PieceReader" in " ".join(process.cmdline())]
 
-def read_sweeps():
-    return [stream.read(torch.arange(1797)) for _ in range(4)]
+def are_read(images):
+    return all(stream.read(part).equal(first_sweep[part]) for part in images.split(500))
 
 while not stream.fetched:
     time.sleep(0.1)
@@ -399,21 +445,21 @@ for _ in range(5):
     time.sleep(3)
 found = {"cpu": max(after - before for before, after in itertools.pairwise(marks)), "stored": stored()}
 before = readers()  # by now the process has its title
-sweeps = read_sweeps()
+first_sweep = stream.read(wanted[:1797])
+found["equal"] = are_read(wanted[1797 : len(wanted) // 2])
 found |= {"before": [process.pid for process in before], "after": [process.pid for process in readers()]}
 before[0].kill()
 while not (restarted := readers()):
     time.sleep(0.1)
-sweeps += read_sweeps()
-found |= {"restarted": [process.pid for process in restarted]}
-found |= {"equal": all(sweep.equal(sweeps[0]) for sweep in sweeps)}
+found["restarted"] = [process.pid for process in restarted]
+found["equal_after"] = are_read(wanted[len(wanted) // 2 :])
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def full(shards: str) -> dict[str, Any]:
-    """What a stream of eight sweeps did, which waited for 15 s at first, and whose reader was killed in the middle."""
+    """What a stream of four epochs and E-steps did, which waited for 15 s at first; half-way its reader was killed."""
     command = [sys.executable, "-c", FULL, shards]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -429,18 +475,19 @@ def test_a_full_stream_leaves_the_cpu_to_the_training(full: dict[str, Any]) -> N
 
 @pytest.mark.slow
 def test_a_full_stream_keeps_to_its_share_of_the_object_store(full: dict[str, Any]) -> None:
-    """Eight tasks for one reader, and one that is being written; all sweeps would be 2.2 GB."""
+    """Eight tasks for one reader, and one that is being written; all images would be 2.1 GB."""
     image = 3 * 224**2
     task = MOST_TASK_BYTES // image * image
     assert task < full["stored"] <= 9 * task
 
 
 @pytest.mark.slow
-def test_sweeps_are_read_by_one_process_unless_it_dies(full: dict[str, Any]) -> None:
+def test_epochs_and_esteps_are_read_by_one_process_unless_it_dies(full: dict[str, Any]) -> None:
     """A reader that dies is replaced, and what it had read is read again: no image is lost, and none comes twice."""
     assert len(full["before"]) == len(full["restarted"]) == 1
     assert full["after"] == full["before"] != full["restarted"]
     assert full["equal"]
+    assert full["equal_after"]
 
 
 WITHOUT_A_CPU = """

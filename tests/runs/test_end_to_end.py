@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -16,19 +18,25 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow import MlflowClient
+from torch import Tensor
 
+from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
+from pipeline.data.loader import Batch
 from pipeline.data.shards import read_manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.plan import make_plan
 from pipeline.runs.assign import assign_images
 from pipeline.runs.evaluate import evaluate
 from pipeline.runs.names import set_names
 from pipeline.runs.start_from import checkpoint_to_start_from, settings_of
 from pipeline.runs.train import train
+from pipeline.training import fit, mstep, worker
 from pipeline.training.checkpoint import newest_in
+from pipeline.training.run import Run
 from tests.helpers.runs import (
     EPOCHS,
     TWO_WORKERS,
@@ -41,8 +49,10 @@ from tests.helpers.runs import (
     train_workers,
 )
 from tests.helpers.s3 import S3Server, for_seconds, ray_with_s3, throttle
+from tests.helpers.small_run import resident_inputs
 
 pytestmark = pytest.mark.slow
+INSIDE = r"resumed after epoch \d+, step [1-9]"  # an epoch
 REGISTERED = 0.5  # seconds in which Ray Train surely registers a checkpoint: it looks every 0.2 s
 
 
@@ -205,13 +215,60 @@ def test_a_stream_ends_as_images_in_memory_do_also_after_a_kill(
     streamed = (f"name={name}", "data.mode=streaming", f"resources.workers={workers}")
     summary = run(folder, *streamed, *mine, echo=said.append)
     thread.join()
-    assert any(line.startswith("resumed after epoch") for line in said)
+    assert any(re.match(INSIDE, line) for line in said)
     history, labels = outcome(summary["folder"])
     assert labels == same
     for epoch, other in zip(history, expected, strict=True):
         assert epoch.keys() - other.keys() == {"acc", "nmi", "ari"}  # in this process no classes are known
         assert {key: epoch[key] for key in other} == pytest.approx(other, rel=1e-5, abs=1e-7)
     assert labels != outcome(whole["folder"])[1]
+
+
+def worker_with_ledger(ledger: Path, attempt: int, dies_at: int | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A worker function that keeps the images of its steps; rank 0 is killed before a step of the first epoch."""
+
+    def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+        original = mstep.train_step
+
+        def train_step(run: Run, batch: Batch) -> None:
+            epoch, step = run.state.epochs_done, run.state.step
+            if (epoch, step, rank()) == (0, dies_at, 0):
+                os.kill(os.getpid(), signal.SIGKILL)
+            torch.save(batch.index, ledger / f"{epoch}-{step}-{attempt}-{rank()}.pt")
+            original(run, batch)
+
+        mstep.train_step = train_step
+        return worker.train_worker(settings)
+
+    return train_worker
+
+
+def ledger_of(ledger: Path, step: int) -> Tensor:
+    """The images of a step of the first epoch as it was done last, in the order of the workers."""
+    attempt = max(int(file.name.split("-")[2]) for file in ledger.glob(f"0-{step}-*"))
+    return torch.cat([torch.load(file) for file in sorted(ledger.glob(f"0-{step}-{attempt}-*"))])
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("without_artifacts")
+def test_a_stream_uses_each_image_once_through_two_kills_and_two_changes_of_the_workers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = ["name=ledger", "data.mode=streaming", "data.shuffle_window=1100", "data.image_size=96"]
+    said: list[str] = []
+    for attempt, (workers, dies_at) in enumerate([(2, 8), (3, 12), (1, None)]):
+        monkeypatch.setattr(fit, "train_worker", worker_with_ledger(tmp_path, attempt, dies_at))
+        ends = contextlib.nullcontext() if dies_at is None else pytest.raises(RunFailed)
+        with ends:
+            run(folder, *mine, f"resources.workers={workers}", "resources.max_failures=0", echo=said.append)
+    resumes = [line for line in said if line.startswith("resumed after")]
+    assert resumes == ["resumed after epoch 0, step 5, on 3 workers", "resumed after epoch 0, step 10, on 1 workers"]
+    config = load_config("digits", settings(folder, *mine))
+    order = make_plan(config, read_manifest(config.data.path)).order
+    inputs = resident_inputs(torch.zeros(1797, 1, 1, 3, dtype=torch.uint8), order, 128)
+    used = torch.cat([ledger_of(tmp_path, step) for step in range(order.steps)])
+    assert used.equal(torch.cat([batch.index for batch in inputs.epoch(0)]))
+    assert len(used.unique()) == order.steps * order.batch_size
 
 
 @pytest.mark.chaos  # CI has the kill of the plain stream, which has one run less to make
@@ -223,7 +280,7 @@ def test_a_stream_that_is_drawn_by_pseudo_label_repeats_its_draws_after_a_kill(f
     thread = when_saved(folder / "runs" / "balancedhurt", 6, kill_a_worker)
     summary = run(folder, "name=balancedhurt", "data.mode=streaming", *mine, echo=said.append)
     thread.join()
-    assert any(line.startswith("resumed after epoch") for line in said)
+    assert any(re.match(INSIDE, line) for line in said)
     assert outcome(summary["folder"])[1] == outcome(expected["folder"])[1]
     assert summary["epochs"] == EPOCHS
 
