@@ -211,7 +211,7 @@ def test_a_stream_ends_as_images_in_memory_do_also_after_a_kill(
     said: list[str] = []
     expected, same = outcome_in_process(settings(folder, *mine))
     name = f"streamhurt{workers}"
-    thread = when_saved(folder / "runs" / name, 4, kill_a_worker)
+    thread = when_saved(folder / "runs" / name, 5, kill_a_worker)  # of the second epoch's step 5
     streamed = (f"name={name}", "data.mode=streaming", f"resources.workers={workers}")
     summary = run(folder, *streamed, *mine, echo=said.append)
     thread.join()
@@ -262,7 +262,7 @@ def test_a_stream_uses_each_image_once_through_two_kills_and_two_changes_of_the_
         with ends:
             run(folder, *mine, f"resources.workers={workers}", "resources.max_failures=0", echo=said.append)
     resumes = [line for line in said if line.startswith("resumed after")]
-    assert resumes == ["resumed after epoch 0, step 5, on 3 workers", "resumed after epoch 0, step 10, on 1 workers"]
+    assert resumes == ["resumed after epoch 0, step 5, on 3 workers", "resumed after epoch 0, step 10, on 1 worker"]
     config = load_config("digits", settings(folder, *mine))
     order = make_plan(config, read_manifest(config.data.path)).order
     inputs = resident_inputs(torch.zeros(1797, 1, 1, 3, dtype=torch.uint8), order, 128)
