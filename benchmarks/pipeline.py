@@ -103,19 +103,23 @@ def read_by_others(job: Job) -> None:
 
 def wait_until_full(run: Run) -> None:
     """Wait until a stream has read ahead all it may, so that `bare` runs alone and `fed` reads as much as it uses."""
-    source, before = run.feed.inputs.source, -1
-    while isinstance(source, StreamedImages) and source.stream and source.stream.waiting != before:
-        before = source.stream.waiting
+    before = -1
+    while (now := read_ahead(run)) != before:
+        before = now
         time.sleep(1)
+
+
+def read_ahead(run: Run) -> int:
+    """Images that a stream has read ahead; 0 where they are in memory."""
+    source = run.feed.inputs.source
+    return source.stream.waiting if isinstance(source, StreamedImages) and source.stream else 0
 
 
 def train_fed(run: Run, epoch: int) -> float:
     """Train on the batches of an epoch; returns the images that a stream delivered meanwhile, as a share of its own."""
-    source = run.feed.inputs.source
-    stream = source.stream if isinstance(source, StreamedImages) else None
-    before = stream.waiting if stream else 0
+    before = read_ahead(run)
     train_on(run, run.feed.inputs.epoch(epoch))
-    return 1 + (stream.waiting - before) / run.feed.inputs.own.size if stream else 1.0
+    return 1 + (read_ahead(run) - before) / run.feed.inputs.own.size
 
 
 def train_on(run: Run, batches: Iterable[Batch], precision: torch.dtype | None = None) -> None:

@@ -54,10 +54,14 @@ SHOWN_CLUSTERS = 12
 PROFILE_SETTINGS = ["profile.steps=20"]  # for `--profile`; --set can override the number
 EXTRA_ARGUMENTS = {"allow_extra_args": True}  # refused by `_check_one_source`, with a remedy
 
-PresetOption = Annotated[
-    str,
-    typer.Option("--preset", "-p", metavar="NAME|FILE", help="Use this preset (see `digpro presets`) or .yaml file."),
-]
+
+def _preset_option(note: str = "") -> Any:
+    """The option of a preset; its help ends with `note`."""
+    text = f"Use this preset (see `digpro presets`) or .yaml file.{note}"
+    return typer.Option("--preset", "-p", metavar="NAME|FILE", help=text)
+
+
+PresetOption = Annotated[str, _preset_option()]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, such as optim.lr=0.1; can be repeated."),
@@ -220,15 +224,7 @@ def embed(
 
 @app.command()
 def train(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            "-p",
-            metavar="NAME|FILE",
-            help="Use this preset (see `digpro presets`) or .yaml file.  [default: digits]",
-        ),
-    ] = None,
+    preset: Annotated[str | None, _preset_option("  [default: digits]")] = None,
     settings: SetOption = None,
     start_from: Annotated[
         str | None,

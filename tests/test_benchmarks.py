@@ -174,7 +174,7 @@ def test_what_is_faster_because_it_does_less_does_not_hold() -> None:
     assert ">= 1: does not hold, inertia 1.00% higher" in rows[1]
 
 
-def test_the_wait_for_the_first_batch_is_part_of_the_feeds_ratio() -> None:
+def test_the_feed_is_compared_with_the_bare_step_and_the_modes_with_each_other() -> None:
     mode = {"bare": 10.0, "seconds": {"bare": [2.0], "fed": [3.0]}}
     slower = mode | {"seconds": {"bare": [4.0], "fed": [6.0]}}
     rows = feed_rows({"resident": mode, "streaming": slower})

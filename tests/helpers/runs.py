@@ -72,7 +72,7 @@ def outcome(run_folder: str | Path) -> Outcome:
     """The history without times, and all pseudo-labels, of the newest checkpoint of a run."""
     values = newest_in(str(run_folder))
     assert values is not None, f"there is no checkpoint in {run_folder}"
-    return _timeless(values["history"]), values["labels"].tolist()
+    return timeless(values["history"]), values["labels"].tolist()
 
 
 def outcome_in_process(settings: Iterable[str]) -> Outcome:
@@ -83,10 +83,11 @@ def outcome_in_process(settings: Iterable[str]) -> Outcome:
     job = Job(config, manifest, make_plan(config, manifest), open_run(config, run_folder(config).make()))
     state = train_in_process(job, torch.device("cpu"), print)
     assert state.pseudo is not None
-    return _timeless(state.history), state.pseudo.labels.tolist()
+    return timeless(state.history), state.pseudo.labels.tolist()
 
 
-def _timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+def timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A history without its times and rates."""
     return [{key: value for key, value in epoch.items() if "second" not in key} for epoch in history]
 
 

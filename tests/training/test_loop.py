@@ -12,19 +12,18 @@ from torch import Tensor
 from pipeline.data.shards import Manifest
 from pipeline.training.loop import complete_epoch, run_em_loop
 from tests.helpers.golden import assert_close
+from tests.helpers.runs import timeless
 from tests.helpers.small_run import IMAGES, digits, small_run, snapshot
 from tests.helpers.workers import Workers
 
 EPOCHS = 4
-TIMES = ("seconds_", "images_per_second")
 
 
 def _train(rank: int, data: tuple[Tensor, Manifest], *settings: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """What a whole run ends with, and its history without times."""
     run = small_run(*data, *settings, double=True)
     run_em_loop(run, complete_epoch)
-    history = [{name: page[name] for name in page if not name.startswith(TIMES)} for page in run.state.history]
-    return snapshot(run), history
+    return snapshot(run), timeless(run.state.history)
 
 
 def in_row_groups(manifest: Manifest) -> Manifest:
