@@ -54,14 +54,10 @@ SHOWN_CLUSTERS = 12
 PROFILE_SETTINGS = ["profile.steps=20"]  # for `--profile`; --set can override the number
 EXTRA_ARGUMENTS = {"allow_extra_args": True}  # refused by `_check_one_source`, with a remedy
 
-
-def _preset_option(note: str = "") -> Any:
-    """The option of a preset; its help ends with `note`."""
-    text = f"Use this preset (see `digpro presets`) or .yaml file.{note}"
-    return typer.Option("--preset", "-p", metavar="NAME|FILE", help=text)
-
-
-PresetOption = Annotated[str, _preset_option()]
+PresetOption = Annotated[
+    str,
+    typer.Option("--preset", "-p", metavar="NAME|FILE", help="Use this preset (see `digpro presets`) or .yaml file."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, such as optim.lr=0.1; can be repeated."),
@@ -224,7 +220,8 @@ def embed(
 
 @app.command()
 def train(
-    preset: Annotated[str | None, _preset_option("  [default: digits]")] = None,
+    context: typer.Context,
+    preset: PresetOption = "digits",
     settings: SetOption = None,
     start_from: Annotated[
         str | None,
@@ -242,16 +239,11 @@ def train(
     Example:
       digpro train --preset digits --set optim.epochs=20 --set resources.workers=1
     """
+    _check_preset_or_run(context)
     from pipeline.runs.start_from import settings_of
     from pipeline.runs.train import train as run_training
 
     given = [*(PROFILE_SETTINGS if profile else []), *(settings or [])]
-    if start_from and preset:
-        raise ConfigError(
-            f"--preset {preset} and --from {start_from} both give the settings; leave --preset out, and change single "
-            "settings with --set"
-        )
-    preset = preset or "digits"
     config, label = settings_of(start_from, given) if start_from else (load_config(preset, given), Path(preset).stem)
     _print_result(run_training(config, label=label, echo=echo))
 
@@ -713,6 +705,16 @@ def _ingest_progress(done: int, total: int, images: int) -> None:
     echo(f"part {done}/{total}: {images:,} images")
 
 
+def _check_preset_or_run(context: typer.Context) -> None:
+    """Refuse `--preset` beside `--from`."""
+    run, source = context.params.get("start_from"), context.get_parameter_source("preset")
+    if run and source and source.name == "COMMANDLINE":
+        raise ConfigError(
+            f"--preset {context.params['preset']} and --from {run} both give the settings; leave --preset out, and "
+            "change single settings with --set"
+        )
+
+
 def _print_result(summary: dict[str, Any]) -> None:
     if "scores" in summary:
         scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in summary["scores"].items())
@@ -744,6 +746,7 @@ def _parse(context: typer.Context, verb: str) -> dict[str, Any]:
     command = group.get_command(context, verb)
     with command.make_context(f"submit {verb}", list(context.args), parent=context.parent) as parsed:
         _check_one_source(parsed)
+        _check_preset_or_run(parsed)
         return dict(parsed.params)
 
 

@@ -188,6 +188,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["compare", "s3://b/runs/x", "runs/y", "--out", "s3://b/c"], "runs 2='runs/y' is a relative path"),
         (["combine", "s3://b/runs/x", "s3://b/runs/y", "--out", "runs/z"], "out='runs/z' is a relative path"),
         (["train", "--from", "runs/x"], "start_from='runs/x' is a relative path"),
+        (["train", "--from", "/runs/x", "--preset", "photos"], "--preset photos and --from /runs/x both give"),
     ],
 )
 def test_what_could_not_work_on_a_cluster_is_refused_here(submit, arguments: list[str], said: str) -> None:
