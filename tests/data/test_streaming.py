@@ -403,6 +403,7 @@ import itertools
 import json
 import sys
 import time
+from pathlib import Path
 import psutil
 import ray
 import torch
@@ -460,17 +461,18 @@ while not (restarted := readers()):
     time.sleep(0.1)
 found["restarted"] = [process.pid for process in restarted]
 found["equal_after"] = are_read(wanted[len(wanted) // 2 :])
-print(json.dumps(found))
+Path(sys.argv[2]).write_text(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def full(shards: str) -> dict[str, Any]:
+def full(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a stream of four epochs and E-steps did, which waited for 15 s at first; half-way its reader was killed."""
-    command = [sys.executable, "-c", FULL, shards]
+    file = tmp_path_factory.mktemp("full") / "found.json"
+    command = [sys.executable, "-c", FULL, shards, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # Ray writes there, too
+    found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 
