@@ -24,6 +24,7 @@ from benchmarks.first_batch import CLAIM as FIRST_BATCH_CLAIM
 from benchmarks.kmeans import INERTIA_SLACK
 from benchmarks.measure import ratios
 from benchmarks.pipeline import FED_CLAIM, STREAMING_CLAIM
+from benchmarks.resume import CLAIM as RESUME_CLAIM
 from pipeline.provenance import git_commit
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -84,6 +85,13 @@ def first_batch_rows(found: dict[str, Any]) -> Iterator[Row]:
     rest = [1 - wait / epoch for wait, epoch in zip(seconds["first_batch"], seconds["epoch"], strict=True)]
     note = f"epochs of {statistics.median(seconds['epoch']):.1f} s, each after an E-step"
     yield Row("an epoch less the wait for its first batch, over the epoch", rest, 1 - FIRST_BATCH_CLAIM, note)
+
+
+def resume_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The first batch late in an epoch over the first one."""
+    steps = found["steps"]
+    what = f"first batch at step {steps['late']} over that at step {steps['start']}"
+    yield Row(what, ratios(found["seconds"], "late", "start"), round(1 / RESUME_CLAIM, 2))
 
 
 def feed_alone_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -169,6 +177,7 @@ SECTIONS = {
     "first_batch": Section(
         "The first batch of a streamed epoch: `tiny`, two workers", ["first_batch"], first_batch_rows
     ),
+    "resume": Section("A stream that resumes late in an epoch, in windows of 2,048 images", ["resume"], resume_rows),
     "feed": Section(
         "The feed alone: JPEG images at 224 pixels, two workers", ["feed", "--images", "12000"], feed_alone_rows
     ),
