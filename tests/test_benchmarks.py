@@ -98,6 +98,7 @@ def test_slow_tracking(tmp_path: Path) -> None:
     assert results["end"] >= 0.3  # that one is waited for
 
 
+@pytest.mark.chaos  # which writes the outputs of two runs
 def test_leaving(tmp_path: Path) -> None:
     results = run("leaving", tmp_path / "out.json", "--images", "600", "300", "--clusters", "5")
     assert [point["images"] for point in results["points"]] == [300, 600]
@@ -105,8 +106,8 @@ def test_leaving(tmp_path: Path) -> None:
     assert results["claim_holds"] == (results["bytes_an_image"] <= 16)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["streaming", pytest.param("resident", marks=pytest.mark.chaos)])
+@pytest.mark.chaos  # Ray Train for minutes
+@pytest.mark.parametrize("mode", ["streaming", "resident"])
 def test_pipeline(tmp_path: Path, mode: str) -> None:
     small = ("--encoder", "tiny", "--images", "256", "--batch", "32", "--rounds", "1", "--workers", "1")
     result = run("pipeline", tmp_path / "out.json", *small, "--mode", mode)[mode]

@@ -514,7 +514,7 @@ class Worker:
     def read(self, path):
         streaming.FEW_BYTES = 100 * 3 * SIDE**2
         streaming.BLOCK_BYTES = 300 * 3 * SIDE**2  # six tasks
-        streaming.TASKS = 2  # of a pipeline: three follow each other
+        streaming.TASKS = 3  # of a pipeline: two follow each other
         order = order_of(opened(path), 400)
         pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * SIDE**2)
         reader = (order, path, opened(path), DECODING)
