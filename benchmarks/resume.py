@@ -3,8 +3,9 @@
     python -m benchmarks.resume                            # 20,000 images of 32 pixels, in windows of 2,048
     python -m benchmarks.resume --data SHARDS --set data.image_size=8 --set views.size=8
 
-Windows that covered the epoch would make the claim an easy one: every start would read all images. Each start is a new process, as after a kill: it opens the stream at its step and takes one batch. Starts at the first
-step and at `--late` of the epoch take turns. The claim: late / start <= 1.2. Exit status 1 when it does not hold.
+Windows that covered the epoch would make the claim an easy one: every start would read all images. Each start is a new
+process, as after a kill: it opens the stream at its step and takes one batch. Starts at the first step and at `--late`
+of the epoch take turns. The claim: late / start <= 1.2. Exit status 1 when it does not hold.
 """
 
 from __future__ import annotations
