@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.data.ingest import ingest
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.saving import URGENT_STEPS
 from tests.helpers.runs import settings, start
@@ -19,6 +20,7 @@ RARE = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null", "optim.epo
 @pytest.mark.slow
 def test_an_interrupted_run_saves_where_it_stands(tmp_path: Path) -> None:
     log = tmp_path / "log"
+    ingest("digits", f"{tmp_path}/digits")  # sooner without Ray
     arguments = settings(tmp_path, "name=stopped", *RARE, "resources.workers=1", "tracking.system_metrics=false")
     process = start(arguments, log)
     deadline = time.monotonic() + 180

@@ -12,6 +12,7 @@ import ray
 from mlflow import MlflowClient
 
 from pipeline.config.loading import load_config
+from pipeline.data.ingest import ingest
 from pipeline.tuning.search import search
 from pipeline.tuning.space import load_space
 from tests.helpers.runs import settings
@@ -46,6 +47,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Itera
     folder = tmp_path_factory.mktemp("search")
     (folder / "space.py").write_text(SPACE)
     shared = ray.is_initialized()
+    ingest("digits", f"{folder}/digits")  # sooner without Ray
     yield search(
         load_config("digits", settings(folder, *TRIAL)),
         load_space(str(folder / "space.py")),
