@@ -1,6 +1,7 @@
-"""The nearest neighbours of every image by the un-augmented features of a frozen backbone, found once for a cache.
+"""The nearest neighbours of every image by the features of a frozen backbone, found once for a cache.
 
-Up to `EXACT_IMAGES` images the search is exact, split among tasks; above that it is approximate, by an inverted file of
+Images are compared by a weighted mean of all their views, which says more about what they show than any single one. Up
+to `EXACT_IMAGES` images the search is exact, split among tasks; above that it is approximate, by an inverted file of
 faiss.
 """
 
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbone_features.cache import FeatureCache, Half, read_cache, read_part
+from pipeline.backbone_features.cache import CachePart, FeatureCache, Half, read_cache, read_part
 from pipeline.clustering.neighbours import nearest_rows
 from pipeline.data.tasks import run_each
 from pipeline.errors import ConfigError, how_to_install
+from pipeline.method.encoder import Standardize
 from pipeline.storage import Folder
 
 EXACT_IMAGES = 100_000
 TASK_IMAGES = 5_000  # queries per task
+UNAUGMENTED = 2 / 3  # weight of the un-augmented view; the augmented ones share the rest (docs/backbones.md)
 TRAIN_PER_LIST, PROBES = 40, 32  # of faiss's inverted file: training images per list, and lists searched per query
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -64,14 +67,35 @@ def read_neighbours(folder: Folder, count: int, device: torch.device) -> Tensor 
 
 
 def _file(count: int) -> str:
-    return f"neighbours-{count}.npy"
+    return f"neighbours-{count}-by-mean.npy"  # earlier versions compared the un-augmented views
+
+
+class ComparedFeatures:
+    """Unit rows by which the images of a cache are compared; the features are standardised, as the heads get them."""
+
+    def __init__(self, folder: Folder, cache: FeatureCache) -> None:
+        self.folder, self.cache = folder, cache
+        self.standardize = Standardize(cache.feature_size)
+        self.standardize.fit(self._means(part) for part in cache.parts)
+
+    def of(self, part: CachePart) -> Tensor:
+        """Rows (n, F) of a part's images."""
+        return F.normalize(self.standardize(self._means(part)), dim=1)
+
+    def _means(self, part: CachePart) -> Tensor:
+        """(n, F): the weighted mean of the unit vectors of each image's views."""
+        views = torch.from_numpy(read_part(self.folder, part, self.cache).astype(np.float32))
+        weights = torch.full((self.cache.views, 1), (1 - UNAUGMENTED) / max(self.cache.views - 1, 1))
+        weights[0] = UNAUGMENTED
+        return (F.normalize(views, dim=2) * weights).sum(1)
 
 
 def exact_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
     """Exact search over all similarities, split among tasks on Ray if it is initialised."""
+    compared = ComparedFeatures(folder, cache)
     features = np.empty((cache.num_images, cache.feature_size), np.float16)
     for part in cache.parts:
-        features[part.first_index : part.first_index + part.rows] = read_part(folder, part, cache)[:, 0]
+        features[part.first_index : part.first_index + part.rows] = compared.of(part).numpy()
     starts = range(0, cache.num_images, TASK_IMAGES)
     shared: Any = ray.put(features) if len(starts) > 1 and ray.is_initialized() else features  # once for all tasks
     calls = [(shared, start, min(start + TASK_IMAGES, cache.num_images), count) for start in starts]
@@ -88,18 +112,19 @@ def _nearest_rows(features: Half, start: int, stop: int, count: int) -> tuple[in
 
 
 def approximate_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
-    """Search by faiss: an inverted file over features in float16, which takes as much memory as view 0 of the cache."""
+    """Search by faiss: an inverted file over features in float16, which takes as much memory as one view of all."""
     faiss, images = _import_faiss(cache.num_images), cache.num_images
-    lists = int(4 * math.sqrt(images))
+    compared, lists = ComparedFeatures(folder, cache), int(4 * math.sqrt(images))
     index = faiss.index_factory(cache.feature_size, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    index.train(_sample(folder, cache, lists * TRAIN_PER_LIST))
+    # about so many images: of the first parts, which are a fair sample because ingest shuffles
+    index.train(np.concatenate([compared.of(p).numpy() for p in cache.parts if p.first_index < lists * TRAIN_PER_LIST]))
     for part in cache.parts:
-        index.add(_unit(read_part(folder, part, cache)[:, 0]))
+        index.add(compared.of(part).numpy())
     index.nprobe = min(PROBES, lists)
     found = np.empty((images, count), np.int64)
     for part in cache.parts:
         own = np.arange(part.first_index, part.first_index + part.rows)
-        found[own] = _without_itself(index.search(_unit(read_part(folder, part, cache)[:, 0]), count + 1)[1], own)
+        found[own] = _without_itself(index.search(compared.of(part).numpy(), count + 1)[1], own)
     return found
 
 
@@ -111,16 +136,6 @@ def _import_faiss(images: int) -> Any:
             f"views.neighbours needs faiss for more than {EXACT_IMAGES:,} images, and there are {images:,}; "
             f"{how_to_install('faiss')}, or set views.neighbours=0"
         ) from None
-
-
-def _sample(folder: Folder, cache: FeatureCache, rows: int) -> np.ndarray[Any, Any]:
-    """Unit features of about `rows` images: of the first parts, which are a fair sample because ingest shuffles."""
-    enough = [part for part in cache.parts if part.first_index < rows]
-    return np.concatenate([_unit(read_part(folder, part, cache)[:, 0]) for part in enough])
-
-
-def _unit(features: Half) -> np.ndarray[Any, Any]:
-    return F.normalize(torch.from_numpy(features.astype(np.float32)), dim=1).numpy()
 
 
 def _without_itself(found: Rows, own: Rows) -> Rows:

@@ -149,7 +149,7 @@ class ViewsConfig(Section):
         0,
         ge=0,
         description="with a frozen backbone: k, where the second view shows one of the image's k nearest neighbours "
-        "by un-augmented features; 0: the image itself",
+        "by the mean features of their views; 0: the image itself",
     )
     crop_scale: tuple[float, float] = Field(
         (0.08, 1.0), description="random crop: [low, high] of its area, as a fraction of the image's area"
