@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from benchmarks.measure import conclude
-from pipeline.backbone_features import neighbours
-from pipeline.backbone_features.cache import read_cache
+from pipeline.backbone_features.cache import FeatureCache, read_cache
+from pipeline.backbone_features.neighbours import UNAUGMENTED, exact_neighbours
 from pipeline.data.read import read_labels
 from pipeline.storage import Folder
 
 COUNT = 10
-WEIGHTS = (0.0, 0.2, 0.35, 0.5, neighbours.UNAUGMENTED, 0.8, 1.0)
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+WEIGHTS = (0.0, 0.2, 0.35, 0.5, UNAUGMENTED, 0.8, 1.0)
 
 
-def share_of_class(folder: Folder, labels: Tensor, weight: float) -> float:
+def share_of_class(folder: Folder, cache: FeatureCache, labels: Labels, weight: float) -> float:
     """The share of the nearest neighbours that are of the image's class."""
-    cache = read_cache(folder)
-    if cache is None:
-        raise SystemExit(f"{folder.path} holds no complete cache; make it with `digpro embed`")
-    neighbours.UNAUGMENTED = weight
-    found = torch.from_numpy(neighbours.exact_neighbours(folder, cache, COUNT))
-    return float((labels[found] == labels[:, None]).double().mean())
+    found = exact_neighbours(folder, cache, COUNT, weight)
+    return float((labels[found] == labels[:, None]).mean())
 
 
 def main() -> None:
@@ -43,9 +40,10 @@ def main() -> None:
     args = parser.parse_args()
     if (labels := read_labels(args.data)) is None:
         raise SystemExit(f"{args.data} has no classes; give images with known classes")
-    shares = {
-        f"{weight:.2f}": share_of_class(Folder(args.cache), torch.from_numpy(labels), weight) for weight in WEIGHTS
-    }
+    folder = Folder(args.cache)
+    if (cache := read_cache(folder)) is None:
+        raise SystemExit(f"{folder.path} holds no complete cache; make it with `digpro embed`")
+    shares = {f"{weight:.2f}": share_of_class(folder, cache, labels, weight) for weight in WEIGHTS}
     for weight, share in shares.items():
         print(f"weight {weight}: {share:.3f}")
     conclude({"shares": shares}, args.out)

@@ -25,6 +25,7 @@ from benchmarks.kmeans import INERTIA_SLACK
 from benchmarks.measure import ratios
 from benchmarks.pipeline import FED_CLAIM, STREAMING_CLAIM
 from benchmarks.resume import CLAIM as RESUME_CLAIM
+from benchmarks.resume import WINDOW
 from pipeline.provenance import git_commit
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -177,7 +178,9 @@ SECTIONS = {
     "first_batch": Section(
         "The first batch of a streamed epoch: `tiny`, two workers", ["first_batch"], first_batch_rows
     ),
-    "resume": Section("A stream that resumes late in an epoch, in windows of 2,048 images", ["resume"], resume_rows),
+    "resume": Section(
+        f"A stream that resumes late in an epoch, in windows of {WINDOW:,} images", ["resume"], resume_rows
+    ),
     "feed": Section(
         "The feed alone: JPEG images at 224 pixels, two workers", ["feed", "--images", "12000"], feed_alone_rows
     ),

@@ -701,18 +701,18 @@ def _check_one_source(context: typer.Context) -> None:
         )
 
 
-def _ingest_progress(done: int, total: int, images: int) -> None:
-    echo(f"part {done}/{total}: {images:,} images")
-
-
 def _check_preset_or_run(context: typer.Context) -> None:
-    """Refuse `--preset` beside `--from`."""
+    """ConfigError for `--preset` beside `--from`."""
     run, source = context.params.get("start_from"), context.get_parameter_source("preset")
     if run and source and source.name == "COMMANDLINE":
         raise ConfigError(
             f"--preset {context.params['preset']} and --from {run} both give the settings; leave --preset out, and "
             "change single settings with --set"
         )
+
+
+def _ingest_progress(done: int, total: int, images: int) -> None:
+    echo(f"part {done}/{total}: {images:,} images")
 
 
 def _print_result(summary: dict[str, Any]) -> None:

@@ -98,6 +98,15 @@ def test_slow_tracking(tmp_path: Path) -> None:
     assert results["end"] >= 0.3  # that one is waited for
 
 
+def test_compared_views(tmp_path: Path) -> None:
+    config = frozen_config(tmp_path, "views.neighbours=0")
+    folder = make_cache(config, images=1797)[0]
+    shares = run("compared_views", tmp_path / "out.json", folder.path, config.data.path)["shares"]
+    assert list(shares) == ["0.00", "0.20", "0.35", "0.50", "0.67", "0.80", "1.00"]
+    assert len(set(shares.values())) > 1  # the weight counts
+    assert all(0.1 < share < 1 for share in shares.values())  # of ten classes
+
+
 @pytest.mark.chaos  # which writes the outputs of two runs
 def test_leaving(tmp_path: Path) -> None:
     results = run("leaving", tmp_path / "out.json", "--images", "600", "300", "--clusters", "5")

@@ -73,8 +73,10 @@ def _file(count: int) -> str:
 class ComparedFeatures:
     """Unit rows by which the images of a cache are compared; the features are standardised, as the heads get them."""
 
-    def __init__(self, folder: Folder, cache: FeatureCache) -> None:
+    def __init__(self, folder: Folder, cache: FeatureCache, unaugmented: float = UNAUGMENTED) -> None:
         self.folder, self.cache = folder, cache
+        self.weights = torch.full((cache.views, 1), (1 - unaugmented) / max(cache.views - 1, 1))
+        self.weights[0] = unaugmented
         self.standardize = Standardize(cache.feature_size)
         self.standardize.fit(self._means(part) for part in cache.parts)
 
@@ -85,14 +87,12 @@ class ComparedFeatures:
     def _means(self, part: CachePart) -> Tensor:
         """(n, F): the weighted mean of the unit vectors of each image's views."""
         views = torch.from_numpy(read_part(self.folder, part, self.cache).astype(np.float32))
-        weights = torch.full((self.cache.views, 1), (1 - UNAUGMENTED) / max(self.cache.views - 1, 1))
-        weights[0] = UNAUGMENTED
-        return (F.normalize(views, dim=2) * weights).sum(1)
+        return (F.normalize(views, dim=2) * self.weights).sum(1)
 
 
-def exact_neighbours(folder: Folder, cache: FeatureCache, count: int) -> Rows:
+def exact_neighbours(folder: Folder, cache: FeatureCache, count: int, unaugmented: float = UNAUGMENTED) -> Rows:
     """Exact search over all similarities, split among tasks on Ray if it is initialised."""
-    compared = ComparedFeatures(folder, cache)
+    compared = ComparedFeatures(folder, cache, unaugmented)
     features = np.empty((cache.num_images, cache.feature_size), np.float16)
     for part in cache.parts:
         features[part.first_index : part.first_index + part.rows] = compared.of(part).numpy()

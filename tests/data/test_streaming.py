@@ -401,6 +401,7 @@ def test_pieces_travel_in_tasks_of_some_images() -> None:
 FULL = """
 import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -412,6 +413,7 @@ from pipeline.data import streaming
 from pipeline.data.reader import PieceReader, epoch_pieces, swept_pieces
 from pipeline.collectives import row_range
 from tests.data.test_streaming import DECODING, opened, order_of
+from tests.helpers.runs import family, with_title
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 streaming.FEW_BYTES = 0
@@ -433,14 +435,8 @@ def stored():
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     return get_memory_info_reply(state).store_stats.object_store_bytes_used
 
-def title(process):
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # it was killed
-        return ""
-
 def readers():
-    return [process for process in psutil.Process().children(recursive=True) if "PieceReader" in title(process)]
+    return with_title(family(os.getpid()), "PieceReader")
 
 def are_read(images):
     return all(stream.read(part).equal(first_sweep[part]) for part in images.split(500))

@@ -100,10 +100,15 @@ def family(pid: int) -> list[psutil.Process]:
 
 def train_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """The Ray Train workers among the processes that are still alive."""
+    return with_title(processes, "RayTrainWorker")
+
+
+def with_title(processes: Iterable[psutil.Process], part: str) -> list[psutil.Process]:
+    """The processes that are still alive and have these words in their title, as Ray gives it."""
     found = []
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or is a zombie
+            if part in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
