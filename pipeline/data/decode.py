@@ -66,13 +66,15 @@ def decode(data: bytes, size: int, fit: Fit = "stretch", interpolation: str = "b
 
 def fitted(image: Tensor, size: int, fit: Fit = "stretch", interpolation: str = "bilinear") -> Tensor:
     """Pixels uint8 (3, H, W) as uint8 (3, size, size), as `decode` fits them."""
+    height, width = image.shape[1:]
+    if (height, width) == (size, size):
+        return image
+    # Not imported before it is needed: it takes a second, for torch.compile's sake, in every process that decodes.
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as T
 
-    height, width = image.shape[1:]
-    if (height, width) != (size, size):
-        target = [size, size] if fit == "stretch" else _cover(height, width, size)
-        image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
+    target = [size, size] if fit == "stretch" else _cover(height, width, size)
+    image = T.resize(image, target, interpolation=InterpolationMode(interpolation), antialias=True)
     return image if image.shape[1:] == (size, size) else T.center_crop(image, [size, size])
 
 

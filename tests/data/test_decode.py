@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -170,3 +172,14 @@ def test_damage_after_ingest_names_index_and_path(damaged: bytes) -> None:
         decode_table(table([good, good, damaged, good], ["1", "2", "cat/3.png", "4"]), SIZE)
     with pytest.raises(DecodeError, match=r"image 100 \(no path\)"):
         decode_table(table([damaged]), SIZE)
+
+
+def test_an_image_of_the_right_size_is_decoded_without_torchvision() -> None:
+    """Its import takes a second, in every process that decodes."""
+    script = (
+        "import io, sys; from PIL import Image; from pipeline.data.decode import decode; data = io.BytesIO(); "
+        "Image.new('RGB', (4, 4)).save(data, 'PNG'); "
+        "print(tuple(decode(data.getvalue(), 4).shape), 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "(3, 4, 4) False\n", done.stderr
