@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +21,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from pipeline.backbone_features.build_cache import ensure_cache, read_backbone
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import fitted
 from pipeline.data.ingest import ingest
+from pipeline.data.read import read_origins
 from pipeline.data.shards import IMAGE_TYPE, has_manifest
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError
 from pipeline.inference.model import ClusterModel
 from pipeline.inference.predict import predict
 from pipeline.runs.identity import read_started_run, run_folder
@@ -39,6 +42,7 @@ from pipeline.training.in_process import train_in_process
 from pipeline.training.job import Job
 
 BATCH = 256  # images in a forward pass
+NAME = "image "  # and its place in the array, as an image's path
 Array = np.ndarray[Any, Any]
 
 
@@ -129,9 +133,12 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             state = train_in_process(job, device, self._echo)
             assert state.pseudo is not None
             values = {"model": state.model.state_dict(), "centers": state.pseudo.centers}
+            if job.feature_cache is not None:
+                values["backbone"] = read_backbone(Folder(job.feature_cache))
             model = ClusterModel(job.config, job.manifest, values)
+            self.labels_ = np.empty(len(images), np.int64)
+            self.labels_[_places(job.config.data.path)] = state.pseudo.labels.cpu()
         self._keep(model, job.config, state.history, np.shape(X)[1:])
-        self.labels_ = self.predict(X)
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> Array:
@@ -180,15 +187,13 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         places = {"name": "run", "storage": f"{folder}/runs", "data.path": f"{folder}/shards", "data.source": None}
         alone = {"data.mode": "resident", "resources.workers": 1, "tracking.enabled": False}
         config = resolve(self._config(places | alone), "run")
-        if config.model.freeze:
-            raise ConfigError(
-                f"preset {self.preset!r} caches the features of a frozen backbone, which needs Ray: give `fit` a "
-                "folder of images instead of an array, or choose a preset that trains its network"
-            )
         source = folder / "images.parquet"
         pq.write_table(pa.table({"image": pa.array(list(_encoded(images)), IMAGE_TYPE)}), source)
         manifest = ingest(str(source), config.data.path)
-        return Job(config, manifest, check_settings(config, manifest), open_run(config, run_folder(config).make()))
+        job = Job(config, manifest, check_settings(config, manifest), open_run(config, run_folder(config).make()))
+        if not config.model.freeze:
+            return job
+        return replace(job, feature_cache=ensure_cache(config, manifest, self._echo, on_ray=False)[0].path)
 
     def _fit_source(self, source: str) -> DigPro:
         """Train on Ray."""
@@ -289,4 +294,10 @@ def _encoded(images: Array) -> Iterator[dict[str, Any]]:
     for number, image in enumerate(images):
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "PNG")
-        yield {"bytes": stream.getvalue(), "path": f"image {number}"}
+        yield {"bytes": stream.getvalue(), "path": f"{NAME}{number}"}
+
+
+def _places(shards: str) -> Array:
+    """The place (n,) int64 in the array of each image of the shards that were made from it."""
+    paths = (path for table in read_origins(shards) for path in table["path"].to_pylist())
+    return np.fromiter((int(path.removeprefix(NAME)) for path in paths), np.int64)

@@ -64,6 +64,14 @@ TINY = QUICK | {
     "data.image_size": 8,
     "views.size": 8,
 }
+FROZEN = QUICK | {
+    "model.encoder": "python:tests.helpers.backbones:with_input",
+    "model.freeze": True,
+    "data.image_size": None,
+    "views.size": None,
+    "views.cached": 2,
+    "views.neighbours": 3,
+}
 WORDING = "the error is raised, but its message speaks of images, in words of our own"
 NOT_FOR_IMAGES = {
     "check_complex_data": WORDING,
@@ -247,8 +255,22 @@ def test_settings_that_do_not_go_together_are_named(images: np.ndarray[Any, Any]
         DigPro(3, settings={"optim.epoch": 1}).fit(images)
     with pytest.raises(ConfigError, match=r"optim\.batch_size=128 exceeds the 70 images"):
         DigPro(3).fit(images)
-    with pytest.raises(ConfigError, match="frozen backbone, which needs Ray"):
-        DigPro(3, preset="photos").fit(images)
+
+
+def test_heads_are_trained_on_a_frozen_backbone_without_ray(
+    images: np.ndarray[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its features are computed once, if they have a folder to stay in."""
+    ray.shutdown()
+    own = FROZEN | {"data.features": f"{tmp_path}/features"}
+    first = DigPro(3, settings=own, verbose=True).fit(images)
+    assert "features: 70 images, 3 views each" in capsys.readouterr().out
+    other = DigPro(4, settings=own, verbose=True).fit(images)
+    assert "features: already complete" in capsys.readouterr().out
+    assert not ray.is_initialized()
+    assert (first.n_features_in_, first.cluster_centers_.shape, other.cluster_centers_.shape) == (192, (3, 16), (4, 16))
+    for model in (first, pickle.loads(pickle.dumps(other))):
+        assert np.mean(model.predict(images) == model.labels_) > 0.95  # the cache rounds to float16
 
 
 def test_the_package_is_imported_in_no_time() -> None:

@@ -1,4 +1,4 @@
-"""Builds the cache of backbone features with a pool of Ray Data actors that each hold the backbone.
+"""Builds the cache of backbone features: with Ray Data actors that each hold the backbone, or in this process.
 
 Actors write the parts themselves: features never pass through the driver. When the command is run again, existing parts
 are kept.
@@ -58,6 +58,8 @@ from pipeline.progress import Echo, Progress
 from pipeline.storage import Folder, Place
 
 PartRow = dict[str, Any]
+WriteParts = Callable[[RunConfig, Manifest, Folder, list[CachePart]], Iterator[PartRow]]
+"""Writes parts of a cache, and yields each once it is written."""
 PROGRAM = "backbone.onnx"  # for actors on CPUs, if it was made
 PARTS = 64  # at least, so that a kill loses little and all actors have work to the end
 PART_IMAGES = range(32, 1025)  # images in a part
@@ -70,21 +72,27 @@ def settled(config: RunConfig, precision: str) -> RunConfig:
     return config.model_copy(update={"optim": config.optim.model_copy(update={"precision": precision})})
 
 
-def settle_precision(config: RunConfig, key: Callable[[RunConfig], CacheKey], begun: str | None) -> RunConfig:
+def settle_precision(
+    config: RunConfig, key: Callable[[RunConfig], CacheKey], begun: str | None, *, gpus: bool
+) -> RunConfig:
     """Replace `auto` by the precision that a run has `begun` with, or that of an existing cache; all actors use it.
 
-    Otherwise use bfloat16 if GPUs are requested or this CPU supports it in hardware, else float32. The cluster may have
-    other hardware at the next call. The features are stored in float16 anyway; k-means has the same scores on those of
-    both precisions.
+    Otherwise use bfloat16 on `gpus` or if this CPU supports it in hardware, else float32. The cluster may have other
+    hardware at the next call. The features are stored in float16 anyway; k-means has the same scores on those of both
+    precisions.
     """
     if config.optim.precision != "auto":
         return config
     if begun is not None:
         return settled(config, begun)
-    gpus = actor_pool(config.resources, node_resources(), 1).gpus
     fast = gpus or multiplies_bfloat16(torch.device("cpu"))
     choices = [settled(config, name) for name in (("bfloat16", "float32") if fast else ("float32", "bfloat16"))]
     return next((each for each in choices if cache_folder(each, key(each)).names(CACHE)), choices[0])
+
+
+def encoded_on_gpus(config: RunConfig, *, on_ray: bool) -> bool:
+    """Whether GPUs encode the images: those of the cluster, or this process's own."""
+    return actor_pool(config.resources, node_resources(), 1).gpus if on_ray else torch.cuda.is_available()
 
 
 def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
@@ -94,11 +102,20 @@ def cache_folder(config: RunConfig, key: CacheKey) -> Folder:
 
 
 def ensure_cache(
-    config: RunConfig, manifest: Manifest, echo: Echo = print, *, begun: str | None = None
+    config: RunConfig, manifest: Manifest, echo: Echo = print, *, begun: str | None = None, on_ray: bool = True
 ) -> tuple[Folder, FeatureCache]:
-    """The cache of backbone features that a settled configuration asks for, made if there is none; Ray is connected.
+    """The cache of backbone features that a settled configuration asks for, made if there is none.
 
-    `begun` is the precision that the run has begun with, if it has.
+    Parameters
+    ----------
+    config : RunConfig
+    manifest : Manifest
+    echo : callable
+        Takes the lines of progress.
+    begun : str, optional
+        The precision that the run has begun with, if it has.
+    on_ray : bool
+        By actors on Ray, which is connected; otherwise this process encodes the images.
 
     Raises
     ------
@@ -111,7 +128,8 @@ def ensure_cache(
     """
     module, size = open_encoder(config, echo)
     weights, statistics = digest(module.state_dict()), channel_statistics(config, manifest)
-    config = settle_precision(config, lambda each: cache_key(each, manifest, weights, *statistics), begun)
+    gpus = encoded_on_gpus(config, on_ray=on_ray)
+    config = settle_precision(config, lambda each: cache_key(each, manifest, weights, *statistics), begun, gpus=gpus)
     key = cache_key(config, manifest, weights, *statistics)
     folder = cache_folder(config, key)
     if (cache := read_cache(folder)) is not None:
@@ -120,24 +138,34 @@ def ensure_cache(
     else:
         with hold(folder.make(), "give another cache (--set data.features=...)"):
             folder.delete_unfinished()
-            cache = claim(folder, key, module, config, manifest, size, echo)
-            cache = _complete(config, manifest, folder, cache, echo)
+            cache = claim(folder, key, module, config, manifest, size, echo, gpus=gpus)
+            cache = _complete(config, manifest, folder, cache, echo, parts_by_actors if on_ray else parts_in_process)
     if config.views.neighbours:
         ensure_neighbours(folder, cache, config.views.neighbours)
     return folder, cache
 
 
-def _complete(config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo) -> FeatureCache:
+def _complete(
+    config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo, write: WriteParts
+) -> FeatureCache:
     """Write the missing parts of a cache, then its description."""
     started = time.monotonic()
-    _write_parts(config, manifest, folder, cache, echo)
+    _write_parts(config, manifest, folder, cache, echo, write)
     cache = cache.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
     folder.write(CACHE, cache.model_dump(mode="json"))
     return cache
 
 
 def claim(
-    folder: Folder, key: CacheKey, module: nn.Module, config: RunConfig, manifest: Manifest, size: int, echo: Echo
+    folder: Folder,
+    key: CacheKey,
+    module: nn.Module,
+    config: RunConfig,
+    manifest: Manifest,
+    size: int,
+    echo: Echo,
+    *,
+    gpus: bool,
 ) -> FeatureCache:
     """The planned cache, recorded in the folder so that a later call continues with the same parts."""
     if (begun := folder.read(WORK)) is not None:
@@ -147,7 +175,7 @@ def claim(
     side = config.data.decoding["size"]
     parts = cut_parts(manifest.num_images, side)
     views = config.views.cached + 1
-    write_network(folder, module, config, manifest.num_images * views, echo)
+    write_network(folder, module, config, manifest.num_images * views, echo, gpus=gpus)
     cache = FeatureCache(
         key=key, num_images=manifest.num_images, views=views, feature_size=size, parts=parts, seconds=0
     )
@@ -155,7 +183,7 @@ def claim(
     return cache
 
 
-def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: int, echo: Echo) -> None:
+def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: int, echo: Echo, *, gpus: bool) -> None:
     """Put the backbone's weights into the folder, and an ONNX program of it if onnxruntime should encode the images.
 
     It does so for enough images on CPUs in float32; in bfloat16 PyTorch is faster.
@@ -164,12 +192,11 @@ def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: 
     folder.write_bytes(BACKBONE, safetensors.torch.save(state))
     size = config.views.size
     assert size is not None
-    if config.optim.precision != "float32" or not is_worth_it(images, size):
+    if gpus or config.optim.precision != "float32" or not is_worth_it(images, size):
         return
-    if not actor_pool(config.resources, node_resources(), 1).gpus:
-        examples = torch.rand(EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
-        if (program := faster_program(module.eval(), examples, ["features"], echo)) is not None:
-            folder.write_bytes(PROGRAM, program)
+    examples = torch.rand(EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    if (program := faster_program(module.eval(), examples, ["features"], echo)) is not None:
+        folder.write_bytes(PROGRAM, program)
 
 
 def cut_parts(images: int, side: int) -> tuple[CachePart, ...]:
@@ -183,7 +210,9 @@ def cut_parts(images: int, side: int) -> tuple[CachePart, ...]:
     )
 
 
-def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo) -> None:
+def _write_parts(
+    config: RunConfig, manifest: Manifest, folder: Folder, cache: FeatureCache, echo: Echo, write: WriteParts
+) -> None:
     """Write the missing parts, and report progress."""
     there = set(folder.names("part-"))
     missing = [part for part in cache.parts if part.file not in there]
@@ -195,16 +224,38 @@ def _write_parts(config: RunConfig, manifest: Manifest, folder: Folder, cache: F
         f"{config.views.size} pixels" + (f"; {kept:,} images are already done" if kept else "")
     )
     progress = Progress("features", "images", cache.num_images, kept, echo)
+    for row in write(config, manifest, folder, missing):
+        progress.add(row["rows"])
+
+
+def parts_in_process(
+    config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]
+) -> Iterator[PartRow]:
+    """Write the parts one after the other, in all threads of this process."""
+    writer = CacheWriter(config, manifest, folder.path, torch.get_num_threads())
+    for part in parts:
+        yield writer(decode_part(part.model_dump(), config, manifest))
+
+
+def parts_by_actors(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]) -> Iterator[PartRow]:
+    """Write the parts on Ray: tasks decode the images, actors encode them.
+
+    Raises
+    ------
+    DataError, RunFailed
+        The actor's own error if it is one of ours, or else one that says how Ray failed.
+    """
     try:
         with cpp_log_lines_hidden():  # one warns that actors could lose their arguments, whatever these are
-            for row in written_parts(config, manifest, folder, missing).iter_rows():
-                progress.add(row["rows"])
+            yield from _dataset_of_parts(config, manifest, folder, parts).iter_rows()
     except RayError as error:
         raise own_error(error, "the features could not be computed", folder.path) from error
 
 
-def written_parts(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]) -> ray.data.Dataset:
-    """A data set that writes the parts while it is read: tasks decode the images, actors encode them."""
+def _dataset_of_parts(
+    config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]
+) -> ray.data.Dataset:
+    """A data set that writes the parts while it is read."""
     quiet_data_context()
     rows = [part.model_dump() for part in parts]
     pool = actor_pool(config.resources, node_resources(), len(rows))
@@ -230,7 +281,7 @@ def decode_part(part: PartRow, config: RunConfig, manifest: Manifest) -> PartRow
 
 
 class CacheWriter:
-    """A Ray Data actor that holds the backbone, and writes the backbone features of a part.
+    """Holds the backbone, and writes the backbone features of a part: a Ray Data actor, or an object of this process.
 
     Parameters
     ----------
@@ -239,16 +290,19 @@ class CacheWriter:
     manifest : Manifest
     folder : str
         The folder of the cache, with the backbone's weights in it.
+    threads : int
+        On a CPU. Actors share the cores, so each has one.
     """
 
-    def __init__(self, config: RunConfig, manifest: Manifest, folder: str) -> None:
+    def __init__(self, config: RunConfig, manifest: Manifest, folder: str, threads: int = 1) -> None:
+        self.threads = threads
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder, self.pairs = Folder(folder), -(-config.views.cached // 2)
         self.cached = config.views.cached
         self.batch = config.estep.batch_size if self.device.type == "cuda" else CPU_BATCH
         self.autocast = autocast_dtype(config, self.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads)
         self.network = self._load(config)
         seeded = config.model_copy(update={"seed": config.views.cache_seed})
         self.views = build_views(seeded, manifest)
@@ -269,7 +323,7 @@ class CacheWriter:
 
     def _load(self, config: RunConfig) -> Callable[[Tensor], Tensor]:
         if self.device.type == "cpu" and self.folder.names(PROGRAM):
-            program = OnnxProgram(self.folder.read_bytes(PROGRAM))
+            program = OnnxProgram(self.folder.read_bytes(PROGRAM), self.threads)
             return lambda images: program(images)[0]
         module = load_backbone(config, self.folder).to(self.device).to(memory_format=torch.channels_last)
         return lambda images: module(images.contiguous(memory_format=torch.channels_last))

@@ -13,7 +13,8 @@ from pipeline.data.loader import ResidentImages
 from pipeline.data.reader import PieceReader, swept_pieces
 from pipeline.plan import image_bytes
 from pipeline.progress import Echo
-from pipeline.training.feed import image_feed
+from pipeline.storage import Folder
+from pipeline.training.feed import cached_feed, image_feed
 from pipeline.training.job import Job
 from pipeline.training.loop import complete_epoch, run_em_loop
 from pipeline.training.progress import Reporter, progress_line
@@ -36,6 +37,8 @@ def train_in_process(job: Job, device: torch.device, echo: Echo) -> TrainState:
 
 def open_run_in_process(job: Job, device: torch.device) -> Run:
     """The only worker of a run on images without known classes."""
+    if job.feature_cache is not None:
+        return new_run(job, cached_feed(job, Folder(job.feature_cache), device, first_on_node=True), Reporter())
     own = RowRange(0, job.plan.order.num_images, job.plan.order.num_images)
     source = ResidentImages(_decode(job, own).to(device), own, job.config.estep.batch_size)
     return new_run(job, image_feed(job, source, device), Reporter())

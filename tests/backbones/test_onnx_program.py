@@ -74,7 +74,6 @@ def test_features_are_equal_whoever_computes_them(
     config = frozen_config(tmp_path, f"optim.precision={precision}")
     folder, cache, _ = make_cache(config, 70)
     by_torch = torch.cat([torch.from_numpy(read_part(folder, part, cache)) for part in cache.parts]).float()
-    monkeypatch.setattr(build_cache, "node_resources", list)
     monkeypatch.setattr(build_cache, "is_worth_it", lambda images, size: True)
     other = frozen_config(tmp_path / "other", f"optim.precision={precision}")
     folder, cache, _ = make_cache(other, 70)

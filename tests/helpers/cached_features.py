@@ -6,11 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.backbone_features.build_cache import CacheWriter, cache_folder, claim, decode_part
-from pipeline.backbone_features.cache import CACHE, FeatureCache, cache_key
-from pipeline.backbone_features.neighbours import complete_neighbours
-from pipeline.backbones.weights import digest
-from pipeline.build import channel_statistics, open_encoder
+from pipeline.backbone_features.build_cache import ensure_cache
+from pipeline.backbone_features.cache import FeatureCache
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
@@ -46,15 +43,7 @@ def frozen_config(folder: Path, *overrides: str) -> RunConfig:
 def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCache, Manifest]:
     """The cache of the first images of digits, made in this process."""
     manifest = ingest("digits", config.data.path).model_copy(update={"num_images": images})
-    module, size = open_encoder(config)
-    key = cache_key(config, manifest, digest(module.state_dict()), *channel_statistics(config, manifest))
-    folder = cache_folder(config, key).make()
-    cache = claim(folder, key, module, config, manifest, size, print)
-    actor = CacheWriter(config, manifest, folder.path)
-    for part in cache.parts:
-        actor(decode_part(part.model_dump(), config, manifest))
-    folder.write(CACHE, cache.model_dump(mode="json"))
-    complete_neighbours(folder, config.views.neighbours)
+    folder, cache = ensure_cache(config, manifest, on_ray=False)
     return folder, cache, manifest
 
 

@@ -51,7 +51,8 @@ def settled(config: RunConfig, begun: str | None = None) -> str:
         given = {"encoder": "", "weights": "", "preprocessing": {}, "views": {}, "precision": each.optim.precision}
         return CacheKey(images="", **given)  # type: ignore[arg-type]
 
-    return build_cache.settle_precision(config, key, begun).optim.precision
+    gpus = build_cache.encoded_on_gpus(config, on_ray=True)
+    return build_cache.settle_precision(config, key, begun, gpus=gpus).optim.precision
 
 
 @pytest.mark.parametrize(
