@@ -366,8 +366,8 @@ class EStepConfig(Section):
     )
     fit_views: Later[bool] = Field(
         False,
-        description="with a frozen backbone: fit the k-means centres on each image's mean feature over the cached "
-        "views",
+        description="with a frozen backbone: cluster each image's mean feature over its cached views, not the feature "
+        "of the image as it is",
     )
     probe: Circumstance[int] = Field(
         512,

@@ -27,25 +27,37 @@ from pipeline.storage import Folder, remedy_for
 
 FEATURES = "features"  # folder of the parts, in a run's folder
 AGREEMENT = "agreement"  # column of a consensus: the share of its members that put the image into the same cluster
+SEEN = "seen_"  # columns of the exported model, which sees an image once; with estep.fit_views it is clustered by views
+SEEN_COLUMNS = ["cluster", "similarity", "feature"]
 ROW_GROUP_ROWS = 8192
 BLOCK_ROW_GROUPS = 2  # row groups that are read at a time
 _REMEDY = "run its `digpro train` again under another name (--set name=...)"
 
 
 @torch.inference_mode()
-def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange) -> None:
+def write_features(run: Folder, features: Tensor, centers: Tensor, own: RowRange, seen: Tensor | None = None) -> None:
     """Write the features (own rows, D) of this worker's images, and the prediction of each by centres (K, D).
 
-    One row group at a time is made and written, so that memory does not grow with the images.
+    `seen` (own rows, D) are the features that the exported model has for the images, if others were clustered. One row
+    group at a time is made and written, so that memory does not grow with the images.
     """
     index = torch.arange(own.start, own.stop)
-    groups = zip(features.split(ROW_GROUP_ROWS), index.split(ROW_GROUP_ROWS), strict=True)
-    write_part(run, (feature_table(rows, centers, at) for rows, at in groups), centers)
+    columns = [rows.split(ROW_GROUP_ROWS) for rows in (features, index, *([] if seen is None else [seen]))]
+    write_part(run, (feature_table(group[0], centers, *group[1:]) for group in zip(*columns, strict=True)), centers)
 
 
-def feature_table(features: Tensor, centers: Tensor, index: Tensor) -> pa.Table:
-    """The features (n, D) of the images `index` (n,), and the prediction of each by centres (K, D)."""
-    return prediction_table(_predict_rows(features, centers), index=index, features=features)
+def feature_table(features: Tensor, centers: Tensor, index: Tensor, seen: Tensor | None = None) -> pa.Table:
+    """The features (n, D) of the images `index` (n,), and the prediction of each by centres (K, D).
+
+    The features `seen` (n, D) and their predictions become the columns that begin with `SEEN`.
+    """
+    table = prediction_table(_predict_rows(features, centers), index=index, features=features)
+    if seen is None:
+        return table
+    as_seen = prediction_table(_predict_rows(seen, centers), features=seen).select(SEEN_COLUMNS)
+    for name in SEEN_COLUMNS:
+        table = table.append_column(SEEN + name, as_seen[name])
+    return table
 
 
 def write_part(run: Folder, tables: Iterator[pa.Table], centers: Tensor) -> None:
@@ -122,10 +134,21 @@ def _complete_parts(names: Sequence[str], digest: str) -> set[str]:
     return set()
 
 
-def features_of(table: pa.Table) -> np.ndarray[Any, Any]:
-    """The column `feature` (n, D) float16, read-only."""
-    flat = table.column("feature").combine_chunks().flatten().to_numpy()
+def features_of(table: pa.Table, column: str = "feature") -> np.ndarray[Any, Any]:
+    """The features (n, D) float16 in a column, read-only."""
+    flat = table.column(column).combine_chunks().flatten().to_numpy()
     return flat.reshape(len(table), -1)
+
+
+def seen_by_model(run: Folder) -> str:
+    """What the columns of the exported model begin with, in a run's features: nothing where it clustered by the same.
+
+    Raises
+    ------
+    DataError
+        As `open_features`.
+    """
+    return SEEN if SEEN + SEEN_COLUMNS[0] in open_features(run).schema.names else ""
 
 
 def has_features(run: Folder) -> bool:

@@ -27,7 +27,13 @@ from pipeline.errors import CheckpointError, ConfigError, UserError
 from pipeline.inference.card import TRAINING_CLUSTERS, ModelCard
 from pipeline.inference.consensus import trained_model
 from pipeline.inference.predict import Prediction, TrainingClusters, measure_clusters
-from pipeline.inference.run_features import AGREEMENT, feature_blocks, keep_last_parts, open_features
+from pipeline.inference.run_features import (
+    AGREEMENT,
+    feature_blocks,
+    keep_last_parts,
+    open_features,
+    seen_by_model,
+)
 from pipeline.progress import Echo
 from pipeline.report.figures import draw_clusters, draw_curves
 from pipeline.runs.identity import SUMMARY
@@ -198,8 +204,9 @@ def write_assignments(run: Folder, data: str, total: int, num_clusters: int) -> 
     DataError
         When features or shards cannot be read, or there is not one feature for each image.
     """
-    clusters = measure_clusters(lambda: _predictions(run, total), num_clusters)
-    run.write(TRAINING_CLUSTERS, clusters.model_dump())
+    clusters, seen = measure_clusters(lambda: _predictions(run, total), num_clusters), seen_by_model(run)
+    by_model = measure_clusters(lambda: _predictions(run, total, seen), num_clusters) if seen else clusters
+    run.write(TRAINING_CLUSTERS, by_model.model_dump())  # other images are assigned by the model
     blocks = assignment_blocks(run, data, total, clusters)
     first = next(blocks)
     with run.open_output(ASSIGNMENTS) as stream, pq.ParquetWriter(stream, first.schema) as writer:
@@ -207,9 +214,11 @@ def write_assignments(run: Folder, data: str, total: int, num_clusters: int) -> 
             writer.write_table(table)
 
 
-def _predictions(run: Folder, total: int) -> Iterator[tuple[Any, Any]]:
-    for table in feature_blocks(run, ["cluster", "similarity"], total):
-        yield table.column("cluster").to_numpy(), table.column("similarity").to_numpy()
+def _predictions(run: Folder, total: int, prefix: str = "") -> Iterator[tuple[Any, Any]]:
+    columns = [prefix + "cluster", prefix + "similarity"]
+    for table in feature_blocks(run, columns, total):
+        cluster, similarity = (table.column(name).to_numpy() for name in columns)
+        yield cluster, similarity
 
 
 def assignment_blocks(run: Folder, data: str, total: int, clusters: TrainingClusters) -> Iterator[pa.Table]:

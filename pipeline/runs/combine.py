@@ -35,6 +35,7 @@ from pipeline.inference.run_features import (
     feature_table,
     features_of,
     keep_last_parts,
+    seen_by_model,
     write_part,
 )
 from pipeline.lease import hold
@@ -130,7 +131,7 @@ def _combine(
     matched, count = matched_to_first(clusters), len(values[0]["centers"])
     echo(f"combining {len(members)} runs: {manifest.num_images:,} images, {count} clusters")
     centers = consensus_centers(joint_features(members, manifest.num_images), majority(matched)[0], count)
-    write_part(run, consensus_tables(joint_features(members, manifest.num_images), matched, centers), centers)
+    write_part(run, consensus_tables(members, matched, centers), centers)
     keep_last_parts(run, centers)  # without those of a call that was interrupted
     metrics = _measure(run, clusters, matched, count, read_labels(config.data.path))
     combined = {MEMBERS: values, "centers": centers, "history": [], "metrics": metrics, "epoch": 0, "step": 0}
@@ -155,11 +156,17 @@ def _read_member(member: Folder, first: Folder, expected: RunConfig) -> dict[str
     return member_values(config, values)
 
 
-def joint_features(members: Sequence[Folder], total: int) -> Iterator[Tensor]:
-    """Unit features (n, R * D) of all images in order of the index, block by block: those of all members."""
-    streams = [regroup(feature_blocks(member, ["feature"], total), BLOCK_ROWS) for member in members]
+def joint_features(members: Sequence[Folder], total: int, *, seen: bool = False) -> Iterator[Tensor]:
+    """Unit features (n, R * D) of all images in order of the index, block by block: those of all members.
+
+    They are the features by which the members clustered the images or, if `seen`, those that their models have.
+    """
+    names = [(seen_by_model(member) if seen else "") + "feature" for member in members]
+    pairs = list(zip(members, names, strict=True))
+    streams = [regroup(feature_blocks(member, [name], total), BLOCK_ROWS) for member, name in pairs]
     for tables in zip(*streams, strict=True):
-        yield side_by_side([torch.from_numpy(features_of(table).astype(np.float32)) for table in tables])
+        blocks = [features_of(table, name).astype(np.float32) for table, name in zip(tables, names, strict=True)]
+        yield side_by_side([torch.from_numpy(block) for block in blocks])
 
 
 def consensus_centers(blocks: Iterable[Tensor], voted: Array, count: int) -> Tensor:
@@ -182,11 +189,14 @@ def consensus_centers(blocks: Iterable[Tensor], voted: Array, count: int) -> Ten
     return unit(sums).float()
 
 
-def consensus_tables(blocks: Iterable[Tensor], matched: Array, centers: Tensor) -> Iterator[pa.Table]:
+def consensus_tables(members: Sequence[Folder], matched: Array, centers: Tensor) -> Iterator[pa.Table]:
     """Rows of the run's features, predictions by centres (K, R * D), and agreement, block by block."""
-    done = 0
-    for rows in blocks:
-        table = feature_table(rows, centers, torch.arange(done, done + len(rows)))
+    total, done = matched.shape[1], 0
+    features = joint_features(members, total)
+    differ = any(map(seen_by_model, members))
+    seen = joint_features(members, total, seen=True) if differ else itertools.repeat(None)
+    for rows, as_seen in zip(features, seen, strict=False):
+        table = feature_table(rows, centers, torch.arange(done, done + len(rows)), as_seen)
         same = matched[:, done : done + len(rows)] == table.column("cluster").to_numpy()
         yield table.append_column(AGREEMENT, pa.array(same.mean(axis=0, dtype=np.float32)))
         done += len(rows)

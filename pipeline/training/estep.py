@@ -12,7 +12,6 @@ from pipeline.backbone_features.inputs import CachedFeatures
 from pipeline.clustering.hierarchical import hierarchical_kmeans
 from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.clustering.label_free import LABEL_FREE_WEIGHTS, label_free_score
-from pipeline.clustering.nearest import nearest_center
 from pipeline.clustering.scores import class_table, contingency_scores, contingency_table
 from pipeline.collectives import RowRange
 from pipeline.config.models import EStepConfig
@@ -36,13 +35,14 @@ def run_estep(run: Run) -> None:
     if last:  # no step follows, and the labels must be those of the exported model, which computes in float32
         state.model.autocast = None
     with run.timer.time("estep"):
-        features, metrics = estimate_labels(run)
+        seen, features = encode(run)
+        metrics = estimate_labels(run, features)
     with run.timer.time("evaluate"):
         metrics |= score_labels(run, features, metrics)
     assert state.pseudo is not None
     if last:  # before the last checkpoint, so that the features exist whenever it does
         with run.timer.time("checkpoint"):
-            write_features(job.folder, features, state.pseudo.centers, state.pseudo.own)
+            write_features(job.folder, features, state.pseudo.centers, state.pseudo.own, seen)
     if run.monitors:
         with run.timer.time("monitor"):
             metrics |= monitor_metrics(run.monitors, features, job.config, state.epochs_done)
@@ -50,28 +50,25 @@ def run_estep(run: Run) -> None:
     state.history.append({"epoch": state.epochs_done, **metrics, **spread})
 
 
-def estimate_labels(run: Run) -> tuple[Tensor, dict[str, float]]:
-    """New pseudo-labels; returns the features (own rows, D) that they come from, and their health."""
-    state, config, plan = run.state, run.job.config, run.job.plan
-    features = encode_all(state.model, run.feed.inputs, run.feed.preprocess)
-    state.pseudo, health = estimate(
-        features,
-        run.feed.inputs.own,
-        plan.num_clusters,
-        config.estep,
-        config.seed,
-        state.pseudo,
-        fitted=fitted_features(run, features),
-    )
-    return features, health
+def encode(run: Run) -> tuple[Tensor | None, Tensor]:
+    """Features (own rows, D) of the images as the model sees them, if others are clustered; and those that are.
 
-
-def fitted_features(run: Run, features: Tensor) -> Tensor | None:
-    """Rows that k-means fits its centres on instead of the features (own rows, D); None to fit on the features."""
+    With `estep.fit_views` each image has the mean over its views: the effect of crops and colours differs from view to
+    view, while the content of the image stays the same.
+    """
+    features = encode_all(run.state.model, run.feed.inputs, run.feed.preprocess)
     if not run.job.config.estep.fit_views:
-        return None
+        return None, features
     assert isinstance(run.feed.inputs.source, CachedFeatures)
-    return mean_over_views(run.state.model, run.feed.inputs.source, run.feed.preprocess, features)
+    return features, mean_over_views(run.state.model, run.feed.inputs.source, run.feed.preprocess, features)
+
+
+def estimate_labels(run: Run, features: Tensor) -> dict[str, float]:
+    """New pseudo-labels from features (own rows, D); returns the health of both."""
+    state, config, plan = run.state, run.job.config, run.job.plan
+    own = run.feed.inputs.own
+    state.pseudo, health = estimate(features, own, plan.num_clusters, config.estep, config.seed, state.pseudo)
+    return health
 
 
 def score_labels(run: Run, features: Tensor, health: Mapping[str, float]) -> dict[str, float]:
@@ -122,10 +119,7 @@ def _encode(
 def mean_over_views(
     model: DigPro, inputs: CachedFeatures, preprocess: Callable[[Tensor], Tensor], features: Tensor
 ) -> Tensor:
-    """Mean of each image's un-augmented features (own rows, D) and those of its cached views, on the unit sphere.
-
-    The effect of crops and colours differs from view to view, while the content of the image stays the same.
-    """
+    """Mean of each image's un-augmented features (own rows, D) and those of its cached views, on the unit sphere."""
     mean = features.clone()
     for view in range(1, inputs.features.shape[1]):
         mean += _encode(model, inputs.blocks(view), preprocess, inputs.own)
@@ -153,17 +147,10 @@ def estimate(
     settings: EStepConfig,
     seed: int,
     previous: PseudoLabels | None,
-    *,
-    fitted: Tensor | None = None,
 ) -> tuple[PseudoLabels, dict[str, float]]:
-    """Cluster the workers' features (own rows, D); returns their pseudo-labels, and the health of both.
-
-    Centres are fitted on `fitted` (own rows, D) if it is given. The labels still come from the features, as they would
-    from a model that sees each image once.
-    """
-    result = _cluster(features if fitted is None else fitted, num_clusters, settings, seed)
-    labels = result.labels if fitted is None else nearest_center(features, result.centers).labels
-    found = PseudoLabels(labels.int(), result.centers, own, result.others)
+    """Cluster the workers' features (own rows, D); returns their pseudo-labels, and the health of both."""
+    result = _cluster(features, num_clusters, settings, seed)
+    found = PseudoLabels(result.labels.int(), result.centers, own, result.others)
     health = {"inertia": result.inertia / own.total, "kmeans_iterations": float(result.n_iter)}
     return found, health | label_health(found, previous) | {"feature_spread": feature_spread(features)}
 

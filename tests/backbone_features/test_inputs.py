@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,15 +20,15 @@ from pipeline.backbone_features.cache import FeatureCache
 from pipeline.backbone_features.inputs import CachedFeatures
 from pipeline.backbone_features.load import load_backbone_features
 from pipeline.clustering.kmeans import spherical_kmeans
-from pipeline.clustering.nearest import nearest_center
 from pipeline.collectives import RowRange
 from pipeline.config.models import RunConfig
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.errors import DataError
+from pipeline.inference.run_features import features_of, open_features
 from pipeline.method.losses import unit
 from pipeline.storage import Folder
-from pipeline.training.estep import fitted_features, run_estep
+from pipeline.training.estep import run_estep
 from pipeline.training.mstep import train_epoch
 from pipeline.training.run import Run
 from tests.helpers.cached_features import cached_run, frozen_config, make_cache
@@ -171,17 +172,24 @@ def test_two_workers_equal_one(pair: Workers, cached: Any, mode: str) -> None:
     torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-9, atol=1e-11)
 
 
-def test_centres_are_fitted_on_the_mean_over_the_views(cached: Any) -> None:
+def test_images_are_clustered_by_the_mean_over_their_views(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's folder has it, and what the model has for the image as it is."""
     config, folder, _, manifest = cached
     run = cached_run(config, folder.path, manifest)
     assert isinstance(run.feed.inputs.source, CachedFeatures)
     encoded = [run.state.model.encode(run.feed.inputs.source.features[:, view].float()) for view in range(4)]
-    fitted = fitted_features(run, encoded[0])
-    assert fitted is not None
-    torch.testing.assert_close(fitted, unit(torch.stack(encoded).sum(dim=0)))
+    mean = unit(torch.stack(encoded).sum(dim=0))
+    monkeypatch.setattr(run.state, "epochs_done", config.optim.epochs)
     run_estep(run)
     assert run.state.pseudo is not None
-    centers = spherical_kmeans(fitted, 10, restarts=config.estep.restarts, empty="reseed").centers
-    torch.testing.assert_close(run.state.pseudo.centers, centers)
-    assert run.state.pseudo.labels.equal(nearest_center(encoded[0], centers).labels)  # of the image as it is
-    assert not run.state.pseudo.labels.equal(nearest_center(fitted, centers).labels)
+    found = spherical_kmeans(mean, 10, restarts=config.estep.restarts, empty="reseed")
+    torch.testing.assert_close(run.state.pseudo.centers, found.centers)
+    assert run.state.pseudo.labels.equal(found.labels.int())
+    table = open_features(run.job.folder).to_table()
+    for column, features in (("", mean), ("seen_", encoded[0])):
+        np.testing.assert_allclose(features_of(table, f"{column}feature"), features, atol=1e-3)
+        nearest = features @ unit(found.centers).T
+        assert table.column(f"{column}cluster").to_pylist() == nearest.argmax(dim=1).tolist()
+        np.testing.assert_allclose(table.column(f"{column}similarity"), nearest.amax(dim=1), atol=1e-6)
+    assert table.column("cluster") != table.column("seen_cluster")
+    assert table.column("cluster").to_pylist() == found.labels.tolist()

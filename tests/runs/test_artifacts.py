@@ -15,14 +15,15 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.build import settle_images
+from pipeline.collectives import RowRange
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.read import regroup
 from pipeline.data.shards import read_manifest
 from pipeline.errors import DataError
 from pipeline.inference.card import TRAINING_CLUSTERS
-from pipeline.inference.predict import predict
-from pipeline.inference.run_features import prediction_table
+from pipeline.inference.predict import TrainingClusters, measure_clusters, predict
+from pipeline.inference.run_features import prediction_table, write_features
 from pipeline.runs import artifacts as module
 from pipeline.runs.artifacts import draw, keep_profile, log_file, log_model, write_assignments
 from pipeline.storage import Folder
@@ -79,6 +80,25 @@ def test_assignments_join_predictions_paths_and_labels(
     below = np.array(clusters["median"])[own] - table.column("similarity").to_numpy()
     expected = (below / np.array(clusters["deviation"])[own]).astype(np.float32)
     assert np.array_equal(table.column("outlier").to_numpy(), expected)
+
+
+def test_other_images_are_compared_with_what_the_model_sees_in_those_of_the_training(data: str, tmp_path: Path) -> None:
+    """And the run's own images with those by which they were clustered."""
+    draw = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(IMAGES, CLUSTERS, generator=draw), dim=1)
+    seen = F.normalize(features + 0.5 * torch.randn(IMAGES, CLUSTERS, generator=draw), dim=1)
+    run, centers = Folder(str(tmp_path / "run")), torch.eye(CLUSTERS)
+    write_features(run, features, centers, RowRange(0, IMAGES, IMAGES), seen)
+    write_assignments(run, data, IMAGES, CLUSTERS)
+    table = pq.read_table(tmp_path / "run/assignments.parquet")
+    assert table.column("cluster").to_pylist() == features.argmax(dim=1).tolist()
+    own = measure_clusters(lambda: [(features.argmax(dim=1).numpy(), features.amax(dim=1).numpy())], CLUSTERS)
+    expected = own.outlier(table.column("cluster").to_numpy(), table.column("similarity").to_numpy())
+    np.testing.assert_allclose(table.column("outlier").to_numpy(), expected, rtol=1e-4, atol=1e-4)
+    by_model = measure_clusters(lambda: [(seen.argmax(dim=1).numpy(), seen.amax(dim=1).numpy())], CLUSTERS)
+    found = TrainingClusters.model_validate_json((tmp_path / "run" / TRAINING_CLUSTERS).read_text())
+    assert found.sizes == by_model.sizes != own.sizes
+    assert found.median == pytest.approx(by_model.median, abs=1e-5)
 
 
 def test_the_picture_of_the_clusters_counts_all_images(

@@ -27,11 +27,12 @@ from pipeline.data.ingest import ingest
 from pipeline.data.read import read_labels, read_sample
 from pipeline.data.shards import read_manifest
 from pipeline.errors import ConfigError
+from pipeline.inference.consensus import side_by_side
 from pipeline.inference.model import ClusterModel
-from pipeline.inference.run_features import read_features, write_features
+from pipeline.inference.run_features import features_of, read_features, write_features
 from pipeline.method.losses import unit
 from pipeline.runs.artifacts import send_names
-from pipeline.runs.combine import combine, consensus_centers
+from pipeline.runs.combine import combine, consensus_centers, consensus_tables
 from pipeline.runs.export import export
 from pipeline.runs.identity import claim_folder, record_start
 from pipeline.runs.models import open_model
@@ -217,6 +218,24 @@ def test_centres_are_the_means_of_what_most_members_put_together() -> None:
     centers = consensus_centers(iter(rows.split(2)), np.array([0, 0, 1, 1, 0]), 3)
     expected = torch.stack([unit(2 * rows[0] + rows[4]), rows[2], torch.zeros(4)])
     torch.testing.assert_close(centers, expected)
+
+
+def test_a_consensus_keeps_what_its_model_sees_beside_what_its_members_clustered(tmp_path: Path) -> None:
+    """Members that cluster by several views, and others."""
+    draw = torch.Generator().manual_seed(0)
+    by_views, seen, plain = (unit(torch.randn(9, 4, generator=draw)) for _ in range(3))
+    members, rows = [Folder(str(tmp_path / name)) for name in ("views", "plain")], RowRange(0, 9, 9)
+    write_features(members[0], by_views, torch.eye(4), rows, seen)
+    write_features(members[1], plain, torch.eye(4), rows)
+    centers = unit(torch.randn(4, 8, generator=draw))
+    (table,) = consensus_tables(members, np.zeros((2, 9), np.int32), centers)
+    for column, of_first in (("", by_views), ("seen_", seen)):
+        joint = side_by_side([of_first, plain])
+        np.testing.assert_allclose(features_of(table, f"{column}feature"), joint, atol=1e-3)
+        assert table.column(f"{column}cluster").to_pylist() == (joint @ centers.T).argmax(dim=1).tolist()
+    assert (
+        "seen_feature" not in next(consensus_tables(members[1:], np.zeros((1, 9), np.int32), torch.eye(4))).column_names
+    )
 
 
 def test_what_cannot_be_combined_is_named(place: Path) -> None:
