@@ -29,6 +29,7 @@ from mlflow import MlflowClient
 
 from pipeline import cli
 from pipeline.checks.working_dir import ENTRY_BYTES, travelling_files, working_dir_finding
+from pipeline.data.ingest import ingest
 from pipeline.errors import ConfigError, Interrupted, RunFailed
 from pipeline.submission import PYTHON, VERBS, connect_to, job_script
 from pipeline.submission import submit as send
@@ -436,6 +437,7 @@ def digpro(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_submitted_job_trains_and_its_log_comes_back(dashboard: str, tmp_path: Path) -> None:
+    ingest("digits", f"{tmp_path}/digits")  # sooner without Ray
     mine = options(settings(tmp_path, "name=job", "optim.epochs=1", "optim.warmup_epochs=0"))
     done = digpro("submit", "--address", dashboard, "train", *mine)
     assert done.returncode == 0, done.stdout + done.stderr

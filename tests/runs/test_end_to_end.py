@@ -326,6 +326,7 @@ def test_a_finished_run_gives_its_scores_again(
 
 
 @pytest.mark.usefixtures("without_artifacts")
+@pytest.mark.usefixtures("without_artifacts")
 def test_a_run_begins_with_the_weights_of_another(whole: dict[str, Any]) -> None:
     """Its first E-step finds what the last one of the other found."""
     config, label = settings_of(whole["folder"], ["optim.epochs=1", "resources.workers=1"])
