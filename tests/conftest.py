@@ -8,6 +8,9 @@ from functools import partial
 
 import pytest
 
+# Before PyTorch is imported: threads of two test processes on two cores wait for each other, six times as long in all.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tests.helpers.command_line import Result, command_line
 from tests.helpers.fake_gpu import have_device
 from tests.helpers.workers import Workers

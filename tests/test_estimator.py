@@ -40,7 +40,7 @@ from pipeline.estimator import _encoded, as_images
 from pipeline.runs.train import train
 from tests.helpers.images import put
 from tests.helpers.pictures import saved
-from tests.helpers.runs import SETTINGS, settings
+from tests.helpers.runs import ONE_THREAD, SETTINGS, settings
 
 QUICK = {
     "optim.epochs": 1,
@@ -321,7 +321,7 @@ def test_arrays_get_the_clusters_of_digpro_train(tmp_path: Path) -> None:
     pixels = as_images(load_digits().images[:640] / 16)
     pq.write_table(pa.table({"image": pa.array(list(_encoded(pixels)), IMAGE_TYPE)}), tmp_path / "images.parquet")
     source, exact = f"data.source={tmp_path}/images.parquet", "optim.precision=float64"
-    config = load_config("digits", settings(tmp_path, "resources.workers=1", exact, source))
+    config = load_config("digits", settings(tmp_path, *ONE_THREAD, exact, source))
     summary = train(config)
     chosen = {key: value for key, _, value in (text.partition("=") for text in [*SETTINGS, exact])}
     own = {key: yaml.safe_load(value) for key, value in chosen.items()}

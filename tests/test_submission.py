@@ -35,7 +35,7 @@ from pipeline.submission import PYTHON, VERBS, connect_to, job_script
 from pipeline.submission import submit as send
 from pipeline.training.checkpoint import newest_in
 from tests.helpers.images import put
-from tests.helpers.runs import end, family, options, settings
+from tests.helpers.runs import ONE_THREAD, end, family, options, settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -438,7 +438,7 @@ def digpro(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_submitted_job_trains_and_its_log_comes_back(dashboard: str, tmp_path: Path) -> None:
     ingest("digits", f"{tmp_path}/digits")  # sooner without Ray
-    mine = options(settings(tmp_path, "name=job", "optim.epochs=1", "optim.warmup_epochs=0"))
+    mine = options(settings(tmp_path, "name=job", "optim.epochs=1", "optim.warmup_epochs=0", *ONE_THREAD))
     done = digpro("submit", "--address", dashboard, "train", *mine)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch 1/1" in done.stdout

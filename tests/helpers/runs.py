@@ -37,6 +37,7 @@ SETTINGS = [
     "checkpoint.every_steps=5",
 ]
 TWO_WORKERS = "resources.workers=2"
+ONE_THREAD = ("resources.workers=1", "resources.cpus_per_worker=1")  # other tests run at the same time
 
 Outcome = tuple[list[dict[str, float]], list[int]]
 

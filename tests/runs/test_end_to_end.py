@@ -39,6 +39,7 @@ from pipeline.training.checkpoint import newest_in
 from pipeline.training.run import Run
 from tests.helpers.runs import (
     EPOCHS,
+    ONE_THREAD,
     TWO_WORKERS,
     end,
     family,
@@ -329,7 +330,7 @@ def test_a_finished_run_gives_its_scores_again(
 @pytest.mark.usefixtures("without_artifacts")
 def test_a_run_begins_with_the_weights_of_another(whole: dict[str, Any]) -> None:
     """Its first E-step finds what the last one of the other found."""
-    config, label = settings_of(whole["folder"], ["optim.epochs=1", "resources.workers=1"])
+    config, label = settings_of(whole["folder"], ["optim.epochs=1", *ONE_THREAD])
     plan = make_plan(config, read_manifest(config.data.path))
     assert Path(str(checkpoint_to_start_from(config, plan))).is_dir()
 

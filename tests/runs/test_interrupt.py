@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from pipeline.data.ingest import ingest
 from pipeline.training.checkpoint import newest_in
 from pipeline.training.saving import URGENT_STEPS
-from tests.helpers.runs import settings, start
+from tests.helpers.runs import ONE_THREAD, settings, start
 
 RARE = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null", "optim.epochs=200"]  # no other save is due
 
@@ -21,7 +21,7 @@ RARE = ["checkpoint.every_epochs=100", "checkpoint.every_steps=null", "optim.epo
 def test_an_interrupted_run_saves_where_it_stands(tmp_path: Path) -> None:
     log = tmp_path / "log"
     ingest("digits", f"{tmp_path}/digits")  # sooner without Ray
-    arguments = settings(tmp_path, "name=stopped", *RARE, "resources.workers=1", "tracking.system_metrics=false")
+    arguments = settings(tmp_path, "name=stopped", *RARE, *ONE_THREAD, "tracking.system_metrics=false")
     process = start(arguments, log)
     deadline = time.monotonic() + 180
     while log.read_text().count("\nepoch ") < 2:  # the first line is of epoch 0
