@@ -41,7 +41,7 @@ from pipeline.training.checkpoint import newest_in
 from pipeline.training.in_process import train_in_process
 from pipeline.training.job import Job
 
-BATCH = 256  # images in a forward pass
+BATCH = 64  # images in a forward pass
 NAME = "image "  # and its place in the array, as an image's path
 Array = np.ndarray[Any, Any]
 
@@ -228,10 +228,10 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         check_is_fitted(self)
         if isinstance(X, (str, Path)):
             raise ValueError(f"{X} is a folder or file, but an array is needed; use `digpro assign` for folders")
-        images = torch.from_numpy(as_images(X, self.image_shape)).permute(0, 3, 1, 2)
-        found = []
+        images, found = as_images(X, self.image_shape), []
         with torch.inference_mode():
-            for batch in images.split(BATCH):
+            for start in range(0, len(images), BATCH):
+                batch = torch.tensor(images[start : start + BATCH]).permute(0, 3, 1, 2)  # a copy: X may be read-only
                 block = torch.stack([fitted(image, **self.decoding_) for image in batch])
                 found.append(choose(*self.model_(block.permute(0, 2, 3, 1).contiguous())))
         return torch.cat(found).numpy()

@@ -174,6 +174,16 @@ def test_an_image_is_predicted_alone_as_among_others(images: np.ndarray[Any, Any
     assert fitted.get_feature_names_out().tolist() == [f"digpro{i}" for i in range(16)]
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_are_read_only_or_gray_are_no_reason_for_a_warning(
+    images: np.ndarray[Any, Any], fitted: DigPro
+) -> None:
+    fixed = images.copy()
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(fitted.predict(fixed), fitted.labels_)
+    assert fitted.predict(fixed[..., 0]).shape == (70,)
+
+
 def test_a_copy_predicts_the_same(images: np.ndarray[Any, Any], fitted: DigPro, tmp_path: Path) -> None:
     joblib.dump(fitted, tmp_path / "model")
     for copy in (pickle.loads(pickle.dumps(fitted)), joblib.load(tmp_path / "model")):

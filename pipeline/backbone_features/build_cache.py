@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -231,10 +232,17 @@ def _write_parts(
 def parts_in_process(
     config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]
 ) -> Iterator[PartRow]:
-    """Write the parts one after the other, in all threads of this process."""
-    writer = CacheWriter(config, manifest, folder.path, torch.get_num_threads())
-    for part in parts:
-        yield writer(decode_part(part.model_dump(), config, manifest))
+    """Write the parts in as many threads of this process as PyTorch has.
+
+    Each computes alone. PyTorch's own threads would wait for each other, and for long where other programs run.
+    """
+    threads = torch.get_num_threads()
+    writer = CacheWriter(config, manifest, folder.path)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(lambda part: writer(decode_part(part.model_dump(), config, manifest)), parts)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def parts_by_actors(config: RunConfig, manifest: Manifest, folder: Folder, parts: list[CachePart]) -> Iterator[PartRow]:
@@ -290,19 +298,16 @@ class CacheWriter:
     manifest : Manifest
     folder : str
         The folder of the cache, with the backbone's weights in it.
-    threads : int
-        On a CPU. Actors share the cores, so each has one.
     """
 
-    def __init__(self, config: RunConfig, manifest: Manifest, folder: str, threads: int = 1) -> None:
-        self.threads = threads
+    def __init__(self, config: RunConfig, manifest: Manifest, folder: str) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder, self.pairs = Folder(folder), -(-config.views.cached // 2)
         self.cached = config.views.cached
         self.batch = config.estep.batch_size if self.device.type == "cuda" else CPU_BATCH
         self.autocast = autocast_dtype(config, self.device)
         if self.device.type == "cpu":
-            torch.set_num_threads(threads)
+            torch.set_num_threads(1)
         self.network = self._load(config)
         seeded = config.model_copy(update={"seed": config.views.cache_seed})
         self.views = build_views(seeded, manifest)
@@ -323,7 +328,7 @@ class CacheWriter:
 
     def _load(self, config: RunConfig) -> Callable[[Tensor], Tensor]:
         if self.device.type == "cpu" and self.folder.names(PROGRAM):
-            program = OnnxProgram(self.folder.read_bytes(PROGRAM), self.threads)
+            program = OnnxProgram(self.folder.read_bytes(PROGRAM))
             return lambda images: program(images)[0]
         module = load_backbone(config, self.folder).to(self.device).to(memory_format=torch.channels_last)
         return lambda images: module(images.contiguous(memory_format=torch.channels_last))

@@ -16,12 +16,12 @@ LEAST_PIXELS = 25_000_000  # to encode: 500 images of 224 pixels, which take tor
 
 
 class OnnxProgram:
-    """A program of `to_onnx` on the CPU, called like its module; in one thread by default, as actors share the cores.
+    """A program of `to_onnx` on the CPU, called like its module; in one thread, because actors share the cores.
 
     RunFailed when onnxruntime cannot be imported.
     """
 
-    def __init__(self, program: bytes, threads: int = 1) -> None:
+    def __init__(self, program: bytes) -> None:
         try:
             import onnxruntime  # here, so that all but this also works without it
         except ImportError as error:
@@ -29,7 +29,7 @@ class OnnxProgram:
                 f"onnxruntime cannot be imported ({first_line(error)}); `pip install onnxruntime` provides it"
             ) from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
