@@ -237,8 +237,8 @@ def parts_in_process(
     Each computes alone. PyTorch's own threads would wait for each other, and for long where other programs run.
     """
     threads = torch.get_num_threads()
-    writer = CacheWriter(config, manifest, folder.path)
     try:
+        writer = CacheWriter(config, manifest, folder.path)
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(lambda part: writer(decode_part(part.model_dump(), config, manifest)), parts)
     finally:
