@@ -31,7 +31,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline import DigPro
-from pipeline.config.loading import load_config
+from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
 from pipeline.data.decode import decode
 from pipeline.data.shards import IMAGE_TYPE
@@ -298,31 +298,37 @@ def test_the_example_runs() -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_is_trained_on_ray_and_its_shards_find_the_finished_run(tmp_path: Path) -> None:
-    """`test_arrays_get_the_clusters_of_digpro_train` compares such a run with that of the command."""
+def test_folders_get_the_clusters_of_digpro_train(tmp_path: Path) -> None:
+    """A folder of image files by a training of its own; a folder of shards finds the finished run."""
     random = np.random.default_rng(0)
     for number in range(24):
         pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8) // (1 + number % 3)
         kind = "JPEG" if number < 8 else "PNG"
         put(tmp_path / "photos" / f"{number:02}.{kind.lower()}", saved(Image.fromarray(pixels), kind))
     tiny = QUICK | {
-        "name": "photos",
         "optim.precision": "float64",  # equal labels; in others up to rounding
         "optim.epochs": 2,
         "optim.batch_size": 8,
         "resources.workers": 1,
         "tracking.enabled": False,
     }
-    of_photos = DigPro(3, settings=tiny, storage=f"{tmp_path}/runs").fit(tmp_path / "photos")
-    (shards,) = (tmp_path / "runs").glob("shards-*")
-    of_shards = DigPro(3, settings=tiny, storage=f"{tmp_path}/runs").fit(shards)
-    assert of_shards.run_ == of_photos.run_ == f"{tmp_path}/runs/photos"
-    assert sorted(of_photos.paths_) == sorted(path.name for path in (tmp_path / "photos").iterdir())
-    files = [(tmp_path / "photos" / path).read_bytes() for path in of_photos.paths_]
-    pixels = torch.stack([decode(file, 16) for file in files]).permute(0, 2, 3, 1).numpy()
+    folder = {"data.path": f"{tmp_path}/shards", "data.source": f"{tmp_path}/photos", "storage": f"{tmp_path}/runs"}
+    summary = train(with_settings(load_config("digits"), tiny | folder | {"method.num_clusters": 3}, "test"))
+    table = pq.read_table(summary["outputs"]["assignments"], columns=["path", "cluster"]).to_pydict()
+    expected = dict(zip(table["path"], table["cluster"], strict=True))
+    assert len(expected) == 24
+
+    of_photos = DigPro(3, settings=tiny, storage=f"{tmp_path}/others").fit(tmp_path / "photos")
+    finished = DigPro(3, settings=tiny | {"name": summary["run"]}, storage=f"{tmp_path}/runs")
+    of_shards = finished.fit(tmp_path / "shards")
+    assert (of_photos.run_ == summary["folder"], of_shards.run_ == summary["folder"]) == (False, True)
     for model in (of_photos, of_shards):
-        np.testing.assert_array_equal(model.labels_, of_photos.predict(pixels))
+        assert dict(zip(model.paths_, model.labels_, strict=True)) == expected
         assert (model.n_features_in_, model.n_iter_, model.cluster_centers_.shape) == (16 * 16 * 3, 2, (3, 16))
+
+    files = [(tmp_path / "photos" / path).read_bytes() for path in expected]
+    pixels = torch.stack([decode(file, 16) for file in files]).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(of_photos.predict(pixels), list(expected.values()))
 
 
 @pytest.mark.slow

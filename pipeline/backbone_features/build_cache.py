@@ -74,11 +74,11 @@ def settled(config: RunConfig, precision: str) -> RunConfig:
 
 
 def settle_precision(
-    config: RunConfig, key: Callable[[RunConfig], CacheKey], begun: str | None, *, gpus: bool
+    config: RunConfig, key: Callable[[RunConfig], CacheKey], begun: str | None, *, on_ray: bool
 ) -> RunConfig:
     """Replace `auto` by the precision that a run has `begun` with, or that of an existing cache; all actors use it.
 
-    Otherwise use bfloat16 on `gpus` or if this CPU supports it in hardware, else float32. The cluster may have other
+    Otherwise use bfloat16 on GPUs or if this CPU supports it in hardware, else float32. The cluster may have other
     hardware at the next call. The features are stored in float16 anyway; k-means has the same scores on those of both
     precisions.
     """
@@ -86,7 +86,7 @@ def settle_precision(
         return config
     if begun is not None:
         return settled(config, begun)
-    fast = gpus or multiplies_bfloat16(torch.device("cpu"))
+    fast = encoded_on_gpus(config, on_ray=on_ray) or multiplies_bfloat16(torch.device("cpu"))
     choices = [settled(config, name) for name in (("bfloat16", "float32") if fast else ("float32", "bfloat16"))]
     return next((each for each in choices if cache_folder(each, key(each)).names(CACHE)), choices[0])
 
@@ -129,8 +129,9 @@ def ensure_cache(
     """
     module, size = open_encoder(config, echo)
     weights, statistics = digest(module.state_dict()), channel_statistics(config, manifest)
-    gpus = encoded_on_gpus(config, on_ray=on_ray)
-    config = settle_precision(config, lambda each: cache_key(each, manifest, weights, *statistics), begun, gpus=gpus)
+    config = settle_precision(
+        config, lambda each: cache_key(each, manifest, weights, *statistics), begun, on_ray=on_ray
+    )
     key = cache_key(config, manifest, weights, *statistics)
     folder = cache_folder(config, key)
     if (cache := read_cache(folder)) is not None:
@@ -139,7 +140,7 @@ def ensure_cache(
     else:
         with hold(folder.make(), "give another cache (--set data.features=...)"):
             folder.delete_unfinished()
-            cache = claim(folder, key, module, config, manifest, size, echo, gpus=gpus)
+            cache = claim(folder, key, module, config, manifest, size, echo, on_ray=on_ray)
             cache = _complete(config, manifest, folder, cache, echo, parts_by_actors if on_ray else parts_in_process)
     if config.views.neighbours:
         ensure_neighbours(folder, cache, config.views.neighbours)
@@ -166,7 +167,7 @@ def claim(
     size: int,
     echo: Echo,
     *,
-    gpus: bool,
+    on_ray: bool,
 ) -> FeatureCache:
     """The planned cache, recorded in the folder so that a later call continues with the same parts."""
     if (begun := folder.read(WORK)) is not None:
@@ -176,7 +177,7 @@ def claim(
     side = config.data.decoding["size"]
     parts = cut_parts(manifest.num_images, side)
     views = config.views.cached + 1
-    write_network(folder, module, config, manifest.num_images * views, echo, gpus=gpus)
+    write_network(folder, module, config, manifest.num_images * views, echo, on_ray=on_ray)
     cache = FeatureCache(
         key=key, num_images=manifest.num_images, views=views, feature_size=size, parts=parts, seconds=0
     )
@@ -184,7 +185,9 @@ def claim(
     return cache
 
 
-def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: int, echo: Echo, *, gpus: bool) -> None:
+def write_network(
+    folder: Folder, module: nn.Module, config: RunConfig, images: int, echo: Echo, *, on_ray: bool
+) -> None:
     """Put the backbone's weights into the folder, and an ONNX program of it if onnxruntime should encode the images.
 
     It does so for enough images on CPUs in float32; in bfloat16 PyTorch is faster.
@@ -193,7 +196,9 @@ def write_network(folder: Folder, module: nn.Module, config: RunConfig, images: 
     folder.write_bytes(BACKBONE, safetensors.torch.save(state))
     size = config.views.size
     assert size is not None
-    if gpus or config.optim.precision != "float32" or not is_worth_it(images, size):
+    if config.optim.precision != "float32" or not is_worth_it(images, size):
+        return
+    if encoded_on_gpus(config, on_ray=on_ray):
         return
     examples = torch.rand(EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
     if (program := faster_program(module.eval(), examples, ["features"], echo)) is not None:

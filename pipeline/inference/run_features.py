@@ -54,7 +54,7 @@ def feature_table(features: Tensor, centers: Tensor, index: Tensor, seen: Tensor
     table = prediction_table(_predict_rows(features, centers), index=index, features=features)
     if seen is None:
         return table
-    as_seen = prediction_table(_predict_rows(seen, centers), features=seen).select(SEEN_COLUMNS)
+    as_seen = prediction_table(_predict_rows(seen, centers), features=seen)
     for name in SEEN_COLUMNS:
         table = table.append_column(SEEN + name, as_seen[name])
     return table

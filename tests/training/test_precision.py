@@ -51,8 +51,7 @@ def settled(config: RunConfig, begun: str | None = None) -> str:
         given = {"encoder": "", "weights": "", "preprocessing": {}, "views": {}, "precision": each.optim.precision}
         return CacheKey(images="", **given)  # type: ignore[arg-type]
 
-    gpus = build_cache.encoded_on_gpus(config, on_ray=True)
-    return build_cache.settle_precision(config, key, begun, gpus=gpus).optim.precision
+    return build_cache.settle_precision(config, key, begun, on_ray=True).optim.precision
 
 
 @pytest.mark.parametrize(
