@@ -21,7 +21,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pipeline.backbone_features.build_cache import ensure_cache, read_backbone
+from pipeline.backbone_features.build_cache import ensure_cache
+from pipeline.backbone_features.encode import LocalEncoders, read_backbone
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
@@ -193,7 +194,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         job = Job(config, manifest, check_settings(config, manifest), open_run(config, run_folder(config).make()))
         if not config.model.freeze:
             return job
-        return replace(job, feature_cache=ensure_cache(config, manifest, self._echo, on_ray=False)[0].path)
+        return replace(job, feature_cache=ensure_cache(config, manifest, self._echo, encoders=LocalEncoders())[0].path)
 
     def _fit_source(self, source: str) -> DigPro:
         """Train on Ray."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone_features import build_cache
+from pipeline.backbone_features import build_cache, encode
 from pipeline.backbone_features.cache import read_part
 from pipeline.backbones.onnx_program import OnnxProgram, check_equal, faster_program, is_worth_it
 from pipeline.errors import RunFailed
@@ -77,7 +77,7 @@ def test_features_are_equal_whoever_computes_them(
     monkeypatch.setattr(build_cache, "is_worth_it", lambda images, size: True)
     other = frozen_config(tmp_path / "other", f"optim.precision={precision}")
     folder, cache, _ = make_cache(other, 70)
-    assert bool(folder.names(build_cache.PROGRAM)) == (precision == "float32")
+    assert bool(folder.names(encode.PROGRAM)) == (precision == "float32")
     assert len(calls) > len(cache.parts) if precision == "float32" else not calls
     by_program = torch.cat([torch.from_numpy(read_part(folder, part, cache)) for part in cache.parts]).float()
     torch.testing.assert_close(by_program, by_torch, atol=2e-3, rtol=2e-3)

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.backbone_features.build_cache import ensure_cache
 from pipeline.backbone_features.cache import FeatureCache
+from pipeline.backbone_features.encode import LocalEncoders
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
 from pipeline.config.models import RunConfig
@@ -43,7 +44,7 @@ def frozen_config(folder: Path, *overrides: str) -> RunConfig:
 def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCache, Manifest]:
     """The cache of the first images of digits, made in this process."""
     manifest = ingest("digits", config.data.path).model_copy(update={"num_images": images})
-    folder, cache = ensure_cache(config, manifest, on_ray=False)
+    folder, cache = ensure_cache(config, manifest, encoders=LocalEncoders())
     return folder, cache, manifest
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.backbone_features import build_cache
+from pipeline.backbone_features import build_cache, encode
 from pipeline.backbone_features.cache import CACHE, CacheKey
 from pipeline.checks.capacity import Pool, actor_pool
 from pipeline.config.loading import load_config
@@ -51,7 +51,7 @@ def settled(config: RunConfig, begun: str | None = None) -> str:
         given = {"encoder": "", "weights": "", "preprocessing": {}, "views": {}, "precision": each.optim.precision}
         return CacheKey(images="", **given)  # type: ignore[arg-type]
 
-    return build_cache.settle_precision(config, key, begun, on_ray=True).optim.precision
+    return build_cache.settle_precision(config, key, begun, build_cache.ON_RAY).optim.precision
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_features_have_the_precision_of_the_devices_that_were_asked_for(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(build_cache, "node_resources", lambda: nodes)
+    monkeypatch.setattr(encode, "node_resources", lambda: nodes)
     monkeypatch.setattr(build_cache, "multiplies_bfloat16", lambda device: False)
     features = [f"data.features={tmp_path}", "data.path=digits"]
     config = load_config("digits", [*features, *(f"resources.{name}={value}" for name, value in resources.items())])
