@@ -16,9 +16,8 @@ import ray
 import torch
 import yaml
 from torch import Tensor
-from torch.nn import functional as F
 
-from pipeline.backbone_features.cache import read_part
+from pipeline.backbone_features.neighbours import ComparedFeatures
 from pipeline.cluster import connect
 from pipeline.clustering.label_free import cosine_silhouette
 from pipeline.clustering.merging import center_tree, cut, group_names, merge_jumps, merged_centers
@@ -41,7 +40,6 @@ from pipeline.errors import ConfigError
 from pipeline.inference.run_features import read_features
 from pipeline.keyed_random import Stream, uniform
 from pipeline.lease import hold
-from pipeline.method.encoder import Standardize
 from pipeline.progress import Echo
 from pipeline.provenance import versions
 from pipeline.report.sweep_figures import draw_dendrogram, draw_sweep
@@ -110,7 +108,7 @@ def of_run(path: str) -> Subject:
 
 
 def of_data(config: RunConfig, echo: Echo) -> Subject:
-    """The un-augmented features of a frozen backbone, each standardised over all images, as the heads get them.
+    """The features of a frozen backbone by which its neighbours are found too: a mean over the views of each image.
 
     Raises
     ------
@@ -123,14 +121,10 @@ def of_data(config: RunConfig, echo: Echo) -> Subject:
             "no features yet. Give --preset photos, or the folder of a run with many clusters"
         )
     folder, cache = make_cache(config, echo)
-    standardize = Standardize(cache.feature_size)
-    standardize.fit(torch.from_numpy(read_part(folder, part, cache)[:, 0]) for part in cache.parts)
-    index = draw(cache.num_images, config.seed)
+    compared, index = ComparedFeatures(folder, cache), draw(cache.num_images, config.seed)
     first, last = int(index.min()), int(index.max())
     parts = [part for part in cache.parts if part.first_index <= last and first < part.first_index + part.rows]
-    views = torch.cat([torch.from_numpy(read_part(folder, part, cache)[:, 0].copy()) for part in parts])
-    chosen = views[index - parts[0].first_index].float()
-    features = F.normalize(standardize(chosen), dim=1)
+    features = torch.cat([compared.of(part) for part in parts])[index - parts[0].first_index]
     return Subject(absolute(config.data.path), features, cache.num_images, config.seed)
 
 

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.backbone_features.cache import read_part
 from pipeline.clustering.num_clusters import Recommendation
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError
@@ -174,6 +175,18 @@ def test_features_of_shards_are_standardised_over_all_images(tmp_path: Path, mon
     assert (subject.what, subject.images, subject.centers) == (f"{tmp_path}/digits", 200, None)
     assert torch.allclose(subject.features.norm(dim=1), torch.ones(200), atol=1e-5)
     assert subject.features.mean(dim=0).abs().max() < 0.1  # raw features of a ReLU are positive
+
+
+def test_all_cached_views_of_the_images_in_shards_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = frozen_config(tmp_path)
+    folder, cache = make_cache(config)[:2]
+    monkeypatch.setattr(sweep_k, "make_cache", lambda config, echo: (folder, cache))
+    views = np.concatenate([read_part(folder, part, cache) for part in cache.parts]).astype(np.float32)
+    unit = F.normalize(torch.from_numpy(views), dim=2)
+    means = unit[:, 0] * 2 / 3 + unit[:, 1:].mean(dim=1) / 3
+    unit_means = F.normalize(means, dim=1)
+    expected = F.normalize((unit_means - unit_means.mean(dim=0)) / unit_means.std(dim=0, correction=0), dim=1)
+    assert torch.allclose(of_data(config, print).features, expected[draw(200, config.seed)], atol=1e-4)
 
 
 def test_only_the_sample_is_kept_and_it_is_standardised_over_all_images(
