@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.cluster import KMeans
 
 from pipeline.backbone_features.build_cache import ensure_cache
-from pipeline.backbone_features.cache import read_first
+from pipeline.backbone_features.neighbours import ComparedFeatures
 from pipeline.build import build_preprocess
 from pipeline.cluster import connect
 from pipeline.clustering.kmeans import spherical_kmeans
@@ -55,18 +55,18 @@ def pixel_floor(config: RunConfig) -> Floor:
 
 
 def feature_floor(config: RunConfig) -> Floor:
-    """Spherical k-means on the un-augmented features of the frozen backbone, as the cache of the run has them."""
+    """Spherical k-means on the features of the frozen backbone: the standardised mean over the views in the cache."""
     connect()
     manifest = read_manifest(config.data.path)
     folder, cache = ensure_cache(config, manifest)
-    features = torch.from_numpy(read_first(folder, cache.num_images)[:, 0].astype(np.float32))
-    features = torch.nn.functional.normalize(features, dim=1)
+    compared = ComparedFeatures(folder, cache, unaugmented=1 / cache.views)
+    features = torch.cat([compared.of(part) for part in cache.parts])
     clusters = make_plan(config, manifest).num_clusters
 
-    def cluster(seed: int) -> Array:
-        return spherical_kmeans(features, clusters, restarts=STARTS, seed=seed).labels.numpy()
+    def cluster(seed: int) -> Array:  # its starts have the seeds from `seed` on; no two runs share a start
+        return spherical_kmeans(features, clusters, restarts=STARTS, seed=STARTS * seed).labels.numpy()
 
-    what = f"spherical k-means on {cache.feature_size} frozen features"
+    what = f"spherical k-means on {cache.feature_size} frozen features, the mean of {cache.views} views"
     return Floor(what=what, runs=RUNS, scores=scores_over_seeds(cluster, config))
 
 

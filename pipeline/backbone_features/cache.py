@@ -172,14 +172,6 @@ def read_part(folder: Folder, part: CachePart, cache: FeatureCache) -> Half:
     return flat.reshape(part.rows, cache.views, cache.feature_size)
 
 
-def read_first(folder: Folder, rows: int) -> Half:
-    """The features (rows, views, F) of the first images of a complete cache."""
-    cache = read_cache(folder)
-    assert cache is not None
-    parts = [read_part(folder, part, cache) for part in cache.parts if part.first_index < rows]
-    return np.concatenate(parts)[:rows]
-
-
 def read_backbone_features(folder: Folder, cache: FeatureCache, into: Half) -> None:
     """Read all parts into an array (N, views, F), which may be a mapped file; a few parts are in memory at a time."""
 

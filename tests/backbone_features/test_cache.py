@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,9 +15,7 @@ from pipeline.backbone_features.cache import (
     FeatureCache,
     check_same_key,
     decides_features,
-    read_backbone_features,
     read_cache,
-    read_first,
     read_part,
 )
 from pipeline.build import build_preprocess, build_views
@@ -29,7 +26,7 @@ from pipeline.data.shards import Manifest
 from pipeline.errors import DataError
 from pipeline.storage import Folder
 from tests.helpers.backbones import network
-from tests.helpers.cached_features import frozen_config, make_cache
+from tests.helpers.cached_features import all_features, frozen_config, make_cache
 
 Made = tuple[RunConfig, Folder, FeatureCache, Manifest]
 
@@ -38,12 +35,6 @@ Made = tuple[RunConfig, Folder, FeatureCache, Manifest]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     config = frozen_config(tmp_path_factory.mktemp("cache"))
     return config, *make_cache(config)
-
-
-def whole(folder: Folder, cache: FeatureCache) -> np.ndarray:
-    features = np.empty((cache.num_images, cache.views, cache.feature_size), np.float16)
-    read_backbone_features(folder, cache, features)
-    return features
 
 
 def test_view_0_is_the_view_of_evaluation_and_the_others_are_augmented(made: Made) -> None:
@@ -55,7 +46,7 @@ def test_view_0_is_the_view_of_evaluation_and_the_others_are_augmented(made: Mad
     with torch.inference_mode():
         expected = [module(build_preprocess(config, manifest)(images))]
         expected += [module(view) for pair in (0, 1) for view in views(images, index, pair)][:3]
-    found = torch.from_numpy(whole(folder, cache)).float()
+    found = torch.from_numpy(all_features(folder, cache)).float()
     torch.testing.assert_close(found, torch.stack(expected, 1), atol=2e-3, rtol=2e-3)
 
 
@@ -65,11 +56,6 @@ def test_parquet_holds_a_row_for_each_view(made: Made) -> None:
     assert table.column("index").to_pylist()[:5] == [32, 32, 32, 32, 33]
     assert table.column("view").to_pylist()[:5] == [0, 1, 2, 3, 0]
     assert table.schema.field("feature").type == pa.list_(pa.float16(), 24)
-
-
-def test_the_first_rows_are_read_alone(made: Made) -> None:
-    _, folder, cache, _ = made
-    assert np.array_equal(read_first(folder, 40), whole(folder, cache)[:40])
 
 
 def test_images_are_read_by_their_range(made: Made) -> None:

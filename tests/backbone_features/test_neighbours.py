@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.backbone_features import neighbours
-from pipeline.backbone_features.cache import CachePart, FeatureCache, part_table, read_first
+from pipeline.backbone_features.cache import CachePart, FeatureCache, part_table
 from pipeline.backbone_features.neighbours import (
     approximate_neighbours,
     ensure_neighbours,
@@ -21,7 +21,7 @@ from pipeline.backbone_features.neighbours import (
 )
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
-from tests.helpers.cached_features import frozen_config, make_cache
+from tests.helpers.cached_features import all_features, frozen_config, make_cache
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_neighbours_are_those_of_all_similarities_and_never_the_image_itself(
 ) -> None:
     """Images are compared by their views, of which the un-augmented one counts twice as much as the others together."""
     folder, cache = cached
-    views = F.normalize(torch.from_numpy(read_first(folder, 200)).double(), dim=2)
+    views = F.normalize(torch.from_numpy(all_features(folder, cache)).double(), dim=2)
     means = F.normalize(2 * views[:, 0] + views[:, 1:].mean(1), dim=1)
     unit = F.normalize((means - means.mean(0)) / means.std(0, correction=0).clamp(min=1e-6), dim=1)
     expected = (unit @ unit.T - 2 * torch.eye(200)).topk(5).indices

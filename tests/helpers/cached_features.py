@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.backbone_features.build_cache import ensure_cache
-from pipeline.backbone_features.cache import FeatureCache
+from pipeline.backbone_features.cache import FeatureCache, read_backbone_features
 from pipeline.backbone_features.encode import LocalEncoders
 from pipeline.collectives import rank
 from pipeline.config.loading import load_config
@@ -46,6 +47,13 @@ def make_cache(config: RunConfig, images: int = 200) -> tuple[Folder, FeatureCac
     manifest = ingest("digits", config.data.path).model_copy(update={"num_images": images})
     folder, cache = ensure_cache(config, manifest, encoders=LocalEncoders())
     return folder, cache, manifest
+
+
+def all_features(folder: Folder, cache: FeatureCache) -> np.ndarray:
+    """The features (N, views, F) of a cache."""
+    features = np.empty((cache.num_images, cache.views, cache.feature_size), np.float16)
+    read_backbone_features(folder, cache, features)
+    return features
 
 
 def cached_run(config: RunConfig, cache: str, manifest: Manifest) -> Run:

@@ -1,4 +1,4 @@
-"""The floor of pixels, on the bundled digits."""
+"""Floors of pixels and of frozen features, on the bundled digits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 
 from benchmarks.results import floors
 from pipeline.build import settle_images
+from pipeline.clustering.kmeans import KMeansResult, spherical_kmeans
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_labels
 from pipeline.errors import DataError
+from tests.helpers.cached_features import frozen_config, make_cache
 
 
 def test_kmeans_on_pixels_is_scored_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +34,23 @@ def test_kmeans_on_pixels_is_scored_over_seeds(tmp_path: Path, monkeypatch: pyte
     assert (floor.what, floor.runs) == ("k-means on 16 x 16 pixels", 2)
     assert floor.scores["acc"][0] == pytest.approx(0.79, abs=0.03)  # known for these pixels
     assert np.isfinite(list(floor.scores.values())).all()
+
+
+def test_runs_of_kmeans_on_features_share_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, seeds = frozen_config(tmp_path), list[int]()
+    made = make_cache(config)[:2]
+
+    def kmeans(features: torch.Tensor, clusters: int, *, restarts: int, seed: int) -> KMeansResult:
+        seeds.extend(range(seed, seed + restarts))
+        return spherical_kmeans(features, clusters, restarts=1, seed=seed)
+
+    monkeypatch.setattr(floors, "connect", lambda: None)
+    monkeypatch.setattr(floors, "ensure_cache", lambda config, manifest: made)
+    monkeypatch.setattr(floors, "spherical_kmeans", kmeans)
+    monkeypatch.setattr(floors, "read_labels", lambda folder: np.arange(200) % 10)
+    floor = floors.feature_floor(config)
+    assert len(seeds) == len(set(seeds)) == floors.RUNS * floors.STARTS
+    assert floor.what.endswith(f"the mean of {made[1].views} views")
 
 
 def test_images_without_classes_have_no_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

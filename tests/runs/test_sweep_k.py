@@ -13,7 +13,6 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbone_features.cache import read_part
 from pipeline.clustering.num_clusters import Recommendation
 from pipeline.config.loading import load_config
 from pipeline.errors import ConfigError
@@ -21,7 +20,7 @@ from pipeline.inference.card import TRAINING_CLUSTERS
 from pipeline.inference.predict import measure_clusters
 from pipeline.runs import sweep_k
 from pipeline.runs.sweep_k import Subject, check_distinct, describe, draw, is_run, of_data, of_run, sweep
-from tests.helpers.cached_features import frozen_config, make_cache
+from tests.helpers.cached_features import all_features, frozen_config, make_cache
 from tests.helpers.manifests import manifest
 from tests.helpers.run_features import write_run_features
 
@@ -181,8 +180,7 @@ def test_all_cached_views_of_the_images_in_shards_count(tmp_path: Path, monkeypa
     config = frozen_config(tmp_path)
     folder, cache = make_cache(config)[:2]
     monkeypatch.setattr(sweep_k, "make_cache", lambda config, echo: (folder, cache))
-    views = np.concatenate([read_part(folder, part, cache) for part in cache.parts]).astype(np.float32)
-    unit = F.normalize(torch.from_numpy(views), dim=2)
+    unit = F.normalize(torch.from_numpy(all_features(folder, cache)).float(), dim=2)
     means = unit[:, 0] * 2 / 3 + unit[:, 1:].mean(dim=1) / 3
     unit_means = F.normalize(means, dim=1)
     expected = F.normalize((unit_means - unit_means.mean(dim=0)) / unit_means.std(dim=0, correction=0), dim=1)
