@@ -22,7 +22,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pipeline.backbone_features.build_cache import ensure_cache
-from pipeline.backbone_features.encode import LocalEncoders, read_backbone
+from pipeline.backbone_features.cache import read_backbone
+from pipeline.backbone_features.encode import LocalEncoders
 from pipeline.checks.settings import check_settings
 from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig

@@ -14,7 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from pipeline.config.models import RunConfig
 from pipeline.data.shards import Manifest
@@ -170,6 +172,11 @@ def read_part(folder: Folder, part: CachePart, cache: FeatureCache) -> Half:
     ):
         raise DataError(f"{folder.file(part.file)} does not hold the images and views that {CACHE} lists; {remedy}")
     return flat.reshape(part.rows, cache.views, cache.feature_size)
+
+
+def read_backbone(folder: Folder) -> dict[str, Tensor]:
+    """The backbone's weights stored in a cache."""
+    return dict(safetensors.torch.load(folder.read_bytes(BACKBONE)))
 
 
 def read_backbone_features(folder: Folder, cache: FeatureCache, into: Half) -> None:

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 import ray
-import safetensors.torch
 import torch
 from ray.exceptions import RayError
 from torch import Tensor, nn
 
-from pipeline.backbone_features.cache import BACKBONE, CachePart, part_table
+from pipeline.backbone_features.cache import CachePart, part_table, read_backbone
 from pipeline.backbones.onnx_program import OnnxProgram
 from pipeline.build import autocast_dtype, build_preprocess, build_views, open_encoder, without_weights
 from pipeline.checks.capacity import actor_pool
@@ -192,8 +191,3 @@ def load_backbone(config: RunConfig, folder: Folder) -> nn.Module:
     module = open_encoder(without_weights(config))[0]
     module.load_state_dict(read_backbone(folder))
     return module.eval()
-
-
-def read_backbone(folder: Folder) -> dict[str, Tensor]:
-    """The backbone's weights stored in a cache."""
-    return dict(safetensors.torch.load(folder.read_bytes(BACKBONE)))

@@ -12,8 +12,7 @@ import ray.train
 import torch
 from torch import Tensor
 
-from pipeline.backbone_features.cache import read_cache
-from pipeline.backbone_features.encode import read_backbone
+from pipeline.backbone_features.cache import read_backbone, read_cache
 from pipeline.backbone_features.inputs import CachedFeatures, as_input, split_pair
 from pipeline.backbone_features.load import load_backbone_features
 from pipeline.backbone_features.neighbours import read_neighbours
