@@ -37,7 +37,7 @@ class CacheKey(_Record):
 
     version: int = KEY_VERSION
     images: str
-    """Digest of the images, as in their manifest."""
+    """Digest of the images and of their order (`Manifest.digest`)."""
     encoder: str
     weights: str
     """Digest of the backbone's weights."""
@@ -86,7 +86,7 @@ def cache_key(config: RunConfig, manifest: Manifest, weights: str, mean: list[fl
     views = config.views.model_dump(mode="json", exclude={"neighbours"})
     preprocessing = {**config.data.decoding, "mean": mean, "std": std}
     return CacheKey(
-        images=manifest.source.digest,
+        images=manifest.digest,
         encoder=config.model.encoder,
         weights=weights,
         preprocessing=preprocessing,

@@ -8,6 +8,7 @@ order.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
 import shlex
@@ -167,6 +168,12 @@ class Manifest(_Record):
     balance: Tally | None = Field(default=None, description="None in manifests of earlier versions")
     quarantined_count: int = Field(ge=0, description="images lost, summed over all of quarantine.jsonl")
     quarantined: list[Quarantined] = Field(description=f"the first {QUARANTINE_CAP} entries of quarantine.jsonl")
+
+    @property
+    def digest(self) -> str:
+        """Changes with the content of the source, and when the same images are in other shards: their index changes."""
+        shards = [(shard.rows, shard.bytes) for shard in self.shards]
+        return hashlib.sha256(json.dumps([self.source.digest, shards]).encode()).hexdigest()
 
     @property
     def class_captions(self) -> list[str]:

@@ -67,7 +67,7 @@ def shard_parts(folder: str, manifest: Manifest) -> ImageParts:
         for shard in manifest.shards
         for start in range(shard.first_index, shard.first_index + shard.rows, rows)
     ]
-    return ImageParts(folder, manifest.source.digest, tuple(parts), manifest.num_images, tuple(manifest.class_names))
+    return ImageParts(folder, manifest.digest, tuple(parts), manifest.num_images, tuple(manifest.class_names))
 
 
 def source_parts(source: Source, pixels: PixelOptions) -> ImageParts:

@@ -104,6 +104,11 @@ def same_images(runs: Sequence[Folder]) -> tuple[RunConfig, Manifest]:
         if manifest.source.digest != first[1].source.digest:
             sources = f"{manifest.source.source}, but those of {runs[0].name} are {first[1].source.source}"
             raise ConfigError(f"the images of {run.path} are {sources}; give runs on the same images")
+        if manifest.digest != first[1].digest:
+            raise ConfigError(
+                f"the images of {run.path} are those of {runs[0].name} in other shards, so that their indices differ; "
+                "give runs on the same shards"
+            )
     return first
 
 

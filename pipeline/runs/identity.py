@@ -52,7 +52,7 @@ def claim_folder(config: RunConfig) -> Folder:
     if identity is not None and MEMBERS in identity:
         raise ConfigError(f"{folder.path} is the consensus of other runs; give another name (--set name=...)")
     if identity is not None and _is_started(identity):
-        changed = _changed_settings(folder, identity, config) + _changed_images(identity, config)
+        changed = _changed_settings(folder, identity, config) + _changed_source(folder, identity, config)
         if (lost := lost_settings(identity["config"])) and folder.read(SUMMARY) is None:  # a finished run is only shown
             changed += lost
         if changed:
@@ -65,7 +65,15 @@ def claim_folder(config: RunConfig) -> Folder:
 
 
 def record_start(folder: Folder, manifest: Manifest, preset: str = "") -> None:
-    """Record the images, and with what preset and code the run first began: from now on the name is taken."""
+    """Record the images, and with what preset and code the run first began: from now on the name is taken.
+
+    Raises
+    ------
+    ConfigError
+        When the run was started on other images, or on the same ones in other shards.
+    """
+    if was_started(folder) and (changed := _changed_images(folder, manifest)):
+        raise ConfigError(f"run {folder.name!r} cannot be resumed: {changed[0]}. Give another name (--set name=...)")
     began = read_beginning(folder) or _beginning(preset)
     folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"), began=began)
 
@@ -172,15 +180,22 @@ def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfi
     return [f"{key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value]
 
 
-def _changed_images(identity: dict[str, Any], config: RunConfig) -> list[str]:
-    """How the images differ; the source's digest is compared, so that a data folder may move."""
+def _changed_source(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
+    """How the images differ, or where they come from if they have not been ingested yet."""
     if has_manifest(config.data.path):
-        before, now = identity["manifest"]["source"], read_manifest(config.data.path).source
-        same = before["digest"] == now.digest
-        return (
-            []
-            if same
-            else [f"the images came from {before['source']}, but those of {config.data.path} come from {now.source}"]
-        )
+        return _changed_images(folder, read_manifest(config.data.path))
     source, wanted = identity["config"]["data"]["source"], config.data.source
     return [] if source == wanted else [f"data.source was {source}, is {wanted}"]
+
+
+def _changed_images(folder: Folder, now: Manifest) -> list[str]:
+    """How the images differ; digests are compared, so that a data folder may move."""
+    before = read_started_run(folder)[1]
+    if before.source.digest != now.source.digest:
+        return [f"the images came from {before.source.source}, but now come from {now.source.source}"]
+    if before.digest != now.digest:
+        return [
+            f"the images have since been ingested into other shards (then {len(before.shards)}, now "
+            f"{len(now.shards)}), so that their indices differ; ingest them as before"
+        ]
+    return []

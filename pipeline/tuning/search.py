@@ -100,7 +100,7 @@ def search(
     manifest = load_or_ingest(config, echo)
     check_points(trial_config, space, manifest)
     with hold(run_folder(config).make()):
-        folder = claim_search(config, identity | {"images": manifest.source.digest})
+        folder = claim_search(config, identity | {"images": manifest.digest})
         if (summary := folder.read(SUMMARY)) is not None:
             echo(f"search {config.name} is already finished; to start a new one, give another name (--set name=...)")
             return successful(summary)

@@ -191,13 +191,16 @@ def test_new_times_alone_are_the_same_source(tree: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet", "webdataset"])
 def test_the_digest_is_that_of_the_content(kind: str, tmp_path: Path) -> None:
     """Not of the place, the times, or the parts into which the source was cut."""
-    digests = set[str]()
+    digests, with_order = set[str](), set[str]()
     for rows_per_shard, name in ((3, "a"), (7, "b")):
         source = sorted_source(kind, tmp_path / name, 5)
         for path in (tmp_path / name).rglob("*.*"):
             os.utime(path, (rows_per_shard, rows_per_shard))
-        digests.add(ingest(source, str(tmp_path / f"out-{name}"), rows_per_shard=rows_per_shard).source.digest)
+        manifest = ingest(source, str(tmp_path / f"out-{name}"), rows_per_shard=rows_per_shard)
+        digests.add(manifest.source.digest)
+        with_order.add(manifest.digest)
     assert len(digests) == 1
+    assert len(with_order) == 2
 
 
 def test_a_manifest_without_a_digest_of_content_is_not_called_another_source(tree: Path, tmp_path: Path) -> None:

@@ -211,6 +211,10 @@ def test_what_cannot_be_compared_is_named(shards: str, tmp_path: Path) -> None:
         ConfigError, match=r"other are elsewhere, but those of run are .*; give runs on the same images"
     ):
         compare([run, other], str(tmp_path / "out"))
+    halves = [shard.model_copy(update={"rows": 12, "groups": (12,)}) for shard in manifest.shards * 2]
+    cut = make_run(tmp_path / "cut", shards, FIRST, manifest.model_copy(update={"shards": halves}))
+    with pytest.raises(ConfigError, match=r"cut are those of run in other shards, so that their indices differ"):
+        compare([run, cut], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.identity import fingerprint
 from pipeline.config.loading import load_config, with_settings
 from pipeline.config.models import RunConfig
+from pipeline.data.shards import Shard
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.identity import IDENTITY, SUMMARY, claim_folder, record_start, was_started
 from pipeline.storage import Folder
@@ -93,9 +94,22 @@ def test_other_images_in_the_same_folder_are_another_run(tmp_path: Path) -> None
     start(config(tmp_path))
     images(tmp_path / "data", digest="other")
     with pytest.raises(
-        ConfigError, match=r"the images came from imagefolder:d, but those of .*data come from imagefolder:other"
+        ConfigError, match=r"the images came from imagefolder:d, but now come from imagefolder:other"
     ):
         claim_folder(config(tmp_path))
+
+
+def test_the_same_images_in_other_shards_are_another_run(tmp_path: Path) -> None:
+    """Their indices differ, so pseudo-labels would belong to other images."""
+    images(tmp_path / "data")
+    folder = start(config(tmp_path))
+    shard = Shard(file="shard-00000.parquet", rows=100, bytes=2, first_index=0)
+    again = manifest().model_copy(update={"shards": [shard]})
+    again.write(str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match=r"ingested into other shards .then 1, now 1., so that their indices differ"):
+        claim_folder(config(tmp_path))
+    with pytest.raises(ConfigError, match=r"'mine' cannot be resumed: .* ingested into other shards"):
+        record_start(folder, again)
 
 
 def test_another_source_for_images_that_are_gone_is_another_run(tmp_path: Path) -> None:
