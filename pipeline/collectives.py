@@ -147,6 +147,14 @@ def object_from_rank_zero(value: T) -> T:
     return values[0]
 
 
+def objects_of_all(value: T) -> list[T]:
+    """The workers' values, pickled, in rank order, on every worker."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_to_rank_zero(x: Tensor) -> Tensor | None:
     """Rows of all workers in rank order, on rank 0 alone; the numbers of rows may differ. No gradient.
 

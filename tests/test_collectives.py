@@ -38,6 +38,15 @@ def test_gather_rows_takes_unequal_numbers_of_rows(pair: Workers) -> None:
         assert rows[:, 0].tolist() == [0, 1, 10, 11, 12]
 
 
+def _exchange_objects(rank: int) -> list[dict[str, int]]:
+    return c.objects_of_all({"rank": rank})
+
+
+def test_objects_of_all_are_in_rank_order_on_every_worker(pair: Workers) -> None:
+    assert pair.run(_exchange_objects) == [[{"rank": 0}, {"rank": 1}]] * 2
+    assert c.objects_of_all("alone") == ["alone"]
+
+
 def _gather_to_zero(rank: int, sizes: list[int]) -> torch.Tensor | None:
     start, size = sum(sizes[:rank]), sizes[rank]
     rows = torch.arange(start, start + size, dtype=torch.int32)

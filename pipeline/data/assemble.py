@@ -1,7 +1,7 @@
 """The second pass of an ingest: mixes the verified parts into shards with a dense index, and writes the file of labels.
 
-Streaming training reads runs of rows and shuffles only within a buffer, so a source sorted by class would give it
-batches of one class. Therefore the parts' row groups, each about a hundredth of a shard long, are dealt out in a fixed
+Streaming training takes each batch from windows of consecutive rows, so a source sorted by class would give it batches
+of few classes. Therefore the parts' row groups, each about a hundredth of a shard long, are dealt out in a fixed
 random order. Each run of 1,024 rows in a shard is then shuffled once more and written as several row groups, so that a
 reader of few rows reads little.
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipeline.data.read import regroup, shard_errors
 from pipeline.data.shards import Manifest, Shard
 from pipeline.storage import filesystem
 
+T = TypeVar("T")
 SWEEP = -1  # in place of the epoch in a piece that is read for an E-step
 SWEPT_ROWS = 1024  # most in a piece of an E-step
 MOST_TASK_BYTES = 64 << 20  # decoded bytes of a task; each reader may hold so many until earlier tasks are done
@@ -67,6 +69,15 @@ def block_rows(image_bytes: int) -> int:
     return max(BLOCK_BYTES // image_bytes, min(BLOCK_IMAGES, MOST_BLOCK_BYTES // image_bytes), 1)
 
 
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each fetched by a thread while the one before is used: one waits for storage, the other for a CPU."""
+    with ThreadPoolExecutor(1) as thread:
+        fetched = thread.submit(next, items, None)
+        while (item := fetched.result()) is not None:
+            fetched = thread.submit(next, items, None)
+            yield item
+
+
 class PieceReader:
     """Reads pieces: a callable class for Ray Data, which creates an instance in each reading process.
 
@@ -102,7 +113,7 @@ class PieceReader:
         DataError, DecodeError
             Naming the shard that cannot be read, or the image that cannot be decoded.
         """
-        encoded = itertools.chain.from_iterable(map(self.rows_of, pieces))
+        encoded = one_ahead(itertools.chain.from_iterable(map(self.rows_of, pieces)))
         for table in regroup(encoded, block_rows(3 * self.decoding["size"] ** 2)):
             yield decode_table(table, **self.decoding)
 

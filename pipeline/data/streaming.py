@@ -14,17 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,7 +29,7 @@ from pipeline.collectives import RowRange
 from pipeline.data.loader import to_device
 from pipeline.data.reader import BLOCK_BYTES, MOST_TASK_BYTES, Piece, PieceReader, block_rows
 from pipeline.errors import user_error_in
-from pipeline.ray_private import PauseWhileUnwanted
+from pipeline.ray_private import PauseWhileUnwanted, on_node_with_room
 
 Block = dict[str, np.ndarray[Any, Any]]
 TASKS = 2000  # of a pipeline: all are made before it begins, at half a millisecond each
@@ -45,23 +42,30 @@ class Readers:
 
     Attributes
     ----------
-    count : int
+    nodes : tuple of str
+        The id of the node on which each starts if there is room.
     cpus : float
         CPUs that each reserves.
     """
 
-    count: int
+    nodes: tuple[str, ...]
     cpus: float
 
     @classmethod
-    def of(cls, cpus: float) -> Readers:
+    def of(cls, cpus: float, node: str) -> Readers:
         """One reader per whole CPU, or one with what is left: it starts even if workers have taken all CPUs."""
         count = max(int(cpus), 1)
-        return cls(count, max(int(cpus / count * 100) / 100, 0.0))
+        return cls((node,) * count, max(int(cpus / count * 100) / 100, 0.0))
+
+    @property
+    def placement(self) -> Callable[[], dict[str, Any]]:
+        """A function that returns the options of the next reader to be started."""
+        nodes = itertools.cycle(self.nodes)
+        return lambda: {"scheduling_strategy": on_node_with_room(next(nodes))}
 
 
 class ReadPipeline:
-    """Reads pieces with processes on this node, or on another one if this node has no room.
+    """Reads pieces with processes of Ray Data.
 
     Parameters
     ----------
@@ -97,15 +101,14 @@ class ReadPipeline:
         tasks = task_tables(pieces, max(size // self.image_bytes, 1))
         while some := list(itertools.islice(tasks, TASKS)):
             self._set_context(max(map(count_images, some)) * self.image_bytes)
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             dataset = ray.data.from_blocks(some).map_batches(  # from_arrow waits for a CPU, and none may be free
                 PieceReader,
                 fn_constructor_args=self.reader,
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=self.readers.count),
+                compute=ActorPoolStrategy(size=len(self.readers.nodes)),
                 num_cpus=self.readers.cpus,
-                ray_remote_args_fn=partial(dict, scheduling_strategy=here),
+                ray_remote_args_fn=self.readers.placement,
             )
             yield from _wanted(dataset.iter_batches(batch_size=None, prefetch_batches=1))
 
@@ -119,8 +122,8 @@ class ReadPipeline:
         context.custom_execution_callback_classes = [PauseWhileUnwanted]
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
-            cpu=self.readers.count * self.readers.cpus,
-            object_store_memory=4 * (self.readers.count + 1) * task_bytes,
+            cpu=len(self.readers.nodes) * self.readers.cpus,
+            object_store_memory=4 * (len(self.readers.nodes) + 1) * task_bytes,
         )
 
 

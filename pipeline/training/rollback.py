@@ -1,7 +1,8 @@
 """An alarm ends a run or rolls it back to its last checkpoint: what the workers report, and what the driver does.
 
 A run that is rolled back stays the same run in the same folder, with another seed or learning rate from its last
-checkpoint on. The change is recorded in the folder, so it survives a kill.
+checkpoint on. The change is recorded in the folder, so it survives a kill. The seed changes views, noise and k-means,
+but not the order of the images: the checkpoint may lie within an epoch, which has each image once.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from tests.helpers.fake_gpu_nodes import connect, hosts
 from tests.helpers.runs import settings
 
 pytestmark = pytest.mark.chaos
+READERS = "MapWorker(MapBatches(PieceReader))"
 
 FROZEN = [
     "model.encoder=python:tests.helpers.backbones:with_input",
@@ -63,3 +64,27 @@ def test_trials_leave_a_head_without_gpus_alone(cluster: Cluster, tmp_path: Path
     assert "3 trials of 3 epochs, 2 at a time, each with 1 worker of 3 CPUs and a GPU" in plan
     assert [trial["status"] for trial in summary["trials"]] == ["finished"] * 3
     assert hosts("RayTrainWorker") == {node.node_id for node in gpus}
+
+
+STREAMED = ["data.mode=streaming", "data.image_size=128"]  # more than the workers read themselves
+
+
+def test_nodes_without_gpus_read_for_those_with_few_cpus(cluster: Cluster, tmp_path: Path) -> None:
+    """Each of the workers takes the only CPU of its node; the head's four are free."""
+    gpus = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
+    mine = ["name=streamed", *STREAMED, "optim.epochs=2", "resources.workers=2", "resources.cpus_per_worker=1"]
+    driver = Driver(tmp_path, *mine)
+    driver.join(900)
+    driver.result()
+    assert hosts("RayTrainWorker") == {node.node_id for node in gpus}
+    assert hosts(READERS) == {cluster.head_node.node_id}
+
+
+def test_readers_of_trials_that_fill_their_node_run_on_another(cluster: Cluster, tmp_path: Path) -> None:
+    """Each trial reserves a CPU to compute and one to read; readers would wait forever on a node that trials fill."""
+    cluster.add_node(num_cpus=4)
+    mine = ["name=search", *STREAMED, "resources.workers=1", "resources.cpus_per_worker=1"]
+    config = load_config("digits", settings(tmp_path, *mine))
+    space = Space("rates", {"optim.lr": tune.loguniform(0.05, 0.2)})
+    summary = search(config, space, trials=4, scheduler="none", concurrent=4)
+    assert [trial["status"] for trial in summary["trials"]] == ["finished"] * 4

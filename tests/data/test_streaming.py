@@ -25,7 +25,15 @@ from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.data.read import with_row_groups
-from pipeline.data.reader import MOST_TASK_BYTES, Piece, PieceReader, block_rows, epoch_pieces, swept_pieces
+from pipeline.data.reader import (
+    MOST_TASK_BYTES,
+    Piece,
+    PieceReader,
+    block_rows,
+    epoch_pieces,
+    one_ahead,
+    swept_pieces,
+)
 from pipeline.data.shards import Manifest
 from pipeline.data.streaming import Block, ImageMemory, ImageStream, OpenImages, Readers, StreamedImages, task_tables
 from pipeline.errors import DataError
@@ -387,10 +395,27 @@ def test_the_pieces_of_an_estep_are_bounded_in_bytes(side: int, rows: int) -> No
     assert first.stop - first.start == rows
 
 
+def test_the_next_rows_are_fetched_while_some_are_decoded() -> None:
+    begun = threading.Event()
+
+    def rows() -> Iterator[int]:
+        yield 1
+        begun.set()
+        yield 2
+        raise DataError("damaged")
+
+    ahead = one_ahead(rows())
+    assert next(ahead) == 1
+    assert begun.wait(30)
+    assert next(ahead) == 2
+    with pytest.raises(DataError, match="damaged"):
+        next(ahead)
+
+
 def test_readers_share_what_the_workers_leave() -> None:
-    assert Readers.of(3.5) == Readers(3, 1.16)
-    assert Readers.of(0.5) == Readers(1, 0.5)
-    assert Readers.of(-1) == Readers(1, 0.0)
+    assert Readers.of(3.5, "a") == Readers(("a", "a", "a"), 1.16)
+    assert Readers.of(0.5, "a") == Readers(("a",), 0.5)
+    assert Readers.of(-1, "a") == Readers(("a",), 0.0)
 
 
 def test_pieces_travel_in_tasks_of_some_images() -> None:
@@ -425,7 +450,8 @@ for epoch in range(4):
     pieces += epoch_pieces(order, lanes, epoch, range(order.steps), whole=False)
 reader = (order, path, opened(path), DECODING | {"size": size})
 wanted = torch.cat([PieceReader(*reader).images_of(piece) for piece in pieces])
-pipeline = streaming.ReadPipeline(reader, streaming.Readers(1, 1.0), 3 * size**2)
+readers = streaming.Readers.of(1.0, ray.get_runtime_context().get_node_id())
+pipeline = streaming.ReadPipeline(reader, readers, 3 * size**2)
 stream = streaming.ImageStream(pipeline.blocks(pieces, len(wanted)), 100)
 
 def used():
@@ -514,7 +540,8 @@ class Worker:
         order = order_of(opened(path), 400)
         pieces = swept_pieces(order.images_of(row_range(order.lanes)), 3 * SIDE**2)
         reader = (order, path, opened(path), DECODING)
-        pipeline = streaming.ReadPipeline(reader, streaming.Readers.of(0.0), 3 * SIDE**2)
+        readers = streaming.Readers.of(0.0, ray.get_runtime_context().get_node_id())
+        pipeline = streaming.ReadPipeline(reader, readers, 3 * SIDE**2)
         return [int(i) for block in pipeline.blocks(pieces, 1797) for i in block["index"]]
 
 assert ray.get(Worker.remote().read.remote(sys.argv[1])) == list(range(1797))

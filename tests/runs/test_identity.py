@@ -93,9 +93,7 @@ def test_other_images_in_the_same_folder_are_another_run(tmp_path: Path) -> None
     images(tmp_path / "data")
     start(config(tmp_path))
     images(tmp_path / "data", digest="other")
-    with pytest.raises(
-        ConfigError, match=r"the images came from imagefolder:d, but now come from imagefolder:other"
-    ):
+    with pytest.raises(ConfigError, match=r"the images came from imagefolder:d, but now come from imagefolder:other"):
         claim_folder(config(tmp_path))
 
 

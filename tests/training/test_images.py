@@ -13,8 +13,10 @@ from pipeline.collectives import RowRange
 from pipeline.data.read import with_row_groups
 from pipeline.data.reader import SWEEP, Piece
 from pipeline.data.shards import read_manifest
+from pipeline.data.streaming import Readers, ReadPipeline
 from pipeline.errors import DataError
-from pipeline.training.images import fetch_images, schedule
+from pipeline.plan import image_bytes
+from pipeline.training.images import fetch_images, schedule, share_readers
 from pipeline.training.job import Job
 from tests.helpers.small_run import digits, small_job
 
@@ -73,9 +75,15 @@ def test_only_the_first_batch_is_read_where_computing_is_measured(folder: Path) 
     assert set(windows.values()) <= set(range(lanes.total, 2 * lanes.total))
 
 
+def fetch(made: Job, own: RowRange) -> torch.Tensor:
+    """Images that are few enough for a worker to read them itself."""
+    reader = (made.plan.order, made.config.data.path, made.manifest, made.config.data.decoding)
+    return fetch_images(made, ReadPipeline(reader, Readers((), 0.0), image_bytes(made.config)), own)
+
+
 def test_a_share_is_kept_as_it_lies_in_the_shards(folder: Path) -> None:
-    whole = fetch_images(job(folder), RowRange(0, 1797, 1797))
-    part = fetch_images(job(folder), RowRange(250, 600, 1797))
+    whole = fetch(job(folder), RowRange(0, 1797, 1797))
+    part = fetch(job(folder), RowRange(250, 600, 1797))
     assert whole.shape == (1797, 16, 16, 3)
     assert whole.dtype == torch.uint8
     assert part.equal(whole[250:600])
@@ -87,5 +95,17 @@ def test_a_damaged_shard_is_named(folder: Path) -> None:
     intact = shard.read_bytes()
     shard.write_bytes(intact[: len(intact) // 2])
     with pytest.raises(DataError, match=f"{shard.name} cannot be read"):
-        fetch_images(made, RowRange(0, 100, 1797))
+        fetch(made, RowRange(0, 100, 1797))
     shard.write_bytes(intact)
+
+
+def test_readers_run_beside_their_worker_as_far_as_there_is_room() -> None:
+    """A node with GPUs often has few CPUs, and nodes without GPUs read for it."""
+    assert share_readers({"a": 3, "b": 5}, ["a", "b"]) == [("a", "a", "a", "b"), ("b", "b", "b", "b")]
+    assert share_readers({"gpus": 0, "cpus": 5}, ["gpus", "gpus"]) == [("cpus", "cpus")] * 2
+    assert share_readers({"gpus": 2, "x": 3, "y": 1}, ["gpus"] * 2) == [("gpus", "x", "x"), ("gpus", "x", "y")]
+
+
+def test_a_worker_has_a_reader_even_if_no_cpu_is_free() -> None:
+    assert share_readers({"a": 1, "b": 0}, ["a", "b"]) == [("a",), ("b",)]
+    assert share_readers({}, ["lost"]) == [("lost",)]
