@@ -44,9 +44,9 @@ class Page:
     def __init__(self, driver: Any, address: str) -> None:
         self.driver, self.address = driver, address
 
-    def open(self, view: str = "clusters", width: int = 1200, *, touch: bool = False) -> None:
-        """Load the page afresh at a width in pixels."""
-        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": touch}
+    def open(self, view: str = "clusters", width: int = 1200, height: int = 800, *, touch: bool = False) -> None:
+        """Load the page afresh at a size in pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
         self.driver.get("about:blank")

@@ -79,12 +79,28 @@ def test_the_keyboard_goes_from_cluster_to_cluster(page: Page) -> None:
     page.wait(f"return location.hash === '#cluster-{after.get_attribute('data-cluster')}'")
 
 
-def test_search_finds_paths_and_names(page: Page) -> None:
+def test_keys_go_along_a_row_of_cards_and_not_beyond(page: Page) -> None:
+    page.open(width=1500)
+    assert (
+        page.driver.execute_script("return new Set(Array.from(byId('cards').children, (c) => c.offsetTop)).size") == 1
+    )
+    first, second, *_ = page.all("#cards .card")
+    for key, focused in [(Keys.ARROW_DOWN, second), (Keys.ARROW_UP, second), (Keys.ARROW_LEFT, first)]:
+        page.driver.execute_script("arguments[0].focus()", second)
+        page.key(key)
+        assert page.driver.switch_to.active_element == focused
+
+
+def test_search_finds_paths_names_and_classes(page: Page) -> None:
     page.open()
     page.key("/")
     page.key("photos/1/0007")
     page.wait("return document.querySelectorAll('#view-search .shot').length === 1")
     assert page.one("#view-search .shot").get_attribute("aria-label").startswith("photos/1/0007.png")
+    page.one("#query").clear()
+    page.one("#query").send_keys("bee")
+    page.wait("return document.querySelectorAll('#view-search .shot').length > 1")
+    assert all("class bee" in shot.get_attribute("aria-label") for shot in page.all("#view-search .shot"))
     page.one("#query").clear()
     page.one("#query").send_keys("dogs")
     page.wait("return document.querySelectorAll('#view-search .card').length === 2")
@@ -114,6 +130,13 @@ def test_the_map_shows_an_image_on_hover_and_opens_it_by_a_click(page: Page) -> 
     ActionChains(page.driver).click().perform()
     page.wait("return document.getElementById('lightbox').open")
     assert page.one("#lightbox .about .path").text == path
+
+
+def test_enter_on_a_map_without_images_opens_nothing(page: Page) -> None:
+    page.open("map")
+    page.driver.execute_script("rowOnMap = () => -1; byId('map-canvas').focus()")
+    page.key(Keys.ENTER)
+    assert not page.driver.execute_script("return lightbox.open")
 
 
 def test_the_map_zooms_and_moves_by_wheel_and_keys(page: Page) -> None:
@@ -374,6 +397,28 @@ def test_all_images_of_a_cluster_are_sorted_filtered_and_added_as_one_scrolls(pa
     assert page.one("#members .hint").text == f"{len(page.all(shots))} of 24"
 
 
+def test_images_are_added_until_a_large_screen_is_full(page: Page) -> None:
+    """Also when a filter begins with the list in view, and when another order begins it anew."""
+    page.open("cluster-2", width=1500, height=1400)
+    page.driver.execute_script(
+        "membersOf(2).push(...Array(600).fill(membersOf(2).find((row) => rows.label[row] === 2)))"
+    )
+    page.driver.execute_script("go('cluster-2/class-2')")
+    page.wait("return document.querySelectorAll('#members .shot').length > 300")
+    page.one('#member-order [value="margin"]').click()
+    page.wait("return document.querySelectorAll('#members .shot').length > 300")
+
+
+def test_all_images_are_chosen_without_leaving_the_list(page: Page) -> None:
+    page.open("cluster-2")
+    page.one('#member-filter [value="class-2"]').click()
+    page.wait("return location.hash === '#cluster-2/class-2' && scrollY > 0")
+    page.one('#member-filter [value=""]').click()
+    page.wait("return location.hash === '#cluster-2'")
+    assert page.driver.execute_script("return scrollY") > 0
+    assert page.driver.switch_to.active_element.get_attribute("id") == "member-filter"
+
+
 def test_the_images_of_a_cluster_are_found_by_its_number(page: Page) -> None:
     page.open()
     page.one("#query").send_keys("cluster 3")
@@ -590,9 +635,10 @@ def test_back_closes_an_image_and_the_focus_stays(page: Page) -> None:
     page.wait("return location.hash === '#cluster-0'")
 
 
-@pytest.mark.parametrize("width", [360, 900, 1000, 1090, 1200])
+@pytest.mark.parametrize("width", [360, 900, 1000, 1090, 1200, 1201, 1310])
 def test_the_last_tab_is_seen(page: Page, width: int) -> None:
     page.open("outliers", width=width, touch=width < 500)
+    page.driver.execute_script("document.querySelector('h1 a').textContent = 'run of a long name '.repeat(3)")
     right = page.driver.execute_script(
         "return document.querySelector('nav [aria-current]').getBoundingClientRect().right"
     )
@@ -609,7 +655,7 @@ def test_long_names_do_not_widen_the_page(page: Page, view: str) -> None:
     page.open("clusters", width=360, touch=True)
     page.driver.execute_script(
         """for (const n of [1, 3]) clusterOf.get(n).name = "x".repeat(300);
-           atlas.classNames[0] = "y".repeat(300);
+           atlas.classNames.splice(0, 3, ..."yzw".split("").map((letter) => letter.repeat(300)));
            showGroups();
            go(arguments[0]);""",
         view,

@@ -13,6 +13,7 @@ function startClasses() {
     if (event.detail > 1 || matchMedia("(hover: hover)").matches) go(viewAt(matrix.at.label, matrix.at.cluster));
   });
   new ResizeObserver(() => drawMatrix()).observe(byId("view-classes"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawMatrix());
 }
 
 function arrangeMatrix() {

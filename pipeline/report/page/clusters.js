@@ -21,9 +21,10 @@ const ORDERS = {
   name: ["name", (a, b) => (a.name || "\uffff").localeCompare(b.name || "\uffff") || a.number - b.number],
   number: ["number", (a, b) => a.number - b.number],
 };
-const CARD_BATCH = 48; // cards that are added when the end of the list comes into view
+const CARD_BATCH = 48; // cards that are added at a time
 let ordered = clusters.slice();
 let cardsShown = 0;
+let lookForCards = null; // again, after the list has changed
 
 function startClusters() {
   const measures = Object.keys(MEASURES).filter((key) => hasClasses || key !== "majority");
@@ -40,8 +41,8 @@ function startClusters() {
   if (atlas.alarms.length) byId("alarm-banner").replaceChildren(alarmBanner());
   byId("overview").addEventListener("keydown", moveInOverview);
   drawOverview();
+  lookForCards = addWhileNear(byId("cards-end"), addCards);
   sortCards();
-  new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && addCards(), { rootMargin: "600px" }).observe(byId("cards-end"));
 }
 
 function alarmBanner() {
@@ -127,12 +128,14 @@ function sortCards() {
   byId("cards").replaceChildren();
   cardsShown = 0;
   addCards();
+  lookForCards();
 }
 
 function addCards() {
   const next = ordered.slice(cardsShown, cardsShown + CARD_BATCH);
   byId("cards").append(...next.map(clusterCard));
   cardsShown += next.length;
+  return next.length;
 }
 
 function clusterCard(cluster) {
@@ -184,7 +187,7 @@ function showCluster(n, filter) {
     memberSection(cluster, filter),
   );
   if (focused && byId(focused)) byId(focused).focus({ preventScroll: true });
-  if (filter) byId("members").scrollIntoView();
+  if (filter || focused === "member-filter") byId("members").scrollIntoView();
 }
 
 const sheetCount = (cluster, list) => make("small", {}, ` ${number(list.length)} of ${number(cluster.size)}`);

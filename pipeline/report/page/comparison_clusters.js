@@ -9,9 +9,10 @@ const ORDERS = {
   size: ["size", (a, b) => b.size - a.size],
   number: ["number", (a, b) => a.number - b.number],
 };
-const CARD_BATCH = 48; // cards that are added when the end of the list comes into view
+const CARD_BATCH = 48; // cards that are added at a time
 const LARGEST_FLOWS = 12; // that a cluster's page lists for each run
 let ordered = [];
+let lookForCards = null; // again, after the list has changed
 
 const movedShare = (cluster) => cluster.moved / (cluster.size || 1);
 const totalMoved = comparison.moved.reduce((sum, count) => sum + count, 0);
@@ -32,8 +33,8 @@ function startClusters() {
   byId("first-run").textContent = runs[0].name;
   byId("stability-hint").textContent = `Stability is the mean Jaccard index of a cluster and the most similar cluster of each other run (Hennig 2007). Below ${unstable} a cluster is unreliable; above ${stable} every run finds it. Cards show images that moved and, for each other run, the matched cluster with its size and Jaccard index.`;
   fillSelect(byId("order"), Object.entries(ORDERS).map(([key, [title]]) => [key, title]), sortCards);
+  lookForCards = addWhileNear(byId("cards-end"), addCards);
   sortCards();
-  new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && addCards(), { rootMargin: "600px" }).observe(byId("cards-end"));
 }
 
 function notes() {
@@ -65,11 +66,14 @@ function sortCards() {
   ordered = clusters.slice().sort(ORDERS[byId("order").value][1]);
   byId("cards").replaceChildren();
   addCards();
+  lookForCards();
 }
 
 function addCards() {
   const done = byId("cards").childElementCount;
-  byId("cards").append(...ordered.slice(done, done + CARD_BATCH).map(clusterCard));
+  const next = ordered.slice(done, done + CARD_BATCH);
+  byId("cards").append(...next.map(clusterCard));
+  return next.length;
 }
 
 function clusterCard(cluster) {
@@ -115,7 +119,7 @@ function showCluster(n, filter = "") {
   }
   view.replaceChildren(clusterBar(cluster, ordered), clusterFacts(cluster), matchTable(cluster), ...clusterFlows(cluster), movedSection(cluster, filter));
   if (focused && byId(focused)) byId(focused).focus({ preventScroll: true });
-  if (filter) byId("moved").scrollIntoView();
+  if (filter || focused === "moved-filter") byId("moved").scrollIntoView();
 }
 
 function clusterFacts(cluster) {

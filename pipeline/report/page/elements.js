@@ -25,6 +25,18 @@ function fillSelect(select, options, onChange) {
 const factBoxes = (facts) => facts.map(([what, value]) => make("div", {}, make("dt", {}, what), make("dd", {}, value)));
 const factLines = (facts) => facts.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]);
 
+// Adds to a list while its end is near the view; the function that it returns looks again. An observer reports only
+// changes, and an end that stays near is none, so it is set anew after each batch. `add` says how many were added.
+function addWhileNear(end, add) {
+  const observer = new IntersectionObserver((entries) => entries[entries.length - 1].isIntersecting && add() && look(), { rootMargin: "800px" });
+  const look = () => {
+    observer.unobserve(end);
+    observer.observe(end);
+  };
+  look();
+  return look;
+}
+
 const whole = new Intl.NumberFormat("en");
 const percent = (part) => `${(100 * part).toFixed(part > 0.0995 || part === 0 ? 0 : 1)} %`;
 const number = (value) => whole.format(value);

@@ -2,6 +2,7 @@
 // Likely duplicates, outliers, and the search.
 
 const HITS = 300; // images that a search shows
+const FOUND_CLUSTERS = 24; // and clusters
 
 function startLists() {
   byId("view-duplicates").replaceChildren(...duplicatesContent());
@@ -50,7 +51,9 @@ function showSearch(query) {
   const matches = (text) => words.every((word) => text.includes(word));
   const found = shownClusters.filter((cluster) => (n === null || shownAs(n) === cluster.number) && matches(clusterText(cluster)));
   const names = new Map(clusters.map(({ number, name }) => [number, ` ${name.toLowerCase()}`]));
-  const isHit = (row) => (n === null || shownAs(n) === shownAs(rows.cluster[row])) && matches(atlas.paths[row].toLowerCase() + (names.get(rows.cluster[row]) || ""));
+  const classText = new Map(Array.from(classTotals.keys(), (label) => [label, ` ${className(label).toLowerCase()}`]));
+  const rowText = (row) => atlas.paths[row].toLowerCase() + (names.get(rows.cluster[row]) || "") + (classText.get(rows.label[row]) || "");
+  const isHit = (row) => (n === null || shownAs(n) === shownAs(rows.cluster[row])) && matches(rowText(row));
   const all = [];
   for (let row = 0; row < atlas.paths.length; row++) {
     if (isHit(row)) all.push(row);
@@ -60,11 +63,12 @@ function showSearch(query) {
   const without = hits.filter((row) => !hasPicture(row));
   byId("view-search").replaceChildren(
     make("div", { class: "bar" }, make("h2", {}, `${number(total)} images, ${number(found.length)} clusters`), make("span", { class: "hint" }, `with ${query}`), listTools("search", () => all)),
-    found.length ? make("div", { class: "cards" }, ...found.slice(0, 24).map(clusterCard)) : "",
+    found.length ? make("div", { class: "cards" }, ...found.slice(0, FOUND_CLUSTERS).map(clusterCard)) : "",
+    found.length > FOUND_CLUSTERS ? make("p", { class: "hint" }, `The first ${FOUND_CLUSTERS} clusters are shown.`) : "",
     withPicture.length ? contactSheet(withPicture, (row) => clusterName(rows.cluster[row])) : "",
     make("ul", { class: "hits" }, ...without.map(hitLine)),
     total > HITS ? make("p", { class: "hint" }, `The first ${HITS} are shown; type more of the path to find others.`) : "",
-    total || found.length ? "" : make("p", { class: "empty" }, "No path or name contains this text."),
+    total || found.length ? "" : make("p", { class: "empty" }, "No path, name or class contains this text."),
   );
 }
 

@@ -325,6 +325,11 @@ function mapWheel(event) {
   zoomMap(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)), ...placeIn(event));
 }
 
+function openMiddle() {
+  const row = rowOnMap(map.width / 2, map.height / 2, Infinity);
+  if (row >= 0) openLightbox(row);
+}
+
 function mapKey(event) {
   const step = 60;
   const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
@@ -332,7 +337,7 @@ function mapKey(event) {
   if (moves[event.key]) moveMap(...moves[event.key]);
   else if (zooms[event.key]) zoomMap(zooms[event.key], map.width / 2, map.height / 2);
   else if (event.key === "0") showWholeMap();
-  else if (event.key === "Enter") openLightbox(rowOnMap(map.width / 2, map.height / 2, Infinity));
+  else if (event.key === "Enter") openMiddle();
   else return;
   event.preventDefault();
 }

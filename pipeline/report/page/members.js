@@ -42,15 +42,17 @@ function memberSection(cluster, filter) {
   const add = () => {
     const next = list.slice(sheet.childElementCount, sheet.childElementCount + MEMBER_BATCH);
     sheet.append(...next.map((row) => shot(row, list, MEMBER_ORDERS[memberOrder][2](row))));
+    return next.length;
   };
+  const look = addWhileNear(end, add);
   const fill = () => {
     memberOrder = order.value;
     list = found.slice().sort((a, b) => MEMBER_ORDERS[memberOrder][1](a) - MEMBER_ORDERS[memberOrder][1](b));
     sheet.replaceChildren();
     add();
+    look();
   };
   fill();
-  new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && add(), { rootMargin: "800px" }).observe(end);
   const missing = known.length < cluster.size ? `; ${number(known.length)} of the ${number(cluster.size)} images are on this page` : "";
   return make(
     "section",

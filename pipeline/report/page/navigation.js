@@ -30,6 +30,7 @@ addEventListener("popstate", (event) => {
     lightbox.close();
     return;
   }
+  lightbox.close(); // a text in it is of the view that is left
   current = event.state ? event.state.view : linked();
   route();
 });
@@ -91,7 +92,8 @@ function arrowKey(event) {
   const card = event.target.closest && event.target.closest("#cards .card");
   if (!card) return;
   const cards = Array.from(byId("cards").children);
-  const across = cards.findIndex((other) => other.offsetTop > cards[0].offsetTop);
+  const below = cards.findIndex((other) => other.offsetTop > cards[0].offsetTop);
+  const across = below < 0 ? cards.length : below;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
   const next = step && cards[cards.indexOf(card) + step];
   if (!next) return;

@@ -153,7 +153,8 @@ function stepButtons(row) {
 }
 
 lightbox.addEventListener("click", (event) => {
-  if (event.target === lightbox || event.target.closest("a")) lightbox.close();
+  const followed = event.target.closest("a") && !(event.ctrlKey || event.metaKey || event.shiftKey);
+  if (event.target === lightbox || followed) lightbox.close();
 });
 lightbox.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: "-1", ArrowRight: "1" }[event.key];
