@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -31,7 +30,9 @@ from pipeline.data.decode import fitted
 from pipeline.data.ingest import ingest
 from pipeline.data.read import read_origins
 from pipeline.data.shards import IMAGE_TYPE, has_manifest
-from pipeline.errors import CheckpointError
+from pipeline.data.sources import open_source
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.inference.image_parts import SOURCE_PART_IMAGES
 from pipeline.inference.model import ClusterModel
 from pipeline.inference.predict import predict
 from pipeline.runs.identity import read_started_run, run_folder
@@ -45,6 +46,15 @@ from pipeline.training.job import Job
 
 BATCH = 64  # images in a forward pass
 NAME = "image "  # and its place in the array, as an image's path
+# Settings that parameters decide, and what to give in their place.
+INSTEAD = {
+    "method.num_clusters": "give n_clusters",
+    "seed": "give random_state",
+    "storage": "give the parameter storage",
+    "data.path": "give the folder to fit",
+    "data.source": "give the source to fit",
+}
+INSTEAD_ON_ARRAYS = INSTEAD | {"model.start_from": "leave it out for an array, or give a folder to fit"}
 Array = np.ndarray[Any, Any]
 
 
@@ -127,6 +137,7 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """
         if isinstance(X, (str, Path)):
             return self._fit_source(str(X))
+        self._refuse(INSTEAD_ON_ARRAYS)
         images = as_images(X, self.image_shape)
         # keeps the caller's torch random state
         with TemporaryDirectory(prefix="digpro-") as folder, torch.random.fork_rng():
@@ -178,6 +189,12 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if self.verbose:
             print(line, flush=True)
 
+    def _refuse(self, instead: Mapping[str, str]) -> None:
+        """ConfigError for settings that would have no effect; `instead` has the remedy by the setting."""
+        for key, value in (self.settings or {}).items():
+            if key in instead:
+                raise ConfigError(f"DigPro(settings) has {key}={value!r}, which has no effect; {instead[key]}")
+
     def _config(self, places: Mapping[str, Any]) -> RunConfig:
         state = self.random_state
         seed = state if isinstance(state, (int, np.integer)) else check_random_state(state).randint(2**31)
@@ -199,14 +216,11 @@ class DigPro(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _fit_source(self, source: str) -> DigPro:
         """Train on Ray."""
-        folder = hashlib.sha256(source.encode()).hexdigest()[:8]
-        places: dict[str, Any] = {
-            "storage": self.storage,
-            "data.path": join(self.storage, f"shards-{folder}"),
-            "data.source": source,
-        }
-        if has_manifest(source):
-            places |= {"data.path": source, "data.source": None}
+        self._refuse(INSTEAD)
+        places: dict[str, Any] = {"storage": self.storage, "data.path": source, "data.source": None}
+        if not has_manifest(source):
+            stamp = open_source(source, SOURCE_PART_IMAGES).stamp  # changes when files are added or changed
+            places |= {"data.path": join(self.storage, f"shards-{stamp[:8]}"), "data.source": source}
         summary = train(self._config(places), label=Path(self.preset).stem, echo=self._echo)
         run = Folder(summary["folder"])
         config, manifest = read_started_run(run)

@@ -267,6 +267,17 @@ def test_settings_that_do_not_go_together_are_named(images: np.ndarray[Any, Any]
         DigPro(3).fit(images)
 
 
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [("method.num_clusters", "give n_clusters"), ("seed", "give random_state"), ("model.start_from", "leave it out")],
+)
+def test_settings_that_would_have_no_effect_are_refused(
+    images: np.ndarray[Any, Any], setting: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"DigPro.settings. has {setting}=4, which has no effect; {remedy}"):
+        DigPro(3, settings=QUICK | {setting: 4}).fit(images)
+
+
 def test_heads_are_trained_on_a_frozen_backbone_without_ray(
     images: np.ndarray[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +336,8 @@ def test_folders_get_the_clusters_of_digpro_train(tmp_path: Path) -> None:
     for model in (of_photos, of_shards):
         assert dict(zip(model.paths_, model.labels_, strict=True)) == expected
         assert (model.n_features_in_, model.n_iter_, model.cluster_centers_.shape) == (16 * 16 * 3, 2, (3, 16))
+    put(tmp_path / "photos" / "new.png", saved(Image.fromarray(pixels), "PNG"))
+    assert len(clone(of_photos).fit(tmp_path / "photos").labels_) == 25
 
     files = [(tmp_path / "photos" / path).read_bytes() for path in expected]
     pixels = torch.stack([decode(file, 16) for file in files]).permute(0, 2, 3, 1).numpy()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import validate_shards
@@ -246,12 +246,14 @@ def _write(
                 folder = f"{folder}/{OUTLIERS}"
             if folder not in names:
                 target.subfolder(folder).make()
-            file = f"{folder}/{names[folder].give(image_file_name(image.path, image.data), number)}"
+            # An original is not always what ingest made of it, and what a copy is: a HEIC file is a PNG in the shards.
+            data = _read_original(f"{images.root}/{image.path}") if links else image.data
+            file = f"{folder}/{names[folder].give(image_file_name(image.path, data), number)}"
             if links:
                 _link(f"{target.root}/{file}", f"{images.root}/{image.path}")
             else:
-                target.write_bytes(file, image.data)
-            width, height = _size(image.data)
+                target.write_bytes(file, data)
+            width, height = _size(data, image.data)
             known = {**row, "file": file, "name": images.names.get(row["cluster"]), "width": width, "height": height}
             table.write_table(pa.Table.from_pylist([known], SCHEMA))
             progress.add(1)
@@ -285,15 +287,24 @@ def _rows(table: pads.Dataset) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image as it is stored, before any EXIF rotation."""
-    with Image.open(io.BytesIO(data)) as image:
+def _size(data: bytes, stored: bytes) -> tuple[int, int]:
+    """Width and height of a file's image before any EXIF rotation, or of the stored one if Pillow cannot read it."""
+    with contextlib.suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
+        return image.size
+    with Image.open(io.BytesIO(stored)) as image:
         return image.size
 
 
+def _read_original(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be read ({error.strerror}), so it cannot be linked; leave --links out to write copies"
+        ) from error
+
+
 def _link(place: str, original: str) -> None:
-    if not os.path.isfile(original):
-        raise DataError(f"{original} does not exist, so it cannot be linked; leave --links out to write copies")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place)
     os.symlink(original, place)

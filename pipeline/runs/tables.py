@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from pipeline.errors import ConfigError, did_you_mean
@@ -117,7 +118,7 @@ def _titles(rows: Sequence[Row]) -> list[str]:
 
 
 def _address(file: str, folder: Folder) -> str:
-    return f"/data/local-files/?d={folder.name}/{file}" if folder.is_local else folder.file(file)
+    return f"/data/local-files/?d={quote(f'{folder.name}/{file}')}" if folder.is_local else folder.file(file)
 
 
 def _json(values: object) -> str:

@@ -8,10 +8,12 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import ExifTags, Image
 
 from pipeline.config.loading import load_config
 from pipeline.data.ingest import ingest
@@ -138,6 +140,19 @@ def test_links_lead_to_the_originals(assigned: Path, photos: Path, tmp_path: Pat
     assert (out / "car").is_dir()
 
 
+def test_links_and_copies_are_named_by_what_they_lead_to(assigned: Path, photos: Path, tmp_path: Path) -> None:
+    """An ingest stores a JPEG with an EXIF rotation upright, as PNG."""
+    upright = Image.Exif()
+    upright[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (7, 3)).save(photos / "a" / "dog.jpg", exif=upright)
+    for links, expected in ((True, ("car/dog.jpg", "7", "3")), (False, ("car/dog.png", "3", "7"))):
+        out = tmp_path / f"links {links}"
+        sort_images(str(assigned), str(out), ALL, links=links)
+        row = next(row for row in csv.DictReader((out / TABLE).open()) if row["path"] == "a/dog.jpg")
+        assert (row["file"], row["width"], row["height"]) == expected
+        assert image_file_name(row["file"], (out / row["file"]).read_bytes()) == Path(row["file"]).name
+
+
 def test_an_image_that_could_not_be_read_has_no_row_and_costs_no_other(
     assigned: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -176,7 +191,7 @@ def test_the_same_call_shows_what_is_there_and_another_is_refused(run: Path, tmp
 
 
 def test_tables_for_other_tools(assigned: Path, tmp_path: Path) -> None:
-    """Each was imported by the tool itself: label-studio-sdk, fiftyone and pycocotools."""
+    """Once, each was imported by the tool itself: Label Studio, FiftyOne and pycocotools (docs/using.md)."""
     written = {}
     for name in ("label-studio", "fiftyone", "coco-classification"):
         summary = sort_images(str(assigned), str(tmp_path / name), ALL, table=name)
@@ -185,7 +200,7 @@ def test_tables_for_other_tools(assigned: Path, tmp_path: Path) -> None:
     titles = {path: path.partition("/")[0] for path in paths}
 
     tasks = json.loads(written["label-studio.json"])
-    shown = {task["data"]["image"].removeprefix("/data/local-files/?d=label-studio/"): task for task in tasks}
+    shown = {unquote(task["data"]["image"].removeprefix("/data/local-files/?d=label-studio/")): task for task in tasks}
     choices = {path: task["predictions"][0]["result"][0]["value"]["choices"][0] for path, task in shown.items()}
     assert choices == titles
     assert re.findall('<Choice value="(.*)"/>', written["label-studio.xml"]) == ["cluster 0", "car", "cluster 2"]
@@ -198,6 +213,13 @@ def test_tables_for_other_tools(assigned: Path, tmp_path: Path) -> None:
     category = {entry["image_id"]: names[entry["category_id"]] for entry in coco["annotations"]}
     assert {image["file_name"]: category[image["id"]] for image in coco["images"]} == titles
     assert {(image["width"], image["height"]) for image in coco["images"]} == {(6, 5)}
+
+
+def test_addresses_of_label_studio_are_quoted(assigned: Path, photos: Path, tmp_path: Path) -> None:
+    sort_images(str(assigned), str(tmp_path / "R&D #2"), ALL, table="label-studio")
+    tasks = json.loads((tmp_path / "R&D #2" / "label-studio.json").read_text())
+    found = {parse_qs(urlsplit(task["data"]["image"]).query)["d"][0] for task in tasks}
+    assert found == {f"R&D #2/{file}" for file in files(tmp_path / "R&D #2")}
 
 
 def test_an_unknown_format_is_refused(assigned: Path, tmp_path: Path) -> None:
