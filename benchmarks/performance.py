@@ -169,9 +169,9 @@ def first_minutes_rows(found: dict[str, Any]) -> Iterator[Row]:
 
 SECTIONS = {
     "first_minutes": Section("The first minutes: clone, `make demo`", ["first_minutes"], first_minutes_rows),
-    "pipeline": Section("The feed: ResNet-18, two workers, batch 64", ["pipeline"], feed_rows),
+    "pipeline": Section("The feed: ResNet-18, two workers, batch 64, first windows read", ["pipeline"], feed_rows),
     "jpegs": Section(
-        "The feed: ResNet-18 on JPEG images at 224 pixels, two workers, batch 64",
+        "The feed: ResNet-18 on JPEG images at 224 pixels, two workers, batch 64, first windows read",
         ["pipeline", "--jpeg", "224", "--images", "256"],
         feed_rows,
     ),
