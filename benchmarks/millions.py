@@ -44,6 +44,7 @@ CHECKPOINTS = 20  # in the epoch
 LEAST_INTERVAL = 10  # steps, which take longer than a checkpoint does to arrive in storage
 ROWS_PER_SHARD = 50_000
 AFTERWARDS = 2.0  # seconds from the start of an E-step or of the ending to the kill in it
+BEGUN = r"epoch +0/1  |resumed after epoch 0, "  # the line that the steps begin with
 TRAINED = r"epoch +1/1  |resumed after epoch 1, "  # the line that the ending begins with
 INTERRUPTED, KILLED = "interrupted", "killed"  # how a command ended
 EPOCH, E_STEP, END = "in the epoch", "in the E-step", "at the end"  # where it was killed
@@ -280,13 +281,20 @@ class TrainingWatch:
     def note(self, command: Command) -> dict[str, Any]:
         """What to record of a command: the step it began with, None if it did not get that far, and its steps."""
         made, start = steps_made(self.ledger), resumed_at(command.lines, self.scale.steps)
-        trained = [seconds for seconds, line in command.lines if re.match(TRAINED, line)]
+        where = self.point.where if self.point and command.status is None else None
         return {
             "from_step": 0 if made and start is None else start,
             "made": made,
-            "ending_seconds": command.seconds - trained[-1] if trained else None,
-            "where": self.point.where if self.point and command.status is None else None,
+            "steps_seconds": seconds_since(BEGUN, command) if where == EPOCH else None,
+            "ending_seconds": seconds_since(TRAINED, command),
+            "where": where,
         }
+
+
+def seconds_since(line: str, command: Command) -> float | None:
+    """Time from the last line that matches to the end of a command; None if none does."""
+    found = [seconds for seconds, text in command.lines if re.match(line, text)]
+    return command.seconds - found[-1] if found else None
 
 
 def resumed_at(lines: Lines, steps: int) -> int | None:
@@ -313,15 +321,16 @@ def training_facts(scale: Scale, commands: list[dict[str, Any]]) -> Entry:
     """Times and scores from the run's summary, and the ledger of steps of all commands."""
     summary = json.loads((scale.run / "summary.json").read_text())
     last, total = summary["last_epoch"], summary["seconds"]
-    made = [command["made"] for command in commands if command["made"]][-1]
-    in_epoch = sum(last[f"seconds_{entry}"] for entry in ("first_batch", "batch_wait", "step"))
+    inside = [(BATCH * c["made"], c["steps_seconds"]) for c in commands if c["steps_seconds"]]  # killed in the epoch
     return {
         "phases": {
             "E-step at the start": total["estep"] - last["seconds_estep"],
             "E-step at the end": last["seconds_estep"],
             "ending": commands[-1]["ending_seconds"],
         },
-        "images_per_second": made * BATCH / in_epoch,
+        "images_per_second": sum(made for made, _ in inside) / sum(seconds for _, seconds in inside)
+        if inside
+        else None,
         "scores": summary["scores"],
         "last_epoch": last,
         "ledger": step_ledger(commands, scale.steps, scale.interval),

@@ -20,7 +20,7 @@ def time_table(sizes: Sizes) -> str:
             rows.setdefault(name, []).append(f"{entry['seconds']:,.0f} s, {rate}")
             for phase, seconds in entry.get("phases", {}).items():
                 rows.setdefault(f"{name}: {phase}", []).append(f"{seconds:,.0f} s")
-            if "images_per_second" in entry:
+            if entry.get("images_per_second"):
                 rows.setdefault(f"{name}: steps", []).append(f"{entry['images_per_second']:,.0f} images/s")
     return markdown(
         ["", *(f"{int(images):,} images" for images in sizes)], [[name, *row] for name, row in rows.items()]
