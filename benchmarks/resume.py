@@ -76,7 +76,7 @@ def main() -> int:
         steps = {"start": 0, "late": int(args.late * job.plan.steps_per_epoch)}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for name in alternate(steps, args.rounds):
-            start = Start.remote()
+            start = Start.remote()  # type: ignore[attr-defined]
             seconds[name].append(ray.get(start.seconds_to_first_batch.remote(job, steps[name])))
             ray.kill(start)
     ratio = speedup(seconds, of="start", over="late")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 UNWANTED_SECONDS = 0.5  # between steps of Ray Data's loop while nobody waits for a block
 ERROR_LENGTH = 200  # characters of an error of Ray that are shown
@@ -135,14 +134,16 @@ def logs_folder() -> Path:
     return Path(worker.global_worker.node.get_logs_dir_path())
 
 
-def on_node_with_room(node: str) -> NodeAffinitySchedulingStrategy:
-    """Places a task or an actor on a node, or on another one if that node has no room or is lost.
+def on_node_with_room(node: str) -> dict[str, Any]:
+    """Options that place an actor on a node, or on another one if that node has no room or is lost.
 
-    The public affinity, which is called soft, waits for a node without room for ever.
+    The public affinity, which is called soft, waits for a node without room for ever. For an actor that takes no resource
+    Ray ignores it, and takes any node; every node has a byte of memory.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+    strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+    return {"scheduling_strategy": strategy, "memory": 1}
 
 
 class PauseWhileUnwanted:

@@ -32,8 +32,10 @@ def test_the_loopback_switch_is_read_at_start_up() -> None:
 
 def test_an_affinity_can_be_given_up_where_there_is_no_room() -> None:
     """What Ray makes of it is tested with several nodes, in `tests/chaos/test_unequal_nodes.py`."""
-    placed = ray_private.on_node_with_room("ab" * 28)
+    options = ray_private.on_node_with_room("ab" * 28)
+    placed = options["scheduling_strategy"]
     assert (placed.node_id, placed.soft, placed._spill_on_unavailable) == ("ab" * 28, True, True)
+    assert options["memory"] > 0  # else Ray would place it anywhere
 
 
 def test_ray_looks_for_a_started_cluster_where_we_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

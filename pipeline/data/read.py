@@ -139,16 +139,16 @@ def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:
     DataError
         Naming the first shard that cannot be read.
     """
-    batches: list[pa.RecordBatch] = []
+    tables: list[pa.Table] = []
     missing = count
     for shard in manifest.shards:
         with _opened(folder, shard) as file:
-            for batch in file.iter_batches(missing, columns=["image", "index"]):
-                batches.append(batch.slice(0, missing))
-                missing -= len(batches[-1])
+            for group in range(file.num_row_groups):  # `iter_batches` would read the whole shard
+                tables.append(file.read_row_group(group, columns=["image", "index"]).slice(0, missing))
+                missing -= len(tables[-1])
                 if missing == 0:
-                    return pa.Table.from_batches(batches)
-    return pa.Table.from_batches(batches)
+                    return pa.concat_tables(tables)
+    return pa.concat_tables(tables)
 
 
 def read_rows(folder: str, manifest: Manifest, start: int, stop: int) -> pa.Table:

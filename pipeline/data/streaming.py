@@ -61,7 +61,7 @@ class Readers:
     def placement(self) -> Callable[[], dict[str, Any]]:
         """A function that returns the options of the next reader to be started."""
         nodes = itertools.cycle(self.nodes)
-        return lambda: {"scheduling_strategy": on_node_with_room(next(nodes))}
+        return lambda: on_node_with_room(next(nodes))
 
 
 class ReadPipeline:

@@ -42,7 +42,6 @@ from pipeline.runs.names import read_names
 from pipeline.runs.report import (
     ASSIGNMENTS,
     ATLAS,
-    BLOCK_ROWS,
     EMBEDDING,
     read_assignments,
     read_totals,
@@ -58,6 +57,7 @@ from pipeline.training.profile import PROFILE
 from pipeline.training.rollback import read_rollbacks
 from pipeline.training.timing import ENTRIES
 
+BLOCK_ROWS = 16_384  # in a row group of the assignments: so many are in memory at a time
 TILE = 128  # pixels of an image in the picture of the clusters, at most
 SAMPLE = 2048  # images that the picture of the clusters chooses from
 MLFLOW_BYTES = 64 << 20  # the largest file sent to MLflow: it gets a pointer to a larger one

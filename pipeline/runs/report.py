@@ -35,7 +35,6 @@ from pipeline.storage import Folder, absolute, remedy_for
 ASSIGNMENTS = "assignments.parquet"
 ATLAS, EMBEDDING = "atlas.html", "embedding.parquet"
 SHOWN_IMAGES = 100_000  # that a page chooses from: the first rows are a random sample, because the ingest shuffles
-BLOCK_ROWS = 16_384  # of the assignments in memory at a time
 REMEDY = f"delete {SUMMARY} beside it and run the same `digpro train` again, which writes both files"
 COLUMNS = ("path", "cluster", "runner_up", "similarity", "margin", "outlier")
 Array = np.ndarray[Any, Any]
@@ -234,8 +233,8 @@ def _blocks(folder: Folder, columns: Sequence[str]) -> Iterator[pa.Table]:
                     f"{folder.file(ASSIGNMENTS)} has no column {missing[0]!r}: an earlier version wrote it; {REMEDY}"
                 )
             wanted = [*columns, *(["label"] if "label" in there else [])]
-            for batch in file.iter_batches(BLOCK_ROWS, columns=wanted):
-                yield pa.Table.from_batches([batch])
+            for group in range(file.num_row_groups):  # `iter_batches` holds all that it has read
+                yield file.read_row_group(group, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder.file(ASSIGNMENTS)} cannot be read ({error}); {remedy_for(error, REMEDY)}") from error
 
