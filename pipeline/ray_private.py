@@ -137,8 +137,8 @@ def logs_folder() -> Path:
 def on_node_with_room(node: str) -> dict[str, Any]:
     """Options that place an actor on a node, or on another one if that node has no room or is lost.
 
-    The public affinity, which is called soft, waits for a node without room for ever. For an actor that takes no resource
-    Ray ignores it, and takes any node; every node has a byte of memory.
+    The public affinity, which is called soft, waits for a node without room for ever, and Ray ignores it for an actor
+    that takes no resource. Every node has a byte of memory.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
