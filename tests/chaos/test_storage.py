@@ -102,7 +102,7 @@ def test_a_search_with_its_cache_and_the_use_of_its_best_run_are_in_the_bucket(f
     assert [row["status"] for row in summary["trials"]] == ["finished", "finished"]
     run = join(store.uri("/searches"), "search", "trials", summary["best"]["trial"])
     exported = export(run, "safetensors", store.uri("/exported"))
-    keys = set(store.objects()) - others
+    keys = store.objects() - others
     assert {key.partition("/")[0] for key in keys} == {"digits", "searches", "exported"}
     assert {key.split("/")[1] for key in keys if key.startswith("searches/")} >= {"search", "features"}
     assert {join(store.uri(), key) for key in keys} >= set(exported.values())
