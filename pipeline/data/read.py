@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,8 @@ from pipeline.data.footers import column_statistics, row_group_rows
 from pipeline.data.shards import REINGEST, Manifest, Shard, open_labels, read_manifest
 from pipeline.errors import DataError
 from pipeline.storage import filesystem, join, remedy_for
+
+T = TypeVar("T")
 
 
 def read_labels(folder: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any] | None:
@@ -229,6 +231,15 @@ def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
             held = [together.slice(whole)]
     if sum(map(len, held)):
         yield pa.concat_tables(held)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; while one is used, another thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 @contextmanager

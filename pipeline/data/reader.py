@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +16,10 @@ from torch import Tensor
 from pipeline.collectives import RowRange
 from pipeline.data.decode import decode_table
 from pipeline.data.order import Order
-from pipeline.data.read import regroup, shard_errors
+from pipeline.data.read import one_ahead, regroup, shard_errors
 from pipeline.data.shards import Manifest, Shard
 from pipeline.storage import filesystem
 
-T = TypeVar("T")
 SWEEP = -1  # in place of the epoch in a piece that is read for an E-step
 SWEPT_ROWS = 1024  # most in a piece of an E-step
 MOST_TASK_BYTES = 64 << 20  # decoded bytes of a task; each reader may hold so many until earlier tasks are done
@@ -67,15 +65,6 @@ def swept_pieces(own: RowRange, image_bytes: int) -> list[Piece]:
 def block_rows(image_bytes: int) -> int:
     """Images of `image_bytes` that a reader sends to its worker at a time."""
     return max(BLOCK_BYTES // image_bytes, min(BLOCK_IMAGES, MOST_BLOCK_BYTES // image_bytes), 1)
-
-
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each fetched by a thread while the one before is used: one waits for storage, the other for a CPU."""
-    with ThreadPoolExecutor(1) as thread:
-        fetched = thread.submit(next, items, None)
-        while (item := fetched.result()) is not None:
-            fetched = thread.submit(next, items, None)
-            yield item
 
 
 class PieceReader:

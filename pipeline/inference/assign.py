@@ -31,6 +31,7 @@ from pipeline.checks.nodes import alive_nodes, node_resources
 from pipeline.config.models import ResourcesConfig
 from pipeline.data.decode import decode
 from pipeline.data.quiet import cpp_log_lines_hidden
+from pipeline.data.read import one_ahead
 from pipeline.data.shards import Quarantined
 from pipeline.data.streaming import quiet_data_context
 from pipeline.data.tasks import own_error
@@ -238,7 +239,7 @@ class Assigner:
 
     def _tables(self, part: ImagePart, report: AssignReport) -> Iterator[pa.Table]:
         """The rows of the part, a batch at a time; anything else in it is counted in the report."""
-        for images, rows in _ahead(self._batches(part, report)):
+        for images, rows in one_ahead(self._batches(part, report)):
             with torch.inference_mode():
                 similarities, features = self.model(images.to(self.device))
             table = self._table(predict(similarities.float()), features, rows)
@@ -313,12 +314,3 @@ def _together(items: Iterable[T], number: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while group := list(itertools.islice(iterator, number)):
         yield group
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items; while one is used, another thread makes the next."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item

@@ -24,14 +24,13 @@ from pipeline.collectives import RowRange, row_range
 from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
-from pipeline.data.read import with_row_groups
+from pipeline.data.read import one_ahead, with_row_groups
 from pipeline.data.reader import (
     MOST_TASK_BYTES,
     Piece,
     PieceReader,
     block_rows,
     epoch_pieces,
-    one_ahead,
     swept_pieces,
 )
 from pipeline.data.shards import Manifest
