@@ -141,16 +141,7 @@ def read_sample(folder: str, manifest: Manifest, count: int) -> pa.Table:
     DataError
         Naming the first shard that cannot be read.
     """
-    tables: list[pa.Table] = []
-    missing = count
-    for shard in manifest.shards:
-        with _opened(folder, shard) as file:
-            for group in range(file.num_row_groups):  # `iter_batches` would read the whole shard
-                tables.append(file.read_row_group(group, columns=["image", "index"]).slice(0, missing))
-                missing -= len(tables[-1])
-                if missing == 0:
-                    return pa.concat_tables(tables)
-    return pa.concat_tables(tables)
+    return read_rows(folder, manifest, 0, min(count, manifest.num_images))
 
 
 def read_rows(folder: str, manifest: Manifest, start: int, stop: int) -> pa.Table:

@@ -72,9 +72,10 @@ def record_start(folder: Folder, manifest: Manifest, preset: str = "") -> None:
     ConfigError
         When the run was started on other images, or on the same ones in other shards.
     """
-    if was_started(folder) and (changed := _changed_images(folder, manifest)):
+    identity = folder.read(IDENTITY) or {}
+    if _is_started(identity) and (changed := _changed_images(_parse(folder, identity)[1], manifest)):
         raise ConfigError(f"run {folder.name!r} cannot be resumed: {changed[0]}. Give another name (--set name=...)")
-    began = read_beginning(folder) or _beginning(preset)
+    began = identity.get("began") or _beginning(preset)
     folder.update(IDENTITY, manifest=manifest.model_dump(mode="json"), began=began)
 
 
@@ -133,15 +134,20 @@ def read_started_run(folder: Folder) -> tuple[RunConfig, Manifest]:
     identity = folder.read(IDENTITY)
     if identity is None or not _is_started(identity):
         raise ConfigError(f"{folder.path} holds no run; give the folder of a run, with its {SUMMARY}")
+    config, manifest = _parse(folder, identity)
+    return settle_images(config), manifest
+
+
+def _parse(folder: Folder, identity: dict[str, Any]) -> tuple[RunConfig, Manifest]:
+    """Configuration and manifest in the identity of a run that was started; ConfigError when they are damaged."""
     origin = folder.file(IDENTITY)
     try:
-        config, manifest = parse_saved(identity["config"], origin), Manifest.model_validate(identity["manifest"])
+        return parse_saved(identity["config"], origin), Manifest.model_validate(identity["manifest"])
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ConfigError(
             f"{origin} is damaged, or of another version ({fault(error)}); restore it from the original run, or train "
             "again under another name"
         ) from None
-    return settle_images(config), manifest
 
 
 def read_clusters(folder: Folder) -> TrainingClusters | None:
@@ -183,14 +189,13 @@ def _changed_settings(folder: Folder, identity: dict[str, Any], config: RunConfi
 def _changed_source(folder: Folder, identity: dict[str, Any], config: RunConfig) -> list[str]:
     """How the images differ, or where they come from if they have not been ingested yet."""
     if has_manifest(config.data.path):
-        return _changed_images(folder, read_manifest(config.data.path))
+        return _changed_images(_parse(folder, identity)[1], read_manifest(config.data.path))
     source, wanted = identity["config"]["data"]["source"], config.data.source
     return [] if source == wanted else [f"data.source was {source}, is {wanted}"]
 
 
-def _changed_images(folder: Folder, now: Manifest) -> list[str]:
+def _changed_images(before: Manifest, now: Manifest) -> list[str]:
     """How the images differ; digests are compared, so that a data folder may move."""
-    before = read_started_run(folder)[1]
     if before.source.digest != now.source.digest:
         return [f"the images came from {before.source.source}, but now come from {now.source.source}"]
     if before.digest != now.digest:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.formats import HEAD_BYTES
 from pipeline.data.pixel_options import PixelOptions
 from pipeline.data.shards import validate_shards
 from pipeline.data.sources.listing import is_of_system
@@ -247,13 +248,15 @@ def _write(
             if folder not in names:
                 target.subfolder(folder).make()
             # An original is not always what ingest made of it, and what a copy is: a HEIC file is a PNG in the shards.
-            data = _read_original(f"{images.root}/{image.path}") if links else image.data
-            file = f"{folder}/{names[folder].give(image_file_name(image.path, data), number)}"
+            original = f"{images.root}/{image.path}"
+            with _open_original(original) if links else io.BytesIO(image.data) as stream:
+                name = image_file_name(image.path, stream.read(HEAD_BYTES))
+                width, height = _size(stream, image.data)
+            file = f"{folder}/{names[folder].give(name, number)}"
             if links:
-                _link(f"{target.root}/{file}", f"{images.root}/{image.path}")
+                _link(f"{target.root}/{file}", original)
             else:
-                target.write_bytes(file, data)
-            width, height = _size(data, image.data)
+                target.write_bytes(file, image.data)
             known = {**row, "file": file, "name": images.names.get(row["cluster"]), "width": width, "height": height}
             table.write_table(pa.Table.from_pylist([known], SCHEMA))
             progress.add(1)
@@ -287,17 +290,17 @@ def _rows(table: pads.Dataset) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _size(data: bytes, stored: bytes) -> tuple[int, int]:
+def _size(stream: BinaryIO, stored: bytes) -> tuple[int, int]:
     """Width and height of a file's image before any EXIF rotation, or of the stored one if Pillow cannot read it."""
-    with contextlib.suppress(UnidentifiedImageError), Image.open(io.BytesIO(data)) as image:
+    with contextlib.suppress(UnidentifiedImageError), Image.open(stream) as image:
         return image.size
     with Image.open(io.BytesIO(stored)) as image:
         return image.size
 
 
-def _read_original(file: str) -> bytes:
+def _open_original(file: str) -> BinaryIO:
     try:
-        return Path(file).read_bytes()
+        return open(file, "rb")
     except OSError as error:
         raise DataError(
             f"{file} cannot be read ({error.strerror}), so it cannot be linked; leave --links out to write copies"

@@ -9,6 +9,7 @@ import ray
 import torch
 from torch import Tensor
 
+from pipeline.checks.nodes import alive_nodes
 from pipeline.collectives import RowRange, objects_of_all, rank, row_range, world_size
 from pipeline.data.loader import InputSource, ResidentImages
 from pipeline.data.reader import SWEPT_ROWS, Piece, epoch_pieces, swept_pieces
@@ -85,7 +86,7 @@ def open_read_pipeline(job: Job) -> ReadPipeline:
 
 def _free_cpus(workers: Sequence[tuple[str, float]]) -> dict[str, int]:
     """Whole CPUs of each node that workers, given by their nodes and CPUs, leave free."""
-    free = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+    free = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in alive_nodes()}
     for node, cpus in workers:
         free[node] = free.get(node, 0.0) - cpus
     return {node: max(int(cpus), 0) for node, cpus in free.items()}

@@ -25,14 +25,7 @@ from pipeline.data.ingest import ingest
 from pipeline.data.loader import Inputs
 from pipeline.data.order import Order
 from pipeline.data.read import one_ahead, with_row_groups
-from pipeline.data.reader import (
-    MOST_TASK_BYTES,
-    Piece,
-    PieceReader,
-    block_rows,
-    epoch_pieces,
-    swept_pieces,
-)
+from pipeline.data.reader import MOST_TASK_BYTES, Piece, PieceReader, block_rows, epoch_pieces, swept_pieces
 from pipeline.data.shards import Manifest
 from pipeline.data.streaming import Block, ImageMemory, ImageStream, OpenImages, Readers, StreamedImages, task_tables
 from pipeline.errors import DataError

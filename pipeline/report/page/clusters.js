@@ -23,7 +23,6 @@ const ORDERS = {
 };
 const CARD_BATCH = 48; // cards that are added at a time
 let ordered = clusters.slice();
-let cardsShown = 0;
 let lookForCards = null; // again, after the list has changed
 
 function startClusters() {
@@ -126,15 +125,14 @@ function clusterTip(cluster) {
 function sortCards() {
   ordered = shownClusters.slice().sort(ORDERS[byId("order").value][1]);
   byId("cards").replaceChildren();
-  cardsShown = 0;
   addCards();
   lookForCards();
 }
 
 function addCards() {
-  const next = ordered.slice(cardsShown, cardsShown + CARD_BATCH);
+  const done = byId("cards").childElementCount;
+  const next = ordered.slice(done, done + CARD_BATCH);
   byId("cards").append(...next.map(clusterCard));
-  cardsShown += next.length;
   return next.length;
 }
 

@@ -10,6 +10,7 @@ let current = linked();
 function go(view, write = "pushState") {
   current = view;
   imageEntry = false;
+  lightbox.close();
   try {
     history[write]({ view }, "", `#${view}`);
   } catch {
@@ -25,12 +26,10 @@ document.addEventListener("click", (event) => {
   go(link.getAttribute("href").slice(1), link.closest("dialog") && imageEntry ? "replaceState" : "pushState");
 });
 addEventListener("popstate", (event) => {
-  if (imageEntry) {
-    imageEntry = false; // Back, or the image was closed: what lies below it has not changed
-    lightbox.close();
-    return;
-  }
-  lightbox.close(); // a text in it is of the view that is left
+  const ofImage = imageEntry;
+  imageEntry = false;
+  lightbox.close();
+  if (ofImage) return; // Back, or the image was closed: what lies below it has not changed
   current = event.state ? event.state.view : linked();
   route();
 });

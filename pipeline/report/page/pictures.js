@@ -153,8 +153,7 @@ function stepButtons(row) {
 }
 
 lightbox.addEventListener("click", (event) => {
-  const followed = event.target.closest("a") && !(event.ctrlKey || event.metaKey || event.shiftKey);
-  if (event.target === lightbox || followed) lightbox.close();
+  if (event.target === lightbox) lightbox.close();
 });
 lightbox.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: "-1", ArrowRight: "1" }[event.key];
